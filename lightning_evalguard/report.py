@@ -1,0 +1,266 @@
+"""What was found and what was verified: records, their words, and the two ways to say them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Policy = Literal["error", "warn", "ignore"]
+FixPolicy = Literal["error", "warn", "fix", "ignore"]
+Stage = Literal["fit", "sanity_check", "validate", "test", "predict", "evaluate"]
+
+_DURING: dict[str, str] = {
+    "fit": "training",
+    "sanity_check": "the sanity check",
+    "validate": "validation",
+    "test": "testing",
+    "predict": "prediction",
+    "evaluate": "evaluation",
+}
+_SHOWN = 10  # lines of one message, before "... and N more"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One breach of the evaluation contract, as data.
+
+    Attributes:
+        check: The check that found it: the keyword of `EvalGuard` that sets its policy.
+        stage: ``fit``, ``sanity_check``, ``validate``, ``test``, ``predict``, or ``evaluate`` for
+            a plain loop.
+        fact: What is so, in PyTorch's words: "is in train mode, expected eval mode".
+        remedy: One imperative with the code to write.
+        subject: Qualified name of the module or tensor, as in ``named_modules()``; ``""`` for the
+            model itself, ``None`` where no module is known.
+        subject_type: Class of the subject, e.g. ``BatchNorm2d``.
+        location: ``file:line`` of the user's code that did it, where known.
+        expression: The source text at that line.
+        leads: What the message opens with: the place where an operation stands (``location``),
+            or the module whose state is wrong (``subject``, with the location as the cause).
+        epoch: Trainer's epoch, counted from 0.
+        step: Trainer's global step: optimizer steps taken so far.
+        rank: Global rank of the process that saw it.
+        count: How often it was seen.
+        certain: False for a suspicion, which warns where the policy says ``"error"``.
+    """
+
+    check: str
+    stage: str
+    fact: str
+    remedy: str
+    subject: str | None = None
+    subject_type: str | None = None
+    location: str | None = None
+    expression: str | None = None
+    leads: Literal["location", "subject"] = "location"
+    epoch: int | None = None
+    step: int | None = None
+    rank: int = 0
+    count: int = 1
+    certain: bool = True
+
+    def __str__(self) -> str:
+        times = f" ({self.count}x)" if self.count > 1 else ""
+        return f"{self._where()}: {self.fact}{self._cause()}{times}. {self.remedy} [{self.check}]"
+
+    def _where(self) -> str:
+        who = _module_words(self.subject, self.subject_type)
+        if self.leads == "subject" or self.location is None:
+            return who or self.location or _DURING.get(self.stage, self.stage)
+        return f"{shown_path(self.location)} in {who}" if who else shown_path(self.location)
+
+    def _cause(self) -> str:
+        if self.leads != "subject" or self.location is None or self.subject is None:
+            return ""
+        said = f" `{self.expression}`" if self.expression else ""
+        return f"; set at {shown_path(self.location)}{said}"
+
+    def _key(self) -> tuple[Any, ...]:
+        return (
+            self.check,
+            self.stage,
+            self.fact,
+            self.subject,
+            self.location,
+            self.expression,
+            self.rank,
+        )
+
+
+def _module_words(subject: str | None, subject_type: str | None) -> str:
+    if subject is None:
+        return ""
+    if not subject:
+        return f"`{subject_type or 'model'}` (the whole model)"
+    return f"`{subject}` ({subject_type})" if subject_type else f"`{subject}`"
+
+
+def shown_path(location: str) -> str:
+    """`location` relative to the working directory where that is shorter, for a clickable link.
+
+    Args:
+        location: ``file:line``.
+    """
+    path, _, line = location.rpartition(":")
+    try:
+        return f"{Path(path).relative_to(Path.cwd())}:{line}"
+    except (ValueError, OSError):
+        return location
+
+
+class Report:
+    """What one guard verified and found, over all the runs it took part in.
+
+    Attributes:
+        findings: Every breach, oldest first; equal ones are one record with a `count`.
+        checked: What was verified, with counts: ``evaluations``, ``batches``, ``training_steps``,
+            ``modules``, and the like.
+        confusion: Confusion matrix and scores by stage: ``"val"``, ``"test"``,
+            ``"val/dataloader_idx_1"``, ...
+        syncs: One record a host-device sync site, dearest first.
+        notes: One sentence for each thing that could not be checked, or that was inferred.
+
+    Example:
+        >>> report = Report()
+        >>> report.add([Finding("modes", "validate", "is in train mode, expected eval mode",
+        ...                     "Call `.eval()` on it.", "head", "Dropout", leads="subject")])
+        >>> print(report)
+        1 finding during validation
+          `head` (Dropout): is in train mode, expected eval mode. Call `.eval()` on it. [modes]
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.checked: Counter[str] = Counter()
+        self.confusion: dict[str, Any] = {}
+        self.syncs: list[Any] = []
+        self.notes: list[str] = []
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Record findings; one equal to an earlier one raises that one's count."""
+        at = {f._key(): i for i, f in enumerate(self.findings)}
+        for finding in findings:
+            i = at.get(finding._key())
+            if i is None:
+                at[finding._key()] = len(self.findings)
+                self.findings.append(finding)
+            else:
+                known = self.findings[i]
+                self.findings[i] = replace(known, count=known.count + finding.count)
+
+    def note(self, sentence: str) -> None:
+        """Record one sentence, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def __str__(self) -> str:
+        parts = [_message(self.findings)] if self.findings else []
+        if self.checked:
+            counts = ", ".join(f"{n:,} {_plural(what, n)}" for what, n in self.checked.items() if n)
+            parts.append(f"checked: {counts}" if counts else "checked: nothing")
+        elif not self.findings:
+            parts.append("nothing was checked yet")
+        parts += [f"{stage}: {result}" for stage, result in self.confusion.items()]
+        if self.syncs:
+            parts.append("syncs:\n" + "\n".join(f"  {site}" for site in self.syncs))
+        parts += [f"note: {sentence}" for sentence in self.notes]
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data that ``json.dumps`` takes."""
+        return {
+            "findings": [asdict(f) for f in self.findings],
+            "checked": dict(self.checked),
+            "confusion": {k: _plain(v) for k, v in self.confusion.items()},
+            "syncs": [_plain(s) for s in self.syncs],
+            "notes": list(self.notes),
+        }
+
+
+def _plain(record: Any) -> Any:
+    return record.to_dict() if hasattr(record, "to_dict") else asdict(record)
+
+
+def _plural(what: str, n: int) -> str:
+    words = what.replace("_", " ")
+    return words[:-1] if n == 1 and words.endswith("s") else words
+
+
+def _message(findings: Sequence[Finding]) -> str:
+    n = len(findings)
+    moments = {(f.stage, f.epoch, f.step) for f in findings}
+    during = ""
+    if len({m[0] for m in moments}) == 1:
+        stage, epoch, step = next(iter(moments))
+        during = f" during {_DURING.get(stage, stage)}"
+        if len(moments) == 1 and epoch is not None:
+            during += f" (epoch {epoch}, step {step})"
+    lines = [f"{n} finding{'s' if n != 1 else ''}{during}"]
+    lines += [f"  {f}" for f in findings[:_SHOWN]]
+    if n > _SHOWN:
+        lines.append(f"  ... and {n - _SHOWN} more in report.findings")
+    return "\n".join(lines)
+
+
+class EvalGuardWarning(UserWarning):
+    """A finding that does not stop the run."""
+
+
+class EvalGuardError(RuntimeError):
+    """Findings that stop the run.
+
+    Attributes:
+        report: The guard's `Report`; these findings are in ``report.findings``.
+    """
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report if report is not None else Report()
+
+    @classmethod
+    def of(cls, findings: Sequence[Finding], report: Report) -> EvalGuardError:
+        """The one exception for all findings of one moment, best-attributed first."""
+        ranked = sorted(findings, key=lambda f: (not f.certain, f.location is None))
+        return cls(_message(ranked), report)
+
+
+def warn(finding: Finding) -> None:
+    """Issue `finding` as an `EvalGuardWarning` that points at the user's line."""
+    warn_text(str(finding), finding.location)
+
+
+def warn_text(message: str, location: str | None = None) -> None:
+    """Issue `message` as an `EvalGuardWarning` at ``file:line``, else at the script that runs."""
+    if location is None:
+        location = (
+            f"{getattr(sys.modules.get('__main__'), '__file__', None) or 'lightning_evalguard'}:1"
+        )
+    path, _, line = location.rpartition(":")
+    warnings.warn_explicit(message, EvalGuardWarning, path, int(line))
+
+
+def check_policy(name: str, policy: str, allowed: Any) -> None:
+    """Refuse a policy that `allowed` (a ``Literal``) does not list.
+
+    Raises:
+        ValueError: Naming the keyword and what it takes.
+    """
+    if policy not in get_args(allowed):
+        choices = ", ".join(repr(p) for p in get_args(allowed))
+        raise ValueError(f"{name}={policy!r}: expected one of {choices}")
+
+
+__all__ = [
+    "EvalGuardError",
+    "EvalGuardWarning",
+    "Finding",
+    "FixPolicy",
+    "Policy",
+    "Report",
+    "Stage",
+]
