@@ -1,0 +1,62 @@
+"""A quiet Trainer on the CPU, for every test that trains."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+# What Lightning says of every run on a laptop. Everything else is an error, ours included.
+_NOISE = (
+    r".*does not have many workers which may be a bottleneck",
+    r"The number of training batches .* is smaller than the logging interval",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own pytree call
+)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_lightning() -> None:
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
+    """``trainer(**kwargs)``: one epoch on the CPU that writes and prints nothing."""
+
+    def make(**kwargs: Any) -> pl.Trainer:
+        settings: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return pl.Trainer(**(settings | kwargs))
+
+    return make
+
+
+@pytest.fixture
+def fit(trainer: Callable[..., pl.Trainer]) -> Callable[..., pl.Trainer]:
+    """``fit(module, *callbacks, **kwargs)``: train a module that brings its own data."""
+
+    def run(module: pl.LightningModule, *callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
+        made = trainer(callbacks=list(callbacks), **kwargs)
+        made.fit(module)
+        return made
+
+    return run
