@@ -50,8 +50,12 @@ def owner_of(filename: str) -> str:
 
 def site_of(frame: FrameType) -> Site:
     """The place a frame stands at."""
-    code = frame.f_code
-    line, text = _text(code, frame.f_lasti, frame.f_lineno)
+    return site_at(frame.f_code, frame.f_lasti, frame.f_lineno)
+
+
+def site_at(code: CodeType, lasti: int, lineno: int) -> Site:
+    """The place of one instruction, for those who kept it instead of its frame."""
+    line, text = _text(code, lasti, lineno)
     return Site(f"{code.co_filename}:{line}", text, code.co_name, owner_of(code.co_filename))
 
 

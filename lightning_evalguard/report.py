@@ -40,6 +40,7 @@ class Finding:
         subject_type: Class of the subject, e.g. ``BatchNorm2d``.
         location: ``file:line`` of the user's code that did it, where known.
         expression: The source text at that line.
+        function: Name of the function that holds that line.
         leads: What the message opens with: the place where an operation stands (``location``),
             or the module whose state is wrong (``subject``, with the location as the cause).
         epoch: Trainer's epoch, counted from 0.
@@ -57,6 +58,7 @@ class Finding:
     subject_type: str | None = None
     location: str | None = None
     expression: str | None = None
+    function: str | None = None
     leads: Literal["location", "subject"] = "location"
     epoch: int | None = None
     step: int | None = None
@@ -188,7 +190,9 @@ def _plain(record: Any) -> Any:
 
 def _plural(what: str, n: int) -> str:
     words = what.replace("_", " ")
-    return words[:-1] if n == 1 and words.endswith("s") else words
+    if n != 1:
+        return words
+    return words.removesuffix("es") if words.endswith("ches") else words.removesuffix("s")
 
 
 def _message(findings: Sequence[Finding]) -> str:

@@ -22,6 +22,7 @@ class Moment:
         rank: Global rank.
         batch: Index of the batch within the stage, -1 outside a step.
         dataloader: Index of the data loader.
+        fitting: Whether a fit is under way around this stage.
     """
 
     stage: str
@@ -30,6 +31,7 @@ class Moment:
     rank: int = 0
     batch: int = -1
     dataloader: int = 0
+    fitting: bool = False
 
 
 class Check(Protocol):
@@ -74,3 +76,6 @@ class Check(Protocol):
     def after_train_step(self, now: Moment) -> Iterable[Finding]:
         """The user's training step returned; backward has not run."""
         return ()
+
+    def fix(self) -> None:
+        """Repair what the last findings named; only for checks whose policy takes ``"fix"``."""

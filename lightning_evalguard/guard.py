@@ -1,0 +1,230 @@
+"""The guard: runs the checks around every step and applies the policies to what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_evalguard._allow import CHECKS, allow
+from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.report import (
+    EvalGuardError,
+    Finding,
+    FixPolicy,
+    Report,
+    check_policy,
+    warn,
+    warn_text,
+)
+
+Allow = Mapping[str, Sequence[str]]
+
+
+class Guard:
+    """Runs checks and applies policies; knows nothing of Lightning.
+
+    Args:
+        checks: The checks to run, each with its policy other than ``"ignore"``.
+        allowed: Per check, glob patterns of qualified names, source files or functions whose
+            findings are meant.
+        report: Where findings and counts go.
+    """
+
+    def __init__(
+        self, checks: Sequence[tuple[Check, str]], allowed: Allow | None, report: Report
+    ) -> None:
+        self.report = report
+        self._checks = list(checks)
+        self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
+        self._warned: set[tuple[Any, ...]] = set()
+
+    def open(self, root: nn.Module, now: Moment) -> None:
+        """A run begins on `root`."""
+        self._all(lambda check: check.open(root, now))
+
+    def close(self, now: Moment, error: BaseException | None = None) -> None:
+        """The run is over; raises what is found only where no `error` ended it."""
+        self._all(lambda check: check.close(now), quiet=error is not None)
+
+    def start(self, now: Moment) -> None:
+        """An evaluation begins."""
+        self._all(lambda check: check.start(now))
+
+    def stop(self, now: Moment, error: BaseException | None = None) -> None:
+        """The evaluation is over; raises what is found only where no `error` ended it."""
+        if error is None:
+            self.report.checked["evaluations"] += 1
+        self._all(lambda check: check.stop(now, error), quiet=error is not None)
+
+    def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one evaluation step under guard and return what it returns."""
+        self.before(now, args)
+        outputs = call(*args, **kwargs)
+        self.report.checked["batches"] += 1
+        self.after(now, outputs)
+        return outputs
+
+    def before(self, now: Moment, args: tuple[Any, ...]) -> None:
+        """An evaluation step is about to run on ``args``."""
+        self._all(lambda check: check.before_step(now, args))
+
+    def after(self, now: Moment, outputs: Any, error: BaseException | None = None) -> None:
+        """An evaluation step returned `outputs`, or ended in `error`."""
+        self._all(lambda check: check.after_step(now, outputs), quiet=error is not None)
+
+    def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one training step under guard and return what it returns."""
+        self._all(lambda check: check.before_train_step(now))
+        outputs = call(*args, **kwargs)
+        self.report.checked["training_steps"] += 1
+        self._all(lambda check: check.after_train_step(now))
+        return outputs
+
+    def _all(self, ask: Callable[[Check], Iterable[Finding]], quiet: bool = False) -> None:
+        """Ask every check, then judge all that they found at this moment together."""
+        found: list[tuple[Finding, str]] = []
+        for pair in self._checks:
+            check, policy = pair
+            try:
+                findings = [f for f in ask(check) if not self._is_allowed(f)]
+                if findings and policy == "fix":
+                    check.fix()
+            except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+                self._checks = [p for p in self._checks if p is not pair]
+                self._failed(check, error)
+            else:
+                found += [(finding, policy) for finding in findings]
+        if found:
+            self._judge(found, quiet)
+
+    def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
+        self.report.add(finding for finding, _ in found)
+        fatal = [f for f, policy in found if policy == "error" and f.certain]
+        for finding, policy in found:
+            if finding.certain and policy == "error" and not quiet:
+                continue
+            key = (finding.check, finding.subject, finding.location, finding.fact)
+            if key not in self._warned:
+                self._warned.add(key)
+                warn(_repaired(finding) if policy == "fix" else finding)
+        if fatal and not quiet:
+            raise EvalGuardError.of(fatal, self.report)
+
+    def _is_allowed(self, finding: Finding) -> bool:
+        where = (finding.location or "").rpartition(":")[0]
+        said = (finding.subject, where, finding.function)
+        return any(
+            text is not None and fnmatchcase(text, pattern)
+            for pattern in self._allowed.get(finding.check, ())
+            for text in said
+        )
+
+    def _failed(self, check: Check, error: Exception) -> None:
+        sentence = (
+            f"the `{check.name}` check failed inside lightning-evalguard and is off for the rest "
+            f"of the run: {type(error).__name__}: {error}"
+        )
+        self.report.note(sentence)
+        warn_text(f"{sentence}. Training goes on; please report it.")
+
+
+def _repaired(finding: Finding) -> Finding:
+    return replace(finding, remedy=f"Repaired for this run. {finding.remedy}")
+
+
+def check_allow(allowed: Allow | None) -> None:
+    """Refuse an `allow` argument that names no check or holds no patterns.
+
+    Raises:
+        ValueError: Naming the entry.
+    """
+    for check, patterns in (allowed or {}).items():
+        if check not in CHECKS:
+            raise ValueError(
+                f"allow={{{check!r}: ...}}: expected one of {', '.join(sorted(CHECKS))}"
+            )
+        if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+            raise ValueError(f"allow={{{check!r}: {patterns!r}}}: expected a list of patterns")
+
+
+class evaluating:  # noqa: N801 - reads as a statement in user code
+    """Evaluate `model` in a plain PyTorch loop, under the same checks as the Trainer's callback.
+
+    Every submodule is put in eval mode, gradients are off, and on any exit (also an exception or
+    Ctrl-C) each submodule has exactly the mode it had before. Flags are set directly: `train()`
+    and `eval()` of the model are not called.
+
+    Args:
+        model: The model, with any submodules.
+        modes: Policy of the `modes` check: ``"error"``, ``"warn"``, ``"fix"`` or ``"ignore"``.
+        allow: Per check, glob patterns of qualified names, source files or functions whose
+            findings are meant, e.g. ``{"modes": ["mc_dropout*"]}``.
+
+    Raises:
+        EvalGuardError: At the end of the block, if the contract was breached inside it.
+        ValueError: On an unknown policy or check.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
+        >>> with evaluating(model) as report:
+        ...     first, second = model(torch.ones(1, 4)), model(torch.ones(1, 4))
+        >>> torch.equal(first, second), model.training
+        (True, True)
+        >>> print(report)
+        checked: 1 evaluation, 3 modules
+    """
+
+    def __init__(
+        self, model: nn.Module, *, modes: FixPolicy = "error", allow: Allow | None = None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model={type(model).__name__}: expected a torch.nn.Module")
+        check_policy("modes", modes, FixPolicy)
+        check_allow(allow)
+        self._model = model
+        self._report = Report()
+        checks = [] if modes == "ignore" else [(ModesCheck(), modes)]
+        self._guard = Guard(checks, allow, self._report)
+        self._now = Moment("evaluate", batch=0)
+
+    def __enter__(self) -> Report:
+        self._before = [(m, m.training) for m in self._model.modules()]
+        self._guard.open(self._model, self._now)
+        self._guard.start(self._now)
+        for module, flag in self._before:
+            if flag:
+                module.training = False
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        self._guard.before(self._now, ())
+        return self._report
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with ExitStack() as at_end:
+            at_end.callback(self._guard.close, self._now, error)
+            at_end.callback(self._guard.stop, self._now, error)
+            at_end.callback(self._restore)
+            self._guard.after(self._now, None, error)
+
+    def _restore(self) -> None:
+        self._no_grad.__exit__(None, None, None)
+        for module, flag in self._before:
+            if module.training != flag:
+                module.training = flag
+        self._report.checked["modules"] = len(self._before)
+
+
+__all__ = ["Guard", "allow", "evaluating"]
