@@ -1,0 +1,219 @@
+"""One `TorchDispatchMode`, many subscribers: each operator as it runs, with where it stands.
+
+A subscriber is told of every operator twice, before and after its kernel. It reads what it needs
+and raises nothing that matters: a subscriber that fails is dropped, and the operator runs on.
+A dispatch mode leaves results bit-identical and keeps ``nn.TransformerEncoder``'s fast path; it
+sees neither what a compiled frame fuses nor what reaches memory without an operator.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_evalguard._source import Site, owner_of, user_site
+
+_CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})  # nn.Module.__call__, in every version
+_MODULE_FILE = nn.modules.module.__file__
+# Their schemas do not say that they write the running statistics (BatchNorm, and InstanceNorm
+# with track_running_stats); `_version` does not say it either.
+_NORMS = frozenset(
+    {
+        "batch_norm",
+        "native_batch_norm",
+        "cudnn_batch_norm",
+        "miopen_batch_norm",
+        "_batch_norm_impl_index",
+        "instance_norm",
+    }
+)
+
+
+class Op:
+    """One call of one operator.
+
+    `site`, `module` and `stack()` read the frames of the call: use them inside `before` or
+    `after`, not later. Nothing here keeps the tensors alive longer than the subscriber does.
+
+    Attributes:
+        func: The overload, e.g. ``torch.ops.aten.bernoulli_.float``.
+        args: Positional arguments, as dispatched.
+        kwargs: Keyword arguments, as dispatched.
+        out: What it returned; ``None`` in `before`.
+        index: 0 for the first operator under this mode, 1 for the next, ...
+    """
+
+    def __init__(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = 0
+    ) -> None:
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.out: Any = None
+        self.index = index
+
+    @cached_property
+    def name(self) -> str:
+        """The operator without namespace and overload: ``"bernoulli_"``."""
+        return str(self.func.__name__).partition(".")[0]
+
+    @property
+    def _schema(self) -> Any:
+        # Higher-order operators (cond, flex_attention) have none.
+        return getattr(getattr(self.func, "_schema", None), "arguments", ())
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument by its name in the schema, defaults filled in."""
+        schema = self._schema
+        values = {a.name: a.default_value for a in schema if a.has_default_value()}
+        values.update(zip((a.name for a in schema), self.args, strict=False))
+        values.update(self.kwargs)
+        return values
+
+    @cached_property
+    def written(self) -> tuple[Tensor, ...]:
+        """The tensors among the arguments that the kernel writes to."""
+        found: list[Tensor] = []
+        for argument in self._schema:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                found += tensors_in(self.arguments.get(argument.name))
+        if self.name in _NORMS:
+            values = self.arguments
+            if values.get("training") or values.get("use_input_stats"):
+                found += tensors_in([values.get("running_mean"), values.get("running_var")])
+        return tuple(found)
+
+    @cached_property
+    def site(self) -> Site | None:
+        """The nearest place outside torch, Lightning, torchmetrics and the standard library."""
+        return user_site()
+
+    @cached_property
+    def module(self) -> nn.Module | None:
+        """The innermost module whose ``__call__`` is running."""
+        return next(self.modules(), None)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules whose ``__call__`` is running, innermost first, each once.
+
+        They are read from the frames, not kept by hooks: hooks switch off fast paths.
+        """
+        last = None
+        for frame in self.stack():
+            code = frame.f_code
+            if code.co_name in _CALLS and code.co_filename == _MODULE_FILE:
+                module = frame.f_locals.get("self")
+                if module is not last and isinstance(module, nn.Module):
+                    last = module
+                    yield module
+
+    def stack(self) -> Iterator[FrameType]:
+        """The frames below this call, innermost first, without the guard's own."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if owner_of(frame.f_code.co_filename) != "self":
+                yield frame
+            frame = frame.f_back
+
+
+class Subscriber:
+    """Told of every operator; override what is needed."""
+
+    def before(self, op: Op) -> None:
+        """The kernel is about to run."""
+
+    def after(self, op: Op) -> None:
+        """The kernel returned `op.out`."""
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tell each of `subscribers` of every operator while this mode is entered.
+
+    Enter it tightly around the step: leaving pops the top of the stack of modes.
+
+    Attributes:
+        failures: The subscribers that raised and were dropped, with what they raised.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, *subscribers: Subscriber) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.failures: list[tuple[Subscriber, Exception]] = []
+        self._subscribers = list(subscribers)
+        self._index = 0
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let Dynamo compile as usual; else it skips the frame for good (torch >= 2.10)."""
+        return True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        op = Op(func, args, kwargs or {}, self._index)
+        self._index += 1
+        self._tell("before", op)
+        op.out = func(*args, **op.kwargs)
+        self._tell("after", op)
+        return op.out
+
+    def _tell(self, moment: str, op: Op) -> None:
+        for subscriber in tuple(self._subscribers):
+            try:
+                getattr(subscriber, moment)(op)
+            except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
+                self._subscribers.remove(subscriber)
+                self.failures.append((subscriber, error))
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """The tensors in an argument or a result of an operator: itself, or in lists of it."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors_in(item)]
+    return ()
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """What two tensors share iff they share memory, or None where that is unknown."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # sparse, quantized by MKL-DNN, some subclasses
+        return None
+
+
+class ModuleNames:
+    """Qualified names of the modules of `root`, as in ``named_modules()``."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._names = {id(m): name for name, m in root.named_modules()}
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return id(module) in self._names
+
+    def of(self, module: nn.Module | None) -> str | None:
+        """Its name, ``""`` for the root, None for a module that the root has not registered."""
+        return None if module is None else self._names.get(id(module))
+
+    def nearest(self, op: Op) -> tuple[str | None, nn.Module | None]:
+        """Name and module of the innermost registered module that runs `op`."""
+        for module in op.modules():
+            if id(module) in self._names:
+                return self._names[id(module)], module
+        return None, None
+
+
+__all__ = ["ModuleNames", "Op", "Subscriber", "Watch", "storage_key", "tensors_in"]

@@ -1,0 +1,453 @@
+"""What a step can change, captured before and restored after: nothing is cloned but what it writes.
+
+Captured are the modules and the plain objects they hold, their attributes and containers, hooks,
+gradients, generators and torch's global modes. Not reached are files and sockets, objects without
+a ``__dict__``, and memory that is written without an operator (a numpy view).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evalguard._dispatch import Op, Subscriber, storage_key
+
+_DEPTH = 6  # containers and plain objects, counted from a module's attribute
+_MANY = 10_000  # items of one container that are looked into
+_LARGE = 1 << 26  # bytes of one numpy array that are worth a copy
+
+_LEAVES = (
+    str, bytes, int, float, complex, bool, type(None), type, range, slice,
+    types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType,
+    torch.dtype, torch.device, torch.Size,
+)  # fmt: skip
+# Objects of these packages are machinery around the step, not state that a step owns.
+_MACHINERY = frozenset(
+    {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_evalguard", "logging"}
+    | {"threading", "multiprocessing", "concurrent", "asyncio", "weakref", "inspect", "ctypes"}
+)
+
+
+class CannotReplay(Exception):  # noqa: N818 - it says what is so
+    """A step cannot be run again, or what it did could not be undone; the message says why."""
+
+
+# the generators that everyone shares
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of the generators that everyone shares: torch's, python's and numpy's.
+
+    Attributes:
+        torch: One state a device, by its name.
+        python: ``random.getstate()``.
+        numpy: State of ``numpy.random``; None where numpy is not imported.
+    """
+
+    torch: dict[str, Tensor]
+    python: Any
+    numpy: Any
+
+    @classmethod
+    def capture(cls) -> Generators:
+        """The states as they are now; a device that was never used is not initialised."""
+        return cls(
+            {device: generator.get_state() for device, generator in torch_generators()},
+            random.getstate(),
+            numpy_state(),
+        )
+
+    @staticmethod
+    def seed(seed: int) -> None:
+        """Seed them all."""
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % 2**32)
+
+    def restore(self) -> None:
+        """Put the states back."""
+        for device, generator in torch_generators():
+            if device in self.torch:
+                generator.set_state(self.torch[device])
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+
+    def moved(self, since: Generators) -> list[str]:
+        """Which of ``torch``, ``python`` and ``numpy`` stand elsewhere than they did in `since`."""
+        found = []
+        for device, state in self.torch.items():
+            if device not in since.torch or not torch.equal(state, since.torch[device]):
+                found.append("torch")
+                break
+        if self.python != since.python:
+            found.append("python")
+        if not same_numpy_state(self.numpy, since.numpy):
+            found.append("numpy")
+        return found
+
+
+def torch_generators() -> Iterator[tuple[str, torch.Generator]]:
+    """The default generators of torch, by device."""
+    yield "cpu", torch.default_generator
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        for index, generator in enumerate(torch.cuda.default_generators):
+            yield f"cuda:{index}", generator
+
+
+def numpy_state() -> Any:
+    """State of ``numpy.random``, or None where numpy is not imported."""
+    numpy = sys.modules.get("numpy")
+    return numpy.random.get_state() if numpy is not None else None
+
+
+def same_numpy_state(a: Any, b: Any) -> bool:
+    """Whether two results of `numpy_state` are one state."""
+    if not (isinstance(a, tuple) and isinstance(b, tuple)):
+        return (a is None) == (b is None)
+    return a[2:] == b[2:] and a[0] == b[0] and bool((a[1] == b[1]).all())
+
+
+# what the step holds
+
+
+class Held:
+    """Everything that `roots` hold and a step can change, as it is now.
+
+    Args:
+        roots: Modules, optimizers, a batch: whatever the step can reach.
+    """
+
+    def __init__(self, roots: Iterable[object]) -> None:
+        self.storages: dict[int, Tensor] = {}
+        self._seen: dict[int, object] = {}
+        self._restores: list[Callable[[], None]] = []
+        self._generators: list[tuple[Any, Any]] = []
+        stack: list[tuple[object, int]] = [(root, 0) for root in roots]
+        while stack:
+            thing, depth = stack.pop()
+            kind = type(thing)
+            if issubclass(kind, _LEAVES) or id(thing) in self._seen or depth > _DEPTH:
+                continue
+            self._seen[id(thing)] = thing
+            stack += self._hold(thing, kind, depth)
+
+    def restore(self) -> None:
+        """Put back attributes, containers, identities, flags and gradients; not contents."""
+        for restore in self._restores:
+            restore()
+
+    def hold_generator(self, generator: Any) -> None:
+        """Have a private generator put back by `restore_generators`."""
+        if all(generator is not known for known, _ in self._generators):
+            self._generators.append((generator, _generator_state(generator)))
+
+    def restore_generators(self) -> None:
+        """Put back the private generators."""
+        for generator, state in self._generators:
+            _set_generator_state(generator, state)
+
+    def _hold(self, thing: Any, kind: type, depth: int) -> Iterable[tuple[object, int]]:
+        below = depth + 1
+        if issubclass(kind, Tensor):
+            return self._hold_tensor(thing)
+        if issubclass(kind, nn.Module):
+            attributes = vars(thing)
+            self._restores.append(_attributes(thing, attributes))
+            modules = attributes.get("_modules", {}).values()
+            return [*((m, 0) for m in modules), *((v, 1) for v in attributes.values())]
+        if issubclass(kind, (list, dict, set, deque)):
+            self._restores.append(_container(thing))
+            if len(thing) > _MANY:
+                return ()
+            inside = thing.values() if issubclass(kind, dict) else thing
+            return [(v, below) for v in inside]
+        if issubclass(kind, (tuple, frozenset)):
+            return [(v, below) for v in thing] if len(thing) <= _MANY else ()
+        if issubclass(kind, (torch.Generator, random.Random)) or _numpy_generator(kind):
+            self.hold_generator(thing)
+            return ()
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and issubclass(kind, numpy.ndarray):
+            if thing.flags.writeable and thing.nbytes <= _LARGE:
+                self._restores.append(functools.partial(numpy.copyto, thing, thing.copy()))
+            return ()
+        if issubclass(kind, functools.partial):
+            return [(thing.func, below), (thing.args, below), (thing.keywords, below)]
+        if issubclass(kind, types.MethodType):
+            return [(thing.__self__, below)]
+        if issubclass(kind, types.FunctionType):
+            cells = [c for c in thing.__closure__ or () if _filled(c)]
+            self._restores += [_cell(c) for c in cells]
+            return [(c.cell_contents, below) for c in cells]
+        return self._hold_object(thing, kind, below)
+
+    def _hold_object(self, thing: Any, kind: type, below: int) -> Iterable[tuple[object, int]]:
+        package = kind.__module__.partition(".")[0]
+        optim = kind.__module__.startswith("torch.optim")
+        if package in _MACHINERY or (package == "torch" and not optim):
+            return ()
+        try:
+            attributes = object.__getattribute__(thing, "__dict__")
+        except AttributeError:
+            return ()
+        if type(attributes) is not dict:
+            return ()
+        self._restores.append(_attributes(thing, attributes))
+        return [(v, below) for v in attributes.values()]
+
+    def _hold_tensor(self, tensor: Tensor) -> Iterable[tuple[object, int]]:
+        if nn.parameter.is_lazy(tensor):
+            return ()
+        if hasattr(tensor, "__tensor_flatten__"):
+            return [(getattr(tensor, name), 0) for name in tensor.__tensor_flatten__()[0]]
+        key = storage_key(tensor)
+        if key is None:
+            return ()
+        self.storages.setdefault(key, tensor)
+        grad = tensor.grad if tensor.is_leaf else None
+        self._restores.append(_tensor(tensor, grad))
+        return () if grad is None else [(grad, 0)]
+
+
+class Writes(Subscriber):
+    """Copies what `held` holds just before the first write reaches it, and puts it back.
+
+    A write that cannot be undone ends the replay before it happens.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._copies: dict[int, tuple[Any, Tensor]] = {}
+
+    def before(self, op: Op) -> None:
+        for tensor in op.written:
+            key = storage_key(tensor)
+            if key in self._held.storages and key not in self._copies:
+                try:
+                    storage = tensor.untyped_storage()
+                    self._copies[key] = (storage, _as_bytes(storage).clone())
+                except Exception as error:  # noqa: BLE001 - nothing may write unsaved
+                    raise Abort(f"`{op.name}` writes what cannot be copied: {error}") from None
+        generator = op.kwargs.get("generator")
+        if generator is not None and not _is_default(generator):
+            self._held.hold_generator(generator)
+
+    def restore(self) -> None:
+        """Put back the contents of all that was written."""
+        # inference_mode: a write that no version counter and no graph hears of
+        with torch.inference_mode():
+            for storage, copy in self._copies.values():
+                if storage.nbytes() != copy.numel():
+                    storage.resize_(copy.numel())
+                _as_bytes(storage).copy_(copy)
+        self._copies.clear()
+
+
+class Abort(BaseException):
+    """Ends a replay from inside an operator, past the user's ``except Exception``."""
+
+
+def _as_bytes(storage: Any) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _is_default(generator: torch.Generator) -> bool:
+    return any(generator is default for _, default in torch_generators())
+
+
+# one restore a kind of thing; each touches nothing that did not change
+
+
+def _attributes(owner: object, attributes: dict[str, Any]) -> Callable[[], None]:
+    saved = dict(attributes)
+
+    def restore() -> None:
+        if not _same_items(attributes, saved):
+            attributes.clear()
+            attributes.update(saved)
+
+    return restore
+
+
+def _container(container: Any) -> Callable[[], None]:
+    for kind, same, refill in _REFILL:
+        if isinstance(container, kind):
+            if len(container) > _MANY and kind is list:
+                return functools.partial(_truncate, container, len(container))
+            saved = kind(container) if kind is not deque else deque(container)
+
+            def restore(same: Any = same, refill: Any = refill, saved: Any = saved) -> None:
+                if not same(container, saved):
+                    refill(container, saved)
+
+            return restore
+    raise TypeError(type(container).__name__)
+
+
+def _truncate(items: list[Any], length: int) -> None:
+    del items[length:]
+
+
+def _same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return len(a) == len(b) and all(
+        k is j and v is w for (k, v), (j, w) in zip(a.items(), b.items(), strict=True)
+    )
+
+
+def _same_sequence(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(v is w for v, w in zip(a, b, strict=True))
+
+
+def _refill(kind: Any, fill: str) -> Callable[[Any, Any], None]:
+    # The class's own methods: a subclass may do more in its overrides than hold items.
+    def refill(container: Any, saved: Any) -> None:
+        kind.clear(container)
+        getattr(kind, fill)(container, saved)
+
+    return refill
+
+
+_REFILL: tuple[tuple[Any, Any, Any], ...] = (
+    (OrderedDict, _same_items, _refill(OrderedDict, "update")),
+    (dict, _same_items, _refill(dict, "update")),
+    (list, _same_sequence, _refill(list, "extend")),
+    (deque, _same_sequence, _refill(deque, "extend")),
+    (set, lambda a, b: a == b, _refill(set, "update")),
+)
+
+
+def _tensor(tensor: Tensor, grad: Tensor | None) -> Callable[[], None]:
+    alias = tensor.detach()
+    flag = tensor.requires_grad
+    leaf = tensor.is_leaf
+    counter = _version_counter(tensor)
+
+    def restore() -> None:
+        if not _same_memory(tensor, alias):
+            tensor.data = alias
+        if leaf and tensor.requires_grad != flag and tensor.is_leaf:
+            tensor.requires_grad_(flag)
+        if leaf and tensor.is_leaf and tensor.grad is not grad:
+            tensor.grad = grad
+        if counter is not None:
+            counter()
+
+    return restore
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and storage_key(a) == storage_key(b)
+    )
+
+
+def _version_counter(tensor: Tensor) -> Callable[[], None] | None:
+    keep = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
+    if keep is None or tensor.is_inference():
+        return None
+    version = tensor._version
+    counter = keep(tensor)
+
+    def restore() -> None:
+        if tensor._version != version:
+            counter.__exit__(None, None, None)
+
+    return restore
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _cell(cell: types.CellType) -> Callable[[], None]:
+    saved = cell.cell_contents
+
+    def restore() -> None:
+        if not _filled(cell) or cell.cell_contents is not saved:
+            cell.cell_contents = saved
+
+    return restore
+
+
+# private generators
+
+
+def _numpy_generator(kind: type) -> bool:
+    return kind.__module__.startswith("numpy.random") and (
+        hasattr(kind, "bit_generator") or hasattr(kind, "get_state")
+    )
+
+
+def _generator_state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def _set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+# the world around the step
+
+
+@contextlib.contextmanager
+def unchanged_world() -> Iterator[None]:
+    """Put back the shared generators and torch's global modes at the end of the block."""
+    generators = Generators.capture()
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    benchmark, cudnn_deterministic = cudnn.benchmark, cudnn.deterministic
+    try:
+        yield
+    finally:
+        generators.restore()
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.benchmark, cudnn.deterministic = benchmark, cudnn_deterministic
+
+
+__all__ = [
+    "Abort",
+    "CannotReplay",
+    "Generators",
+    "Held",
+    "Writes",
+    "numpy_state",
+    "same_numpy_state",
+    "torch_generators",
+    "unchanged_world",
+]
