@@ -1,0 +1,562 @@
+"""The confusion matrix: what to count, the sync-free state that counts it, and the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_evalguard import scores as _scores
+from lightning_evalguard.result import ConfusionResult, Task
+
+PredsAre = Literal["logits", "probs", "labels"]
+
+# Classes for which one state has room where nothing says how many there are: labels were returned,
+# no scores. What was not used is cut off when the evaluation is over.
+ROOM = 256
+_TINY, _ABOVE_ONE = -1e-30, 1 + 1e-6  # a probability may round to just above 1
+_PAIRS = 1 << 20  # keys that wait for compaction, 8 MiB
+
+
+class ConfusionMetrics:
+    """What the confusion matrix is counted from, and how; whatever is None is inferred.
+
+    Args:
+        num_classes: Number of classes, or of labels with ``task="multilabel"``.
+        class_names: One name a class. By default those of the dataset's ``classes``, else indices.
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        preds_are: What floating-point predictions of a binary or multilabel model are: ``logits``
+            or ``probs``. By default told by the key or the loss they came with, else by the whole
+            first evaluation: probabilities if every value lies in [0, 1]. Never by batch.
+        threshold: Probability above which a binary or multilabel prediction is positive. Logits
+            are compared with its logit, so that no sigmoid rounds them.
+        ignore_index: Target that is not counted; by default -100, as in PyTorch's losses, or what
+            the loss or metric says that the predictions came from.
+        source: Where predictions and targets come from: a function of ``(outputs, batch)`` that
+            returns ``(preds, target)``; ``"outputs:logits,target"`` for two keys (or indices) of
+            what the step returns; ``"metric:val_acc"`` for what that torchmetrics object of the
+            module is called with; ``"loss"`` for what the loss is called with. By default the
+            first of these that works.
+        top_k: Also count targets among the k highest scores; one k or several.
+        max_full_classes: Above this number of classes the matrix is not kept, but support,
+            predictions and hits of each class and the confused pairs are.
+        per_class: Log the F1 of each class where there are at most this many classes.
+
+    Raises:
+        ValueError: For an argument out of its range, naming it.
+
+    Example:
+        >>> config = ConfusionMetrics(class_names=["ham", "spam"], source="outputs:logits,y")
+        >>> config.num_classes
+        2
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        task: Task | None = None,
+        preds_are: PredsAre | None = None,
+        threshold: float = 0.5,
+        ignore_index: int | None = None,
+        source: Callable[[Any, Any], Any] | str | None = None,
+        top_k: int | Sequence[int] | None = None,
+        max_full_classes: int = 2048,
+        per_class: int = 20,
+    ) -> None:
+        if task is not None and task not in get_args(Task):
+            raise ValueError(f"task={task!r}: expected one of {_listed(get_args(Task))}")
+        if preds_are is not None and preds_are not in get_args(PredsAre):
+            raise ValueError(
+                f"preds_are={preds_are!r}: expected one of {_listed(get_args(PredsAre))}"
+            )
+        least = 1 if task == "multilabel" else 2
+        if num_classes is not None and (not _is_int(num_classes) or num_classes < least):
+            raise ValueError(f"num_classes={num_classes!r}: expected an integer of {least} or more")
+        if task == "binary" and num_classes not in (None, 2):
+            raise ValueError(f"num_classes={num_classes!r}: expected 2 with task='binary'")
+        if class_names is not None:
+            class_names = tuple(str(name) for name in class_names)
+            expected = num_classes or (2 if task == "binary" else None)
+            if expected is not None and len(class_names) != expected:
+                raise ValueError(
+                    f"class_names has {len(class_names)} names, expected {expected} "
+                    f"(num_classes={expected})"
+                )
+            if len(class_names) < least:
+                raise ValueError(
+                    f"class_names has {len(class_names)} names, expected {least} or more"
+                )
+            if len(set(class_names)) != len(class_names):
+                raise ValueError("class_names repeats a name, expected each once")
+            num_classes = len(class_names)
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold!r}: expected a probability between 0 and 1")
+        if ignore_index is not None and not _is_int(ignore_index):
+            raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
+        if source is not None and not callable(source):
+            check_source(source)
+        ks = (top_k,) if isinstance(top_k, int) else tuple(top_k or ())
+        for k in ks:
+            if not _is_int(k) or k < 1 or (num_classes is not None and k > num_classes):
+                raise ValueError(f"top_k={top_k!r}: expected 1 to num_classes")
+        if not _is_int(max_full_classes) or max_full_classes < 2:
+            raise ValueError(f"max_full_classes={max_full_classes!r}: expected 2 or more")
+        if not _is_int(per_class) or per_class < 0:
+            raise ValueError(f"per_class={per_class!r}: expected 0 or more")
+        self.num_classes = num_classes
+        self.class_names = class_names
+        self.task = task
+        self.preds_are = preds_are
+        self.threshold = threshold
+        self.ignore_index = ignore_index
+        self.source = source
+        self.top_k = ks
+        self.max_full_classes = max_full_classes
+        self.per_class = per_class
+
+
+def check_source(source: Any) -> None:
+    """Refuse a `source` that is neither a function nor one of the known forms.
+
+    Raises:
+        ValueError: Naming the forms.
+    """
+    if isinstance(source, str):
+        kind, _, rest = source.partition(":")
+        names = [name.strip() for name in rest.split(",")]
+        if kind == "outputs" and len(names) == 2 and all(names):
+            return
+        if (kind == "metric" and rest) or source == "loss":
+            return
+    raise ValueError(
+        f"source={source!r}: expected a function of (outputs, batch) that returns (preds, target), "
+        "'outputs:PREDS,TARGET', 'metric:NAME' or 'loss'"
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one state is laid out: equal on every rank, fixed for the run.
+
+    Attributes:
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        num_classes: Classes, or labels of a multilabel task.
+        preds_are: ``logits``, ``probs``, ``labels``, or ``unknown`` until the first evaluation is
+            over, for binary and multilabel tasks.
+        threshold: As in `ConfusionMetrics`.
+        ignore_index: Target that is not counted.
+        top_k: Each k of the top-k accuracies.
+        full: Whether the matrix itself is kept.
+        exact: False where `num_classes` is only the room there is.
+    """
+
+    task: Task
+    num_classes: int
+    preds_are: str = "labels"
+    threshold: float = 0.5
+    ignore_index: int = -100
+    top_k: tuple[int, ...] = ()
+    full: bool = True
+    exact: bool = True
+
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """Where the number line is cut: a binary score's column is how many cuts lie below it."""
+        low, high = _TINY, _ABOVE_ONE
+        logit = math.log(self.threshold / (1 - self.threshold))
+        return {
+            "logits": (logit,),
+            "probs": (low, self.threshold, high),
+            "labels": (-0.5, 0.5, 1.5),
+            "unknown": tuple(sorted({low, logit, self.threshold, high})),
+        }[self.preds_are]
+
+    def answers(self, preds_are: str) -> list[int]:
+        """What each column between `cuts` says, read as `preds_are`: 0, 1, or 2 for neither."""
+        edges = [-math.inf, *self.cuts, math.inf]
+        if preds_are == "logits":
+            cut = math.log(self.threshold / (1 - self.threshold))
+            return [int(low >= cut) for low in edges[:-1]]
+        below, cut, above = (
+            (-0.5, 0.5, 1.5) if preds_are == "labels" else (_TINY, self.threshold, _ABOVE_ONE)
+        )
+        return [
+            2 if high <= below or low >= above else int(low >= cut) for low, high in pairwise(edges)
+        ]
+
+    @property
+    def bins(self) -> int:
+        """Length of the flat state."""
+        c = self.num_classes
+        if self.task != "multiclass":
+            return (c if self.task == "multilabel" else 1) * 5 * (len(self.cuts) + 2)
+        return (c + 3) * (c + 1) if self.full else (c + 4) + 2 * (c + 1)
+
+
+class ConfusionMatrix(Metric):
+    """Counts predictions against targets without ever making the host wait for the device.
+
+    One flat int64 state, one ``scatter_add_`` a batch. Targets outside the classes, ignored ones
+    and predictions that are NaN (or no class) have bins of their own: they are counted exactly and
+    corrupt nothing. Validation is what one reads off the state after the last batch.
+
+    Args:
+        num_classes: Number of classes, or of labels of a multilabel task.
+        task: ``multiclass`` takes preds ``(N, C, ...)`` scores or ``(N, ...)`` labels and target
+            ``(N, ...)``; ``binary`` takes both ``(N, ...)``; ``multilabel`` both ``(N, L, ...)``.
+        preds_are: ``logits``, ``probs``, ``labels`` or ``unknown``; of a multiclass task it is
+            told by the shape.
+        threshold: Probability above which a binary or multilabel prediction is positive.
+        ignore_index: Target that is not counted.
+        top_k: Each k of the top-k accuracies.
+        full: Keep the matrix; else support, predicted and hits of each class, and the confused
+            pairs as keys in a buffer that is compacted when it is full.
+        exact: False where `num_classes` is only the room there is.
+        kwargs: As of `torchmetrics.Metric`.
+
+    Example:
+        >>> confmat = ConfusionMatrix(3)
+        >>> confmat.update(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 7]))
+        >>> confmat.compute().tolist()
+        [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+        >>> confmat.result().out_of_range
+        1
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    counts: Tensor
+    hits: Tensor
+    _one: Tensor
+
+    def __init__(
+        self,
+        num_classes: int = 2,
+        task: Task = "multiclass",
+        *,
+        preds_are: str = "labels",
+        threshold: float = 0.5,
+        ignore_index: int = -100,
+        top_k: tuple[int, ...] = (),
+        full: bool = True,
+        exact: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if task == "binary":
+            num_classes = 2
+        self.layout = Layout(
+            task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact
+        )
+        # An inference tensor, as made inside trainer.validate(), could not be written in the next
+        # fit (torchmetrics#1993).
+        with torch.inference_mode(False):
+            zeros = torch.zeros(self.layout.bins, dtype=torch.long)
+            self.add_state("counts", zeros, dist_reduce_fx="sum")
+            self.add_state("hits", torch.zeros(len(top_k), dtype=torch.long), dist_reduce_fx="sum")
+            self.register_buffer("_one", torch.ones(1, dtype=torch.long), persistent=False)
+            self._pairs = None if full or task != "multiclass" else _Pairs(num_classes)
+
+    @classmethod
+    def of(cls, layout: Layout, **kwargs: Any) -> ConfusionMatrix:
+        """A state of that layout."""
+        return cls(**vars(layout), **kwargs)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            preds: Scores ``(N, C, ...)`` or labels ``(N, ...)``; for binary and multilabel tasks
+                scores or labels of the target's shape.
+            target: Class indices ``(N, ...)``; for a binary task 0 and 1 of any dtype, for a
+                multilabel one ``(N, L, ...)``.
+
+        Raises:
+            ValueError: If the shapes do not fit each other or the number of classes.
+        """
+        preds, target = preds.detach(), target.detach()
+        if self.layout.task == "multiclass":
+            index = self._multiclass(preds, target)
+        else:
+            index = self._yes_or_no(preds, target)
+        self.counts.scatter_add_(0, index, self._one.expand_as(index))
+
+    def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
+        c = self.layout.num_classes
+        scored = preds.ndim == target.ndim + 1
+        if scored and preds.shape[1] != c:
+            raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
+        if preds.shape != (target.shape[:1] + preds.shape[1:2] * scored + target.shape[1:]):
+            raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
+        if scored:
+            top, p = preds.max(dim=1)  # a NaN among the scores comes out on top
+            if preds.is_floating_point():
+                p = torch.where(top == top, p, c)
+        else:
+            p = preds.long()
+            p = torch.where(p < 0, c, p).clamp_(max=c)
+        t = target.long()
+        row = t.clamp(-1, c).add_(1)
+        row = torch.where(t == self.layout.ignore_index, c + 2, row)
+        if self.layout.top_k and scored:
+            self._count_hits(preds, t, (row > 0) & (row <= c) & (p < c))
+        if self.layout.full:
+            return torch.add(p, row, alpha=c + 1).reshape(-1)
+        return self._vectors(p.reshape(-1), t.reshape(-1), row.reshape(-1))
+
+    def _vectors(self, p: Tensor, t: Tensor, row: Tensor) -> Tensor:
+        c = self.layout.num_classes
+        valid = (row > 0) & (row <= c)
+        counted = valid & (p < c)
+        if self._pairs is not None:
+            self._pairs.add(torch.where(counted & (p != t), t * c + p, -1))
+        support = torch.where(valid & ~counted, c + 3, row)
+        predicted = torch.where(counted, p, c).add_(c + 4)
+        right = torch.where(counted & (p == t), p, c).add_((c + 4) + (c + 1))
+        return torch.cat((support, predicted, right))
+
+    def _count_hits(self, scores: Tensor, t: Tensor, counted: Tensor) -> None:
+        ks = self.layout.top_k
+        best = scores.topk(min(max(ks), scores.shape[1]), dim=1).indices
+        found = (best == t.unsqueeze(1)) & counted.unsqueeze(1)
+        self.hits += torch.stack([found[:, :k].sum() for k in ks])
+
+    def _yes_or_no(self, preds: Tensor, target: Tensor) -> Tensor:
+        layout = self.layout
+        if preds.numel() == target.numel() and layout.task == "binary":
+            preds, target = preds.reshape(-1), target.reshape(-1)
+        if preds.shape != target.shape:
+            raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
+        width = len(layout.cuts) + 2
+        if preds.dtype in (torch.float16, torch.bfloat16):
+            preds = preds.float()  # or the cut itself would be rounded to 16 bits
+        column = (preds > layout.cuts[0]).long()
+        for cut in layout.cuts[1:]:
+            column += preds > cut
+        if preds.is_floating_point():
+            column = torch.where(preds == preds, column, width - 1)
+        row = torch.where(target > 0.5, 2, 1)
+        row = torch.where(target > 1, 3, row)
+        row = torch.where(target >= 0, row, 0)  # NaN too
+        row = torch.where(target == layout.ignore_index, 4, row)
+        index = torch.add(column, row, alpha=width)
+        if layout.task == "multilabel":
+            if preds.ndim < 2 or preds.shape[1] != layout.num_classes:
+                raise ValueError(
+                    f"preds {tuple(preds.shape)} do not have {layout.num_classes} labels in dim 1"
+                )
+            offset = torch.arange(layout.num_classes, device=index.device) * (5 * width)
+            index += offset.view(-1, *[1] * (index.ndim - 2))
+        return index.reshape(-1)
+
+    def compute(self) -> Tensor:
+        """The matrix ``(C, C)``, rows the targets; ``(L, 2, 2)`` for a multilabel task.
+
+        Above ``max_full_classes``: support, predicted and true positives as ``(3, C)``.
+        """
+        result = self.result()
+        if result.matrix is not None:
+            return result.matrix
+        return torch.stack((result.support, result.predicted, result.true_positives))
+
+    def result(self, class_names: Sequence[str] | None = None) -> ConfusionResult:
+        """Everything the counts say, copied to the host once."""
+        pairs = self._pairs.counted() if self._pairs is not None else None
+        return read(self.layout, self.counts.cpu(), self.hits.cpu(), class_names, pairs)
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        with torch.inference_mode(False):
+            super().reset()
+            if self._pairs is not None:
+                self._pairs.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        with torch.inference_mode(False):
+            if self._pairs is not None:
+                self._pairs.apply(fn)
+            return super()._apply(fn, exclude_state)
+
+
+class _Pairs:
+    """Confused pairs as keys ``target * C + pred``, counted exactly.
+
+    A batch's keys go to a buffer at a position that the host knows; when the buffer is full it is
+    compacted, which is the one time in `_PAIRS` samples that the host waits. Takes 8 MiB, and 16
+    bytes for each pair that was ever confused.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.buffer = torch.empty(0, dtype=torch.long)
+        self.clear()
+
+    def clear(self) -> None:
+        self.used = 0
+        self.keys = self.buffer.new_empty(0)
+        self.counts = self.buffer.new_empty(0)
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.buffer, self.keys, self.counts = fn(self.buffer), fn(self.keys), fn(self.counts)
+
+    def add(self, keys: Tensor) -> None:
+        if not len(self.buffer):
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(_PAIRS, dtype=torch.long, device=keys.device)
+        for part in keys.split(len(self.buffer)):  # type: ignore[no-untyped-call]
+            if self.used + len(part) > len(self.buffer):
+                self.compact()
+            self.buffer[self.used : self.used + len(part)].copy_(part)
+            self.used += len(part)
+
+    def compact(self) -> None:
+        new = self.buffer[: self.used]
+        new = new[new >= 0]
+        keys = torch.cat((self.keys.to(new.device), new))
+        weights = torch.cat((self.counts.to(new.device), torch.ones_like(new)))
+        with torch.inference_mode(False):
+            self.keys, place = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            self.counts = torch.zeros_like(self.keys).scatter_add_(0, place, weights)
+        self.used = 0
+
+    def counted(self) -> tuple[Tensor, Tensor]:
+        """Keys and how often each was seen, on the host."""
+        self.compact()
+        return self.keys.cpu(), self.counts.cpu()
+
+
+def read(
+    layout: Layout,
+    counts: Tensor,
+    hits: Tensor,
+    class_names: Sequence[str] | None = None,
+    pairs: tuple[Tensor, Tensor] | None = None,
+    least: int = 2,
+    per_class: int = 20,
+) -> ConfusionResult:
+    """Read a state: what was counted, what could not be, and every score.
+
+    Args:
+        layout: How `counts` is laid out.
+        counts: The flat state, on the host.
+        hits: Top-k hits, on the host.
+        class_names: One name a class; by default the indices.
+        pairs: Keys and counts of confused pairs, where the matrix is not kept.
+        least: Classes there are at least, where the layout only gives their room.
+        per_class: Classes up to which ``f1_class/<name>`` is among the scores.
+    """
+    read_task = _read_multiclass if layout.task == "multiclass" else _read_yes_or_no
+    result = read_task(layout, counts, pairs, least)
+    n = result.num_classes
+    result.class_names = tuple(class_names) if class_names else tuple(str(i) for i in range(n))
+    if result.task == "multilabel":
+        assert result.judged is not None
+        result.scores = _scores.multilabel(
+            result.support, result.predicted, result.true_positives, result.judged
+        )
+    else:
+        result.scores = _scores.multiclass(result.support, result.predicted, result.true_positives)
+    for k, found in zip(layout.top_k, hits.tolist(), strict=True):
+        result.scores[f"top{k}_accuracy"] = found / result.total if result.total else _scores.NAN
+    if n <= per_class:
+        each = _scores.per_class(
+            result.support, result.predicted, result.true_positives, result.judged
+        )
+        f1 = each.f1 if result.total else torch.full_like(each.f1, _scores.NAN)
+        result.scores.update(_scores.named("f1", f1, result.class_names))
+    return result
+
+
+def _read_multiclass(
+    layout: Layout, counts: Tensor, pairs: tuple[Tensor, Tensor] | None, least: int
+) -> ConfusionResult:
+    c = layout.num_classes
+    if not layout.full:
+        rows, predicted, right = counts.split((c + 4, c + 1, c + 1))  # type: ignore[no-untyped-call]
+        return ConfusionResult(
+            "multiclass",
+            None,
+            rows[1 : c + 1],
+            predicted[:c],
+            right[:c],
+            (),
+            ignored=int(rows[c + 2]),
+            out_of_range=int(rows[0] + rows[c + 1]),
+            nan_preds=int(rows[c + 3]),
+            pairs=pairs,
+        )
+    table = counts.view(c + 3, c + 1)
+    matrix, no_class = table[1 : c + 1, :c], table[1 : c + 1, c].sum()
+    if not layout.exact:
+        used = (matrix.sum(0) + matrix.sum(1)).nonzero()
+        c = max(least, int(used.max()) + 1 if len(used) else 0)
+        matrix = matrix[:c, :c]
+    matrix = matrix.clone()
+    scored = layout.preds_are != "labels"
+    return ConfusionResult(
+        "multiclass",
+        matrix,
+        matrix.sum(1),
+        matrix.sum(0),
+        matrix.diagonal().clone(),
+        (),
+        ignored=int(table[-1].sum()),
+        out_of_range=int(table[0].sum() + table[-2].sum()),
+        nan_preds=int(no_class) if scored else 0,
+        unusable_preds=0 if scored else int(no_class),
+        preds_are=layout.preds_are,
+    )
+
+
+def _read_yes_or_no(
+    layout: Layout, counts: Tensor, pairs: tuple[Tensor, Tensor] | None, least: int
+) -> ConfusionResult:
+    table = counts.view(-1, 5, len(layout.cuts) + 2)  # below, 0, 1, above, ignored
+    preds_are = layout.preds_are
+    if preds_are == "unknown":
+        outside = [i for i, a in enumerate(layout.answers("probs")) if a == 2]
+        preds_are = "logits" if table[:, :, outside].any() else "probs"
+    answers = layout.answers(preds_are)
+    cells = torch.zeros(len(table), 2, 3, dtype=torch.long)
+    for column, answer in enumerate(answers):
+        cells[:, :, answer] += table[:, 1:3, column]
+    matrix = cells[:, :, :2].clone()
+    common: dict[str, Any] = {
+        "ignored": int(table[:, 4].sum()),
+        "out_of_range": int(table[:, 0].sum() + table[:, 3].sum()),
+        "nan_preds": int(table[:, 1:3, -1].sum()),
+        "unusable_preds": int(cells[:, :, 2].sum()),
+        "preds_are": preds_are,
+    }
+    if layout.task == "binary":
+        matrix = matrix[0]
+        return ConfusionResult(
+            "binary", matrix, matrix.sum(1), matrix.sum(0), matrix.diagonal().clone(), (), **common
+        )
+    return ConfusionResult(
+        "multilabel",
+        matrix,
+        matrix[:, 1].sum(1),
+        matrix[:, :, 1].sum(1),
+        matrix[:, 1, 1].clone(),
+        (),
+        judged=matrix.sum((1, 2)),
+        **common,
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(repr(v) for v in values)
