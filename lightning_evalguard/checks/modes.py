@@ -37,7 +37,7 @@ class ModesCheck(Check):
         self._expected = expected
         self._modes: Modes | None = None
         self._windows: list[_Window] = []
-        self._unrestored: _Window | None = None
+        self._unrestored: _Unrestored | None = None
         self._woken: list[tuple[nn.Module, _Call]] = []
         self._mend: list[tuple[nn.Module, bool]] = []
 
@@ -94,8 +94,8 @@ class ModesCheck(Check):
         if error is not None:
             window.restore()
             return ()
-        self._unrestored = window
-        # In a fit, whoever restores modes by hand may do so until the next training step.
+        self._unrestored = _Unrestored(window.stage, window.wrong(self._tree(), self._expected))
+        # In a fit, who restores modes by hand may do so until the next training step.
         return () if now.fitting else self._verify_restored(now)
 
     # training
@@ -112,6 +112,7 @@ class ModesCheck(Check):
         """Set the flags that the last findings named; never calls `train()` or `eval()`."""
         for module, flag in self._mend:
             module.training = flag
+        self._training.accept(module for module, _ in self._mend)
         self._mend.clear()
 
     # how findings are made
@@ -177,32 +178,25 @@ class ModesCheck(Check):
         return findings
 
     def _verify_restored(self, now: Moment) -> list[Finding]:
-        window, self._unrestored = self._unrestored, None
-        if window is None:
+        past, self._unrestored = self._unrestored, None
+        if past is None:
             return []
-        modes = self._tree()
-        modes.refresh(force=True)
-        wrong: dict[bool, dict[str, nn.Module]] = {True: {}, False: {}}
-        for name, module in zip(modes.names, modes.modules, strict=True):
-            before = window.mode_of(name, module)
-            if before is None or module.training == before or _is_metric(module):
-                continue
-            if not _planned(self._expected, name):
-                wrong[before][name] = module
-        self._mend = [(m, b) for b, named in wrong.items() for m in named.values()]
         findings = []
-        hook = f"on_{_HOOK.get(window.stage, '')}_model_train"
-        for before, named in wrong.items():
+        hook = f"on_{_HOOK.get(past.stage, '')}_model_train"
+        override = _override(type(self._tree().root), hook)
+        for before in (True, False):
+            named = {n: m for n, (m, b) in past.wrong.items() if b == before != m.training}
+            self._mend += [(m, before) for m in named.values()]
+            self._training.reported.update(id(m) for m in named.values())
             for top, group in collapse(named).items():
                 site, _ = _who(named[top], not before)
-                override = _override(type(modes.root), hook)
-                during = _DONE.get(window.stage, "evaluation")
                 fact = (
-                    f"is in {_word(not before)} mode{_with_others(len(group) - 1)} after {during}, "
-                    f"expected {_word(before)} mode as before it"
+                    f"is in {_word(not before)} mode{_with_others(len(group) - 1)} after "
+                    f"{_DONE.get(past.stage, 'evaluation')}, expected {_word(before)} mode as "
+                    "before it"
                 )
                 remedy = 'Put back each submodule\'s own mode, or pass modes="fix".'
-                if isinstance(override, _Override):
+                if override is not None:
                     site = override.site
                     remedy = (
                         f"Delete the override of `{hook}`: Lightning then restores each "
@@ -214,9 +208,15 @@ class ModesCheck(Check):
                         "`unfreeze()` wake frozen ones too."
                     )
                 findings.append(_finding(now, top, named[top], fact, remedy, site))
-        for module, _ in self._mend:
-            self._training.reported.add(id(module))
         return findings
+
+
+@dataclass
+class _Unrestored:
+    """What an evaluation left in another mode than it found: name -> (module, mode before)."""
+
+    stage: str
+    wrong: dict[str, tuple[nn.Module, bool]]
 
 
 class _Window:
@@ -232,9 +232,22 @@ class _Window:
     def knows(self, module: nn.Module) -> bool:
         return id(module) in self._by_id
 
-    def mode_of(self, name: str, module: nn.Module) -> bool | None:
-        """The mode before: of this very module, else of the one it replaced under its name."""
-        return self._by_id.get(id(module), self._by_name.get(name))
+    def wrong(
+        self, modes: Modes, expected: Sequence[tuple[str, bool]]
+    ) -> dict[str, tuple[nn.Module, bool]]:
+        """The modules whose mode differs from before, with the mode they had.
+
+        A module that replaced another one under its name is expected in that one's mode.
+        """
+        modes.refresh(force=True)
+        wrong = {}
+        for name, module in zip(modes.names, modes.modules, strict=True):
+            before = self._by_id.get(id(module), self._by_name.get(name))
+            if before is None or module.training == before or _is_metric(module):
+                continue
+            if _planned(expected, name) is None:
+                wrong[name] = (module, before)
+        return wrong
 
     def restore(self) -> None:
         for module, flag in self._captured:
@@ -265,10 +278,14 @@ class _Training:
         if not self.due and flags == self._accepted:
             return found, mend
         more, more_mend = self._judge(now, flags)
-        flags = self._modes.read()
         self.due = False
-        self._accepted, self._accepted_names = flags, list(self._modes.names)
+        self.accept()
         return found + more, mend + more_mend
+
+    def accept(self, mended: Iterable[nn.Module] = ()) -> None:
+        """Take the modes as they are now for those that the next step is compared with."""
+        self._accepted, self._accepted_names = self._modes.read(), list(self._modes.names)
+        self.reported.difference_update(id(m) for m in mended)
 
     def _judge(
         self, now: Moment, flags: list[bool]
@@ -373,13 +390,13 @@ class _Training:
         call = _calls.last(module)
         if call is not None and not call.mode and call.inside_train:
             return True
-        if _keeps_eval(type(module)):
+        if _keeps_eval(_class(module)):
             return True
         modules = dict(zip(self._modes.names, self._modes.modules, strict=True))
         up = parent(name)
         while up is not None:
             above = modules.get(up)
-            if above is not None and above.training and _keeps_eval(type(above)):
+            if above is not None and above.training and _keeps_eval(_class(above)):
                 return True
             up = parent(up)
         return False
@@ -466,7 +483,11 @@ def effect_of(module: nn.Module) -> Effect | None:
         return "certain" if module.dropout > 0 and module.num_layers > 1 else None
     if isinstance(module, nn.MultiheadAttention):
         return "certain" if isinstance(drop, float) and drop > 0 else None
-    return "possible" if _reads_training(type(module)) else None
+    return "possible" if _reads_training(_class(module)) else None
+
+
+def _class(module: nn.Module) -> Any:
+    return type(module)  # untyped: mypy holds that Module's __hash__ does not suit a cache's key
 
 
 _NO_EFFECT = ("torch.nn.", "torchmetrics.", "lightning.", "pytorch_lightning.")
@@ -518,7 +539,7 @@ def _tracks_statistics(module: nn.Module) -> bool:
 
 
 def _is_metric(module: nn.Module) -> bool:
-    return _metric_class(type(module))
+    return _metric_class(_class(module))
 
 
 @functools.cache
