@@ -8,6 +8,7 @@ sees neither what a compiled frame fuses nor what reaches memory without an oper
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -63,15 +64,10 @@ class Op:
         """The operator without namespace and overload: ``"bernoulli_"``."""
         return str(self.func.__name__).partition(".")[0]
 
-    @property
-    def _schema(self) -> Any:
-        # Higher-order operators (cond, flex_attention) have none.
-        return getattr(getattr(self.func, "_schema", None), "arguments", ())
-
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Every argument by its name in the schema, defaults filled in."""
-        schema = self._schema
+        schema = _schema(self.func)
         values = {a.name: a.default_value for a in schema if a.has_default_value()}
         values.update(zip((a.name for a in schema), self.args, strict=False))
         values.update(self.kwargs)
@@ -81,9 +77,9 @@ class Op:
     def written(self) -> tuple[Tensor, ...]:
         """The tensors among the arguments that the kernel writes to."""
         found: list[Tensor] = []
-        for argument in self._schema:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                found += tensors_in(self.arguments.get(argument.name))
+        for index, argument in _written_arguments(self.func):
+            value = self.args[index] if index < len(self.args) else self.kwargs.get(argument)
+            found += tensors_in(value)
         if self.name in _NORMS:
             values = self.arguments
             if values.get("training") or values.get("use_input_stats"):
@@ -147,7 +143,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, *subscribers: Subscriber) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.failures: list[tuple[Subscriber, Exception]] = []
-        self._subscribers = list(subscribers)
+        self._before = [s for s in subscribers if type(s).before is not Subscriber.before]
+        self._after = [s for s in subscribers if type(s).after is not Subscriber.after]
         self._index = 0
 
     @classmethod
@@ -164,18 +161,37 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         op = Op(func, args, kwargs or {}, self._index)
         self._index += 1
-        self._tell("before", op)
+        for subscriber in tuple(self._before):
+            try:
+                subscriber.before(op)
+            except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
+                self._drop(subscriber, error)
         op.out = func(*args, **op.kwargs)
-        self._tell("after", op)
+        for subscriber in tuple(self._after):
+            try:
+                subscriber.after(op)
+            except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
+                self._drop(subscriber, error)
         return op.out
 
-    def _tell(self, moment: str, op: Op) -> None:
-        for subscriber in tuple(self._subscribers):
-            try:
-                getattr(subscriber, moment)(op)
-            except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
-                self._subscribers.remove(subscriber)
-                self.failures.append((subscriber, error))
+    def _drop(self, subscriber: Subscriber, error: Exception) -> None:
+        self.failures.append((subscriber, error.with_traceback(None)))
+        self._before = [s for s in self._before if s is not subscriber]
+        self._after = [s for s in self._after if s is not subscriber]
+
+
+def _schema(func: Any) -> Any:
+    # Higher-order operators (cond, flex_attention) have none.
+    return getattr(getattr(func, "_schema", None), "arguments", ())
+
+
+@functools.cache
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    return tuple(
+        (i, a.name)
+        for i, a in enumerate(_schema(func))
+        if a.alias_info is not None and a.alias_info.is_write
+    )
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

@@ -48,8 +48,13 @@ class Witness(Protocol):
     def tripped(self) -> bool:
         """Whether this check's tripwire fired in the step that just ended; asked once a step."""
 
-    def watch(self, now: Moment) -> Subscriber:
-        """A fresh subscriber for the step that is about to be shown."""
+    def watch(self, now: Moment, replay: bool) -> Subscriber:
+        """A fresh subscriber for the step that is about to be shown.
+
+        Args:
+            now: Where the run stands.
+            replay: Whether it is run again for this, so that time and results do not matter.
+        """
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
         """The step was shown: say what it did.

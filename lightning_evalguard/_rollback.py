@@ -31,6 +31,8 @@ _LEAVES = (
     types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType,
     torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
+_CONTAINERS = (list, dict, set, deque)
+_SIZED = (*_CONTAINERS, tuple, frozenset)
 # Objects of these packages are machinery around the step, not state that a step owns.
 _MACHINERY = frozenset(
     {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_evalguard", "logging"}
@@ -51,8 +53,8 @@ class Generators:
 
     Attributes:
         torch: One state a device, by its name.
-        python: ``random.getstate()``.
-        numpy: State of ``numpy.random``; None where numpy is not imported.
+        python: ``random.getstate()``; None where it was not asked for.
+        numpy: State of ``numpy.random``; None where numpy is not imported or not asked for.
     """
 
     torch: dict[str, Tensor]
@@ -60,12 +62,16 @@ class Generators:
     numpy: Any
 
     @classmethod
-    def capture(cls) -> Generators:
-        """The states as they are now; a device that was never used is not initialised."""
+    def capture(cls, *, host: bool = True) -> Generators:
+        """The states as they are now; a device that was never used is not initialised.
+
+        Args:
+            host: Python's and numpy's too, which cost most of the time.
+        """
         return cls(
             {device: generator.get_state() for device, generator in torch_generators()},
-            random.getstate(),
-            numpy_state(),
+            random.getstate() if host else None,
+            numpy_state() if host else None,
         )
 
     @staticmethod
@@ -81,7 +87,8 @@ class Generators:
         for device, generator in torch_generators():
             if device in self.torch:
                 generator.set_state(self.torch[device])
-        random.setstate(self.python)
+        if self.python is not None:
+            random.setstate(self.python)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
 
@@ -160,53 +167,29 @@ class Held:
             _set_generator_state(generator, state)
 
     def _hold(self, thing: Any, kind: type, depth: int) -> Iterable[tuple[object, int]]:
-        below = depth + 1
+        numpy = sys.modules.get("numpy")
         if issubclass(kind, Tensor):
             return self._hold_tensor(thing)
-        if issubclass(kind, nn.Module):
-            attributes = vars(thing)
-            self._restores.append(_attributes(thing, attributes))
-            modules = attributes.get("_modules", {}).values()
-            return [*((m, 0) for m in modules), *((v, 1) for v in attributes.values())]
-        if issubclass(kind, (list, dict, set, deque)):
-            self._restores.append(_container(thing))
-            if len(thing) > _MANY:
-                return ()
-            inside = thing.values() if issubclass(kind, dict) else thing
-            return [(v, below) for v in inside]
-        if issubclass(kind, (tuple, frozenset)):
-            return [(v, below) for v in thing] if len(thing) <= _MANY else ()
-        if issubclass(kind, (torch.Generator, random.Random)) or _numpy_generator(kind):
+        if is_generator(kind):
             self.hold_generator(thing)
             return ()
-        numpy = sys.modules.get("numpy")
         if numpy is not None and issubclass(kind, numpy.ndarray):
             if thing.flags.writeable and thing.nbytes <= _LARGE:
                 self._restores.append(functools.partial(numpy.copyto, thing, thing.copy()))
             return ()
-        if issubclass(kind, functools.partial):
-            return [(thing.func, below), (thing.args, below), (thing.keywords, below)]
-        if issubclass(kind, types.MethodType):
-            return [(thing.__self__, below)]
-        if issubclass(kind, types.FunctionType):
-            cells = [c for c in thing.__closure__ or () if _filled(c)]
-            self._restores += [_cell(c) for c in cells]
-            return [(c.cell_contents, below) for c in cells]
-        return self._hold_object(thing, kind, below)
-
-    def _hold_object(self, thing: Any, kind: type, below: int) -> Iterable[tuple[object, int]]:
-        package = kind.__module__.partition(".")[0]
-        optim = kind.__module__.startswith("torch.optim")
-        if package in _MACHINERY or (package == "torch" and not optim):
-            return ()
-        try:
-            attributes = object.__getattribute__(thing, "__dict__")
-        except AttributeError:
-            return ()
-        if type(attributes) is not dict:
-            return ()
-        self._restores.append(_attributes(thing, attributes))
-        return [(v, below) for v in attributes.values()]
+        if issubclass(kind, nn.Module):
+            self._restores.append(_attributes(thing, vars(thing)))
+            modules = vars(thing).get("_modules", {}).values()
+            return [*((m, 0) for m in modules), *((v, 1) for v in vars(thing).values())]
+        if issubclass(kind, _CONTAINERS):
+            self._restores.append(_container(thing))
+        elif issubclass(kind, types.FunctionType):
+            self._restores += [_cell(c) for c in thing.__closure__ or () if _filled(c)]
+        else:
+            attributes = attributes_of(thing, kind)
+            if attributes is not None:
+                self._restores.append(_attributes(thing, attributes))
+        return [(part, depth + 1) for _, part in parts(thing)]
 
     def _hold_tensor(self, tensor: Tensor) -> Iterable[tuple[object, int]]:
         if nn.parameter.is_lazy(tensor):
@@ -220,6 +203,54 @@ class Held:
         grad = tensor.grad if tensor.is_leaf else None
         self._restores.append(_tensor(tensor, grad))
         return () if grad is None else [(grad, 0)]
+
+
+def parts(thing: Any) -> Iterator[tuple[str, object]]:
+    """What a container, a plain object or a function holds, each with how it is written.
+
+    Runs no code of the thing's class but its iteration.
+    """
+    kind = type(thing)
+    if issubclass(kind, _LEAVES) or (issubclass(kind, _SIZED) and len(thing) > _MANY):
+        return
+    if issubclass(kind, dict):
+        for key, value in list(thing.items()):
+            yield f"[{key!r}]" if isinstance(key, (str, int)) else "[...]", value
+    elif issubclass(kind, _SIZED):
+        for index, value in enumerate(list(thing)):
+            yield f"[{index}]", value
+    elif issubclass(kind, functools.partial):
+        yield ".func", thing.func
+        yield ".args", thing.args
+        yield ".keywords", thing.keywords
+    elif issubclass(kind, types.MethodType):
+        yield ".__self__", thing.__self__
+    elif issubclass(kind, types.FunctionType):
+        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+        for name, cell in cells:
+            if _filled(cell):
+                yield f".<closure {name}>", cell.cell_contents
+        yield ".__defaults__", thing.__defaults__
+    else:
+        for name, value in list((attributes_of(thing, kind) or {}).items()):
+            yield f".{name}", value
+
+
+def attributes_of(thing: object, kind: type) -> dict[str, Any] | None:
+    """``vars(thing)`` of a plain object; None for machinery around the step and for C objects."""
+    package = kind.__module__.partition(".")[0]
+    if issubclass(kind, (*_LEAVES, Tensor, functools.partial, types.MethodType)):
+        return None
+    if package in _MACHINERY:
+        return None
+    of_torch = package == "torch" and not issubclass(kind, nn.Module)
+    if of_torch and not kind.__module__.startswith("torch.optim"):
+        return None
+    try:
+        attributes = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return None
+    return attributes if type(attributes) is dict else None
 
 
 class Writes(Subscriber):
@@ -392,9 +423,11 @@ def _cell(cell: types.CellType) -> Callable[[], None]:
 # private generators
 
 
-def _numpy_generator(kind: type) -> bool:
-    return kind.__module__.startswith("numpy.random") and (
-        hasattr(kind, "bit_generator") or hasattr(kind, "get_state")
+def is_generator(kind: type) -> bool:
+    """Whether things of this class draw random numbers: torch's, python's and numpy's own."""
+    return issubclass(kind, (torch.Generator, random.Random)) or (
+        kind.__module__.startswith("numpy.random")
+        and (hasattr(kind, "bit_generator") or hasattr(kind, "get_state"))
     )
 
 
