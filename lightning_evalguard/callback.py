@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_evalguard._patch import Wrap
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.guard import Guard, check_allow
-from lightning_evalguard.report import (
-    FixPolicy,
-    Report,
-    check_policy,
-)
+from lightning_evalguard.recorder import Recorder
+from lightning_evalguard.report import FixPolicy, Report, check_policy, warn_text
+from lightning_evalguard.sinks import write
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,6 +32,9 @@ class EvalGuard(Callback):
             ``"ignore"`` switches the check off.
         allow: Per check, glob patterns of qualified names, source files or functions whose
             findings are meant, e.g. ``{"modes": ["*.mc_dropout"]}``.
+        metrics: The confusion matrix and its scores, logged as ``val/accuracy``, ``val/f1_macro``,
+            ...: ``"auto"`` counts wherever the step shows predictions and targets, a
+            `ConfusionMetrics` says what and how, None counts nothing.
 
     Attributes:
         report: What was verified and found, over all runs of this guard.
@@ -53,9 +55,13 @@ class EvalGuard(Callback):
         self,
         modes: FixPolicy = "error",
         allow: dict[str, list[str]] | None = None,
+        metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
     ) -> None:
         check_policy("modes", modes, FixPolicy)
         check_allow(allow)
+        if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
+            raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
+        self._metrics = metrics
         self._report = Report()
         self._policies: dict[str, str] = {"modes": modes}
         self._allow = allow
@@ -89,7 +95,23 @@ class EvalGuard(Callback):
         if self._policies["modes"] != "ignore":
             checks.append((ModesCheck(self._expected), self._policies["modes"]))
         guard = Guard(checks, self._allow, self._report)
-        self._runs.append(_Run(trainer, pl_module, guard))
+        scores = None
+        if self._metrics is not None:
+            config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
+            scores = _Scores(trainer, pl_module, Recorder(config), self._report)
+        self._runs.append(_Run(trainer, pl_module, guard, scores))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._count(trainer, "val", trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._count(trainer, "test", trainer.test_dataloaders)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, "on_validation_epoch_end")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, "on_test_epoch_end")
 
     def on_validation_batch_start(
         self,
@@ -132,6 +154,16 @@ class EvalGuard(Callback):
     def _run_of(self, trainer: Trainer) -> _Run | None:
         return next((run for run in self._runs if run.trainer is trainer), None)
 
+    def _count(self, trainer: Trainer, stage: str, dataloaders: Any) -> None:
+        run = self._run_of(trainer)
+        if run is not None and run.scores is not None and not trainer.sanity_checking:
+            run.scores.start(stage, dataloaders)
+
+    def _log(self, trainer: Trainer, hook: str) -> None:
+        run = self._run_of(trainer)
+        if run is not None and run.scores is not None:
+            run.scores.log_after(hook)
+
     def _at(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
         run = self._run_of(trainer)
         if run is not None:
@@ -152,8 +184,11 @@ class _Run:
     on the instance. User signatures, overrides, compilation and pickling stay as they are.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, guard: Guard) -> None:
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, guard: Guard, scores: _Scores | None
+    ) -> None:
         self.trainer = trainer
+        self.scores = scores
         self.guard = guard
         self.now = Moment("fit", rank=trainer.global_rank)
         guard.open(module, self.now)
@@ -166,6 +201,8 @@ class _Run:
         self._wraps += [Wrap(loop, "run", self._evaluate) for loop in _evaluation_loops(trainer)]
 
     def close(self, error: BaseException | None) -> None:
+        if self.scores is not None:
+            self.scores.abort()
         for wrap in self._wraps:
             wrap.remove()
         self._where("fit")
@@ -185,6 +222,8 @@ class _Run:
             try:
                 outputs = run(*args, **kwargs)
             except BaseException as error:
+                if self.scores is not None:
+                    self.scores.abort()
                 self.guard.stop(self.now, error)
                 raise
             self.now.batch = -1
@@ -194,11 +233,116 @@ class _Run:
             self.now = outer
 
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.guard.step(self.now, step, *args, **kwargs)
+        outputs = self.guard.step(self.now, step, *args, **kwargs)
+        if self.scores is not None and args:
+            self.scores.after_step(outputs, args[0], self.now.dataloader)
+        return outputs
 
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")
         return self.guard.train_step(self.now, step, *args, **kwargs)
+
+
+class _Scores:
+    """The confusion matrix of one run, counted in the steps and logged when an epoch ends."""
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, recorder: Recorder, report: Report
+    ) -> None:
+        self._trainer, self._module = trainer, module
+        self._recorder, self._report = recorder, report
+        self._ours: set[str] = set()
+        self._theirs: set[str] = set()
+        self._counting = False
+        self._wrap: Wrap | None = None
+
+    def start(self, stage: str, dataloaders: Any) -> None:
+        trainer = self._trainer
+        self._counting = self._safely(
+            lambda: self._recorder.start(
+                stage, self._module, dataloaders, getattr(trainer, "datamodule", None)
+            )
+        )
+
+    def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
+        if self._counting:
+            self._counting = self._safely(
+                lambda: self._recorder.after_step(outputs, batch, dataloader_idx)
+            )
+
+    def log_after(self, hook: str) -> None:
+        """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
+        if self._counting:
+            self._counting = False
+            self._wrap = Wrap(self._module, hook, self._log)
+
+    def abort(self) -> None:
+        self._counting = False
+        self._unwrap()
+        self._recorder.abort()
+
+    def _unwrap(self) -> None:
+        if self._wrap is not None:
+            self._wrap.remove()
+            self._wrap = None
+
+    def _log(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._unwrap()
+        outputs = hook(*args, **kwargs)
+        self._safely(self._read)
+        return outputs
+
+    def _read(self) -> None:
+        trainer = self._trainer
+        recorded = self._recorder.stop(trainer.current_epoch, trainer.global_step)
+        for sentence in recorded.notes:
+            self._report.note(sentence)
+        self._report.confusion.update(recorded.results)
+        logged = set(trainer.callback_metrics)
+        self._theirs |= logged - self._ours
+        for key, result in recorded.results.items():
+            stage, _, loader = key.partition("/")
+            for score, value in result.scores.items():
+                self._log_scalar(f"{stage}/{score}{f'/{loader}' if loader else ''}", value)
+        if not trainer.is_global_zero:
+            return
+        for sentence in recorded.warnings:
+            warn_text(sentence)
+        for key, result in recorded.results.items():
+            for failure in write(trainer.loggers, key, result, _logged_step(trainer)):
+                warn_text(failure)
+
+    def _log_scalar(self, key: str, value: float) -> None:
+        if key in self._theirs or self._trainer.barebones:
+            return
+        # Equal on every rank already. "max" keeps it so, and Lightning does not ask for sync_dist.
+        self._module.log(key, value, on_step=False, on_epoch=True, reduce_fx="max")
+        self._ours.add(key)
+
+    def _safely(self, act: Callable[[], None]) -> bool:
+        """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
+        try:
+            act()
+        except ValueError:
+            raise  # the user's arguments do not fit what the step gives
+        except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+            sentence = (
+                "the confusion matrix failed inside lightning-evalguard and is off for this "
+                f"evaluation: {type(error).__name__}: {error}"
+            )
+            self._report.note(sentence)
+            warn_text(f"{sentence}. Training goes on; please report it.")
+            return False
+        return True
+
+
+def _logged_step(trainer: Trainer) -> int:
+    """The step under which Lightning logs an evaluation's scalars."""
+    if trainer.state.fn != "fit":
+        return trainer.global_step
+    # Lightning's `_LoggerConnector.log_metrics` takes the same private count (2.2 to 2.6)
+    stepped = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    return int(stepped) if stepped is not None else trainer.global_step
 
 
 def _stage(trainer: Trainer) -> str:
