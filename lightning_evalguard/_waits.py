@@ -1,0 +1,507 @@
+"""Where the host waits for the device: the few operators that block, overridden while watched.
+
+What blocks is decided by the operator, not by a list of Python methods. On a device the override
+of an operator's kernel sees every wait, whoever asked for it, and its own time is the time the
+host waited. On the CPU nothing waits, and a tensor does not say where it would live in a run on a
+device: `Places` follows that from the model and the batch, one operator after the other.
+
+Everything is put back exactly when the last `Watch` stops. Limits: kernels of other packages that
+block without one of these operators (sparse, NCCL, cuSOLVER) are not seen, nor, on the CPU, what
+becomes of a tensor whose origin is unknown: such a tensor is taken to live on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
+
+from lightning_evalguard._source import PLUMBING, nearest, site_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+Hear = Callable[[str, FrameType, float], None]
+
+SUPPORTED = hasattr(torch.library, "get_kernel")  # torch >= 2.9
+KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS"}
+
+# The operators that make the host wait on CUDA, whoever calls them: checked against the CUDA
+# dispatch code of torch 2.13 and 2.14.
+_BLOCKING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "bincount",
+    "masked_select",
+    "equal",
+    "repeat_interleave.Tensor",
+    "_ctc_loss",
+    "_ctc_loss.Tensor",
+)
+# Inside any other operator, a CPU kernel that reads a number says nothing about CUDA's kernel:
+# `multinomial`, `embedding(max_norm=)`, `x[mask] = 0.0`, `masked_fill(mask, tensor)`, ...
+_READS = frozenset(
+    {"_local_scalar_dense", "item", "is_nonzero", "allclose", "_linalg_check_errors"}
+)
+
+_LIFT, _COPY = torch.ops.aten.lift_fresh.default, torch.ops.aten.copy_.default
+_TO_HOST, _TO_DEVICE = "copy to the host", "copy to the device"
+_ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
+
+
+class _Here(threading.local):
+    """What this thread watches. Other threads are not policed."""
+
+    def __init__(self) -> None:
+        self.watches: list[Watch] = []
+        self.inside = False  # a wait that is being counted: what it does inside is part of it
+        self.places: Places | None = None
+
+
+_here = _Here()
+_devices_open: list[Watch] = []  # also heard from the autograd engine's threads
+
+
+def skip_dynamo(function: F) -> F:
+    """Keep Dynamo from compiling `function` and what it calls where it runs after a graph break."""
+    from torch._C._dynamo import eval_frame as frames
+
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function
+
+
+def _heard_by() -> Sequence[Watch]:
+    if _here.watches:
+        return _here.watches
+    if _devices_open and torch._C._current_graph_task_id() != -1:
+        return _devices_open
+    return ()
+
+
+def _tell(op: str, seconds: float, frame: FrameType) -> None:
+    for watch in tuple(_heard_by()):
+        watch.tell(op, frame, seconds)
+
+
+class Watch:
+    """Hears of every wait between `open` and `close`, on this thread.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        hear: Called with the operator, the Python frame it was called from, and the seconds it
+            took.
+
+    Attributes:
+        error: What `hear` raised, if it did: nothing is raised into the code that is watched.
+    """
+
+    def __init__(self, device_type: str, hear: Hear) -> None:
+        self.error: Exception | None = None
+        self._hear = hear
+        self.device_type = device_type
+        self._key = KEYS[device_type]
+        self._is_open = False
+        _acquire(_operators, self._key)
+
+    def tell(self, op: str, frame: FrameType, seconds: float) -> None:
+        """A wait was seen."""
+        try:
+            self._hear(op, frame, seconds)
+        except Exception as error:  # noqa: BLE001 - our own bug must not surface in `.item()`
+            self.error = error
+
+    def open(self, on_device: Iterable[Tensor]) -> None:
+        """Listen from here on.
+
+        Args:
+            on_device: What would live on the device in a run on one: parameters, buffers and the
+                batch. Used on the CPU alone.
+        """
+        if not self._is_open:
+            self._is_open = True
+            _here.watches.append(self)
+            if self._key != "CPU":
+                _devices_open.append(self)
+                _acquire(_copies, self._key)
+        if self._key == "CPU":
+            if _here.places is None:
+                _here.places = Places()
+                _here.places.__enter__()  # type: ignore[no-untyped-call]
+            for tensor in on_device:
+                _here.places.put(tensor, True)
+
+    def close(self) -> None:
+        """Stop listening; called on the thread that opened."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        _here.watches.remove(self)
+        if self._key != "CPU":
+            _devices_open.remove(self)
+            _release(_copies, self._key)
+        elif not any(w._key == "CPU" for w in _here.watches) and _here.places is not None:
+            _here.places.leave()
+            _here.places = None
+
+    def stop(self) -> None:
+        """Put back what was replaced, unless another watch still needs it."""
+        self.close()
+        _release(_operators, self._key)
+
+
+def _after_fork() -> None:
+    """A data loader's worker that is forked inside a window has nothing to watch."""
+    _here.watches.clear()
+    _devices_open.clear()
+    if _here.places is not None:
+        _here.places.leave()
+        _here.places = None
+
+
+# What is replaced, and put back
+
+
+@dataclass
+class _Installed:
+    """Kernels and methods that are replaced for as long as somebody uses them."""
+
+    library: Any
+    methods: list[tuple[Any, str, Any]] = field(default_factory=list)
+    users: int = 0
+
+    def override(self, key: str, name: str, around: Callable[..., Any]) -> None:
+        kernel = torch.library.get_kernel(f"aten::{name}", key).call_boxed
+        replaced = skip_dynamo(around(name, kernel))
+        with warnings.catch_warnings():
+            # torch says once a process that a kernel is overridden: here that is meant
+            warnings.filterwarnings("ignore", message="(?s).*verriding a previously registered")
+            self.library.impl(name, replaced, key, with_keyset=True)
+
+    def patch(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
+        original = getattr(owner, name)
+        self.methods.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, functools.wraps(original)(skip_dynamo(around(name, original))))
+
+    def remove(self) -> None:
+        self.library._destroy()
+        for owner, name, own in reversed(self.methods):
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+
+
+def _operators(installed: _Installed, key: str) -> None:
+    for name in _BLOCKING:
+        installed.override(key, name, _blocking_on_cpu if key == "CPU" else _blocking)
+    if key == "CPU":
+        # on the CPU these reach no operator; `__getitem__` and torch's functions stay untouched
+        for name in ("cpu", "tolist", "numpy", "__array__", "__repr__", "__format__"):
+            installed.patch(Tensor, name, _reading_on_cpu)
+        installed.patch(Tensor, "to", _moving_on_cpu)
+        return
+    for name in ("__repr__", "__format__"):  # one event, not the forty reads inside
+        installed.patch(Tensor, name, _reading)
+    module = getattr(torch, key.lower())
+    for owner in (module, getattr(module, "Event", None), getattr(module, "Stream", None)):
+        if hasattr(owner, "synchronize"):
+            installed.patch(owner, "synchronize", _synchronizing)
+    if hasattr(torch, "accelerator"):
+        installed.patch(torch.accelerator, "synchronize", _synchronizing)
+
+
+def _copies(installed: _Installed, key: str) -> None:
+    installed.override(key, "copy_", _copying)
+
+
+def _library() -> Any:
+    return torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+
+
+_Install = Callable[[_Installed, str], None]
+_installed: dict[tuple[_Install, str], _Installed] = {}
+_lock = threading.Lock()
+
+
+# One override a process: two that are destroyed out of order would leave `.item()` broken.
+def _acquire(install: _Install, key: str) -> None:
+    with _lock:
+        _once()
+        known = _installed.get((install, key))
+        if known is None:
+            known = _installed[install, key] = _Installed(_library())
+            install(known, key)
+        known.users += 1
+
+
+def _release(install: _Install, key: str) -> None:
+    with _lock:
+        known = _installed[install, key]
+        known.users -= 1
+        if not known.users:
+            del _installed[install, key]
+            known.remove()
+
+
+@functools.cache
+def _once() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+# Replacements. Each begins with the one test that everything outside a window pays for.
+
+
+def _timed(
+    op: str, waits: bool, frame: FrameType, call: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    _here.inside = True
+    start = time.perf_counter()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        seconds = time.perf_counter() - start
+        _here.inside = False
+        if waits:
+            _tell(op, seconds, frame)
+
+
+def _blocking(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    op = name.partition(".")[0]
+
+    def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        if _here.inside or not _heard_by():
+            return call(keys, *args, **kwargs)
+        waits = kwargs.get("output_size") is None
+        return _timed(op, waits, sys._getframe(1), call, keys, *args, **kwargs)
+
+    return kernel
+
+
+def _blocking_on_cpu(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    op = name.partition(".")[0]
+
+    def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        places = _here.places
+        if places is None or _here.inside:
+            return call(keys, *args, **kwargs)
+        waits = (
+            kwargs.get("output_size") is None
+            and any(isinstance(a, Tensor) and places.on_device(a) for a in args)
+            and (op != "_local_scalar_dense" or places.reads())
+        )
+        return _timed(op, waits, sys._getframe(1), call, keys, *args, **kwargs)
+
+    return kernel
+
+
+def _copying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(keys: Any, dst: Tensor, src: Any, non_blocking: bool = False) -> Any:
+        if not isinstance(src, Tensor):  # a wrapped number arrives as a Python scalar
+            return dst.fill_(src)
+        if non_blocking or dst.device.type == src.device.type or _here.inside or not _heard_by():
+            return call(keys, dst, src, non_blocking)
+        op = _TO_HOST if dst.device.type == "cpu" else _TO_DEVICE
+        return _timed(op, True, sys._getframe(1), call, keys, dst, src, non_blocking)
+
+    return kernel
+
+
+def _reading(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _here.inside or not _heard_by():
+            return original(tensor, *args, **kwargs)
+        waits = tensor.device.type in ("cuda", "mps")
+        return _timed(name, waits, sys._getframe(1), original, tensor, *args, **kwargs)
+
+    return method
+
+
+def _reading_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _here.places is None or _here.inside:
+            return original(tensor, *args, **kwargs)
+        places = _here.places
+        waits = places.on_device(tensor)
+        out = _timed(name, waits, sys._getframe(1), original, tensor, *args, **kwargs)
+        if name == "cpu":
+            places.put(out, False)  # the same object: `x.cpu().numpy()` waits once
+        return out
+
+    return method
+
+
+def _moving_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _here.places is None or _here.inside:
+            return original(tensor, *args, **kwargs)
+        places, frame = _here.places, sys._getframe(1)
+        before = places.on_device(tensor)
+        out = original(tensor, *args, **kwargs)
+        after = places.destination(frame, *args, **kwargs)
+        if after is not None and isinstance(out, Tensor):
+            blocks = not kwargs.get("non_blocking")
+            if blocks and before and not after:
+                _tell(_TO_HOST, 0.0, frame)
+            elif blocks and after and places.of(tensor) is False:
+                _tell(_TO_DEVICE, 0.0, frame)
+            places.put(out, after)
+        return out
+
+    return to
+
+
+def _synchronizing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def synchronize(*args: Any, **kwargs: Any) -> Any:
+        if _here.inside or not _heard_by():
+            return original(*args, **kwargs)
+        return _timed(name, True, sys._getframe(1), original, *args, **kwargs)
+
+    return synchronize
+
+
+# The CPU: what would live on the device
+
+
+class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows, on a CPU run, which tensors would live on the device and which on the host.
+
+    What is made from a tensor on the device lives there. What is made from nothing lives on the
+    host, unless the source text of the call names a device. The rest is unknown. Tensors are
+    known by identity, through weak references: nothing is held, no attribute is set.
+    """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        return True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # else Dynamo would skip every frame under this mode for good
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # ours is skipped below, without loading Dynamo
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
+        self._running: Any = None
+
+    def put(self, tensor: Tensor, on_device: bool) -> None:
+        """Say where a tensor lives."""
+        self._known[id(tensor)] = (weakref.ref(tensor), on_device)
+
+    def of(self, tensor: Tensor) -> bool | None:
+        """Whether a tensor would live on the device; None where that is not known."""
+        known = self._known.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def on_device(self, tensor: Tensor) -> bool:
+        """Whether reading a tensor would make the host wait."""
+        known = self.of(tensor)
+        # what a compiled function returns was made by no operator
+        return _compiled_anything() if known is None else known
+
+    def reads(self) -> bool:
+        """Whether a number is read by the operator that runs, not by the CPU's kernel for it."""
+        return self._running is None or getattr(self._running, "_opname", "") in _READS
+
+    def destination(self, frame: FrameType, *args: Any, **kwargs: Any) -> bool | None:
+        """Where ``tensor.to(*args, **kwargs)`` would move it; None for a change of dtype."""
+        for arg in (*args, *kwargs.values()):
+            if isinstance(arg, Tensor):
+                return self.of(arg)
+            if isinstance(arg, (str, torch.device)):
+                return "cpu" not in _expression(frame)
+        return None
+
+    def leave(self) -> None:
+        """Leave the stack of modes, also from below one that was entered later."""
+        above = []
+        if not any(mode is self for mode in _get_current_dispatch_mode_stack()):
+            return
+        while (top := _pop_mode()) is not self:
+            above.append(top)
+        _push_mode(self)
+        self.__exit__(None, None, None)
+        for mode in reversed(above):
+            _push_mode(mode)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        outer, self._running = self._running, func
+        try:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+        finally:
+            self._running = outer
+        known = self._known
+        on_device: bool | None = False
+        none = True
+        for arg in args:
+            for tensor in arg if isinstance(arg, (list, tuple)) else (arg,):
+                if isinstance(tensor, Tensor):
+                    none = False
+                    place = known.get(id(tensor))
+                    if place is None or place[0]() is not tensor:
+                        on_device = on_device or None
+                    elif place[1]:
+                        on_device = True
+        if none or func is _LIFT:
+            on_device = self._made(func, sys._getframe(1))
+        elif func is _COPY:
+            self._copied(*args)
+        if on_device is not None:
+            for tensor in out if isinstance(out, (list, tuple)) else (out,):
+                if isinstance(tensor, Tensor):
+                    known[id(tensor)] = (weakref.ref(tensor), on_device)
+        return out
+
+    def _made(self, func: Any, frame: FrameType) -> bool:
+        text = _expression(frame)
+        on_device = "device" in text and not _ON_CPU.search(text)
+        if on_device and func is _LIFT and not _here.inside:  # torch.tensor(..., device=)
+            _tell(_TO_DEVICE, 0.0, frame)
+        return on_device
+
+    def _copied(self, dst: Tensor, src: Tensor, non_blocking: bool = False) -> None:
+        there, here = self.of(dst), self.of(src)
+        if not non_blocking and not _here.inside and {there, here} == {True, False}:
+            _tell(_TO_DEVICE if there else _TO_HOST, 0.0, sys._getframe(2))
+
+
+skip_dynamo(Places.__torch_dispatch__)
+
+
+def _expression(frame: FrameType) -> str:
+    near = nearest(frame, PLUMBING)
+    return site_of(near).expression if near is not None else ""
+
+
+def _compiled_anything() -> bool:
+    dynamo = sys.modules.get("torch._dynamo.convert_frame")
+    return dynamo is not None and bool(dynamo.FRAME_COUNTER)
