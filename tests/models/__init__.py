@@ -1,0 +1,18 @@
+"""The zoo: one tiny program for each way in which an evaluation lies, the honest way beside it."""
+
+from models import batch, grad, rng, state, stochastic
+from models.program import BATCH, CLASSES, FEATURES, PROGRAMS, Classifier, Program
+
+__all__ = [
+    "BATCH",
+    "CLASSES",
+    "FEATURES",
+    "PROGRAMS",
+    "Classifier",
+    "Program",
+    "batch",
+    "grad",
+    "rng",
+    "state",
+    "stochastic",
+]

@@ -1,0 +1,129 @@
+"""What a program of the zoo is: a tiny LightningModule, and what a guard must say of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+MARK = "# <- here"
+SAMPLES, BATCH, FEATURES, CLASSES = 16, 8, 8, 3
+
+
+@dataclass
+class Program:
+    """One way in which an evaluation lies.
+
+    Attributes:
+        module: The LightningModule that does it; what is wrong stands in its docstring, and the
+            culprit's line ends in ``# <- here``.
+        check: Name of the check that finds it.
+        subject: Qualified name of the module or tensor that the finding names; None: no matter.
+        certain: False for a suspicion.
+        entry: Trainer's method that shows it.
+        stage: Stage of the first evaluation that shows it.
+        inside: Whether the culprit runs inside the step, where its line can be known. Outside it
+            a finding may come without a line, but not with another one.
+        also: Other checks that are right to speak too.
+        guard: Keywords of `EvalGuard` that this program needs.
+        trainer: Keywords of the Trainer that this program needs.
+        near_misses: Honest ways of writing the same thing.
+    """
+
+    module: type[Classifier]
+    check: str
+    subject: str | None
+    certain: bool = True
+    entry: str = "fit"
+    stage: str = "sanity_check"
+    inside: bool = True
+    also: frozenset[str] = frozenset()
+    guard: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    near_misses: list[type[Classifier]] = field(default_factory=list)
+
+    @property
+    def location(self) -> str:
+        """``file:line`` of the marked line."""
+        lines, first = inspect.getsourcelines(self.module)
+        marked = [first + i for i, line in enumerate(lines) if line.rstrip().endswith(MARK)]
+        if len(marked) != 1:
+            raise ValueError(f"{self.module.__name__}: {len(marked)} lines marked, expected 1")
+        return f"{inspect.getsourcefile(self.module)}:{marked[0]}"
+
+
+PROGRAMS: list[Program] = []
+M = TypeVar("M", bound="type[Classifier]")
+
+
+def bug(
+    check: str, subject: str | None = "", *, also: tuple[str, ...] = (), **expected: Any
+) -> Callable[[M], M]:
+    """Add a program to the zoo; the keywords are `Program`'s."""
+
+    def add(module: M) -> M:
+        PROGRAMS.append(Program(module, check, subject, also=frozenset(also), **expected))
+        return module
+
+    return add
+
+
+def near_miss(module: M) -> M:
+    """The honest way of writing the bug that stands above."""
+    PROGRAMS[-1].near_misses.append(module)
+    return module
+
+
+def samples(seed: int = 0) -> TensorDataset:
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(SAMPLES, FEATURES, generator=made, dtype=torch.float32)
+    return TensorDataset(x, torch.randint(CLASSES, (SAMPLES,), generator=made))
+
+
+class Classifier(pl.LightningModule):
+    """An honest linear classifier that brings its own data; programs override a piece of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        logits = self(x)
+        self.log("val_loss", F.cross_entropy(logits, y))
+        return {"preds": logits}
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(samples(1), batch_size=BATCH)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(samples(2), batch_size=BATCH)
+
+    def test_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        return self.val_dataloader()
