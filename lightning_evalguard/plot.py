@@ -55,11 +55,19 @@ def png(fig: Figure) -> bytes:
 
 
 def most_confused_classes(matrix: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
-    """Indices, ascending, of the `k` classes with most errors in their row and column."""
+    """Indices, ascending, of the `k` classes that the most confused pairs are made of.
+
+    Pair by pair, so that a class is shown beside the one it is taken for.
+    """
     wrong = matrix.astype(np.float64)
     np.fill_diagonal(wrong, 0)
-    errors = wrong.sum(0) + wrong.sum(1)
-    return np.sort(np.argsort(-errors, kind="stable")[:k])
+    wrong = np.triu(wrong + wrong.T)
+    # Each pair adds a class or none is left, so that k * k pairs are more than enough.
+    many = min(wrong.size, k * k + k)
+    pairs = np.argpartition(-wrong, many - 1, axis=None)[:many]
+    pairs = pairs[np.argsort(-wrong.flat[pairs], kind="stable")]
+    chosen = dict.fromkeys(int(c) for pair in pairs for c in divmod(int(pair), len(matrix)))
+    return np.sort(list(chosen)[:k])
 
 
 def _pooled(result: ConfusionResult, max_shown: int) -> tuple[np.ndarray[Any, Any], list[str], int]:
@@ -105,7 +113,7 @@ def _matrix_figure(
     colours[support == 0] = _rgb(_GREY)
 
     size = 9.0 if n <= 12 else 7.5
-    cell = 0.62 if n <= 4 else 0.52 if n <= 12 else 0.42
+    cell = 1.0 if n <= 4 else 0.52 if n <= 12 else 0.42
     rows = [f"{name}  {count:,}" for name, count in zip(names, support, strict=True)]
     left = max(map(len, rows)) * size * 0.0085 + 0.45
     bottom = max(map(len, names)) * size * 0.0066 + 0.55
@@ -118,8 +126,9 @@ def _matrix_figure(
         if i != j and value < least:
             continue
         depth = 0.0 if grey else value if i == j else value / strongest
+        text = _percent(value) + (f" %\n{matrix[i, j]:,}" if n <= 4 else "")
         ax.text(
-            j, i, _percent(value), ha="center", va="center", fontsize=size,
+            j, i, text, ha="center", va="center", fontsize=size,
             color="white" if depth > 0.55 else _INK,
         )  # fmt: skip
     ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)

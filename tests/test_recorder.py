@@ -1,0 +1,350 @@
+"""One evaluation's matrices in a real Trainer: exact to the sample, told once, reduced once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from lightning_evalguard._patch import Wrap
+from lightning_evalguard.confusion import ConfusionMetrics
+from lightning_evalguard.recorder import Recorded, Recorder
+
+CLASSES = 5
+
+
+class Drive(pl.Callback):
+    """Drives a recorder from a Trainer as the guard does: around the step and the loop."""
+
+    def __init__(self, config: ConfusionMetrics | None = None) -> None:
+        self.recorder = Recorder(config)
+        self.recorded: list[Recorded] = []
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return self.recorded[-1].results
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.wraps = [
+            Wrap(trainer.strategy, f"{k}_step", self._step) for k in ("validation", "test")
+        ]
+        self.trainer = trainer
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for wrap in self.wraps:
+            wrap.remove()
+
+    def _start(self, stage: str, trainer: pl.Trainer, module: Any, loaders: Any) -> None:
+        if not trainer.sanity_checking:
+            datamodule = getattr(trainer, "datamodule", None)
+            self.recorder.start(stage, module, loaders, datamodule)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start("val", trainer, pl_module, trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start("test", trainer, pl_module, trainer.test_dataloaders)
+
+    def _step(self, step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.trainer.sanity_checking:
+            return step(batch, *args, **kwargs)
+        loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
+        self.recorder.before_step(batch, loader)
+        outputs = step(batch, *args, **kwargs)
+        self.recorder.after_step(outputs, batch, loader)
+        return outputs
+
+    def _stop(self, trainer: Any) -> None:
+        if not trainer.sanity_checking:
+            self.recorded.append(self.recorder.stop(trainer.current_epoch, trainer.global_step))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._stop(trainer)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self._stop(trainer)
+
+
+def data(n: int = 101, classes: int = CLASSES, seed: int = 0) -> TensorDataset:
+    g = torch.Generator().manual_seed(seed)
+    return TensorDataset(
+        torch.randn(n, 8, generator=g), torch.randint(0, classes, (n,), generator=g)
+    )
+
+
+def loader(dataset: Dataset[Any] | None = None, batch_size: int = 16) -> DataLoader[Any]:
+    return DataLoader(dataset if dataset is not None else data(), batch_size)
+
+
+class Net(pl.LightningModule):
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"logits": self(batch[0]), "target": batch[1]}
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+def expected(module: Any, dataset: Any, classes: int = CLASSES) -> list[list[int]]:
+    with torch.no_grad():
+        x, y = (torch.stack(z) for z in zip(*list(dataset), strict=True))
+        preds = module.net(x).argmax(1)
+    return confusion_matrix(y, preds, labels=list(range(classes))).tolist()
+
+
+def test_each_epoch_starts_from_zero_and_the_sanity_check_is_not_in_it(trainer: Any) -> None:
+    drive, net = Drive(), Net()
+    trainer(callbacks=[drive], max_epochs=3, num_sanity_val_steps=2).fit(net, loader(), loader())
+    assert [r.results["val"].total for r in drive.recorded] == [101, 101, 101]
+    assert drive.results["val"].matrix.tolist() == expected(net, data())
+    assert (drive.results["val"].epoch, drive.results["val"].step) == (2, 21)
+    json.dumps(drive.results["val"].to_dict())
+
+
+def test_validate_then_fit_then_test_on_one_recorder(trainer: Any) -> None:
+    drive, net = Drive(), Net()
+    made = trainer(callbacks=[drive])
+    made.validate(net, loader(), verbose=False)
+    made.fit(net, loader(), loader())
+    made.test(net, loader(), verbose=False)
+    assert [list(r.results) for r in drive.recorded] == [["val"], ["val"], ["test"]]
+    assert drive.results["test"].matrix.tolist() == expected(net, data())
+
+
+def test_what_was_inferred_is_said_once(trainer: Any) -> None:
+    drive = Drive()
+    trainer(callbacks=[drive], max_epochs=2).fit(Net(), loader(), loader())
+    assert [r.notes for r in drive.recorded] == [
+        ["val: multiclass, 5 classes, from `logits` and `target` of the returned dict"],
+        [],
+    ]
+    assert all(r.warnings == [] for r in drive.recorded)
+
+
+class TwoLoaders(Net):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return super().validation_step(batch, batch_idx)
+
+
+def test_each_loader_has_a_matrix_of_its_own(trainer: Any) -> None:
+    drive, net = Drive(), TwoLoaders()
+    sets = data(40), data(61, seed=1)
+    trainer(callbacks=[drive]).validate(net, [loader(s) for s in sets], verbose=False)
+    assert list(drive.results) == ["val", "val/dataloader_idx_1"]
+    for result, dataset in zip(drive.results.values(), sets, strict=True):
+        assert result.matrix.tolist() == expected(net, dataset)
+
+
+class Returns(Net):
+    """Returns whatever `make` says of the batch and the logits."""
+
+    def __init__(self, make: Callable[[Any, torch.Tensor], Any], classes: int = CLASSES) -> None:
+        super().__init__(classes)
+        self.make = make
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.make(batch, self(batch[0]))
+
+
+DICTS = {
+    "preds": lambda b, z: {"preds": z.argmax(1), "target": b[1]},
+    "scores as preds": lambda b, z: {"preds": z, "targets": b[1]},
+    "probs": lambda b, z: {"probs": z.softmax(1), "labels": b[1].int()},
+    "logits beside a loss": lambda b, z: {"loss": F.cross_entropy(z, b[1]), "logits": z, "y": b[1]},
+    "preds and logits": lambda b, z: {"preds": z.argmax(1), "logits": z, "target": b[1]},
+    "numbers in uint8": lambda b, z: {"preds": z.argmax(1), "target": b[1].to(torch.uint8)},
+    "half": lambda b, z: {"logits": z.double(), "target": b[1][:, None][:, 0]},
+}
+
+
+@pytest.mark.parametrize("style", DICTS)
+def test_a_returned_dict_gives_sklearns_matrix(trainer: Any, style: str) -> None:
+    drive, net = Drive(), Returns(DICTS[style])
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].matrix.tolist() == expected(net, data())
+    assert drive.recorded[0].warnings == []
+
+
+SOURCES: dict[str, tuple[Any, Any]] = {
+    "a function of the outputs": (lambda out, batch: out, lambda b, z: (z, b[1])),
+    "a function of the batch": (lambda out, batch: (out, batch[1]), lambda b, z: z),
+    "two keys": ("outputs:score,truth", lambda b, z: {"score": z, "truth": b[1]}),
+    "two indices": ("outputs:1,0", lambda b, z: (b[1], z)),
+}
+
+
+@pytest.mark.parametrize("style", SOURCES)
+def test_an_explicit_source_gives_sklearns_matrix(trainer: Any, style: str) -> None:
+    source, make = SOURCES[style]
+    drive, net = Drive(ConfusionMetrics(source=source)), Returns(make)
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].matrix.tolist() == expected(net, data())
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "one value": ({"source": lambda out, batch: out["logits"]}, "source returned Tensor"),
+    "three values": ({"source": lambda out, batch: (1, 2, 3)}, "source returned 3 values"),
+    "no tensors": ({"source": lambda out, batch: (None, out)}, "source gave NoneType and dict"),
+    "shapes": (
+        {"source": lambda out, batch: (out["logits"], batch[1][:-1])},
+        r"source gave preds \(16, 5\)",
+    ),
+    "no such key": ({"source": "outputs:x,target"}, "source='outputs:x,target': the step returned"),
+    "number of classes": ({"num_classes": 4}, "num_classes=4: `logits` and `target` of the return"),
+    "names": ({"class_names": list("abc")}, "num_classes=3"),
+    "task": ({"task": "multilabel"}, "task='multilabel'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_stops_at_the_first_batch_naming_the_argument(
+    trainer: Any, case: str
+) -> None:
+    kwargs, message = BAD[case]
+    drive = Drive(ConfusionMetrics(**kwargs))
+    with pytest.raises(ValueError, match=message):
+        trainer(callbacks=[drive]).validate(Net(), loader(), verbose=False)
+
+
+def test_one_logit_is_binary_and_cut_in_logit_space(trainer: Any) -> None:
+    drive = Drive(ConfusionMetrics(class_names=["ham", "spam"], threshold=0.8))
+    net = Returns(lambda b, z: {"logits": z, "target": b[1].float()[:, None]}, classes=1)
+    dataset = data(classes=2)
+    trainer(callbacks=[drive]).validate(net, loader(dataset), verbose=False)
+    x, y = dataset.tensors
+    with torch.no_grad():
+        preds = net.net(x)[:, 0].sigmoid() > 0.8
+    result = drive.results["val"]
+    assert result.matrix.tolist() == confusion_matrix(y, preds).tolist()
+    assert result.task == "binary"
+    assert "f1_class/spam" in result.scores
+    assert drive.recorded[0].notes == [
+        "val: binary, 2 classes, from `logits` and `target` of the returned dict; "
+        "logits cut at probability 0.8"
+    ]
+
+
+def test_labels_alone_are_counted_up_to_the_highest_one_seen(trainer: Any) -> None:
+    drive = Drive()
+    net = Returns(lambda b, z: {"preds": z.argmax(1), "target": b[1]})
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].matrix.shape == (CLASSES, CLASSES)
+
+
+class Named(TensorDataset):
+    classes = ("ant", "bee", "cat", "dog", "eel")
+
+
+def test_class_names_come_from_the_dataset(trainer: Any) -> None:
+    drive, net = Drive(), Net()
+    dataset = Subset(Named(*data().tensors), range(50))
+    trainer(callbacks=[drive]).validate(net, loader(dataset), verbose=False)
+    assert drive.results["val"].class_names == Named.classes
+    assert "f1_class/eel" in drive.results["val"].scores
+
+
+NOTHING: dict[str, Callable[[Any, torch.Tensor], Any]] = {
+    "a loss": lambda b, z: z.mean(),
+    "nothing": lambda b, z: None,
+    "a regression": lambda b, z: {"preds": z[:, 0], "target": b[0][:, 0]},
+    "other keys": lambda b, z: {"x": z, "loss": z.mean()},
+    "a tuple": lambda b, z: (z, b[1]),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_where_nothing_is_usable_one_sentence_says_what_was_seen(trainer: Any, case: str) -> None:
+    for config in (None, ConfusionMetrics()):
+        drive = Drive(config)
+        made = trainer(callbacks=[drive])
+        made.validate(Returns(NOTHING[case]), loader(), verbose=False)
+        made.validate(Returns(NOTHING[case]), loader(), verbose=False)
+        assert drive.results == {}
+        notes = [text for r in drive.recorded for text in r.notes]
+        warnings = [text for r in drive.recorded for text in r.warnings]
+        said = warnings if config else notes
+        assert len(said) == 1
+        assert 'Return {"preds": ..., "target": ...}' in said[0]
+        assert not (notes if config else warnings)
+
+
+def test_the_sentence_names_the_keys(trainer: Any) -> None:
+    drive = Drive()
+    trainer(callbacks=[drive]).validate(
+        Returns(NOTHING["other keys"]), loader(data(16)), verbose=False
+    )
+    assert drive.recorded[0].notes == [
+        "val: no confusion matrix, because the step returned a dict with `x` (16, 5), `loss` (). "
+        'Return {"preds": ..., "target": ...}, or pass ConfusionMetrics(source=...)'
+    ]
+
+
+def test_out_of_range_targets_and_nan_are_reported_once_with_their_number(trainer: Any) -> None:
+    def make(batch: Any, logits: torch.Tensor) -> Any:
+        logits, target = logits.clone(), batch[1].clone()
+        logits[0], target[1] = math.nan, 99
+        return {"logits": logits, "target": target}
+
+    drive = Drive()
+    made = trainer(callbacks=[drive])
+    for _ in range(2):
+        made.validate(Returns(make), loader(), verbose=False)
+    assert [r.warnings for r in drive.recorded] == [
+        [
+            "val: left out of the confusion matrix: 7 targets outside the 5 classes; "
+            "7 predictions that are NaN"
+        ],
+        [],
+    ]
+    assert drive.results["val"].total == 101 - 14
+
+
+def test_an_epoch_in_which_nothing_counts_is_nan_with_one_warning(trainer: Any) -> None:
+    drive = Drive()
+    net = Returns(lambda b, z: {"logits": z, "target": torch.full_like(b[1], -100)})
+    made = trainer(callbacks=[drive])
+    for _ in range(2):
+        made.validate(net, loader(), verbose=False)
+    assert [r.warnings for r in drive.recorded] == [
+        ["val: no sample was counted, so every score is NaN"],
+        [],
+    ]
+    assert all(math.isnan(v) for v in drive.results["val"].scores.values())
+    assert drive.results["val"].ignored == 101
+
+
+def test_a_result_reads_well_in_a_terminal() -> None:
+    recorder = Recorder(ConfusionMetrics(class_names=["ham", "spam"]))
+    target = torch.tensor([1] * 40 + [0] * 160)
+    preds = torch.tensor([1] * 30 + [0] * 10 + [1] * 6 + [0] * 154)
+    recorder.start("val", nn.Linear(1, 1), None)
+    recorder.after_step({"preds": preds, "target": target}, target)
+    assert str(recorder.stop().results["val"]) == (
+        "accuracy 0.9200, precision 0.8333, recall 0.7500, f1 0.7895, f1_macro 0.8700, "
+        "mcc 0.7418 (200 samples, 2 classes)\n"
+        "  accuracy 0.920 hides that recall of `spam` is 0.75\n"
+        "  class  support  precision  recall     f1  most confused with\n"
+        "  ham        160      0.939   0.963  0.951  spam (6x)\n"
+        "  spam        40      0.833   0.750  0.789  ham (10x)"
+    )
