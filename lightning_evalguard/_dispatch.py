@@ -15,6 +15,7 @@ from functools import cached_property
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -85,6 +86,28 @@ class Op:
             if values.get("training") or values.get("use_input_stats"):
                 found += tensors_in([values.get("running_mean"), values.get("running_var")])
         return tuple(found)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether this call draws random numbers: by its arguments, defaults filled in.
+
+        SDPA's kernels carry the tag of a random operator with ``dropout_p=0`` too, and under
+        inference mode ``dropout`` itself arrives with ``train=False``.
+        """
+        if not _may_draw(self.func):
+            return False
+        out = next(iter(tensors_in(self.out)), None)
+        if out is not None and (out.numel() == 0 or out.is_meta):
+            return False
+        values = self.arguments
+        if "dropout_p" in values:
+            return bool(values["dropout_p"] > 0)
+        if "dropout" in values:  # recurrent layers drop between layers only
+            drops = bool(values.get("train") and values["dropout"] > 0)
+            return drops and values.get("num_layers", 2) > 1
+        if "train" in values:
+            return values["train"] is not False and values.get("p") != 0
+        return bool(values.get("training", True))
 
     @cached_property
     def site(self) -> Site | None:
@@ -183,6 +206,17 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _schema(func: Any) -> Any:
     # Higher-order operators (cond, flex_attention) have none.
     return getattr(getattr(func, "_schema", None), "arguments", ())
+
+
+# tagged as seeded, and draws nothing
+_DRAWS_NOTHING = frozenset({"_fused_sdp_choice", "_nested_tensor_softmax_with_shape"})
+
+
+@functools.cache
+def _may_draw(func: Any) -> bool:
+    name = func.__name__.partition(".")[0]
+    seeded = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+    return seeded and name not in _DRAWS_NOTHING and not name.endswith("_backward")
 
 
 @functools.cache

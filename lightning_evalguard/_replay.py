@@ -141,6 +141,7 @@ class Look:
         *subscribers: Subscriber,
         args: tuple[Any, ...] | None = None,
         seed: int | None = None,
+        strict: bool = True,
     ) -> Outcome:
         """Run the step again, each operator told to `subscribers`, and undo what it did.
 
@@ -149,6 +150,8 @@ class Look:
             args: Other arguments than the step had: a part of the batch.
             seed: Seed every shared generator with it; by default each starts where it stood
                 before the step.
+            strict: Raise what a subscriber raised, after everything is undone; else it stands in
+                the outcome.
         """
         outcome = Outcome()
         writes = Writes(self._held)
@@ -176,6 +179,8 @@ class Look:
             except Exception as error:  # noqa: BLE001 - the step ran before: this is the replay's
                 outcome.error = error.with_traceback(None)
         outcome.failures = watch.failures
+        if strict and outcome.failures:
+            raise outcome.failures[0][1]
         return outcome
 
 

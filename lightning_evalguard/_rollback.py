@@ -99,9 +99,9 @@ class Generators:
             if device not in since.torch or not torch.equal(state, since.torch[device]):
                 found.append("torch")
                 break
-        if self.python != since.python:
+        if None not in (self.python, since.python) and self.python != since.python:
             found.append("python")
-        if not same_numpy_state(self.numpy, since.numpy):
+        if None not in (self.numpy, since.numpy) and not same_state(self.numpy, since.numpy):
             found.append("numpy")
         return found
 
@@ -120,11 +120,15 @@ def numpy_state() -> Any:
     return numpy.random.get_state() if numpy is not None else None
 
 
-def same_numpy_state(a: Any, b: Any) -> bool:
-    """Whether two results of `numpy_state` are one state."""
-    if not (isinstance(a, tuple) and isinstance(b, tuple)):
-        return (a is None) == (b is None)
-    return a[2:] == b[2:] and a[0] == b[0] and bool((a[1] == b[1]).all())
+def same_state(a: Any, b: Any) -> bool:
+    """Whether two states of one generator are equal, of torch, python or numpy."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
+    if isinstance(a, tuple) and len(a) < 100:
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return bool(a.tobytes() == b.tobytes()) if hasattr(a, "tobytes") else bool(a == b)
 
 
 # what the step holds
@@ -159,7 +163,11 @@ class Held:
     def hold_generator(self, generator: Any) -> None:
         """Have a private generator put back by `restore_generators`."""
         if all(generator is not known for known, _ in self._generators):
-            self._generators.append((generator, _generator_state(generator)))
+            self._generators.append((generator, generator_state(generator)))
+
+    def generators(self) -> list[Any]:
+        """The private generators held."""
+        return [generator for generator, _ in self._generators]
 
     def restore_generators(self) -> None:
         """Put back the private generators."""
@@ -431,7 +439,8 @@ def is_generator(kind: type) -> bool:
     )
 
 
-def _generator_state(generator: Any) -> Any:
+def generator_state(generator: Any) -> Any:
+    """State of a generator of torch, python or numpy."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
@@ -479,8 +488,9 @@ __all__ = [
     "Generators",
     "Held",
     "Writes",
+    "generator_state",
     "numpy_state",
-    "same_numpy_state",
+    "same_state",
     "torch_generators",
     "unchanged_world",
 ]

@@ -1,0 +1,662 @@
+"""Does an evaluation step draw random numbers?"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import random
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evalguard._allow import allowed
+from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, tensors_in
+from lightning_evalguard._replay import Look
+from lightning_evalguard._rollback import (
+    Generators,
+    Held,
+    generator_state,
+    numpy_state,
+    parts,
+    same_state,
+    torch_generators,
+)
+from lightning_evalguard._source import LIBRARIES, Site, owner_of
+from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.report import Finding
+
+# python's and numpy's states take ten times as long to read as torch's
+_HOST_FIRST, _HOST_EVERY = 3, 16
+
+
+class StochasticCheck(Check):
+    """The `stochastic` check: the shared generators around every step, the operators in a witness.
+
+    Dropout that is active is certain. Sampling by any other operation is a suspicion: a VAE, a
+    diffusion model or a bootstrap means it.
+    """
+
+    name = "stochastic"
+
+    def __init__(self) -> None:
+        self._root: nn.Module | None = None
+        self._batches = 0
+        self._moved: list[str] = []
+        self._explained: set[str] = set()
+        self._private: list[tuple[Any, Any]] = []
+        self.before: Generators | None = None
+
+    def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
+        self._root = root
+        self._batches = 0
+        self._private = [(g, None) for g in Held([root]).generators()]
+        self._explained.clear()
+        return ()
+
+    def close(self, now: Moment) -> Iterable[Finding]:
+        self._root = self.before = None
+        self._private = []
+        return ()
+
+    def start(self, now: Moment) -> Iterable[Finding]:
+        self._batches = 0
+        return ()
+
+    def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        self._moved, self.before = [], None
+        if now.stage not in self._explained:
+            host = self._batches < _HOST_FIRST or self._batches % _HOST_EVERY == 0
+            self.before = Generators.capture(host=host)
+        self._batches += 1
+        return ()
+
+    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        before = self.before
+        if before is not None:
+            self._moved = Generators.capture(host=before.python is not None).moved(before)
+            self._moved += self._private_moved()
+        return ()
+
+    def _private_moved(self) -> list[str]:
+        """Whether a generator that the model holds ends each step elsewhere than the last.
+
+        One that is seeded anew in each step ends where it ended before.
+        """
+        if not self._private:
+            return []
+        states = [(g, generator_state(g)) for g, _ in self._private]
+        last, self._private = self._private, states
+        same = all(
+            a is None or same_state(a, b) for (_, a), (_, b) in zip(last, states, strict=True)
+        )
+        return [] if same else ["private"]
+
+    def tripped(self) -> bool:
+        """Whether a shared generator moved in the step that just ended."""
+        return bool(self._moved)
+
+    def watch(self, now: Moment, replay: bool) -> Subscriber:
+        """The draws of the step, and in a replay what every operator gave."""
+        return Draws(self._tree(), trace=replay)
+
+    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+        """Name what was drawn, once for each place."""
+        moved, self._moved = self._moved, []
+        findings = self._explain(now, seen, moved, look)
+        if moved or findings:
+            # One explanation a kind of run: what is meant, and allowed, fires at every batch.
+            self._explained.update({now.stage} | _SAME_KIND.get(now.stage, set()))
+        return findings
+
+    def _explain(
+        self, now: Moment, seen: Subscriber | None, moved: list[str], look: Look | None
+    ) -> list[Finding]:
+        if not isinstance(seen, Draws):
+            return [_moved_somewhere(now, which) for which in moved]
+        # Watched alone and no generator moved: what was drawn was drawn from a fork or a private
+        # generator, most often one seeded for it.
+        draws = [d for d in seen.draws if d.dropout or (moved and not d.private)]
+        others: list[Finding] = []
+        if look is not None:
+            draws, others = self._run_again(now, seen, moved, look)
+        else:
+            others = [_moved_somewhere(now, w) for w in moved if w != "torch" or not seen.shared]
+        return [*_findings(now, draws), *others]
+
+    def _tree(self) -> nn.Module:
+        assert self._root is not None, "open() comes first"
+        return self._root
+
+    def _run_again(
+        self, now: Moment, seen: Draws, moved: list[str], look: Look
+    ) -> tuple[list[Draw], list[Finding]]:
+        """What one replay cannot tell: which draws are fixed, and what moves by itself."""
+        others: list[Finding] = []
+        second = Draws(self._tree(), trace=True)
+        same = look.again(second).error is None
+        private = {d.index for d in seen.draws if d.private}
+        fixed = _equal_at(seen, second, private) if same else private
+        differs = first_difference(seen, second) if same else None
+        if differs is not None and all(d.index != differs for d in seen.draws):
+            at = _At(self._tree(), differs)
+            look.again(at)
+            if at.place is not None:
+                others.append(_differing(now, at.place))
+        sampled = {d.index for d in seen.draws if not d.dropout} - private
+        if sampled:
+            reseeded = Draws(self._tree(), trace=True)
+            if look.again(reseeded, seed=_OTHER_SEED).error is None:
+                fixed |= _equal_at(seen, reseeded, sampled)
+        draws = [d for d in seen.draws if d.index not in fixed]
+        by_lines = [w for w in moved if w in _STATES and (w != "torch" or seen.shared <= fixed)]
+        if by_lines:
+            others += self._name_lines(now, by_lines, look)
+        return draws, others
+
+    def _name_lines(self, now: Moment, moved: list[str], look: Look) -> list[Finding]:
+        """The lines that moved a generator without an operator, by running them one by one."""
+        lines = _Lines(moved)
+        with lines:
+            look.again()
+        found = [_drawn_on_host(now, which, site) for which, site in lines.found]
+        named = {which for which, _ in lines.found} | lines.allowed
+        return found + [_moved_somewhere(now, which) for which in moved if which not in named]
+
+
+_SAME_KIND = {"sanity_check": {"validate"}, "validate": {"sanity_check"}}
+_OTHER_SEED = 2_718_281_828
+
+
+# the operators
+
+
+@dataclass
+class Draw:
+    """One operator that drew random numbers, where it stands, and what mends it.
+
+    Attributes:
+        index: Of the operator in the step.
+        op: Its name.
+        dropout: Whether it is dropout or a kin of it.
+        private: Whether it drew from a generator of its own.
+        site: The nearest place outside the libraries.
+        subject: Qualified name of the module, or how to write where an unregistered one hides.
+        module: Its class.
+        mend: What mends the module, where that mends the draw.
+    """
+
+    index: int
+    op: str
+    dropout: bool = False
+    private: bool = False
+    site: Site | None = None
+    subject: str | None = None
+    module: type[nn.Module] | None = None
+    mend: str = ""
+
+
+class Draws(Subscriber):
+    """Every draw of a step that is not allowed, and, if `trace`, a sample of what each op gave."""
+
+    def __init__(self, root: nn.Module, trace: bool = False) -> None:
+        self.draws: list[Draw] = []
+        self.shared: set[int] = set()  # all operators that drew from a shared generator
+        self.samples: list[Sample] = []
+        self._root = root
+        self._names = ModuleNames(root)
+        self._trace = trace
+        self._mask: tuple[Draw, Any, Any] | None = None
+
+    def after(self, op: Op) -> None:
+        if self._mask is not None:
+            draw, mask, keep = self._mask
+            self._mask = None
+            draw.dropout |= _rescales(op, mask, keep)
+        meant = allowed("stochastic")
+        if self._trace:
+            self.samples.append(Sample.of(op, meant))
+        if not op.draws:
+            return
+        if not _is_private(op):
+            self.shared.add(op.index)
+        # A module in train mode is for the `modes` check to find; what it draws follows from that.
+        _, module = self._names.nearest(op)
+        if meant or (module is not None and module.training and op.module is module):
+            return
+        draw = place(op, self._root, self._names)
+        self.draws.append(draw)
+        if op.name == "bernoulli_":
+            self._mask = (draw, op.out, op.arguments.get("p"))
+
+
+_FAMILY = re.compile(r"dropout|rrelu|attention|^_?(lstm|gru|rnn)|_rnn")
+_DROPS = re.compile(r"drop_?path|stochastic_?depth|drop_?block|drop_?connect", re.IGNORECASE)
+
+
+def _is_dropout(op: Op, module: nn.Module | None) -> bool:
+    """Whether a draw is dropout or a kin of it; its operator may be a plain `bernoulli_`."""
+    if _FAMILY.search(op.name):
+        return True
+    for frame in op.stack():
+        owner = owner_of(frame.f_code.co_filename)
+        if _DROPS.search(frame.f_code.co_name):
+            return True
+        if owner != "torch":
+            break
+        if op.name.startswith("bernoulli") and "drop" in frame.f_code.co_name:
+            return True
+    return module is not None and bool(_DROPS.search(type(module).__name__))
+
+
+def _rescales(op: Op, mask: Any, keep: Any) -> bool:
+    """Whether `op` divides a fresh mask by its keep probability, as ATen's dropout does."""
+    return (
+        op.name in ("div_", "div")
+        and bool(op.args)
+        and op.args[0] is mask
+        and isinstance(keep, float)
+        and op.args[1:2] == (keep,)
+    )
+
+
+def _is_private(op: Op) -> bool:
+    generator = op.kwargs.get("generator")
+    return generator is not None and all(generator is not g for _, g in torch_generators())
+
+
+def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
+    """Where a draw stands, and what mends it."""
+    chain = list(op.modules())
+    known = next((i for i, m in enumerate(chain) if m in names), len(chain))
+    module = chain[known] if known < len(chain) else None
+    subject, mend = names.of(module), ""
+    if known > 0:  # the innermost ones are not registered
+        subject, mend = _where_hidden(chain[known - 1], chain[0], root, op)
+        module = chain[0]
+    elif any(_in_init(frame) for frame in op.stack()):
+        mend = "Create the module in `__init__`."
+    return Draw(
+        op.index,
+        op.name,
+        _is_dropout(op, module),
+        _is_private(op),
+        op.site,
+        subject,
+        type(module) if module is not None else None,
+        mend,
+    )
+
+
+def _in_init(frame: FrameType) -> bool:
+    return frame.f_code.co_filename == nn.init.__file__ or (
+        frame.f_code.co_name in ("reset_parameters", "_reset_parameters")
+    )
+
+
+# modules that `.eval()` never reaches
+
+_OWN = frozenset({"_modules", "_parameters", "_buffers", "_trainer", "_fabric"})
+_DEEP = 6
+
+
+def _where_hidden(
+    hidden: nn.Module, innermost: nn.Module, root: nn.Module, op: Op
+) -> tuple[str, str]:
+    """How to write the place of an unregistered module, and how to have it registered."""
+    below = next((f".{n}" for n, m in hidden.named_modules() if m is innermost and n), "")
+    found = find_unregistered(hidden, root)
+    if found is not None:
+        owner, path = found
+        return (f"{owner}.{path}" if owner else path) + below, _register(path)
+    for frame in op.stack():
+        if owner_of(frame.f_code.co_filename) in ("torch", "stdlib"):
+            continue
+        for scope in (frame.f_globals, _free(frame)):
+            for name, value in scope.items():
+                held = value is hidden or any(part is hidden for _, part in _shallow(value))
+                if held:
+                    where = "global" if scope is frame.f_globals else "closure"
+                    return f"<{where} {name}>{below}", "Assign it to an attribute of the model."
+    made_in = op.site.function if op.site is not None else "forward"
+    return f"<created in {made_in}>{below}", "Create it in `__init__`."
+
+
+def _register(path: str) -> str:
+    if "<closure" in path or ".keywords" in path or ".args" in path or ".func" in path:
+        return "Assign it to an attribute of the model."
+    name = re.match(r"\w+", path)
+    attribute = f"self.{name.group()}" if name else "it"
+    last = re.search(r"\[[^\]]*\]$", path)
+    if last is None:
+        return "Assign it to an attribute of the model."
+    if last.group()[1:-1].isdigit():
+        return f"Make `{attribute}` an nn.ModuleList."
+    return f"Make `{attribute}` an nn.ModuleDict."
+
+
+def _shallow(value: object) -> Iterable[tuple[str, object]]:
+    return parts(value) if isinstance(value, (list, tuple, dict)) else ()
+
+
+def _free(frame: FrameType) -> dict[str, Any]:
+    held = frame.f_locals
+    return {name: held[name] for name in frame.f_code.co_freevars if name in held}
+
+
+def find_unregistered(target: nn.Module, root: nn.Module) -> tuple[str, str] | None:
+    """Where among the attributes of `root`'s modules `target` hides from ``named_modules()``.
+
+    Returns:
+        Qualified name of the registered module and the path below it: ``("encoder", "drops[0]")``.
+    """
+    seen: set[int] = set()
+    for owner, module in root.named_modules():
+        stack = [
+            (name, value, 0)
+            for name, value in reversed(list(vars(module).items()))
+            if name not in _OWN and not name.endswith("_hooks")
+        ]
+        while stack:
+            path, thing, depth = stack.pop()
+            if thing is target:
+                return owner, path
+            if depth > _DEEP or id(thing) in seen or isinstance(thing, Tensor):
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, nn.Module):
+                continue
+            below = [(path + step, part, depth + 1) for step, part in parts(thing)]
+            stack += reversed(below)
+    return None
+
+
+# what differs from one replay to the next
+
+_SAMPLED = 64
+_EMPTY = frozenset(
+    {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"}
+)
+
+
+@dataclass
+class Sample:
+    """A few elements of what one operator gave."""
+
+    func: Any
+    values: Tensor | None
+    meant: bool
+
+    @classmethod
+    def of(cls, op: Op, meant: bool) -> Sample:
+        """Sample the first result; memory that nobody has written yet is zeroed first."""
+        out = next(iter(tensors_in(op.out)), None)
+        if out is None or out.numel() < 2 or out.layout is not torch.strided or out.is_meta:
+            return cls(op.func, None, meant)
+        try:
+            if op.name in _EMPTY:
+                out.detach().zero_()
+            flat = out.detach().reshape(-1)
+            step = max(1, flat.numel() // _SAMPLED)
+            return cls(op.func, flat[::step][:_SAMPLED].clone(), meant)
+        except (RuntimeError, NotImplementedError):  # a layout or a subclass without these
+            return cls(op.func, None, meant)
+
+    def differs(self, other: Sample) -> bool:
+        """Whether the values differ by more than the order of a sum explains."""
+        a, b = self.values, other.values
+        if a is None or b is None or a.shape != b.shape:
+            return False
+        if not a.is_floating_point():
+            return not torch.equal(a, b)
+        a, b = a.double(), b.double()
+        scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        return not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
+def first_difference(first: Draws, second: Draws) -> int | None:
+    """Index of the first operator that gave other values in a replay from the same state."""
+    for index, (a, b) in enumerate(zip(first.samples, second.samples, strict=False)):
+        if a.func is not b.func or a.meant or b.meant:
+            return None
+        if a.differs(b):
+            return index
+    return None
+
+
+def _equal_at(first: Draws, second: Draws, indices: set[int]) -> set[int]:
+    """Those of `indices` whose operators gave the same values in both."""
+    pairs = list(zip(first.samples, second.samples, strict=False))
+    return {
+        i
+        for i in indices
+        if i < len(pairs)
+        and pairs[i][0].func is pairs[i][1].func
+        and pairs[i][0].values is not None
+        and not pairs[i][0].differs(pairs[i][1])
+    }
+
+
+class _At(Subscriber):
+    """The place of one operator, known by its index."""
+
+    def __init__(self, root: nn.Module, index: int) -> None:
+        self.place: Draw | None = None
+        self._index = index
+        self._names = ModuleNames(root)
+
+    def after(self, op: Op) -> None:
+        if op.index == self._index:
+            subject, module = self._names.nearest(op)
+            kind = type(module) if module is not None else None
+            self.place = Draw(op.index, op.name, site=op.site, subject=subject, module=kind)
+
+
+# lines that draw without an operator
+
+
+class _Lines:
+    """Which lines of the user's and of libraries' code move a shared generator.
+
+    Reads the generators at every line, so it stands around one replay only. Where a debugger or
+    a coverage tool traces this thread it does nothing.
+    """
+
+    def __init__(self, which: Iterable[str]) -> None:
+        self.found: list[tuple[str, Site]] = []
+        self.allowed: set[str] = set()
+        self._which = list(which)
+        self._lines: dict[FrameType, int] = {}
+        self._states: dict[str, Any] = {}
+        self._tracing = False
+
+    def __enter__(self) -> _Lines:
+        if sys.gettrace() is None:
+            self._tracing = True
+            sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tracing:
+            sys.settrace(None)
+        self._lines.clear()
+
+    def _call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if owner_of(frame.f_code.co_filename) in LIBRARIES:
+            return None
+        caller = frame.f_back
+        while caller is not None and caller not in self._lines:
+            caller = caller.f_back
+        if caller is None:  # what happened above the step is no line of it
+            self._states = {which: _STATES[which]() for which in self._which}
+        else:
+            self._look(caller, caller.f_lineno)
+        self._lines[frame] = frame.f_lineno
+        return self._line
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any]:
+        self._look(frame, self._lines.get(frame, frame.f_lineno))
+        if event == "return":
+            self._lines.pop(frame, None)
+        else:
+            self._lines[frame] = frame.f_lineno
+        return self._line
+
+    def _look(self, frame: FrameType, line: int) -> None:
+        for which in self._which:
+            state = _STATES[which]()
+            if _SAME[which](state, self._states[which]):
+                continue
+            self._states[which] = state
+            if allowed("stochastic"):
+                self.allowed.add(which)
+                continue
+            code = frame.f_code
+            text = linecache.getline(code.co_filename, line).strip()
+            owner = owner_of(code.co_filename)
+            site = Site(f"{code.co_filename}:{line}", text, code.co_name, owner)
+            if (which, site) not in self.found:
+                self.found.append((which, site))
+
+
+_STATES: dict[str, Callable[[], Any]] = {
+    "torch": lambda: [generator.get_state() for _, generator in torch_generators()],
+    "python": random.getstate,
+    "numpy": numpy_state,
+}
+_SAME: dict[str, Callable[[Any, Any], bool]] = {
+    "torch": lambda a, b: all(torch.equal(x, y) for x, y in zip(a, b, strict=False)),
+    "python": lambda a, b: bool(a == b),
+    "numpy": same_state,
+}
+
+
+# words
+
+
+def _findings(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
+    groups: dict[tuple[Any, ...], list[Draw]] = {}
+    for draw in draws:
+        location = draw.site.location if draw.site is not None else draw.subject
+        groups.setdefault((location, draw.module, draw.mend, draw.dropout), []).append(draw)
+    for group in groups.values():
+        first = replace(group[0], subject=_common([d.subject for d in group]))
+        fact = f"{_said(first)} drew random numbers in eval mode"
+        yield _of_draw(now, first, fact, _remedy(first), first.dropout, len(group))
+
+
+def _remedy(draw: Draw) -> str:
+    said = draw.site.expression if draw.site is not None else ""
+    if draw.mend or not draw.dropout:
+        return draw.mend or _if_meant(draw.subject, draw.site)
+    if draw.module is not None and issubclass(draw.module, torch.jit.ScriptModule):
+        return "Call `.eval()` on the model before `torch.jit.trace`."
+    if draw.module is not None and issubclass(draw.module, torch.fx.GraphModule):
+        return "Call `.eval()` on the model before it is traced."
+    if draw.site is not None and draw.site.owner != "user":
+        return f"Set the dropout rate of {draw.site.owner}'s module to 0 for evaluation."
+    if "scaled_dot_product" in said or ("attention" in draw.op and "multi_head" not in said):
+        return "Pass dropout_p=p if self.training else 0.0."
+    if draw.op.startswith("bern") and "dropout" not in said and "multi_head" not in said:
+        return "Draw it only `if self.training`."
+    return "Pass training=self.training."
+
+
+def _said(draw: Draw) -> str:
+    return f"`{draw.site.expression}`" if draw.site is not None else "the step"
+
+
+def _differing(now: Moment, draw: Draw) -> Finding:
+    fact = f"{_said(draw)} gave other values when the step ran again on the same batch and seeds"
+    return _of_draw(now, draw, fact, _if_meant(draw.subject, draw.site), certain=False)
+
+
+def _of_draw(
+    now: Moment, draw: Draw, fact: str, remedy: str, certain: bool, count: int = 1
+) -> Finding:
+    kind = draw.module.__name__ if draw.module is not None else None
+    return _finding(now, fact, remedy, draw.subject, kind, draw.site, certain, count)
+
+
+def _drawn_on_host(now: Moment, which: str, site: Site) -> Finding:
+    return _finding(
+        now,
+        f"`{site.expression}` moved {_WORDS[which]} in eval mode",
+        _if_meant(None, site),
+        None,
+        None,
+        site,
+        certain=False,
+    )
+
+
+def _moved_somewhere(now: Moment, which: str) -> Finding:
+    return _finding(
+        now,
+        f"the step moved {_WORDS[which]}",
+        'Pass allow={"stochastic": ["*"]} if it is meant.',
+        "",
+        None,
+        None,
+        certain=False,
+    )
+
+
+_WORDS = {
+    "torch": "torch's global generator",
+    "python": "python's global generator",
+    "numpy": "numpy's global generator",
+    "private": "a generator that the model holds",
+}
+
+
+def _if_meant(subject: str | None, site: Site | None) -> str:
+    pattern = subject
+    if not pattern and site is not None:
+        pattern = "*/" + os.path.basename(site.location.rpartition(":")[0])
+    return f'Pass allow={{"stochastic": ["{pattern or "*"}"]}} if it is meant.'
+
+
+def _common(subjects: list[str | None]) -> str | None:
+    """The module that holds all of `subjects`."""
+    if not subjects or any(s is None for s in subjects):
+        return None
+    shared: list[str] = []
+    for level in zip(*(s.split(".") for s in subjects if s is not None), strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def _finding(
+    now: Moment,
+    fact: str,
+    remedy: str,
+    subject: str | None,
+    subject_type: str | None,
+    site: Site | None,
+    certain: bool,
+    count: int = 1,
+) -> Finding:
+    return Finding(
+        check="stochastic",
+        stage=now.stage,
+        fact=fact,
+        remedy=remedy,
+        subject=subject,
+        subject_type=subject_type,
+        location=site.location if site is not None else None,
+        expression=site.expression if site is not None else None,
+        function=site.function if site is not None else None,
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+        count=count,
+        certain=certain,
+    )
