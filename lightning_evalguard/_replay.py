@@ -48,13 +48,8 @@ class Witness(Protocol):
     def tripped(self) -> bool:
         """Whether this check's tripwire fired in the step that just ended; asked once a step."""
 
-    def watch(self, now: Moment, replay: bool) -> Subscriber:
-        """A fresh subscriber for the step that is about to be shown.
-
-        Args:
-            now: Where the run stands.
-            replay: Whether it is run again for this, so that time and results do not matter.
-        """
+    def watch(self, now: Moment) -> Subscriber:
+        """A fresh subscriber for the step that is about to be shown."""
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
         """The step was shown: say what it did.
@@ -74,13 +69,11 @@ class Outcome:
 
     Attributes:
         outputs: What the step returned.
-        logged: What it logged, as far as the adapter caught it.
         error: Why it could not be run to its end; its effects are undone all the same.
         failures: Subscribers that raised and were dropped, with what they raised.
     """
 
     outputs: Any = None
-    logged: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
     failures: list[tuple[Subscriber, Exception]] = field(default_factory=list)
 
@@ -102,7 +95,7 @@ class Look:
         kwargs: Its keyword arguments.
         before: The generators as they stood before the step ran.
         beside: Other objects that the step can reach and change: optimizers, schedulers.
-        isolate: Enters what keeps a replay out of the loop's books; gives what the step logged.
+        isolate: Keeps a replay out of the loop's books and the loggers.
 
     Raises:
         CannotReplay: The step cannot be run again on these arguments; the message says why.
@@ -117,7 +110,7 @@ class Look:
         *,
         before: Generators,
         beside: Iterable[object] = (),
-        isolate: Callable[[], AbstractContextManager[dict[str, Any]]] | None = None,
+        isolate: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         self.root = root
         self.args = args
@@ -164,7 +157,7 @@ class Look:
             undo.enter_context(_quietly())
             undo.enter_context(_eagerly())
             if self._isolate is not None:
-                outcome.logged = undo.enter_context(self._isolate())
+                undo.enter_context(self._isolate())
             if seed is None:
                 self._before.restore()
             else:

@@ -51,7 +51,7 @@ class BatchCheck(Check):
         """Never: only a replay can tell."""
         return False
 
-    def watch(self, now: Moment, replay: bool) -> Subscriber:
+    def watch(self, now: Moment) -> Subscriber:
         """Nothing of the shared showing: this check replays under its own hooks."""
         return Subscriber()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, tensors_in
-from lightning_evalguard._replay import Look
+from lightning_evalguard._replay import Look, replaying
 from lightning_evalguard._rollback import (
     Generators,
     Held,
@@ -101,9 +101,9 @@ class StochasticCheck(Check):
         """Whether a shared generator moved in the step that just ended."""
         return bool(self._moved)
 
-    def watch(self, now: Moment, replay: bool) -> Subscriber:
+    def watch(self, now: Moment) -> Subscriber:
         """The draws of the step, and in a replay what every operator gave."""
-        return Draws(self._tree(), trace=replay)
+        return Draws(self._tree())
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
         """Name what was drawn, once for each place."""
@@ -138,7 +138,7 @@ class StochasticCheck(Check):
     ) -> tuple[list[Draw], list[Finding]]:
         """What one replay cannot tell: which draws are fixed, and what moves by itself."""
         others: list[Finding] = []
-        second = Draws(self._tree(), trace=True)
+        second = Draws(self._tree())
         same = look.again(second).error is None
         private = {d.index for d in seen.draws if d.private}
         fixed = _equal_at(seen, second, private) if same else private
@@ -150,7 +150,7 @@ class StochasticCheck(Check):
                 others.append(_differing(now, at.place))
         sampled = {d.index for d in seen.draws if not d.dropout} - private
         if sampled:
-            reseeded = Draws(self._tree(), trace=True)
+            reseeded = Draws(self._tree())
             if look.again(reseeded, seed=_OTHER_SEED).error is None:
                 fixed |= _equal_at(seen, reseeded, sampled)
         draws = [d for d in seen.draws if d.index not in fixed]
@@ -202,15 +202,14 @@ class Draw:
 
 
 class Draws(Subscriber):
-    """Every draw of a step that is not allowed, and, if `trace`, a sample of what each op gave."""
+    """Every draw of a step that is not allowed, and in a replay a sample of what each op gave."""
 
-    def __init__(self, root: nn.Module, trace: bool = False) -> None:
+    def __init__(self, root: nn.Module) -> None:
         self.draws: list[Draw] = []
         self.shared: set[int] = set()  # all operators that drew from a shared generator
         self.samples: list[Sample] = []
         self._root = root
         self._names = ModuleNames(root)
-        self._trace = trace
         self._mask: tuple[Draw, Any, Any] | None = None
 
     def after(self, op: Op) -> None:
@@ -219,7 +218,7 @@ class Draws(Subscriber):
             self._mask = None
             draw.dropout |= _rescales(op, mask, keep)
         meant = allowed("stochastic")
-        if self._trace:
+        if replaying():
             self.samples.append(Sample.of(op, meant))
         if not op.draws:
             return
