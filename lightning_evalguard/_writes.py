@@ -1,0 +1,193 @@
+"""What the operators of a step show of a model's state: who writes it, reads it on, or makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evalguard._allow import allowed
+from lightning_evalguard._dispatch import Op, Subscriber, storage_key, tensors_in
+from lightning_evalguard._source import Site
+from lightning_evalguard._state import Inventory, Kept
+
+# These join or move values; what they give is still the attribute's own.
+_GATHERING = frozenset(
+    {"cat", "stack", "copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_", "where"}
+)
+_FROM_PARAMETER, _FROM_ELSEWHERE = 1, 2
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where what a model holds lives in memory, by storage.
+
+    Attributes:
+        held: Names of parameters and buffers.
+        attributes: Paths of tensors in plain attributes.
+        batch: The batch.
+        parameters: Those of `held` that are parameters.
+    """
+
+    held: Mapping[int, list[str]]
+    attributes: Mapping[int, list[str]]
+    batch: frozenset[int]
+    parameters: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        inventory: Inventory,
+        attributes: Mapping[str, Mapping[str, Kept]],
+        batch: Iterable[Tensor],
+    ) -> Places:
+        """The places of this moment."""
+        held: dict[int, list[str]] = {}
+        parameters: set[int] = set()
+        for name, h in inventory.held.items():
+            key = None if h.lazy else storage_key(h.tensor)
+            if key is not None:
+                held.setdefault(key, []).append(name)
+                if h.kind == "parameter":
+                    parameters.add(key)
+        plain: dict[int, list[str]] = {}
+        for attribute, paths in attributes.items():
+            for path, k in paths.items():
+                tensor = k.ref()
+                key = None if tensor is None else storage_key(tensor)
+                if key is not None and key not in held:
+                    plain.setdefault(key, []).append(attribute + path)
+        keys = {key for t in batch if (key := storage_key(t)) is not None}
+        return cls(held, plain, frozenset(keys), frozenset(parameters))
+
+
+class Writes(Subscriber):
+    """Sees where a step first writes to what the model holds, and what it makes of attributes.
+
+    Args:
+        places: Where things live.
+        attribute: Gives the tensor in a plain attribute by its path, for `watched`.
+        watched: Paths of attributes that the step is about to make anew.
+
+    Attributes:
+        sites: By name or path, where it is first written.
+        combined: Plain attributes that enter the computation, and where.
+        allowed: Names that are written inside ``allow("state")`` and nowhere else.
+        batch: Where the batch is first written.
+        backward: Where the step runs backward.
+        products: Of `watched`, those made of parameters and nothing else, and where.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        attribute: Callable[[str], Tensor | None] = lambda _: None,
+        watched: Iterable[str] = (),
+    ) -> None:
+        self.sites: dict[str, Site | None] = {}
+        self.combined: dict[str, Site | None] = {}
+        self.allowed: set[str] = set()
+        self.batch: Site | None = None
+        self.backward: Site | None = None
+        self.products: dict[str, Site | None] = {}
+        self._places = places
+        self._attribute = attribute
+        self._watched = set(watched)
+        self._origin = {
+            **dict.fromkeys(places.batch, _FROM_ELSEWHERE),
+            **dict.fromkeys(places.parameters, _FROM_PARAMETER),
+        }
+        self._made: dict[int, Site | None] = {}
+
+    def before(self, op: Op) -> None:
+        if self.backward is None and torch._C._current_graph_task_id() != -1:
+            self.backward = op.site
+        meant = allowed("state")
+        for tensor in op.written:
+            key = storage_key(tensor)
+            if key is None:
+                continue
+            held = self._places.held.get(key, ())
+            for name in (*held, *self._places.attributes.get(key, ())):
+                if meant:
+                    if name not in self.sites:
+                        self.allowed.add(name)
+                elif name not in self.sites:
+                    self.allowed.discard(name)
+                    self.sites[name] = op.site
+            if key in self._places.batch and self.batch is None and not meant:
+                self.batch = op.site
+
+    def after(self, op: Op) -> None:
+        inputs = list(tensors_in([*op.args, *op.kwargs.values()]))
+        keys = [storage_key(t) for t in inputs]
+        self._follow(op, keys)
+        if self._places.attributes and op.name not in _GATHERING:
+            for tensor, key in zip(inputs, keys, strict=True):
+                paths = self._places.attributes.get(key, ()) if key is not None else ()
+                if paths and self._enters(tensor, key, inputs, keys, op):
+                    for path in paths:
+                        self.combined.setdefault(path, op.site)
+
+    def _enters(
+        self,
+        tensor: Tensor,
+        key: int | None,
+        inputs: Iterable[Tensor],
+        keys: list[int | None],
+        op: Op,
+    ) -> bool:
+        """Whether an attribute's tensor makes a result, rather than a new value of itself.
+
+        A running sum, a histogram or a list of predictions is read to be written, and its shape
+        stays; a queue, a centre or a hidden state meets the batch, or the weights it follows.
+        """
+        others = [
+            k
+            for t, k in zip(inputs, keys, strict=True)
+            if k != key and k is not None and t.is_floating_point()
+        ]
+        if not others or not tensor.dim() or not tensor.is_floating_point():
+            return False
+        if any(k in self._places.parameters for k in others):
+            return True
+        return tensor.shape not in {t.shape for t in tensors_in(op.out)}
+
+    # what is made of parameters alone
+
+    def _follow(self, op: Op, keys: list[int | None]) -> None:
+        origin = 0
+        for key in keys:
+            origin |= self._origin.get(key, 0) if key is not None else 0
+        for tensor in tensors_in(op.out):
+            key = storage_key(tensor)
+            if key is None:
+                continue
+            if key in keys:
+                self._origin[key] = self._origin.get(key, 0) | origin
+            else:
+                self._origin[key] = origin
+                if origin == _FROM_PARAMETER and tensor.is_floating_point():
+                    self._made[key] = op.site
+        for path in tuple(self._watched):
+            made = self._attribute(path)
+            if made is not None:
+                self._watched.discard(path)
+                self.judge(path, made)
+
+    def judge(self, path: str, tensor: Tensor) -> None:
+        """Note in `products` whether the tensor of an attribute is one."""
+        key = storage_key(tensor)
+        if key in self._made and self._origin.get(key) == _FROM_PARAMETER:
+            self.products[path] = self._made[key]
+
+
+def attribute_of(inventory: Inventory, path: str) -> tuple[nn.Module, str]:
+    """The module and the key of a plain attribute by its qualified name."""
+    owner, _, key = path.rpartition(".")
+    return inventory.modules[owner], key
+
+
+__all__ = ["Places", "Writes", "attribute_of"]

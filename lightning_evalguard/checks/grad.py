@@ -1,0 +1,319 @@
+"""Does an evaluation run without autograd, and keep no graph?"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._contextlib
+from torch import nn
+
+from lightning_evalguard._allow import allowed
+from lightning_evalguard._dispatch import Op, Subscriber, tensors_in
+from lightning_evalguard._source import PLUMBING, Site, nearest, owner_of
+from lightning_evalguard._state import Inventory, Kept, kept, tensors_of
+from lightning_evalguard._tree import registrations
+from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.report import Finding
+
+if TYPE_CHECKING:
+    from lightning_evalguard._replay import Look
+
+_CLOSELY = 2  # batches of an evaluation after which the model's attributes are looked at
+_EXPECTED = "expected torch.no_grad() or inference_mode()"
+
+
+class GradCheck(Check):
+    """The `grad` check: grad mode and graphs around every step, operators where they are shown.
+
+    A graph that the step itself consumes (``torch.autograd.grad`` for forces, saliency, a gradient
+    penalty) is what grad mode is for, and no finding.
+    """
+
+    name = "grad"
+
+    def __init__(self) -> None:
+        self._inventory: Inventory | None = None
+        self._pending: list[_Breach] = []
+        self._told: set[str] = set()
+        self._evaluations = 0
+        self._entered = False
+        self._on_at_entry = False
+        self._before: dict[str, dict[str, Kept]] | None = None
+        self._sizes: dict[str, int] = {}
+        self._left_over: dict[str, int] = {}
+
+    # a run
+
+    def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
+        registrations.start()
+        self._inventory = Inventory(root)
+        self._pending, self._told = [], set()
+        self._evaluations = 0
+        self._sizes, self._left_over = {}, {}
+        self._entered = False
+        return ()
+
+    def close(self, now: Moment) -> Iterable[Finding]:
+        if self._inventory is None:
+            return ()
+        registrations.stop()
+        self._inventory = None
+        return self._flush(now)
+
+    # an evaluation
+
+    def start(self, now: Moment) -> Iterable[Finding]:
+        self._told = set()
+        self._evaluations += 1
+        self._left_over = {}
+        self._entered = False
+        return ()
+
+    def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        findings = self._flush(now)
+        self._on_at_entry = torch.is_grad_enabled()
+        if self._on_at_entry and "exit" not in self._told and self._tell("entry"):
+            fact = f"grad mode is on when the step begins, {_EXPECTED}"
+            findings.append(_finding(_Breach(fact, "Remove `set_grad_enabled(True)`."), now))
+        if now.batch < _CLOSELY:
+            self._before = self._attributes()
+        if not self._entered:
+            self._entered = True
+            # What hooks did not empty until the first step holds the last evaluation's tensors.
+            sizes = _sizes(self._before or {})
+            self._left_over = {k: n for k, n in sizes.items() if n and n == self._sizes.get(k)}
+        return findings
+
+    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        before, self._before = self._before, None
+        if self._on_at_entry:
+            return ()  # told when it was found; the graphs follow from it
+        if torch.is_grad_enabled() and self._tell("exit"):
+            fact = f"left grad mode on after the step, {_EXPECTED}"
+            self._pending.append(_Breach(fact, "Use `with torch.enable_grad():` around as little."))
+        elif any(t.grad_fn is not None for t in tensors_of(outputs)) and self._tell("graph"):
+            fact = "returned an autograd graph, expected tensors without `grad_fn`"
+            self._pending.append(_Breach(fact, "Return `.detach()`ed tensors."))
+        if before is not None:
+            for attribute, paths in self._attributes().items():
+                known = {k.ref() for k in before.get(attribute, {}).values()}
+                new = [k for k in paths.values() if k.graph and k.ref() not in known]
+                if new and self._tell(attribute):
+                    self._pending.append(self._keeps(attribute))
+        return ()
+
+    def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+        self._before = None
+        findings = self._flush(now)
+        if error is not None:
+            return findings
+        sizes = _sizes(self._attributes())
+        for attribute, n in self._left_over.items():
+            more = sizes.get(attribute, 0) - n
+            if more > 0 and self._tell(attribute):
+                findings.append(_finding(self._hoards(attribute, n + more), now))
+        self._sizes = sizes
+        return findings
+
+    # a witness (see `_replay.Witness`)
+
+    def tripped(self) -> bool:
+        """Whether the step that just ended left grad mode on, or a graph."""
+        return bool(self._pending)
+
+    def watch(self, now: Moment) -> Subscriber:
+        """Sees the first operator that records a graph, and who switched grad mode on."""
+        _switches.start()
+        return Recorded()
+
+    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+        """Name the line, and find a graph that was recorded and thrown away."""
+        _switches.stop()
+        first = seen.first if isinstance(seen, Recorded) else None
+        if first is None or self._on_at_entry:
+            return self._flush(now)
+        consumed = isinstance(seen, Recorded) and seen.consumed
+        if not self._pending and not consumed and self._tell("graph"):
+            fact = f"recorded an autograd graph, {_EXPECTED}"
+            self._pending.append(_Breach(fact, "Remove the `enable_grad` around it."))
+        for breach in self._pending:
+            breach.site = first.site
+            if breach.subject is None:
+                breach.subject, breach.kind = self._name(first.module)
+        return self._flush(now)
+
+    # how findings are made
+
+    def _tell(self, what: str) -> bool:
+        if what in self._told:
+            return False
+        self._told.add(what)
+        return True
+
+    def _flush(self, now: Moment) -> list[Finding]:
+        _switches.stop()
+        breaches, self._pending = self._pending, []
+        return [_finding(breach, now) for breach in breaches]
+
+    def _held(self) -> Inventory:
+        assert self._inventory is not None, "open() comes first"
+        return self._inventory
+
+    def _attributes(self) -> dict[str, dict[str, Kept]]:
+        self._held().refresh()
+        return kept(self._held())
+
+    def _name(self, module: nn.Module | None) -> tuple[str | None, str | None]:
+        modules = self._held().modules
+        if module is None:  # not in any module's call: the step itself
+            return "", type(modules[""]).__name__
+        for name, known in modules.items():
+            if known is module:
+                return name, type(module).__name__
+        return None, type(module).__name__
+
+    def _keeps(self, attribute: str) -> _Breach:
+        fact = "keeps an autograd graph after the step, expected tensors without `grad_fn`"
+        remedy = "Keep `.detach()`ed tensors."
+        return _Breach(fact, remedy, attribute, self._owner(attribute))
+
+    def _hoards(self, attribute: str, n: int) -> _Breach:
+        fact = f"keeps {n} tensors of more than one evaluation, expected to be emptied between them"
+        remedy = (
+            f"Call `self.{attribute}.clear()` in `on_validation_epoch_start`, or pass "
+            f'allow={{"grad": ["{attribute}"]}} if it is meant.'
+        )
+        return _Breach(fact, remedy, attribute, self._owner(attribute), certain=False)
+
+    def _owner(self, attribute: str) -> str:
+        module = self._held().modules.get(attribute.rpartition(".")[0])
+        return f"attribute of {type(module).__name__}" if module is not None else "attribute"
+
+
+@dataclass
+class _Breach:
+    fact: str
+    remedy: str
+    subject: str | None = None
+    kind: str | None = None
+    certain: bool = True
+    site: Site | None = None
+
+
+def _finding(breach: _Breach, now: Moment) -> Finding:
+    site = breach.site
+    return Finding(
+        check="grad",
+        stage=now.stage,
+        fact=breach.fact,
+        remedy=breach.remedy,
+        subject=breach.subject,
+        subject_type=breach.kind,
+        location=site.location if site else None,
+        expression=site.expression if site else None,
+        function=site.function if site else None,
+        leads="subject",
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+        certain=breach.certain,
+    )
+
+
+def _sizes(attributes: dict[str, dict[str, Kept]]) -> dict[str, int]:
+    """How many tensors with a dimension each container holds; a history of scalars is no hoard."""
+    return {
+        attribute: n
+        for attribute, paths in attributes.items()
+        if (n := sum(k.sized for path, k in paths.items() if path))
+    }
+
+
+# the operators of a step
+
+
+@dataclass(frozen=True)
+class _At:
+    site: Site | None
+    module: nn.Module | None
+
+
+class Recorded(Subscriber):
+    """The first operator of a step that records an autograd graph.
+
+    Attributes:
+        first: Where grad mode was switched on for it, else where it stands; None if there is none.
+        consumed: Whether the step ran backward through a graph.
+    """
+
+    def __init__(self) -> None:
+        self.first: _At | None = None
+        self.consumed = False
+
+    def before(self, op: Op) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            self.consumed = True
+            return
+        if self.first is not None or not torch.is_grad_enabled() or op.name in _NO_GRAPH:
+            return
+        if torch.is_inference_mode_enabled() or allowed("grad"):
+            return
+        if not any(t.requires_grad for t in tensors_in([*op.args, *op.kwargs.values()])):
+            return
+        # torchmetrics switches grad mode on inside `forward`, for networks of its own too.
+        frame = nearest(next(op.stack(), None), PLUMBING)
+        if frame is None or owner_of(frame.f_code.co_filename) != "torchmetrics":
+            self.first = _switches.last or _At(op.site, op.module)
+
+
+_NO_GRAPH = frozenset({"detach", "detach_", "zeros_like", "ones_like", "empty_like"})
+
+
+class _Switches:
+    """Who last switched grad mode on, known only while a step is shown.
+
+    The contexts are wrapped where Dynamo does not look: it knows them by their class.
+    """
+
+    def __init__(self) -> None:
+        self.last: _At | None = None
+        self._wraps: list[tuple[type, str, Any]] = []
+
+    def start(self) -> None:
+        self.stop()
+        self.last = None
+        self._wrap(torch.enable_grad, "__enter__", lambda context, args: True)
+        self._wrap(torch.set_grad_enabled, "__init__", lambda context, args: bool(args[0]))
+        self._wrap(torch.set_grad_enabled, "__enter__", lambda context, args: context.mode)
+        self._wrap(torch.inference_mode, "__enter__", lambda context, args: not context.mode)
+
+    def stop(self) -> None:
+        for cls, method, original in self._wraps:
+            setattr(cls, method, original)
+        self._wraps = []
+
+    def _wrap(self, cls: type, method: str, switches_on: Callable[[Any, Any], bool]) -> None:
+        original = cls.__dict__[method]
+
+        @functools.wraps(original)
+        def wrapped(context: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(context, *args, **kwargs)
+            if switches_on(context, args or tuple(kwargs.values())):
+                caller = sys._getframe(1)
+                # Around a decorated function, the line is one of the function's own.
+                decorates = caller.f_code.co_filename == _CONTEXTLIB
+                here = Op(None, (), {})
+                self.last = None if decorates else _At(here.site, here.module)
+            return result
+
+        self._wraps.append((cls, method, original))
+        setattr(cls, method, wrapped)
+
+
+_CONTEXTLIB = torch.utils._contextlib.__file__
+_switches = _Switches()

@@ -1,0 +1,86 @@
+"""Does training draw the same random numbers with and without the evaluations in it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from lightning_evalguard._rollback import Generators
+from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.report import Finding
+
+
+class RngCheck(Check):
+    """The `rng` check: every shared generator stands after an evaluation where it stood before.
+
+    Shared are torch's default generators on each device, python's and numpy's. Lightning puts them
+    back after the sanity check itself.
+
+    Args:
+        restore: Put them back at the end of each evaluation, also when an exception ends it, and
+            find nothing. This is ``rng="fix"``.
+    """
+
+    name = "rng"
+
+    def __init__(self, restore: bool = False) -> None:
+        self._restore = restore
+        self._at_start: list[Generators] = []
+        self._before: Generators | None = None
+        self._steps: set[str] = set()
+
+    def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
+        self._at_start.clear()
+        return ()
+
+    def start(self, now: Moment) -> Iterable[Finding]:
+        self._steps = set()
+        self._at_start.append(Generators.capture())
+        return ()
+
+    def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        self._before = None if self._restore else Generators.capture()
+        return ()
+
+    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        if self._before is not None:
+            self._steps.update(Generators.capture().moved(self._before))
+            self._before = None
+        return ()
+
+    def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+        self._before = None
+        if not self._at_start:
+            return ()
+        at_start = self._at_start.pop()
+        if self._restore:
+            at_start.restore()
+            return ()
+        if error is not None or now.stage == "sanity_check":
+            return ()
+        moved = Generators.capture().moved(at_start)
+        return [_finding(generator, generator in self._steps, now) for generator in moved]
+
+
+_NAMES = {"torch": "torch's", "python": "Python's", "numpy": "NumPy's"}
+
+
+def _finding(generator: str, by_a_step: bool, now: Moment) -> Finding:
+    fact = f"the evaluation moved {_NAMES[generator]} global generator"
+    remedy = "Draw from a generator of its own"
+    if by_a_step:
+        fact += " in its steps"
+    elif generator == "torch":
+        fact += " outside its steps (each `iter(DataLoader)` draws a base seed)"
+        remedy = "Give the loader a `generator=` of its own"
+    return Finding(
+        check="rng",
+        stage=now.stage,
+        fact=f"{fact}, expected training to draw the same numbers with and without it",
+        remedy=f'{remedy}, or pass rng="fix".',
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+    )
