@@ -117,12 +117,21 @@ class Watch:
     """
 
     def __init__(self, device_type: str, hear: Hear) -> None:
+        self.device_type = device_type
         self.error: Exception | None = None
         self._hear = hear
-        self.device_type = device_type
         self._key = KEYS[device_type]
         self._is_open = False
-        _acquire(_operators, self._key)
+        if self.on_cpu:
+            self._lasting, self._passing = None, _operators
+        else:  # many windows, and hardly a cost outside them: only copies are frequent there
+            self._lasting, self._passing = _operators, _copies
+            _acquire(self._lasting, self._key)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether nothing waits, and it is found out what would."""
+        return self._key == "CPU"
 
     def tell(self, op: str, frame: FrameType, seconds: float) -> None:
         """A wait was seen."""
@@ -132,19 +141,19 @@ class Watch:
             self.error = error
 
     def open(self, on_device: Iterable[Tensor]) -> None:
-        """Listen from here on.
+        """Listen from here on; again while open, to say what else is on the device.
 
         Args:
             on_device: What would live on the device in a run on one: parameters, buffers and the
                 batch. Used on the CPU alone.
         """
         if not self._is_open:
+            _acquire(self._passing, self._key)
             self._is_open = True
             _here.watches.append(self)
-            if self._key != "CPU":
+            if not self.on_cpu:
                 _devices_open.append(self)
-                _acquire(_copies, self._key)
-        if self._key == "CPU":
+        if self.on_cpu:
             if _here.places is None:
                 _here.places = Places()
                 _here.places.__enter__()  # type: ignore[no-untyped-call]
@@ -157,17 +166,19 @@ class Watch:
             return
         self._is_open = False
         _here.watches.remove(self)
-        if self._key != "CPU":
+        if not self.on_cpu:
             _devices_open.remove(self)
-            _release(_copies, self._key)
-        elif not any(w._key == "CPU" for w in _here.watches) and _here.places is not None:
+        elif _here.places is not None and not any(w.on_cpu for w in _here.watches):
             _here.places.leave()
             _here.places = None
+        _release(self._passing, self._key)
 
     def stop(self) -> None:
         """Put back what was replaced, unless another watch still needs it."""
         self.close()
-        _release(_operators, self._key)
+        if self._lasting is not None:
+            _release(self._lasting, self._key)
+            self._lasting = None
 
 
 def _after_fork() -> None:
@@ -187,10 +198,12 @@ class _Installed:
     """Kernels and methods that are replaced for as long as somebody uses them."""
 
     library: Any
-    methods: list[tuple[Any, str, Any]] = field(default_factory=list)
+    methods: list[tuple[Any, str, Any, Any]] = field(default_factory=list)
     users: int = 0
 
     def override(self, key: str, name: str, around: Callable[..., Any]) -> None:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", key):
+            return  # MPS has not all of them
         kernel = torch.library.get_kernel(f"aten::{name}", key).call_boxed
         replaced = skip_dynamo(around(name, kernel))
         with warnings.catch_warnings():
@@ -199,13 +212,16 @@ class _Installed:
             self.library.impl(name, replaced, key, with_keyset=True)
 
     def patch(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
-        original = getattr(owner, name)
-        self.methods.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, functools.wraps(original)(skip_dynamo(around(name, original))))
+        original, own = getattr(owner, name), vars(owner).get(name)
+        replaced = functools.wraps(original)(skip_dynamo(around(name, original)))
+        setattr(owner, name, replaced)
+        self.methods.append((owner, name, own, replaced))
 
     def remove(self) -> None:
         self.library._destroy()
-        for owner, name, own in reversed(self.methods):
+        for owner, name, own, replaced in self.methods:
+            if vars(owner).get(name) is not replaced:
+                continue  # somebody put another in front since: ours only calls through now
             if own is None:
                 delattr(owner, name)
             else:
@@ -250,8 +266,13 @@ def _acquire(install: _Install, key: str) -> None:
         _once()
         known = _installed.get((install, key))
         if known is None:
-            known = _installed[install, key] = _Installed(_library())
-            install(known, key)
+            known = _Installed(_library())
+            try:
+                install(known, key)
+            except BaseException:
+                known.remove()
+                raise
+            _installed[install, key] = known
         known.users += 1
 
 

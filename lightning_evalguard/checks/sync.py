@@ -126,7 +126,8 @@ class SyncCheck:
     would wait in a run on a device.
 
     Args:
-        sync_steps: Which steps of each stage are watched: the first so many, and every so many.
+        sync_steps: Which steps of each stage are watched: the first so many, and every so many
+            from there on; on the CPU the gaps double (50, 100, 200, ...).
         allowed: Whether the running code is inside ``allow("sync")``.
 
     Attributes:
@@ -159,7 +160,7 @@ class SyncCheck:
 
     def records(self) -> list[Sync]:
         """One record a site, dearest first."""
-        on_cpu = self._watch is None or self._watch.device_type == "cpu"
+        on_cpu = self._watch is None or self._watch.on_cpu
         merged: dict[tuple[Any, ...], list[float]] = {}
         for (stage, at, op, allowed), (count, seconds) in self._sites.items():
             key = (at.location, at.expression, at.owner, stage, op, at.via, allowed)
@@ -211,7 +212,7 @@ class SyncCheck:
         stage = "validate" if now.stage == "sanity_check" else now.stage
         n = self._steps[stage]
         self._steps[stage] += 1
-        watched = n < self._first or n % self._every == 0
+        watched = n < self._first or self._is_due(n)
         findings = self._findings() if watched else self._leave()
         if watched and self._ready(args):
             assert self._watch is not None
@@ -219,12 +220,19 @@ class SyncCheck:
             self._moment, self._stage = dataclasses.replace(now), stage
             self._watched[stage] += 1
             tensors: Iterable[Tensor] = ()
-            if self._watch.device_type == "cpu":
+            if self._watch.on_cpu:
                 tensors = itertools.chain(
                     self._root.parameters(), self._root.buffers(), self._of_batch(args)
                 )
             self._watch.open(tensors)
         return findings
+
+    def _is_due(self, n: int) -> bool:
+        times, rest = divmod(n, self._every)
+        if rest or self._watch is None or not self._watch.on_cpu:
+            return not rest
+        # on the CPU a watched step is slower, and there is no wait to measure again and again
+        return times & (times - 1) == 0
 
     def _leave(self) -> list[Finding]:
         findings = self._findings()
@@ -258,7 +266,7 @@ class SyncCheck:
 
     def _hear(self, op: str, frame: FrameType, seconds: float) -> None:
         assert self._watch is not None
-        on_cpu = self._watch.device_type == "cpu"
+        on_cpu = self._watch.on_cpu
         at = _where(frame, on_cpu)
         if at is None or (at.hook and not _EVERY_BATCH.search(at.hook)):
             return
@@ -297,7 +305,7 @@ class SyncCheck:
     def _finding(self, now: Moment, at: _Where, op: str, cost: list[float]) -> Finding:
         assert self._watch is not None
         n = self._watched[self._stage]
-        on_cpu = self._watch.device_type == "cpu"
+        on_cpu = self._watch.on_cpu
         often = f"{cost[0] / n:.1f} per {_STEPS.get(self._stage, 'step')}"
         spent = "" if on_cpu else f" ({1e3 * cost[1] / n:.2f} ms)"
         makes = "would make" if on_cpu else "makes"
