@@ -22,6 +22,7 @@ _DURING: dict[str, str] = {
     "predict": "prediction",
     "evaluate": "evaluation",
 }
+_COUNTED = ("evaluations", "batches", "training_steps", "modules")
 _SHOWN = 10  # lines of one message, before "... and N more"
 
 
@@ -163,7 +164,9 @@ class Report:
     def __str__(self) -> str:
         parts = [_message(self.findings)] if self.findings else []
         if self.checked:
-            counts = ", ".join(f"{n:,} {_plural(what, n)}" for what, n in self.checked.items() if n)
+            order = [*_COUNTED, *(what for what in self.checked if what not in _COUNTED)]
+            counted = [(what, self.checked[what]) for what in order if self.checked[what]]
+            counts = ", ".join(f"{n:,} {_plural(what, n)}" for what, n in counted)
             parts.append(f"checked: {counts}" if counts else "checked: nothing")
         elif not self.findings:
             parts.append("nothing was checked yet")

@@ -1,0 +1,265 @@
+"""EvalGuard on a real Trainer: what stands in the logs, the files, the monitors and the CLI."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from models import modes as zoo
+from sklearn.metrics import confusion_matrix, f1_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_evalguard import ConfusionMetrics, EvalGuard, EvalGuardWarning
+
+Make = Callable[..., pl.Trainer]
+
+
+class Returns(zoo.Honest):
+    """Returns logits and target from its evaluation steps."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return {"logits": self(batch[0]), "target": batch[1]}
+
+    test_step = validation_step
+
+
+def counted_by_hand(module: pl.LightningModule, loader: Any) -> tuple[list[int], list[int]]:
+    module.eval()
+    with torch.no_grad():
+        pairs = [(module(x).argmax(1), y) for x, y in loader]
+    module.train()
+    return torch.cat([y for _, y in pairs]).tolist(), torch.cat([p for p, _ in pairs]).tolist()
+
+
+def test_the_scores_are_sklearns_and_can_be_monitored_in_either_order(
+    trainer: Make, tmp_path: Path
+) -> None:
+    guard, module = EvalGuard(), Returns()
+    saved = ModelCheckpoint(tmp_path, monitor="val/f1_macro", mode="max")
+    stops = EarlyStopping("val/recall_macro", mode="max")
+    run = trainer(
+        callbacks=[stops, guard, saved], max_epochs=2, enable_checkpointing=True, logger=False
+    )
+    run.fit(module, zoo.loader(), zoo.loader(seed=1))
+    run.validate(module, zoo.loader(seed=1), verbose=False)
+    target, preds = counted_by_hand(module, zoo.loader(seed=1))
+    result = guard.report.confusion["val"]
+    expected = confusion_matrix(target, preds, labels=range(3))
+    assert result.matrix.tolist() == expected.tolist()
+    assert result.total == 32
+    f1 = f1_score(target, preds, average="macro", labels=sorted({*target, *preds}))
+    assert result.scores["f1_macro"] == pytest.approx(f1)
+    assert run.callback_metrics["val/f1_macro"].item() == pytest.approx(f1)
+    assert saved.best_model_score is not None
+    assert guard.report.findings == []
+
+
+def test_nothing_is_counted_in_the_sanity_check(trainer: Make) -> None:
+    guard = EvalGuard()
+    run = trainer(callbacks=[guard], limit_train_batches=1)
+    run.fit(Returns(), zoo.loader(), zoo.loader())
+    assert guard.report.confusion["val"].total == 32
+    assert guard.report.checked["batches"] == 4 + 2
+
+
+def test_tensorboard_and_csv_hold_the_scalars_and_the_figure(trainer: Make, tmp_path: Path) -> None:
+    loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
+    run = trainer(callbacks=[EvalGuard()], logger=loggers, max_epochs=2, log_every_n_steps=1)
+    run.fit(Returns(), zoo.loader(), zoo.loader())
+    events = EventAccumulator(loggers[0].log_dir, size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert {"val/accuracy", "val/f1_macro", "val/mcc", "val/f1_class/1"} <= set(tags["scalars"])
+    images = events.Images("val/confusion_matrix")
+    assert [e.step for e in images] == [e.step for e in events.Scalars("val/accuracy")]
+    assert len(images) == 2
+    assert images[0].encoded_image_string.startswith(b"\x89PNG")
+    folder = Path(loggers[1].log_dir) / "confusion_matrix"
+    (first, *_) = sorted(folder.glob("val-step=?.csv"))
+    with first.open() as file:
+        rows = list(csv.reader(file))
+    assert sum(int(n) for row in rows[1:] for n in row[1:]) == 32
+    assert len(list(folder.glob("*.png"))) == 2
+
+
+def test_a_key_that_the_module_logs_itself_stands(trainer: Make) -> None:
+    class LogsItsOwn(Returns):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.log("val/mcc", torch.tensor(0.25))
+            return super().validation_step(batch, batch_idx)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("val/accuracy", torch.tensor(0.5))
+
+    guard = EvalGuard()
+    run = trainer(callbacks=[guard], max_epochs=3)
+    run.fit(LogsItsOwn(), zoo.loader(), zoo.loader())
+    assert run.callback_metrics["val/accuracy"].item() == 0.5
+    assert run.callback_metrics["val/mcc"].item() == 0.25
+    assert "val/f1_macro" in run.callback_metrics
+    assert guard.report.notes[0].startswith("val: multiclass, 3 classes")
+
+
+def test_each_loader_has_its_own_matrix(trainer: Make) -> None:
+    guard = EvalGuard()
+    run = trainer(callbacks=[guard])
+    run.test(Returns(), [zoo.loader(), zoo.loader(24, seed=3)], verbose=False)
+    assert guard.report.confusion["test"].total == 32
+    assert guard.report.confusion["test/dataloader_idx_1"].total == 24
+    assert "test/accuracy/dataloader_idx_1" in run.callback_metrics
+
+
+def test_an_extractor_says_where_predictions_come_from(trainer: Make) -> None:
+    class ReturnsAPair(zoo.Honest):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            return self(batch[0]), batch[1]
+
+    config = ConfusionMetrics(source=lambda outputs, batch: outputs, class_names=["a", "b", "c"])
+    guard = EvalGuard(metrics=config)
+    trainer(callbacks=[guard]).validate(ReturnsAPair(), zoo.loader(), verbose=False)
+    assert guard.report.confusion["val"].class_names == ("a", "b", "c")
+
+
+def test_an_extractor_that_returns_one_value_is_refused(trainer: Make) -> None:
+    guard = EvalGuard(metrics=ConfusionMetrics(source=lambda outputs, batch: outputs["logits"]))
+    with pytest.raises(ValueError, match="source"):
+        trainer(callbacks=[guard]).validate(Returns(), zoo.loader(), verbose=False)
+
+
+def test_nothing_usable_is_one_sentence(trainer: Make) -> None:
+    class ReturnsText(zoo.Honest):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"texts": ["a"]}
+
+    quiet = EvalGuard()
+    trainer(callbacks=[quiet]).validate(ReturnsText(), zoo.loader(), verbose=False)
+    (note,) = quiet.report.notes
+    assert "texts" in note
+    assert "Return " in note
+    asked = EvalGuard(metrics=ConfusionMetrics(num_classes=3))
+    with pytest.warns(EvalGuardWarning, match="texts"):
+        trainer(callbacks=[asked]).validate(ReturnsText(), zoo.loader(), verbose=False)
+
+
+def test_an_empty_evaluation_gives_nan_and_one_warning(trainer: Make) -> None:
+    class AllIgnored(Returns):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return {"logits": self(batch[0]), "target": torch.full_like(batch[1], -100)}
+
+    guard = EvalGuard()
+    with pytest.warns(EvalGuardWarning, match="no sample was counted") as told:
+        trainer(callbacks=[guard], max_epochs=2).fit(AllIgnored(), zoo.loader(), zoo.loader())
+    assert sum(issubclass(w.category, EvalGuardWarning) for w in told) == 1
+    result = guard.report.confusion["val"]
+    assert result.total == 0
+    assert result.scores["accuracy"] != result.scores["accuracy"]
+
+
+def test_metrics_none_counts_and_logs_nothing(trainer: Make) -> None:
+    guard = EvalGuard(metrics=None)
+    run = trainer(callbacks=[guard])
+    run.validate(Returns(), zoo.loader(), verbose=False)
+    assert guard.report.confusion == {}
+    assert not any(key.startswith("val/") for key in run.callback_metrics)
+
+
+def test_a_figure_that_cannot_be_written_costs_one_warning_an_epoch(
+    trainer: Make, tmp_path: Path
+) -> None:
+    logger = CSVLogger(tmp_path)
+    Path(logger.log_dir).mkdir(parents=True)
+    (Path(logger.log_dir) / "confusion_matrix").write_text("in the way")
+    with pytest.warns(EvalGuardWarning, match="CSVLogger did not take the confusion matrix"):
+        run = trainer(callbacks=[EvalGuard()], logger=logger, log_every_n_steps=1)
+        run.fit(Returns(), zoo.loader(), zoo.loader())
+    assert run.state.finished
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"modes": "loud"}, "modes='loud'"),
+        ({"allow": {"mode": []}}, "allow"),
+        ({"metrics": 3}, "metrics=3"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        EvalGuard(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"num_classes": 1}, "num_classes=1"), ({"num_classes": 3, "class_names": ["a"]}, "class_names")],
+)
+def test_bad_metrics_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ConfusionMetrics(**arguments)
+
+
+def test_the_callback_works_in_the_packages_other_name(tmp_path: Path) -> None:
+    old = importlib.import_module("pytorch_lightning")
+
+    class Module(old.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(4, 3)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"logits": self.net(batch[0]), "target": batch[1]}
+
+    guard = EvalGuard()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run = old.Trainer(
+        accelerator="cpu", callbacks=[guard], enable_checkpointing=False,
+        default_root_dir=tmp_path, **quiet,
+    )  # fmt: skip
+    run.validate(Module(), zoo.loader(), verbose=False)
+    assert guard.report.confusion["val"].total == 32
+
+
+# LightningCLI
+
+CLI = Path(__file__).parent.parent / "examples" / "cli"
+
+
+def cli(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(CLI / "main.py"), *arguments],
+        capture_output=True, text=True, check=False, cwd=where, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_cli_takes_the_callback_from_yaml(tmp_path: Path) -> None:
+    done = cli("fit", "--config", str(CLI / "config.yaml"), "--trainer.max_epochs=1", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("lightning_logs/version_*")
+    events = EventAccumulator(str(folder)).Reload()
+    assert "val/f1_macro" in events.Tags()["scalars"]
+    assert "val/confusion_matrix" in events.Tags()["images"]
+
+
+def test_the_cli_takes_an_override_and_refuses_a_wrong_policy(tmp_path: Path) -> None:
+    config = ("fit", "--config", str(CLI / "config.yaml"))
+    printed = cli(*config, "--trainer.callbacks.modes=warn", "--print_config", where=tmp_path)
+    assert "modes: warn" in printed.stdout, printed.stderr
+    refused = cli(*config, "--trainer.callbacks.modes=loud", where=tmp_path)
+    assert refused.returncode != 0
+    assert "loud" in refused.stderr
+    assert "'error', 'warn', 'fix', 'ignore'" in refused.stderr.replace('"', "'") or (
+        "Literal" in refused.stderr
+    )
+
+
+def test_the_clis_help_is_the_docstring(tmp_path: Path) -> None:
+    shown = cli("fit", "--trainer.callbacks.help=lightning_evalguard.EvalGuard", where=tmp_path)
+    assert "Policy for a module in the wrong mode" in " ".join(shown.stdout.split()), shown.stderr

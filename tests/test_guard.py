@@ -1,0 +1,207 @@
+"""The guard without Lightning: plain loops, policies, what is allowed, and its own failures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_evalguard import (
+    EvalGuardError,
+    EvalGuardWarning,
+    Finding,
+    Report,
+    allow,
+    evaluating,
+)
+from lightning_evalguard._allow import allowed
+from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.guard import Guard
+
+
+def model() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    net[1].eval()
+    return net
+
+
+def modes(net: nn.Module) -> list[bool]:
+    return [m.training for m in net.modules()]
+
+
+X = torch.ones(3, 4)
+
+
+def test_a_plain_loop_evaluates_in_eval_mode_without_a_graph() -> None:
+    net = model()
+    with evaluating(net) as report:
+        assert not any(modes(net))
+        assert not net(X).requires_grad
+        assert torch.equal(net(X), net(X))
+    assert modes(net) == [True, True, False, True]
+    assert torch.is_grad_enabled()
+    assert report.findings == []
+    assert str(report) == "checked: 1 evaluation, 4 modules"
+
+
+def test_a_module_woken_in_a_plain_loop_is_found() -> None:
+    net = model()
+    block = evaluating(net)
+    with pytest.raises(EvalGuardError, match=r"`2` \(Dropout\): is in train mode"), block:
+        net[2].train()
+    assert modes(net) == [True, True, False, True]
+
+
+def test_a_module_woken_and_put_back_in_a_plain_loop_is_found() -> None:
+    net = model()
+    block = evaluating(net, modes="warn")
+    with pytest.warns(EvalGuardWarning, match="put back before its end"), block:
+        net.train()
+        net(X)
+        net.eval()
+    assert modes(net) == [True, True, False, True]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_in_a_plain_loop_comes_out_unhidden(error: type[BaseException]) -> None:
+    net = model()
+    with pytest.raises(error), pytest.warns(EvalGuardWarning), evaluating(net):
+        net[2].train()
+        raise error
+    assert modes(net) == [True, True, False, True]
+
+
+def test_plain_loops_nest() -> None:
+    net = model()
+    with evaluating(net), evaluating(net[2]):
+        pass
+    assert modes(net) == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"model": 3}, "model=int"),
+        ({"modes": "loud"}, "modes='loud'"),
+        ({"allow": {"mode": []}}, "'mode'"),
+        ({"allow": {"modes": "dropout"}}, "expected a list"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        evaluating(**({"model": nn.Linear(1, 1)} | arguments))
+
+
+# policies, on a check that finds what it is told
+
+
+class Finds(Check):
+    """Finds given findings after each step, or fails in a given way."""
+
+    name = "modes"
+
+    def __init__(self, *findings: Finding, fails: Exception | None = None) -> None:
+        self.findings, self.fails, self.fixed = findings, fails, 0
+
+    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        if self.fails is not None:
+            raise self.fails
+        return self.findings
+
+    def fix(self) -> None:
+        self.fixed += 1
+
+
+def finding(**more: Any) -> Finding:
+    return Finding(
+        **({"check": "modes", "stage": "test", "fact": "is odd", "remedy": "Mend."} | more)
+    )
+
+
+def step(guard: Guard, times: int = 1) -> Any:
+    for _ in range(times):
+        out = guard.step(Moment("test"), lambda x: x + 1, 1)
+    return out
+
+
+def test_error_stops_for_what_is_certain_and_warns_for_a_suspicion() -> None:
+    sure, doubt = finding(), finding(fact="may be odd", certain=False)
+    guard = Guard([(Finds(sure, doubt), "error")], None, Report())
+    with pytest.warns(EvalGuardWarning, match="may be odd"), pytest.raises(EvalGuardError) as got:
+        step(guard)
+    assert "may be odd" not in str(got.value)
+    assert len(got.value.report.findings) == 2
+    silent = Guard([(Finds(doubt), "error")], None, Report())
+    with pytest.warns(EvalGuardWarning):
+        assert step(silent) == 2
+
+
+def test_all_findings_of_one_moment_come_in_one_exception() -> None:
+    checks = [(Finds(finding(subject=s)), "error") for s in "ab"]
+    with pytest.raises(EvalGuardError, match="2 findings"):
+        step(Guard(checks, None, Report()))
+
+
+def test_warn_says_it_once_and_counts_on() -> None:
+    guard = Guard([(Finds(finding()), "warn")], None, Report())
+    with pytest.warns(EvalGuardWarning) as told:
+        step(guard, 5)
+    assert len(told) == 1
+    assert guard.report.findings[0].count == 5
+
+
+def test_fix_asks_the_check_to_repair() -> None:
+    check = Finds(finding())
+    with pytest.warns(EvalGuardWarning, match="Repaired for this run"):
+        step(Guard([(check, "fix")], None, Report()), 3)
+    assert check.fixed == 3
+
+
+@pytest.mark.parametrize(
+    "pattern", ["enc.*", "enc.drop", "*/metrics.py", "sample"], ids=["glob", "name", "file", "def"]
+)
+def test_what_is_allowed_by_pattern_is_no_finding(pattern: str) -> None:
+    found = finding(subject="enc.drop", location="src/metrics.py:3", function="sample")
+    guard = Guard([(Finds(found), "error")], {"modes": [pattern]}, Report())
+    step(guard)
+    assert guard.report.findings == []
+    with pytest.raises(EvalGuardError):
+        step(Guard([(Finds(found), "error")], {"sync": [pattern]}, Report()))
+
+
+def test_a_check_that_fails_costs_one_warning_and_is_off() -> None:
+    other = Finds(finding(fact="is still found"))
+    checks = [(Finds(fails=ZeroDivisionError("no")), "error"), (other, "warn")]
+    guard = Guard(checks, None, Report())
+    with pytest.warns(EvalGuardWarning) as told:
+        assert step(guard, 3) == 2
+    assert ["failed inside" in str(w.message) for w in told] == [True, False]
+    assert "ZeroDivisionError: no" in guard.report.notes[0]
+
+
+def test_allow_holds_for_its_block_its_thread_and_its_check() -> None:
+    seen = []
+    with allow("sync", reason="reads the learning rate"):
+        assert allowed("sync")
+        assert not allowed("modes")
+        thread = threading.Thread(target=lambda: seen.append(allowed("sync")))
+        thread.start()
+        thread.join()
+        with allow("sync"):
+            pass
+        assert allowed("sync")
+    assert not allowed("sync")
+    assert seen == [False]
+
+    @allow("modes", reason="Monte Carlo dropout")
+    def inside() -> bool:
+        return allowed("modes")
+
+    assert inside()
+    assert not allowed("modes")
+    with pytest.raises(ValueError, match="check='loud'"):
+        allow("loud")
