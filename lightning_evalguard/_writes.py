@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._dispatch import Op, Subscriber, storage_key, tensors_in
-from lightning_evalguard._source import Site
+from lightning_evalguard._source import Site, owner_of, site_of
 from lightning_evalguard._state import Inventory, Kept
 
 # These join or move values; what they give is still the attribute's own.
@@ -18,6 +20,7 @@ _GATHERING = frozenset(
     {"cat", "stack", "copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_", "where"}
 )
 _FROM_PARAMETER, _FROM_ELSEWHERE = 1, 2
+_FRAMES = 8  # of the user's, from the operator that makes a tensor to the line that assigns it
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Writes(Subscriber):
             **dict.fromkeys(places.batch, _FROM_ELSEWHERE),
             **dict.fromkeys(places.parameters, _FROM_PARAMETER),
         }
-        self._made: dict[int, Site | None] = {}
+        self._made: dict[int, list[Site]] = {}
 
     def before(self, op: Op) -> None:
         if self.backward is None and torch._C._current_graph_task_id() != -1:
@@ -170,7 +173,8 @@ class Writes(Subscriber):
             else:
                 self._origin[key] = origin
                 if origin == _FROM_PARAMETER and tensor.is_floating_point():
-                    self._made[key] = op.site
+                    frames = (f for f in op.stack() if owner_of(f.f_code.co_filename) == "user")
+                    self._made[key] = [site_of(f) for f in islice(frames, _FRAMES)]
         for path in tuple(self._watched):
             made = self._attribute(path)
             if made is not None:
@@ -181,7 +185,15 @@ class Writes(Subscriber):
         """Note in `products` whether the tensor of an attribute is one."""
         key = storage_key(tensor)
         if key in self._made and self._origin.get(key) == _FROM_PARAMETER:
-            self.products[path] = self._made[key]
+            sites = self._made[key]
+            assigns = [s for s in sites if f".{path.rpartition('.')[2]} =" in line_of(s)]
+            self.products[path] = next(iter(assigns or sites), None)
+
+
+def line_of(site: Site) -> str:
+    """The source line of a place."""
+    path, _, line = site.location.rpartition(":")
+    return linecache.getline(path, int(line))
 
 
 def attribute_of(inventory: Inventory, path: str) -> tuple[nn.Module, str]:

@@ -254,6 +254,8 @@ class Recorded(Subscriber):
     def __init__(self) -> None:
         self.first: _At | None = None
         self.consumed = False
+        # A replay of a step that left grad mode on begins with it on: wait for the switch.
+        self._on_at_entry = torch.is_grad_enabled()
 
     def before(self, op: Op) -> None:
         if torch._C._current_graph_task_id() != -1:
@@ -267,6 +269,8 @@ class Recorded(Subscriber):
             return
         # torchmetrics switches grad mode on inside `forward`, for networks of its own too.
         frame = nearest(next(op.stack(), None), PLUMBING)
+        if self._on_at_entry and _switches.last is None:
+            return
         if frame is None or owner_of(frame.f_code.co_filename) != "torchmetrics":
             self.first = _switches.last or _At(op.site, op.module)
 

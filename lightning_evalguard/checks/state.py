@@ -493,10 +493,9 @@ class _Window:
         self._fresh = {}
         if not fresh:
             return
-        if look is None:
-            for path, tensor in fresh.items():
-                seen.judge(path, tensor)
-        else:
+        for path, tensor in fresh.items():
+            seen.judge(path, tensor)
+        if look is not None and not seen.products:
             # The step that made them has run: let it make them again, from where it began.
             def attribute(path: str) -> Tensor | None:
                 module, key = attribute_of(self._inventory, path)
