@@ -266,4 +266,21 @@ class ModuleNames:
         return None, None
 
 
-__all__ = ["ModuleNames", "Op", "Subscriber", "Watch", "storage_key", "tensors_in"]
+def blinds_compiled(root: nn.Module) -> bool:
+    """Whether a dispatch mode would make Dynamo give up compiled parts of `root` for good.
+
+    Before torch 2.10 a mode could not ask to be ignored by it.
+    """
+    ignorable = hasattr(TorchDispatchMode, "ignore_compile_internals")
+    return not ignorable and any(hasattr(m, "_orig_mod") for m in root.modules())
+
+
+__all__ = [
+    "ModuleNames",
+    "Op",
+    "Subscriber",
+    "Watch",
+    "blinds_compiled",
+    "storage_key",
+    "tensors_in",
+]

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -70,12 +70,12 @@ class Outcome:
     Attributes:
         outputs: What the step returned.
         error: Why it could not be run to its end; its effects are undone all the same.
-        failures: Subscribers that raised and were dropped, with what they raised.
+        watch: The mode it ran under, with the subscribers that failed.
     """
 
+    watch: Watch
     outputs: Any = None
     error: Exception | None = None
-    failures: list[tuple[Subscriber, Exception]] = field(default_factory=list)
 
 
 class Look:
@@ -146,9 +146,9 @@ class Look:
             strict: Raise what a subscriber raised, after everything is undone; else it stands in
                 the outcome.
         """
-        outcome = Outcome()
         writes = Writes(self._held)
         watch = Watch(writes, *subscribers)
+        outcome = Outcome(watch)
         with ExitStack() as undo:
             undo.enter_context(_counted())
             undo.enter_context(unchanged_world())
@@ -171,9 +171,8 @@ class Look:
                 outcome.error = CannotReplay(str(error))
             except Exception as error:  # noqa: BLE001 - the step ran before: this is the replay's
                 outcome.error = error.with_traceback(None)
-        outcome.failures = watch.failures
-        if strict and outcome.failures:
-            raise outcome.failures[0][1]
+        if strict and watch.failures:
+            raise watch.failures[0][1]
         return outcome
 
 

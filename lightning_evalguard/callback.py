@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_evalguard._patch import Wrap
 from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.checks.stochastic import StochasticCheck
 from lightning_evalguard.confusion import ConfusionMetrics
-from lightning_evalguard.guard import Guard, check_allow
+from lightning_evalguard.guard import Audit, Guard, Replays, check_allow
 from lightning_evalguard.recorder import Recorder
-from lightning_evalguard.report import FixPolicy, Report, check_policy, warn_text
+from lightning_evalguard.report import FixPolicy, Policy, Report, check_policy, warn_text
 from lightning_evalguard.sinks import write
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers.logger import DummyLogger
 else:  # the user's script runs on the package's other name: do not load both
     from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.loggers.logger import DummyLogger
 
 _EVALUATIONS = ("validation", "test", "predict")
 
@@ -30,11 +35,18 @@ class EvalGuard(Callback):
         modes: Policy for a module in the wrong mode, in evaluation or in training: ``"error"``
             stops the run, ``"warn"`` says it once, ``"fix"`` sets the flags right and warns,
             ``"ignore"`` switches the check off.
+        stochastic: Policy for random numbers drawn by an evaluation step; dropout that is active
+            is certain, any other sampling a suspicion, which warns under ``"error"`` too.
+        batch: Policy for outputs that depend on the other samples of the batch.
         allow: Per check, glob patterns of qualified names, source files or functions whose
             findings are meant, e.g. ``{"modes": ["*.mc_dropout"]}``.
         metrics: The confusion matrix and its scores, logged as ``val/accuracy``, ``val/f1_macro``,
             ...: ``"auto"`` counts wherever the step shows predictions and targets, a
             `ConfusionMetrics` says what and how, None counts nothing.
+        audit: How the first step of an evaluation is looked at more closely. ``"auto"``: in the
+            sanity check, whose results nobody keeps, it is run again with every effect undone;
+            elsewhere it is watched as it runs. ``"full"``: it is run again there too. ``"off"``:
+            neither.
 
     Attributes:
         report: What was verified and found, over all runs of this guard.
@@ -54,16 +66,27 @@ class EvalGuard(Callback):
     def __init__(
         self,
         modes: FixPolicy = "error",
+        stochastic: Policy = "error",
+        batch: Policy = "error",
         allow: dict[str, list[str]] | None = None,
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
+        audit: Audit = "auto",
     ) -> None:
         check_policy("modes", modes, FixPolicy)
+        check_policy("stochastic", stochastic, Policy)
+        check_policy("batch", batch, Policy)
+        check_policy("audit", audit, Audit)
         check_allow(allow)
         if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
             raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
         self._metrics = metrics
         self._report = Report()
-        self._policies: dict[str, str] = {"modes": modes}
+        self._policies: dict[str, str] = {
+            "modes": modes,
+            "stochastic": stochastic,
+            "batch": batch,
+        }
+        self._audit = audit
         self._allow = allow
         self._expected: list[tuple[str, bool]] = []
         self._runs: list[_Run] = []
@@ -91,10 +114,18 @@ class EvalGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
-        checks: list[tuple[Check, str]] = []
-        if self._policies["modes"] != "ignore":
-            checks.append((ModesCheck(self._expected), self._policies["modes"]))
-        guard = Guard(checks, self._allow, self._report)
+        checks: list[Check] = [ModesCheck(self._expected), StochasticCheck(), BatchCheck()]
+        guard = Guard(
+            [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
+            self._allow,
+            self._report,
+            Replays(
+                self._audit,
+                beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
+                isolate=lambda: _out_of_the_books(trainer),
+                why_not=lambda: _why_not(trainer),
+            ),
+        )
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
@@ -334,6 +365,33 @@ class _Scores:
             warn_text(f"{sentence}. Training goes on; please report it.")
             return False
         return True
+
+
+@contextmanager
+def _out_of_the_books(trainer: Trainer) -> Iterator[None]:
+    """A replay logs into a collection of its own and to loggers that drop everything."""
+    loop: Any = trainer._active_loop
+    connector = trainer._logger_connector
+    loggers, fx = trainer.loggers, connector._current_fx
+    results = getattr(loop, "_results", None)
+    if loop is not None and results is not None:
+        loop._results = type(results)(training=results.training)
+        for name in ("batch", "batch_size", "dataloader_idx"):
+            setattr(loop._results, name, getattr(results, name))
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+        connector._current_fx = fx
+        if loop is not None and results is not None:
+            loop._results = results
+
+
+def _why_not(trainer: Trainer) -> str | None:
+    """Why steps of `trainer` must not be run again."""
+    # A replay on one rank alone would wait for the others in the step's first collective.
+    return "several processes evaluate together" if trainer.world_size > 1 else None
 
 
 def _logged_step(trainer: Trainer) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from lightning_evalguard._allow import CHECKS, allow
+from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled
+from lightning_evalguard._replay import CannotReplay, Look
+from lightning_evalguard._rollback import Generators
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.modes import ModesCheck
 from lightning_evalguard.report import (
@@ -26,6 +29,26 @@ from lightning_evalguard.report import (
 )
 
 Allow = Mapping[str, Sequence[str]]
+Audit = Literal["auto", "full", "off"]
+
+
+@dataclass
+class Replays:
+    """How a step may be shown to the checks that want to see its operators.
+
+    Attributes:
+        audit: ``"auto"``: the first step of the sanity check is run again, the first step of any
+            other evaluation is watched as it runs; ``"full"``: that one is run again too;
+            ``"off"``: neither, and no step is run again when a tripwire fires.
+        beside: Gives what a step can change beside the model: optimizers, schedulers.
+        isolate: Keeps a replay out of the loop's books and the loggers.
+        why_not: Gives the reason why steps must not be run again, or None.
+    """
+
+    audit: Audit = "auto"
+    beside: Callable[[], Iterable[object]] = tuple
+    isolate: Callable[[], AbstractContextManager[Any]] | None = None
+    why_not: Callable[[], str | None] = lambda: None
 
 
 class Guard:
@@ -36,23 +59,34 @@ class Guard:
         allowed: Per check, glob patterns of qualified names, source files or functions whose
             findings are meant.
         report: Where findings and counts go.
+        replays: How a step may be shown to those checks that are a `_replay.Witness`.
     """
 
     def __init__(
-        self, checks: Sequence[tuple[Check, str]], allowed: Allow | None, report: Report
+        self,
+        checks: Sequence[tuple[Check, str]],
+        allowed: Allow | None,
+        report: Report,
+        replays: Replays | None = None,
     ) -> None:
         self.report = report
+        self._replays = replays or Replays("off")
+        self._root: nn.Module | None = None
+        self._shown: set[str] = set()
         self._checks = list(checks)
         self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
         self._warned: set[tuple[Any, ...]] = set()
 
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`."""
+        self._root = root
+        self._shown.clear()
         self._all(lambda check: check.open(root, now))
 
     def close(self, now: Moment, error: BaseException | None = None) -> None:
         """The run is over; raises what is found only where no `error` ended it."""
         self._all(lambda check: check.close(now), quiet=error is not None)
+        self._root = None
 
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
@@ -67,9 +101,20 @@ class Guard:
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one evaluation step under guard and return what it returns."""
         self.before(now, args)
-        outputs = call(*args, **kwargs)
+        showing = self._showing(now)
+        seen = self._watch(now) if showing == "alone" else {}
+        with Watch(*seen.values()) if seen else nullcontext() as watch:
+            outputs = call(*args, **kwargs)
+        if watch is not None:
+            self._off(watch, seen)
         self.report.checked["batches"] += 1
-        self.after(now, outputs)
+        found = self._ask(lambda check: check.after_step(now, outputs))
+        if showing == "again" or self._tripped():
+            found += self._show_again(now, call, args, kwargs)
+        elif seen:
+            found += self._ask_witnesses(lambda c: c.saw(now, seen.get(c.name), None))
+        if found:
+            self._judge(found, quiet=False)
         return outputs
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
@@ -88,8 +133,103 @@ class Guard:
         self._all(lambda check: check.after_train_step(now))
         return outputs
 
+    # what a check sees of a step's operators
+
+    def _showing(self, now: Moment) -> Literal["again", "alone"] | None:
+        """How this step is to be shown whatever happens in it: the first of each kind of run."""
+        audit = self._replays.audit
+        kind = "validate" if now.stage == "sanity_check" else now.stage
+        if audit == "off" or kind in self._shown or not self._witnesses():
+            return None
+        self._shown.add(kind)
+        again = audit == "full" or now.stage == "sanity_check"
+        return "again" if again and self._replays.why_not() is None else "alone"
+
+    def _witnesses(self) -> list[Any]:
+        return [check for check, _ in self._checks if hasattr(check, "saw")]
+
+    def _tripped(self) -> bool:
+        tripped = False
+
+        def ask(check: Any) -> Iterable[Finding]:
+            nonlocal tripped
+            tripped |= check.tripped()
+            return ()
+
+        self._ask_witnesses(ask)
+        return tripped
+
+    def _watch(self, now: Moment) -> dict[str, Subscriber]:
+        if self._root is None or blinds_compiled(self._root):
+            return {}
+        return self._subscribers(now)
+
+    def _subscribers(self, now: Moment) -> dict[str, Subscriber]:
+        seen: dict[str, Subscriber] = {}
+
+        def ask(check: Any) -> Iterable[Finding]:
+            seen[check.name] = check.watch(now)
+            return ()
+
+        self._ask_witnesses(ask)
+        return seen
+
+    def _off(self, watch: Watch, seen: Mapping[str, Subscriber]) -> None:
+        """Switch off the checks whose subscribers failed."""
+        for subscriber, error in watch.failures:
+            for pair in list(self._checks):
+                if seen.get(pair[0].name) is subscriber:
+                    self._failed(pair, error)
+
+    def _show_again(
+        self,
+        now: Moment,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> list[tuple[Finding, str]]:
+        """Run the step again for the witnesses; if it cannot be, let them say what they know."""
+        why = "replays are off" if self._replays.audit == "off" else self._replays.why_not()
+        before = next((c.before for c in self._witnesses() if getattr(c, "before", None)), None)
+        if why is None and self._root is not None:
+            try:
+                look = Look(
+                    self._root,
+                    call,
+                    args,
+                    kwargs,
+                    before=before or Generators.capture(),
+                    beside=self._replays.beside(),
+                    isolate=self._replays.isolate,
+                )
+                with look:
+                    return self._shown_again(now, look)
+            except CannotReplay as error:
+                why = str(error)
+        self.report.note(f"a step was not run again for a closer look: {why}")
+        return self._ask_witnesses(lambda c: c.saw(now, None, None))
+
+    def _shown_again(self, now: Moment, look: Look) -> list[tuple[Finding, str]]:
+        seen = self._subscribers(now)
+        outcome = look.again(*seen.values(), strict=False)
+        self._off(outcome.watch, seen)
+        if outcome.error is not None:
+            raise CannotReplay(f"{type(outcome.error).__name__}: {outcome.error}")
+        self.report.checked["replayed_steps"] += 1
+        return self._ask_witnesses(lambda c: c.saw(now, seen.get(c.name), look))
+
+    # asking and judging
+
     def _all(self, ask: Callable[[Check], Iterable[Finding]], quiet: bool = False) -> None:
         """Ask every check, then judge all that they found at this moment together."""
+        found = self._ask(ask)
+        if found:
+            self._judge(found, quiet)
+
+    def _ask_witnesses(self, ask: Callable[[Any], Iterable[Finding]]) -> list[tuple[Finding, str]]:
+        return self._ask(lambda check: ask(check) if hasattr(check, "saw") else ())
+
+    def _ask(self, ask: Callable[[Check], Iterable[Finding]]) -> list[tuple[Finding, str]]:
         found: list[tuple[Finding, str]] = []
         for pair in self._checks:
             check, policy = pair
@@ -97,13 +237,15 @@ class Guard:
                 findings = [f for f in ask(check) if not self._is_allowed(f)]
                 if findings and policy == "fix":
                     check.fix()
+            except CannotReplay:
+                raise
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
-                self._checks = [p for p in self._checks if p is not pair]
-                self._failed(check, error)
+                self._failed(pair, error)
             else:
                 found += [(finding, policy) for finding in findings]
-        if found:
-            self._judge(found, quiet)
+            for sentence in getattr(check, "notes", ()):
+                self.report.note(sentence)
+        return found
 
     def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         self.report.add(finding for finding, _ in found)
@@ -127,7 +269,9 @@ class Guard:
             for text in said
         )
 
-    def _failed(self, check: Check, error: Exception) -> None:
+    def _failed(self, pair: tuple[Check, str], error: Exception) -> None:
+        self._checks = [p for p in self._checks if p is not pair]
+        check = pair[0]
         sentence = (
             f"the `{check.name}` check failed inside lightning-evalguard and is off for the rest "
             f"of the run: {type(error).__name__}: {error}"

@@ -79,3 +79,4 @@ class Check(Protocol):
 
     def fix(self) -> None:
         """Repair what the last findings named; only for checks whose policy takes ``"fix"``."""
+        return

@@ -395,7 +395,9 @@ class Sample:
     def of(cls, op: Op, meant: bool) -> Sample:
         """Sample the first result; memory that nobody has written yet is zeroed first."""
         out = next(iter(tensors_in(op.out)), None)
-        if out is None or out.numel() < 2 or out.layout is not torch.strided or out.is_meta:
+        if out is None or out.numel() == 0 or out.layout is not torch.strided or out.is_meta:
+            return cls(op.func, None, meant)
+        if op.name == "set_":  # onto a storage that is about to be filled, in a deep copy
             return cls(op.func, None, meant)
         try:
             if op.name in _EMPTY:
@@ -419,12 +421,23 @@ class Sample:
 
 
 def first_difference(first: Draws, second: Draws) -> int | None:
-    """Index of the first operator that gave other values in a replay from the same state."""
+    """Index of the first operator that gave other values in a replay from the same state.
+
+    What nothing later took up is memory that nobody had written, or a time that was measured.
+    """
+    found = None
+    last = min(len(first.samples), len(second.samples)) - 1
     for index, (a, b) in enumerate(zip(first.samples, second.samples, strict=False)):
         if a.func is not b.func or a.meant or b.meant:
-            return None
-        if a.differs(b):
-            return index
+            break
+        if not a.differs(b):
+            continue
+        if found is not None:
+            return found
+        if a.values is not None and a.values.numel() > 1:
+            found = index
+            if index == last:
+                return index
     return None
 
 
