@@ -370,8 +370,12 @@ class ConfusionMatrix(Metric):
 
     def result(self, class_names: Sequence[str] | None = None) -> ConfusionResult:
         """Everything the counts say, copied to the host once."""
-        pairs = self._pairs.counted() if self._pairs is not None else None
-        return read(self.layout, self.counts.cpu(), self.hits.cpu(), class_names, pairs)
+        counts, hits = self.counts.cpu(), self.hits.cpu()
+        return read(self.layout, counts, hits, class_names, self.pairs())
+
+    def pairs(self) -> tuple[Tensor, Tensor] | None:
+        """Keys ``target * C + pred`` of confused pairs and their counts, if there is no matrix."""
+        return self._pairs.counted() if self._pairs is not None else None
 
     def reset(self) -> None:
         """Start again from zero."""

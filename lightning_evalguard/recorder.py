@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DistributedSampler
 
 from lightning_evalguard import sources
@@ -20,6 +22,7 @@ from lightning_evalguard.confusion import (
 )
 from lightning_evalguard.result import ConfusionResult
 from lightning_evalguard.sources import Pair
+from lightning_evalguard.taps import LossTap, MetricTap, refusal
 
 
 @dataclass
@@ -37,27 +40,78 @@ class Recorded:
     warnings: list[str] = field(default_factory=list)
 
 
+class _Identity:
+    """Which elements of which storage a tensor is, without keeping it alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        self._where = (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def is_of(self, other: _Identity) -> bool:
+        """Whether both are the same, of a storage that still lives: memory is used again."""
+        return (
+            self._where == other._where
+            and not self._storage.expired()  # type: ignore[no-untyped-call]
+            and self._storage.cdata == other._storage.cdata
+        )
+
+
+def _known(tensor: Tensor, seen: Sequence[_Identity]) -> bool:
+    this = _Identity(tensor)
+    return any(one.is_of(this) for one in seen)
+
+
+@dataclass
+class _Source:
+    """One place that predictions and targets were seen at, and what was counted of it."""
+
+    kind: str
+    names: set[str]
+    layout: Layout
+    state: ConfusionMatrix
+    said: str
+    seen: int = 0
+    # What the state counted in the running step, so that nothing is counted twice.
+    targets: list[_Identity] = field(default_factory=list)
+    preds: list[_Identity] = field(default_factory=list)
+    position: int = 0
+
+
+def _asks_other(one: _Source, chosen: _Source) -> bool:
+    """Whether two sources of a step are two questions, and not one that was put twice."""
+    a, b = one.layout, chosen.layout
+    return (a.task == "multilabel", a.num_classes) != (b.task == "multilabel", b.num_classes) or (
+        one.kind == chosen.kind and not any(x.is_of(y) for x in one.targets for y in chosen.targets)
+    )
+
+
 @dataclass
 class _Loader:
-    """The state of one stage and loader, and what is settled about it."""
+    """One stage and loader: what is settled about it, and its running evaluation."""
 
     key: str
     names: tuple[str, ...] | None = None
     known: int | None = None
+    # Settled on the first batch, or agreed with the other ranks after the first evaluation.
     layout: Layout | None = None
-    state: ConfusionMatrix | None = None
     source: str = ""
-    least: int = 2
     agreed: bool = False
-    announced: bool = False
-    failed: str = ""
-    saw: str = ""
+    least: int = 2
+    # Seen on the first batch, of which one is chosen before the second.
+    candidates: list[_Source] = field(default_factory=list)
+    chosen: _Source | None = None
+    refused: list[str] = field(default_factory=list)
     # Samples that this rank owns of those that a DistributedSampler deals out; it repeats some so
     # that each rank gets as many. None where nothing is repeated.
     owned: int | None = None
+    batch: Any = None
+    samples: int = 0
+    keep: int = 0
     batches: int = 0
     untrimmed: int = 0
-    warned: set[str] = field(default_factory=set)
+    failed: str = ""
+    saw: str = ""
+    told: set[str] = field(default_factory=set)
 
 
 class Recorder:
@@ -74,6 +128,16 @@ class Recorder:
         self._loaders: dict[str, _Loader] = {}
         self._stage: str | None = None
         self._module: nn.Module | None = None
+        self._now: _Loader | None = None
+        self._paused = False
+        source = str(self.config.source) if isinstance(self.config.source, str) else ""
+        only = source.partition(":")[2] if source.startswith("metric:") else None
+        self._reads_outputs = self.config.source is None or not (only or source == "loss")
+        self._metrics = MetricTap(self._see, only)
+        self._losses = LossTap(self._see)
+        self._taps_metrics = self.config.source is None or only is not None
+        self._taps_losses = self.config.source is None or source == "loss"
+        self._found = False
 
     def start(
         self, stage: str, module: nn.Module, dataloaders: Any = None, datamodule: Any = None
@@ -86,13 +150,14 @@ class Recorder:
             dataloaders: The loaders, one or a sequence or a dict of them.
             datamodule: Where ``classes`` may stand.
         """
+        self.abort()
         self._stage, self._module = stage, module
         for i, loader in enumerate(_listed(dataloaders)):
             entry = self._loader(i)
             entry.batches, entry.untrimmed, entry.failed = 0, 0, ""
             entry.owned = _owned(loader)
-            if entry.state is not None:
-                entry.state.reset()
+            if entry.chosen is not None:
+                entry.chosen.state.reset()
             if not entry.agreed:
                 entry.names = self.config.class_names or sources.names_of(
                     loader, module, datamodule
@@ -100,7 +165,34 @@ class Recorder:
                 entry.known = sources.classes_of(module)
 
     def before_step(self, batch: Any, dataloader_idx: int = 0) -> None:
-        """The step is about to run on `batch`."""
+        """The step is about to run on `batch`: listen to its metrics and losses."""
+        if self._stage is None or self._module is None:
+            return
+        self._choose()
+        entry = self._now = self._loader(dataloader_idx)
+        entry.batches += 1
+        entry.samples = _samples(batch) or 0
+        entry.keep = entry.samples
+        if entry.owned is not None:
+            entry.keep = min(entry.samples, entry.owned)
+            entry.owned -= entry.keep
+        for source in (*entry.candidates, entry.chosen):
+            if source is not None:
+                source.targets.clear()
+                source.preds.clear()
+                source.position = 0
+        if entry.chosen is None:
+            entry.batch = batch
+        # Not at the start of the evaluation: hooks that run after it may still replace a metric.
+        reads_outputs = entry.chosen is not None and entry.chosen.kind == "outputs"
+        if entry.batches == 1 and self._taps_metrics and not reads_outputs:
+            self._metrics.open(self._module)
+        if self._taps_losses:
+            self._losses.listens = entry.chosen is None or entry.chosen.kind == "loss"
+            if not self._found:
+                self._losses.find(self._module)
+                self._found = True
+            self._losses.open()
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int = 0) -> None:
         """The step returned `outputs`: count them.
@@ -108,29 +200,67 @@ class Recorder:
         Raises:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
-        entry = self._loader(dataloader_idx)
-        entry.batches += 1
-        if entry.failed:
+        self._losses.close()
+        entry = self._now
+        if entry is None:
             return
-        source = self.config.source
-        if source is not None and source != "loss" and not str(source).startswith("metric:"):
-            pair: Pair | None = sources.from_source(source, outputs, batch)
+        entry.batch = None
+        if not self._reads_outputs:
+            return
+        if entry.chosen is not None and entry.chosen.kind != "outputs":
+            return
+        entry.saw = sources.shown(outputs)
+        if self.config.source is not None:
+            pair: Pair | None = sources.from_source(self.config.source, outputs, batch)
         else:
             pair = sources.from_outputs(outputs)
-        entry.saw = sources.shown(outputs)
-        if pair is not None:
-            self._count(entry, pair, _samples(batch))
+        if pair is None:
+            return
+        arranged = sources.arrange(pair, self.config)
+        if arranged is None:
+            if self.config.source is not None:
+                raise ValueError(
+                    f"source gave preds {tuple(pair.preds.shape)} {pair.preds.dtype} and target "
+                    f"{tuple(pair.target.shape)} {pair.target.dtype}, which fit no task"
+                )
+            return
+        if entry.chosen is None:
+            entry.candidates = []
+            entry.chosen = self._new(entry, "outputs", "", arranged)
+        try:
+            self._count(entry, entry.chosen, arranged)
+        except ValueError as error:
+            if self.explicit:
+                raise
+            entry.failed = str(error)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing that runs meanwhile is counted: a step that is replayed."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def stop(self, epoch: int | None = None, step: int | None = None) -> Recorded:
-        """The evaluation is over: reduce across ranks and read every state."""
+        """The evaluation is over: reduce across ranks and read every state.
+
+        Raises:
+            ValueError: If what the user asked for does not fit what was seen.
+        """
+        self._choose()
+        self._metrics.close()
+        self._losses.close()
         recorded = Recorded()
         entries = [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
         self._agree(entries, recorded)
         for entry, counts, hits, pairs, failed in self._reduced(entries):
             if failed or entry.layout is None:
                 continue
+            fits = entry.names is not None and len(entry.names) == entry.layout.num_classes
             result = read(
-                entry.layout, counts, hits, self._fitting_names(entry, counts),
+                entry.layout, counts, hits, entry.names if fits else None,
                 pairs, entry.least, self.config.per_class,
             )  # fmt: skip
             result.source, result.epoch, result.step = entry.source, epoch, step
@@ -140,58 +270,116 @@ class Recorder:
         for entry in entries:
             if entry.key not in recorded.results:
                 self._tell_nothing(entry, recorded)
-        self._stage = self._module = None
+        self._stage = self._module = self._now = None
         return recorded
 
     def abort(self) -> None:
         """The evaluation ended in an exception: leave nothing behind."""
-        self._stage = self._module = None
+        self._metrics.close()
+        self._losses.close()
+        for entry in self._loaders.values():
+            entry.candidates = []
+            entry.batch = None
+        self._stage = self._module = self._now = None
 
     def _loader(self, i: int) -> _Loader:
         key = f"{self._stage}/dataloader_idx_{i}" if i else str(self._stage)
         return self._loaders.setdefault(key, _Loader(key))
 
-    def _count(self, entry: _Loader, pair: Pair, samples: int | None) -> None:
-        arranged = sources.arrange(pair, self.config.task)
-        if arranged is None:
-            if self.explicit and self.config.source is not None:
-                raise ValueError(
-                    f"source gave preds {tuple(pair.preds.shape)} {pair.preds.dtype} and target "
-                    f"{tuple(pair.target.shape)} {pair.target.dtype}, which fit no task"
-                )
-            return
-        if entry.layout is None:
+    def _new(self, entry: _Loader, kind: str, name: str, pair: Pair) -> _Source:
+        layout = entry.layout
+        if layout is None:
             known = len(entry.names) if entry.names else entry.known
-            entry.layout = sources.layout_of(arranged, self.config, known)
-            entry.source = arranged.source
-        if entry.state is None:
-            entry.state = ConfusionMatrix.of(entry.layout).to(arranged.preds.device)
-        preds, target = self._owned_part(entry, arranged, samples)
-        try:
-            entry.state.update(preds, target.to(preds.device))
-        except ValueError as error:
-            if self.explicit:
-                raise
-            entry.failed = str(error)
+            layout = sources.layout_of(pair, self.config, known)
+        state = ConfusionMatrix.of(layout).to(pair.preds.device)
+        return _Source(kind, {name}, layout, state, pair.source)
 
-    def _owned_part(self, entry: _Loader, pair: Pair, samples: int | None) -> tuple[Tensor, Tensor]:
+    def _see(self, kind: str, name: str, pair: Pair) -> None:
+        """A metric or a loss is called. Whatever goes wrong here, the user's step goes on."""
+        entry = self._now
+        if entry is None or self._paused or entry.failed:
+            return
+        try:
+            if entry.chosen is not None:
+                if entry.chosen.kind == kind and name in entry.chosen.names:
+                    arranged = sources.arrange(pair, self.config)
+                    if arranged is not None:
+                        self._count(entry, entry.chosen, arranged)
+            else:
+                self._consider(entry, kind, name, pair)
+        except Exception as error:  # noqa: BLE001 - a tensor subclass, a vmap: not ours to judge
+            entry.failed = f"{pair.source} could not be counted: {error}"
+
+    def _consider(self, entry: _Loader, kind: str, name: str, pair: Pair) -> None:
+        """On the first batch every source counts for itself."""
+        known = next((c for c in entry.candidates if c.kind == kind and name in c.names), None)
+        arranged = sources.arrange(pair, self.config)
+        if arranged is None:
+            return
+        if known is None:
+            same = [c for c in entry.candidates if c.kind == kind
+                    and _known(pair.target, c.targets) and _known(pair.preds, c.preds)]  # fmt: skip
+            if same:  # another metric of a collection, updated with the same tensors
+                same[0].names.add(name)
+                return
+            why = refusal(arranged, entry.batch) if kind == "loss" else ""
+            if not why:
+                try:
+                    known = self._new(entry, kind, name, arranged)
+                except ValueError as error:
+                    why = str(error)
+            if known is None:
+                entry.refused.append(f"{pair.source}: {why}" if kind == "loss" else why)
+                return
+            entry.candidates.append(known)
+        self._count(entry, known, arranged)
+
+    def _choose(self) -> None:
+        """The first batch is over: metrics come before losses, then what saw the most."""
+        entry, self._now = self._now, None
+        if entry is None or entry.chosen is not None:
+            return
+        entry.batch = None
+        asked = bool(self.config.top_k)
+        ranked = sorted(
+            entry.candidates,
+            key=lambda c: (asked and not c.layout.top_k, c.kind == "loss", -c.seen),
+        )
+        if not ranked:
+            if self.explicit and entry.refused and self.config.num_classes is not None:
+                raise ValueError(entry.refused[0])
+            return
+        entry.chosen = ranked[0]
+        others = [c.said for c in ranked[1:] if _asks_other(c, ranked[0])]
+        if others:
+            entry.chosen.said += f" (not from {', '.join(dict.fromkeys(others))})"
+        entry.candidates = []
+
+    def _count(self, entry: _Loader, source: _Source, pair: Pair) -> None:
+        if source.kind != "outputs":
+            if _known(pair.target, source.targets):
+                return  # the same samples again: a metric and then its log, two losses of a batch
+            source.targets.append(_Identity(pair.target))
+            source.preds.append(_Identity(pair.preds))
+        n = len(pair.target)
         preds, target = pair.preds, pair.target
-        if entry.owned is None:
-            return preds, target
-        n = samples if samples is not None else len(target)
-        keep = min(n, entry.owned)
-        entry.owned -= keep
-        if keep == n:
-            return preds, target
-        if len(target) != n:  # not samples in dim 0: which of them belong to which is not known
-            entry.untrimmed += n - keep
-            return preds, target
-        return preds[:keep], target[:keep]
+        source.seen += target.numel()
+        if entry.keep < entry.samples:
+            if n > entry.samples:  # dim 0 is not the batch: which rows are whose is not known
+                entry.untrimmed += entry.samples - entry.keep
+            else:
+                keep = max(0, entry.keep - source.position)
+                preds, target = preds[:keep], target[:keep]
+            source.position += n
+        source.state.update(preds, target.to(preds.device))
 
     def _agree(self, entries: Sequence[_Loader], recorded: Recorded) -> None:
         """Once a run: the same layout on every rank, also on one that got no batch."""
         if all(entry.agreed for entry in entries):
             return
+        for entry in entries:
+            if entry.chosen is not None and entry.layout is None:
+                entry.layout, entry.source = entry.chosen.layout, entry.chosen.said
         mine = {e.key: (e.layout, e.source, e.names, e.batches) for e in entries}
         everyone = _gathered(mine)
         for entry in entries:
@@ -216,71 +404,71 @@ class Recorder:
         with_layout = [e for e in entries if e.layout is not None]
         if not with_layout:
             return []
-        device = next((e.state.counts.device for e in with_layout if e.state is not None), None)
+        states = {e.key: self._state(e, e.layout) for e in with_layout if e.layout is not None}
+        home = _device(self._module) if _world() > 1 else states[with_layout[0].key].counts.device
         parts = []
         for entry in with_layout:
-            state = entry.state
-            if state is None:
-                state = ConfusionMatrix.of(entry.layout)  # type: ignore[arg-type]
-                state = entry.state = state.to(device or _device(self._module))
-            failed = torch.tensor([int(bool(entry.failed)), entry.untrimmed])
-            parts += [state.counts, state.hits, failed.to(state.counts.device)]
-        flat = torch.cat([part.to(parts[0].device) for part in parts])
+            flags = torch.tensor([int(bool(entry.failed)), entry.untrimmed])
+            parts += [states[entry.key].counts, states[entry.key].hits, flags]
+        flat = torch.cat([part.to(home) for part in parts])
         if _world() > 1:
-            flat = flat.to(_device(self._module))
             dist.all_reduce(flat)
         split = list(flat.cpu().split([len(part) for part in parts]))  # type: ignore[no-untyped-call]
         reduced = []
         for i, entry in enumerate(with_layout):
             counts, hits, flags = split[3 * i : 3 * i + 3]
             entry.untrimmed = int(flags[1])
-            pairs = entry.state._pairs.counted() if entry.state and entry.state._pairs else None
+            pairs = states[entry.key].pairs()
             if pairs is not None and _world() > 1:
                 pairs = _merged(_gathered(pairs))
             reduced.append((entry, counts, hits, pairs, bool(flags[0])))
         return reduced
 
-    def _fitting_names(self, entry: _Loader, counts: Tensor) -> tuple[str, ...] | None:
-        layout = entry.layout
-        if entry.names is None or layout is None or len(entry.names) != layout.num_classes:
-            return None
-        return entry.names
+    def _state(self, entry: _Loader, layout: Layout) -> ConfusionMatrix:
+        if entry.chosen is not None and entry.chosen.layout == layout:
+            return entry.chosen.state
+        return ConfusionMatrix.of(layout)  # this rank saw nothing
 
     def _settle(self, entry: _Loader, result: ConfusionResult) -> None:
         """What the first evaluation showed stays so for the run."""
         assert entry.layout is not None
         if entry.layout.preds_are == "unknown" and result.total:
             entry.layout = replace(entry.layout, preds_are=result.preds_are)
-            entry.state = None
+            if (source := entry.chosen) is not None:
+                source.layout = entry.layout
+                source.state = ConfusionMatrix.of(entry.layout).to(source.state.device)
         if not entry.layout.exact:
             entry.least = max(entry.least, result.num_classes)
 
     def _tell(self, entry: _Loader, result: ConfusionResult, recorded: Recorded) -> None:
         layout = entry.layout
         assert layout is not None
-        if not entry.announced:
-            entry.announced = True
+        if "source" not in entry.told:
+            entry.told.add("source")
             recorded.notes.append(f"{entry.key}: {_inferred(result, layout)}")
-        if not result.total and "empty" not in entry.warned:
-            entry.warned.add("empty")
+        if not result.total and "empty" not in entry.told:
+            entry.told.add("empty")
             recorded.warnings.append(f"{entry.key}: no sample was counted, so every score is NaN")
-        if (problems := result.problems()) and "left out" not in entry.warned:
-            entry.warned.add("left out")
-            recorded.warnings.append(f"{entry.key}: left out of the confusion matrix: "
-                                     f"{'; '.join(problems)}")  # fmt: skip
-        if entry.untrimmed:
+        if (problems := result.problems()) and "left out" not in entry.told:
+            entry.told.add("left out")
+            recorded.warnings.append(
+                f"{entry.key}: left out of the confusion matrix: {'; '.join(problems)}"
+            )
+        if entry.untrimmed and "untrimmed" not in entry.told:
+            entry.told.add("untrimmed")
             recorded.notes.append(
                 f"{entry.key}: {entry.untrimmed} samples that DistributedSampler repeats are "
                 "counted twice, because dim 0 of the target is not the batch"
             )
 
     def _tell_nothing(self, entry: _Loader, recorded: Recorded) -> None:
-        if entry.announced or not entry.batches:
+        if "nothing" in entry.told or not entry.batches:
             return
-        entry.announced = True
-        why = entry.failed or f"the step returned {entry.saw}"
+        entry.told.add("nothing")
+        why = entry.failed or f"the step returned {entry.saw or 'nothing that is asked for'}"
+        seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}" if entry.refused else ""
         text = (
-            f"{entry.key}: no confusion matrix, because {why}. "
+            f"{entry.key}: no confusion matrix, because {why}{seen}. "
             'Return {"preds": ..., "target": ...}, or pass ConfusionMetrics(source=...)'
         )
         (recorded.warnings if self.explicit else recorded.notes).append(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_evalguard.confusion import ROOM, ConfusionMetrics, Layout
 
-_PREDS = ("preds", "logits", "probs", "predictions", "y_hat", "y_pred")
-_TARGET = ("target", "targets", "labels", "label", "y", "y_true")
+PREDS = ("preds", "logits", "probs", "predictions", "y_hat", "y_pred")
+TARGET = ("target", "targets", "labels", "label", "y", "y_true")
 _SCORES = ("logits", "probs")
 
 
@@ -29,6 +29,7 @@ class Pair:
         num_classes: Number of classes, where the source knows it.
         threshold: Of a binary or multilabel metric.
         ignore_index: Of a metric or loss.
+        top_k: Of a metric that judges by the k best.
         classification: Whether the source itself says that this is a classification; a pair of
             floating-point tensors under ``preds`` and ``target`` is as likely a regression.
     """
@@ -41,6 +42,7 @@ class Pair:
     num_classes: int | None = None
     threshold: float | None = None
     ignore_index: int | None = None
+    top_k: tuple[int, ...] = ()
     classification: bool = False
 
 
@@ -49,8 +51,8 @@ def from_outputs(outputs: Any) -> Pair | None:
     if not isinstance(outputs, Mapping):
         return None
     tensors = {k: v for k, v in outputs.items() if isinstance(v, Tensor) and v.ndim}
-    target = next((k for k in _TARGET if k in tensors), None)
-    preds = next((k for k in _PREDS if k in tensors), None)
+    target = next((k for k in TARGET if k in tensors), None)
+    preds = next((k for k in PREDS if k in tensors), None)
     if target is None or preds is None:
         return None
     pair = Pair(
@@ -120,15 +122,15 @@ def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else ""
 
 
-def arrange(pair: Pair, task: Any = None) -> Pair | None:
+def arrange(pair: Pair, config: ConfusionMetrics) -> Pair | None:
     """`pair` in the shapes that the state counts, its task named; None for no classification.
 
     Scores are ``(N, C, ...)``; classes in the last dimension, as transformers has them, are moved.
     Floating-point tensors of one shape are binary where they are ``(N,)``, ``(N, 1, ...)`` or
-    ``(N, H, W)``, else multilabel.
+    ``(N, H, W)``, else multilabel. Two classes are one question where a threshold asks it.
     """
     p, t = pair.preds, pair.target
-    task = task or pair.task
+    task = config.task or pair.task
     if not p.ndim and not t.ndim:
         p, t = p.unsqueeze(0), t.unsqueeze(0)
     if p.is_complex() or t.is_complex():
@@ -136,10 +138,13 @@ def arrange(pair: Pair, task: Any = None) -> Pair | None:
     if p.ndim == t.ndim + 1 and p.shape[:1] == t.shape[:1]:
         if p.shape[1] == 1 and p.shape[2:] == t.shape[1:]:
             p = p.squeeze(1)
-        elif p.shape[2:] == t.shape[1:]:
-            return _as(pair, p, t, "multiclass") if _whole(t, pair) else None
-        elif p.shape[:-1] == t.shape:
-            return _as(pair, p.movedim(-1, 1), t, "multiclass") if _whole(t, pair) else None
+        elif t.is_floating_point() and not pair.classification:
+            return None
+        elif p.shape[2:] == t.shape[1:] or p.shape[:-1] == t.shape:
+            p = p if p.shape[2:] == t.shape[1:] else p.movedim(-1, 1)
+            if p.shape[1] == 2 and (task == "binary" or config.threshold != 0.5):
+                return _margin(pair, p, t, config)
+            return _as(pair, p, t, "multiclass")
     if p.shape != t.shape:
         if p.numel() != t.numel() or task == "multilabel":
             return None
@@ -158,22 +163,15 @@ def arrange(pair: Pair, task: Any = None) -> Pair | None:
     return _as(pair, p, t, task)
 
 
-def _whole(target: Tensor, pair: Pair) -> bool:
-    return not target.is_floating_point() or pair.classification
+def _margin(pair: Pair, p: Tensor, t: Tensor, config: ConfusionMetrics) -> Pair:
+    if "probs" in (config.preds_are, pair.preds_are):
+        return _as(pair, p[:, 1], t, "binary")
+    return replace(_as(pair, p[:, 1] - p[:, 0], t, "binary"), preds_are="logits")
 
 
 def _as(pair: Pair, preds: Tensor, target: Tensor, task: Any) -> Pair:
-    return Pair(
-        preds,
-        target,
-        pair.source,
-        task,
-        pair.preds_are if preds.is_floating_point() else "labels",
-        pair.num_classes,
-        pair.threshold,
-        pair.ignore_index,
-        pair.classification,
-    )
+    preds_are = pair.preds_are if preds.is_floating_point() else "labels"
+    return replace(pair, preds=preds, target=target, task=task, preds_are=preds_are)
 
 
 def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) -> Layout:
@@ -194,21 +192,17 @@ def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) ->
     asked = config.num_classes
     if asked is not None and said is not None and asked != said:
         raise ValueError(f"num_classes={asked}: {pair.source} has {said} classes")
-    if (
-        config.task is not None
-        and config.task != pair.task
-        and not (config.task == "binary" and said in (2, None))
-    ):
+    if config.task not in (None, pair.task):
         raise ValueError(f"task={config.task!r}: {pair.source} is {pair.task}")
-    number = asked or said or pair.num_classes or known or (2 if config.task == "binary" else None)
+    number = asked or said or pair.num_classes or known
     ignore = config.ignore_index if config.ignore_index is not None else pair.ignore_index
     return Layout(
         task=pair.task,
         num_classes=number or ROOM,
         preds_are=_kind(pair, config, scored),
-        threshold=pair.threshold if pair.threshold is not None else config.threshold,
+        threshold=config.threshold if config.threshold != 0.5 else pair.threshold or 0.5,
         ignore_index=-100 if ignore is None else ignore,
-        top_k=config.top_k if scored else (),
+        top_k=(config.top_k or pair.top_k) if scored else (),
         full=(number or ROOM) <= config.max_full_classes or pair.task != "multiclass",
         exact=number is not None,
     )

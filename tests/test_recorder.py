@@ -338,7 +338,8 @@ def test_a_result_reads_well_in_a_terminal() -> None:
     recorder = Recorder(ConfusionMetrics(class_names=["ham", "spam"]))
     target = torch.tensor([1] * 40 + [0] * 160)
     preds = torch.tensor([1] * 30 + [0] * 10 + [1] * 6 + [0] * 154)
-    recorder.start("val", nn.Linear(1, 1), None)
+    recorder.start("val", nn.Linear(1, 1))
+    recorder.before_step(target)
     recorder.after_step({"preds": preds, "target": target}, target)
     assert str(recorder.stop().results["val"]) == (
         "accuracy 0.9200, precision 0.8333, recall 0.7500, f1 0.7895, f1_macro 0.8700, "

@@ -1,0 +1,565 @@
+"""Module styles as users write them: each gives scikit-learn's matrix with nothing configured."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torchmetrics
+from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MultilabelF1Score,
+)
+from torchmetrics.wrappers import BootStrapper, ClasswiseWrapper
+
+from lightning_evalguard.confusion import ConfusionMetrics
+from lightning_evalguard.taps import metrics_of
+from test_recorder import Drive, Net, data, expected, loader
+
+C = 5
+
+
+class Hydra(Net):
+    """lightning-hydra-template: a criterion and metric objects, the metric called with labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss()
+        self.val_acc = MulticlassAccuracy(C)
+        self.val_loss = MeanMetric()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self(batch[0])
+        self.val_loss(self.criterion(logits, batch[1]))
+        self.val_acc(logits.argmax(1), batch[1])
+        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
+
+
+class Updated(Hydra):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.val_acc.update(self(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("acc", self.val_acc.compute())
+        self.val_acc.reset()
+
+
+class Collection(Hydra):
+    def __init__(self) -> None:
+        super().__init__()
+        self.many = MetricCollection(
+            [MulticlassAUROC(C, thresholds=5, average=None), MulticlassAccuracy(C),
+             MulticlassF1Score(C), MulticlassConfusionMatrix(C)], prefix="val/",
+        )  # fmt: skip
+
+    def validation_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        logits = self(batch[0])
+        self.many(logits.softmax(1), batch[1])
+        return self.criterion(logits, batch[1])
+
+
+class CollectionUpdated(Collection):
+    """Only the leaders of compute groups are updated from the second batch on."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.many.update(self(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.many.compute()
+        self.many.reset()
+
+
+class LossModule(Hydra):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.criterion(self(batch[0]), batch[1])
+        self.log("val/loss", loss)
+        return loss
+
+
+class Functional(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self(batch[0])
+        self.log("acc", torchmetrics.functional.accuracy(
+            logits.argmax(1), batch[1], task="multiclass", num_classes=C))  # fmt: skip
+        return F.cross_entropy(logits, batch[1])
+
+
+class ImportedByName(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return cross_entropy(input=self(batch[0]), target=batch[1])
+
+
+class Nll(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.NLLLoss()(F.log_softmax(self(batch[0]), dim=1), batch[1])
+
+
+class Focal(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        ce = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        return ((1 - (-ce).exp()) ** 2 * ce).mean()
+
+
+class InBatchEnd(Hydra):
+    """The metric is updated in a hook, after the step."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.val_acc(outputs, batch[1])
+
+
+class BothTwice(Hydra):
+    """A metric twice, a loss twice, and labels made anew for each: every sample counts once."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self(batch[0])
+        self.val_acc(logits.argmax(1), batch[1])
+        self.val_acc.update(logits.argmax(dim=1), batch[1].view(-1))
+        return self.criterion(logits, batch[1]) + 0.4 * self.criterion(logits * 2, batch[1])
+
+
+class Chunks(Hydra):
+    """Each half of a batch by itself: all of them count."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        for x, y in zip(batch[0].split(3), batch[1].split(3), strict=True):
+            self.criterion(self(x), y)
+
+
+class PlainList(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"val": [MulticlassAccuracy(C)]}
+        self.own = [MulticlassAccuracy(C)]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.own[0].update(self(batch[0]), batch[1])
+
+
+class Wrapped(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = ClasswiseWrapper(MulticlassAccuracy(C, average=None))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.each.update(self(batch[0]), batch[1])
+
+
+class Bootstrapped(Hydra):
+    """Its children see the batch resampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a_boot = BootStrapper(MulticlassAccuracy(C), num_bootstraps=2)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self(batch[0])
+        self.a_boot.update(logits, batch[1])
+        return self.criterion(logits, batch[1])
+
+
+class Own(torchmetrics.Metric):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, target: torch.Tensor, preds: torch.Tensor) -> None:
+        self.n += (preds.argmax(1) == target).sum()
+
+    def compute(self) -> torch.Tensor:
+        return self.n
+
+
+class OwnMetric(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = Own()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.metric.update(batch[1], self(batch[0]))
+
+
+MULTICLASS = [
+    Hydra, Updated, Collection, CollectionUpdated, LossModule, Functional, ImportedByName, Nll,
+    Focal, InBatchEnd, BothTwice, Chunks, PlainList, Wrapped, Bootstrapped, OwnMetric,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("style", MULTICLASS)
+def test_every_style_gives_sklearns_matrix(trainer: Any, style: type[Net]) -> None:
+    drive, net = Drive(), style()
+    made = trainer(callbacks=[drive])
+    for _ in range(2):
+        made.validate(net, loader(), verbose=False)
+        assert drive.results["val"].matrix.tolist() == expected(net, data())
+        assert drive.results["val"].total == 101
+        assert drive.recorded[-1].warnings == []
+    if not isinstance(net, Collection):  # its own states are inference tensors (torchmetrics#1993)
+        made.fit(net, loader(), loader())
+    assert drive.results["val"].matrix.tolist() == expected(net, data())
+    assert drive.recorded[-1].notes == []
+
+
+def test_the_source_is_named_where_it_stands(trainer: Any) -> None:
+    said = {}
+    for style in (Hydra, LossModule, Functional, Collection):
+        drive = Drive()
+        trainer(callbacks=[drive]).validate(style(), loader(), verbose=False)
+        (said[style],) = drive.recorded[0].notes
+    assert said[Hydra] == "val: multiclass, 5 classes, from `val_acc` (MulticlassAccuracy)"
+    assert "from `many.MulticlassAUROC` (MulticlassAUROC)" in said[Collection]
+    line = Functional.validation_step.__code__.co_firstlineno + 4
+    assert said[Functional].endswith(f"from `cross_entropy` at tests/test_sources.py:{line}")
+    assert "from `cross_entropy` at tests/test_sources.py:" in said[LossModule]
+
+
+class Binary(pl.LightningModule):
+    """One logit, BCE, targets as floats."""
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, outputs)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self.net(batch[0]).squeeze(1)
+        return F.binary_cross_entropy_with_logits(logits, batch[1].float())
+
+
+class BinaryMetric(Binary):
+    """The metric alone: torchmetrics guesses by batch what its preds are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acc = BinaryAccuracy()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.acc(self.net(batch[0]), batch[1][:, None])
+
+
+class BinarySigmoid(Binary):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.BCELoss()(self.net(batch[0]).sigmoid(), batch[1][:, None].float())
+
+
+class BinaryMetricSigmoid(BinaryMetric):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.acc(self.net(batch[0]).sigmoid(), batch[1][:, None])
+
+
+@pytest.mark.parametrize("style", [Binary, BinaryMetric, BinarySigmoid, BinaryMetricSigmoid])
+def test_a_single_logit_is_binary(trainer: Any, style: Any) -> None:
+    drive, net, dataset = Drive(), style(), data(classes=2)
+    made = trainer(callbacks=[drive])
+    for _ in range(2):
+        made.validate(net, loader(dataset), verbose=False)
+        with torch.no_grad():
+            preds = net.net(dataset.tensors[0])[:, 0] > 0
+        result = drive.results["val"]
+        assert result.task == "binary"
+        assert result.matrix.tolist() == confusion_matrix(dataset.tensors[1], preds).tolist()
+        assert result.preds_are == ("probs" if "Sigmoid" in style.__name__ else "logits")
+
+
+class Multilabel(Binary):
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.f1 = MultilabelF1Score(3)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.BCEWithLogitsLoss()(self.net(batch[0]), batch[1].float())
+
+
+class MultilabelMetric(Multilabel):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.f1(self.net(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("style", [Multilabel, MultilabelMetric])
+def test_many_labels_are_multilabel(trainer: Any, style: Any) -> None:
+    drive, net = Drive(), style()
+    dataset = TensorDataset(torch.randn(50, 8), torch.randint(0, 2, (50, 3)))
+    trainer(callbacks=[drive]).validate(net, loader(dataset), verbose=False)
+    with torch.no_grad():
+        preds = net.net(dataset.tensors[0]) > 0
+    result = drive.results["val"]
+    assert result.task == "multilabel"
+    assert result.matrix.tolist() == multilabel_confusion_matrix(dataset.tensors[1], preds).tolist()
+    assert result.total == 150
+
+
+class Segmentation(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 4, 1)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return F.cross_entropy(self.net(batch[0]), batch[1], ignore_index=255)
+
+
+def test_a_segmentation_net_counts_pixels_and_ignores_what_its_loss_ignores(trainer: Any) -> None:
+    drive, net = Drive(), Segmentation()
+    x, y = torch.randn(10, 3, 6, 7), torch.randint(0, 4, (10, 6, 7)).to(torch.uint8)
+    y[:, 0] = 255
+    trainer(callbacks=[drive]).validate(net, loader(TensorDataset(x, y.long()), 4), verbose=False)
+    with torch.no_grad():
+        preds = net.net(x).argmax(1)
+    result = drive.results["val"]
+    keep = y != 255
+    assert result.matrix.tolist() == confusion_matrix(y[keep], preds[keep]).tolist()
+    assert (result.total, result.ignored) == (10 * 5 * 7, 70)
+    assert drive.recorded[0].notes[0].endswith("; targets of 255 ignored")
+
+
+class Tokens(pl.LightningModule):
+    """A Hugging Face token classifier in miniature: it computes and returns its own loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, C)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(x)
+        loss = nn.CrossEntropyLoss()(logits.view(-1, C), labels.view(-1))
+        return {"loss": loss, "logits": logits}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(*batch)["loss"]
+
+
+class TokensReturned(Tokens):
+    """Classes in the last dimension, as transformers has them."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return {**self(*batch), "labels": batch[1]}
+
+
+@pytest.mark.parametrize("style", [Tokens, TokensReturned])
+def test_a_token_classifier_ignores_padding(trainer: Any, style: Any) -> None:
+    drive, net = Drive(), style()
+    x, y = torch.randn(10, 6, 8), torch.randint(0, C, (10, 6))
+    y[:, 4:] = -100
+    trainer(callbacks=[drive]).validate(net, loader(TensorDataset(x, y), 4), verbose=False)
+    with torch.no_grad():
+        preds = net.net(x).argmax(-1)
+    result = drive.results["val"]
+    keep = y != -100
+    labels = list(range(C))
+    expected = confusion_matrix(y[keep], preds[keep], labels=labels)
+    assert result.matrix.tolist() == expected.tolist()
+    assert (result.total, result.ignored) == (40, 20)
+
+
+class TwoLoaders(Hydra):
+    """A metric for each loader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accs = nn.ModuleList([MulticlassAccuracy(C), MulticlassAccuracy(C)])
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.accs[dataloader_idx](self(batch[0]), batch[1])
+
+
+def test_each_loader_finds_its_own_metric(trainer: Any) -> None:
+    drive, net = Drive(), TwoLoaders()
+    sets = data(40), data(61, seed=1)
+    trainer(callbacks=[drive]).validate(net, [loader(s) for s in sets], verbose=False)
+    for result, dataset in zip(drive.results.values(), sets, strict=True):
+        assert result.matrix.tolist() == expected(net, dataset)
+    assert list(drive.results) == ["val", "val/dataloader_idx_1"]
+
+
+class Heads(Net):
+    """Two tasks: the larger question is not mixed with the other."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self(batch[0])
+        return F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits[:, :3], batch[1] % 3)
+
+
+def test_a_second_head_is_not_mixed_in_and_is_named(trainer: Any) -> None:
+    drive, net = Drive(), Heads()
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].matrix.tolist() == expected(net, data())
+    assert "(not from `cross_entropy` at " in drive.recorded[0].notes[0]
+
+
+def test_a_metric_can_be_named(trainer: Any) -> None:
+    net = Heads()
+    net.other = MulticlassAccuracy(3)
+    net.validation_step = lambda batch, batch_idx: (
+        Heads.validation_step(net, batch, batch_idx),
+        net.other(net(batch[0])[:, :3], batch[1] % 3),
+    )[0]
+    drive = Drive(ConfusionMetrics(source="metric:other"))
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].num_classes == 3
+    drive = Drive(ConfusionMetrics(source="loss"))
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].num_classes == 5
+
+
+def silent(step: Callable[[Any, Any], Any]) -> type[Net]:
+    class Silent(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            return step(self, batch)
+
+    return Silent
+
+
+NEAR: dict[str, Callable[[Any, Any], Any]] = {
+    "contrastive": lambda m, b: F.cross_entropy(b[0] @ b[0].T, torch.arange(len(b[0]))),
+    "autoencoder": lambda m, b: F.binary_cross_entropy_with_logits(
+        b[0] * 2, (b[0] > 0).float() / 2
+    ),
+    "regression": lambda m, b: F.mse_loss(m(b[0])[:, 0], b[1].float()),
+    "its own input": lambda m, b: F.binary_cross_entropy_with_logits(b[0] * 3, b[0].clamp_(1, 1)),
+}
+
+
+@pytest.mark.parametrize("case", NEAR)
+def test_what_is_no_classification_gives_no_matrix_and_no_warning(trainer: Any, case: str) -> None:
+    drive, net = Drive(), silent(NEAR[case])()
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results == {}
+    assert drive.recorded[0].warnings == []
+    assert len(drive.recorded[0].notes) == 1
+
+
+class Regression(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mse = torchmetrics.MeanSquaredError()
+        self.mae = torchmetrics.MetricCollection([torchmetrics.MeanAbsoluteError()])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        out = self(batch[0])[:, 0]
+        self.mse(out, batch[1])
+        self.mae(out, batch[1])
+
+
+def test_a_regression_metric_is_not_a_source(trainer: Any) -> None:
+    drive = Drive()
+    trainer(callbacks=[drive]).validate(Regression(), loader(), verbose=False)
+    assert drive.results == {}
+    assert list(metrics_of(Regression())) == []
+
+
+def test_metrics_behave_as_without_a_tap(trainer: Any) -> None:
+    logged = []
+    for callbacks in ([], [Drive()]):
+        torch.manual_seed(0)
+        net = CollectionUpdated()
+        made = trainer(callbacks=callbacks)
+        made.validate(net, loader(), verbose=False)
+        with torch.inference_mode():
+            net.many.update(net(data().tensors[0]), data().tensors[1])
+        logged.append((net.many.compute(), net.many.compute_groups, list(net.state_dict())))
+        assert "update" not in vars(net.many["MulticlassAccuracy"]) or not hasattr(
+            net.many["MulticlassAccuracy"].update, "__evalguard_wrap__"
+        )
+    assert str(logged[0]) == str(logged[1])
+
+
+class Copies(Hydra):
+    """Copies and pickles its metric in the step."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        super().validation_step(batch, batch_idx)
+        twin = copy.deepcopy(self.val_acc)
+        twin.update(self(batch[0]), batch[1])
+        pickle.loads(pickle.dumps(self.val_acc)).update(self(batch[0]), batch[1])
+        pickle.dumps(copy.deepcopy(self.criterion))
+
+
+def test_a_metric_can_be_copied_and_pickled_while_tapped(trainer: Any) -> None:
+    drive, net = Drive(), Copies()
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    assert drive.results["val"].total == 101
+
+
+class Fails(Hydra):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        super().validation_step(batch, batch_idx)
+        raise RuntimeError("no")
+
+
+def test_nothing_stays_tapped_after_an_evaluation_nor_an_exception(trainer: Any) -> None:
+    before = F.cross_entropy, cross_entropy
+    for net, fails in ((LossModule(), False), (Hydra(), False), (Fails(), True)):
+        drive = Drive()
+        made = trainer(callbacks=[drive])
+        if fails:
+            with pytest.raises(RuntimeError, match="no"):
+                made.validate(net, loader(), verbose=False)
+            drive.recorder.abort()
+        else:
+            made.validate(net, loader(), verbose=False)
+        assert (F.cross_entropy, cross_entropy) == before
+        for _, metric in metrics_of(net):
+            assert not hasattr(metric.update, "__evalguard_wrap__")
+
+
+class Compiled(Net):
+    """Its loss is compiled, and so not seen; its metric is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.val_acc = MulticlassAccuracy(C)
+        self.frames = 0
+        self.loss = torch.compile(
+            lambda z, y: F.cross_entropy(z, y), backend=self.backend, fullgraph=True
+        )
+
+    def backend(self, graph: Any, inputs: Any) -> Any:
+        self.frames += 1
+        return graph.forward
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self(batch[0])
+        self.val_acc(logits, batch[1])
+        return self.loss(logits, batch[1])
+
+
+def test_a_compiled_loss_stays_one_graph(trainer: Any) -> None:
+    frames = []
+    for callbacks in ([], [Drive()]):
+        torch._dynamo.reset()
+        net = Compiled()
+        made = trainer(callbacks=callbacks)
+        for _ in range(2):
+            made.validate(net, loader(data(96)), verbose=False)
+        frames.append(net.frames)
+    assert frames[0] == frames[1] == 1
+    assert callbacks[0].results["val"].matrix.tolist() == expected(net, data(96))
+
+
+def test_two_columns_are_cut_at_the_threshold(trainer: Any) -> None:
+    drive = Drive(ConfusionMetrics(threshold=0.3))
+    net = LossModule()
+    net.net = nn.Linear(8, 2)
+    dataset = data(classes=2)
+    trainer(callbacks=[drive]).validate(net, loader(dataset), verbose=False)
+    with torch.no_grad():
+        preds = net.net(dataset.tensors[0]).softmax(1)[:, 1] > 0.3
+    expected = confusion_matrix(dataset.tensors[1], preds).tolist()
+    assert drive.results["val"].matrix.tolist() == expected
