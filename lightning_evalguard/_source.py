@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import linecache
 import os
 import sys
@@ -92,3 +93,24 @@ def _text(code: CodeType, lasti: int, lineno: int) -> tuple[int, str]:
     if first == last and start is not None and stop is not None:
         return first, line.encode()[start:stop].decode(errors="replace").strip()
     return first, line.strip()
+
+
+def expression_of(frame: FrameType) -> str:
+    """Source text of the whole expression that runs, its lines joined; the line before 3.11."""
+    return _whole_text(frame.f_code, frame.f_lasti, frame.f_lineno)
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole_text(code: CodeType, lasti: int, lineno: int) -> str:
+    if sys.version_info >= (3, 11):
+        for first, last, start, stop in itertools.islice(
+            code.co_positions(), lasti // 2, lasti // 2 + 1
+        ):
+            if first is None or last is None or first == last:
+                break
+            lines = [
+                linecache.getline(code.co_filename, n).encode() for n in range(first, last + 1)
+            ]
+            lines[-1], lines[0] = lines[-1][:stop], lines[0][start:]
+            return " ".join(b" ".join(lines).decode(errors="replace").split())
+    return _text(code, lasti, lineno)[1]

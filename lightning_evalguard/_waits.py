@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-from lightning_evalguard._source import PLUMBING, nearest, site_of
+from lightning_evalguard._source import expression_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 Hear = Callable[[str, FrameType, float], None]
@@ -58,14 +58,17 @@ _BLOCKING = (
     "_ctc_loss",
     "_ctc_loss.Tensor",
 )
-# Inside any other operator, a CPU kernel that reads a number says nothing about CUDA's kernel:
-# `multinomial`, `embedding(max_norm=)`, `x[mask] = 0.0`, `masked_fill(mask, tensor)`, ...
+# On the CPU, a number read inside another operator than these says nothing about CUDA's kernel for
+# it: `multinomial`, `embedding(max_norm=)`, `_assert_async`, ...
 _READS = frozenset(
-    {"_local_scalar_dense", "item", "is_nonzero", "allclose", "_linalg_check_errors"}
+    {"_local_scalar_dense", "item", "is_nonzero", "allclose", "histc", "_linalg_check_errors"}
 )
-
-_LIFT, _COPY = torch.ops.aten.lift_fresh.default, torch.ops.aten.copy_.default
+# These read the value they are given, if it is a tensor on the device: `x[mask] = tensor`.
+_VALUES = frozenset({"masked_fill", "masked_fill_", "index_put", "index_put_", "_index_put_impl_"})
+_INDEXES = frozenset({"index", "index_put", "index_put_"})
 _TO_HOST, _TO_DEVICE = "copy to the host", "copy to the device"
+_LIFTS = ("tensor(", "from_numpy(")
+_SELF = frozenset({"self"})
 _ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
 
 
@@ -202,7 +205,7 @@ class _Installed:
     users: int = 0
 
     def override(self, key: str, name: str, around: Callable[..., Any]) -> None:
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", key):
+        if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"aten::{name}", key):
             return  # MPS has not all of them
         kernel = torch.library.get_kernel(f"aten::{name}", key).call_boxed
         replaced = skip_dynamo(around(name, kernel))
@@ -236,6 +239,7 @@ def _operators(installed: _Installed, key: str) -> None:
         for name in ("cpu", "tolist", "numpy", "__array__", "__repr__", "__format__"):
             installed.patch(Tensor, name, _reading_on_cpu)
         installed.patch(Tensor, "to", _moving_on_cpu)
+        installed.patch(Tensor, "new_tensor", _making_on_cpu)
         return
     for name in ("__repr__", "__format__"):  # one event, not the forty reads inside
         installed.patch(Tensor, name, _reading)
@@ -327,11 +331,7 @@ def _blocking_on_cpu(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         places = _here.places
         if places is None or _here.inside:
             return call(keys, *args, **kwargs)
-        waits = (
-            kwargs.get("output_size") is None
-            and any(isinstance(a, Tensor) and places.on_device(a) for a in args)
-            and (op != "_local_scalar_dense" or places.reads())
-        )
+        waits = kwargs.get("output_size") is None and places.waits(op, args)
         return _timed(op, waits, sys._getframe(1), call, keys, *args, **kwargs)
 
     return kernel
@@ -393,6 +393,20 @@ def _moving_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     return to
 
 
+def _making_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _here.places is None or _here.inside:
+            return original(tensor, *args, **kwargs)
+        places, frame = _here.places, sys._getframe(1)
+        waits = bool(places.of(tensor)) and "device" not in kwargs
+        out = _timed(_TO_DEVICE, waits, frame, original, tensor, *args, **kwargs)
+        if waits:
+            places.put(out, True)
+        return out
+
+    return method
+
+
 def _synchronizing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def synchronize(*args: Any, **kwargs: Any) -> Any:
         if _here.inside or not _heard_by():
@@ -431,6 +445,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
         self._running: Any = None
+        self._args: tuple[Any, ...] = ()  # of the operator that runs
 
     def put(self, tensor: Tensor, on_device: bool) -> None:
         """Say where a tensor lives."""
@@ -447,9 +462,17 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # what a compiled function returns was made by no operator
         return _compiled_anything() if known is None else known
 
-    def reads(self) -> bool:
-        """Whether a number is read by the operator that runs, not by the CPU's kernel for it."""
-        return self._running is None or getattr(self._running, "_opname", "") in _READS
+    def waits(self, op: str, args: tuple[Any, ...]) -> bool:
+        """Whether the host would wait for a blocking operator on these arguments."""
+        known = {self.of(a) for a in args if isinstance(a, Tensor)}
+        within = getattr(self._running, "_opname", None)
+        if op == "_local_scalar_dense" and within is not None and within not in _READS:
+            return within in _VALUES and True in known
+        if True in known or None not in known:
+            return True in known
+        # made inside the operator that runs, or by a compiled function
+        inputs = _flat(self._args)
+        return any(self.of(tensor) for tensor in inputs) or _compiled_anything()
 
     def destination(self, frame: FrameType, *args: Any, **kwargs: Any) -> bool | None:
         """Where ``tensor.to(*args, **kwargs)`` would move it; None for a change of dtype."""
@@ -457,7 +480,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(arg, Tensor):
                 return self.of(arg)
             if isinstance(arg, (str, torch.device)):
-                return "cpu" not in _expression(frame)
+                return "cpu" not in expression_of(frame)
         return None
 
     def leave(self) -> None:
@@ -475,11 +498,12 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        outer, self._running = self._running, func
+        outer = self._running, self._args
+        self._running, self._args = func, args
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
         finally:
-            self._running = outer
+            self._running, self._args = outer
         known = self._known
         on_device: bool | None = False
         none = True
@@ -492,35 +516,51 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         on_device = on_device or None
                     elif place[1]:
                         on_device = True
-        if none or func is _LIFT:
-            on_device = self._made(func, sys._getframe(1))
-        elif func is _COPY:
+        name = getattr(func, "_opname", "")
+        if none or name == "lift_fresh":
+            on_device = self._made(name, sys._getframe(1))
+        elif name == "copy_":
             self._copied(*args)
+        elif on_device and name in _INDEXES:
+            self._indexed(*args)
         if on_device is not None:
             for tensor in out if isinstance(out, (list, tuple)) else (out,):
                 if isinstance(tensor, Tensor):
                     known[id(tensor)] = (weakref.ref(tensor), on_device)
         return out
 
-    def _made(self, func: Any, frame: FrameType) -> bool:
-        text = _expression(frame)
-        on_device = "device" in text and not _ON_CPU.search(text)
-        if on_device and func is _LIFT and not _here.inside:  # torch.tensor(..., device=)
-            _tell(_TO_DEVICE, 0.0, frame)
-        return on_device
+    def _made(self, op: str, frame: FrameType) -> bool | None:
+        """Where a tensor made from nothing lives, by the source text of the call."""
+        near = nearest(frame, _SELF)
+        text = expression_of(near) if near is not None else ""
+        if "device" in text and not _ON_CPU.search(text):
+            if op == "lift_fresh" and not _here.inside:  # torch.tensor(..., device=)
+                _tell(_TO_DEVICE, 0.0, frame)
+            return True
+        # what an operator makes inside itself lives where it likes
+        asked = _LIFTS if op == "lift_fresh" else (f"{op}(",)
+        return False if any(name in text for name in asked) else None
 
     def _copied(self, dst: Tensor, src: Tensor, non_blocking: bool = False) -> None:
         there, here = self.of(dst), self.of(src)
         if not non_blocking and not _here.inside and {there, here} == {True, False}:
             _tell(_TO_DEVICE if there else _TO_HOST, 0.0, sys._getframe(2))
 
+    def _indexed(self, tensor: Tensor, indices: Sequence[Tensor | None], *_: Any) -> None:
+        if self.of(tensor):
+            for index in indices:
+                if index is not None and self.of(index) is False and not _here.inside:
+                    _tell(_TO_DEVICE, 0.0, sys._getframe(2))
+
 
 skip_dynamo(Places.__torch_dispatch__)
 
 
-def _expression(frame: FrameType) -> str:
-    near = nearest(frame, PLUMBING)
-    return site_of(near).expression if near is not None else ""
+def _flat(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    for arg in args:
+        for tensor in arg if isinstance(arg, (list, tuple)) else (arg,):
+            if isinstance(tensor, Tensor):
+                yield tensor
 
 
 def _compiled_anything() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_evalguard._source import owner_of, site_of
+from lightning_evalguard._source import expression_of, owner_of, site_of
 from lightning_evalguard._waits import KEYS, SUPPORTED, Watch
 from lightning_evalguard.checks import Moment
 from lightning_evalguard.report import Finding, shown_path
@@ -64,7 +64,7 @@ _REMEDIES = {
 _BRANCH = "Choose with torch.where, or decide on a number that the host has."
 # What the source text says when a number is read for its own sake, and not to branch on it.
 _READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
-_ONE_HOT = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")  # the number of classes is given
+_CLASSES_GIVEN = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")
 # The hooks that Lightning calls for every batch; what happens in the others is not a cost a step.
 _EVERY_BATCH = re.compile("batch|step|backward|zero_grad|gradient|^forward$")
 _LOOPS = frozenset({"advance", "_evaluation_step", "_predict_step"})
@@ -259,7 +259,7 @@ class SyncCheck:
     def _of_batch(self, args: tuple[Any, ...]) -> Iterator[Tensor]:
         # a hook of the user's may leave a part of the batch on the host: then nothing is known
         moves = getattr(type(self._root), "transfer_batch_to_device", None)
-        if moves is None or owner_of(moves.__code__.co_filename) != "user":
+        if moves is None or moves.__module__.startswith(("lightning.", "pytorch_lightning.")):
             yield from _tensors(args)
 
     # Waits
@@ -271,15 +271,15 @@ class SyncCheck:
         if at is None or (at.hook and not _EVERY_BATCH.search(at.hook)):
             return
         op = _OPS.get(op, op)
-        if on_cpu and (
-            # Lightning copies with non_blocking=True where there is a device
-            (op == "copy to the device" and "apply_func.py:" in (at.via or at.location))
-            # the CPU alone checks the range of the labels
-            or (op == "item" and _ONE_HOT.search(at.expression))
-        ):
-            return
+        often = 1.0
+        if on_cpu and op == "copy to the device" and "apply_func.py:" in (at.via or at.location):
+            return  # Lightning copies with non_blocking=True where there is a device
+        if on_cpu and op == "item" and "one_hot(" in at.expression:
+            if _CLASSES_GIVEN.search(at.expression):
+                return
+            often = 0.5  # the smallest label too is read on the CPU alone
         site = self._sites.setdefault((self._stage, at, op, self._allowed()), [0, 0.0])
-        site[0] += 1
+        site[0] += often
         site[1] += seconds
 
     def _findings(self) -> list[Finding]:
@@ -387,7 +387,9 @@ def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
     if not owner:
         owner = _NAMES.get(owner_of(near.f_code.co_filename), owner_of(near.f_code.co_filename))
     via = "" if user is None or near is user else _library_place(near)
-    return _Where(shown.location, shown.expression, shown.function, owner, via, inside, hook)
+    text = expression_of(user or near)
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return _Where(shown.location, text, shown.function, owner, via, inside, hook)
 
 
 _COMPILING = tuple(
