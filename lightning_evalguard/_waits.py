@@ -521,6 +521,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             on_device = self._made(name, sys._getframe(1))
         elif name == "copy_":
             self._copied(*args)
+            return out  # `args[0]` stays where it is
         elif on_device and name in _INDEXES:
             self._indexed(*args)
         if on_device is not None:
