@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_evalguard._allow import allowed
 from lightning_evalguard._patch import Wrap
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.checks.rng import RngCheck
+from lightning_evalguard.checks.state import StateCheck
 from lightning_evalguard.checks.stochastic import StochasticCheck
+from lightning_evalguard.checks.sync import SyncCheck
 from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.guard import Audit, Guard, Replays, check_allow
 from lightning_evalguard.recorder import Recorder
@@ -35,9 +40,17 @@ class EvalGuard(Callback):
         modes: Policy for a module in the wrong mode, in evaluation or in training: ``"error"``
             stops the run, ``"warn"`` says it once, ``"fix"`` sets the flags right and warns,
             ``"ignore"`` switches the check off.
+        grad: Policy for autograd left on in an evaluation, and graphs kept.
+        state: Policy for weights, buffers, settings or the batch changed by an evaluation.
         stochastic: Policy for random numbers drawn by an evaluation step; dropout that is active
             is certain, any other sampling a suspicion, which warns under ``"error"`` too.
         batch: Policy for outputs that depend on the other samples of the batch.
+        rng: Policy for an evaluation that moves the shared generators, and so the training after
+            it. ``"fix"`` puts them back, so that training is the same with and without it.
+        sync: Policy for lines of yours at which the host waits for the device, and on the CPU for
+            those at which it would.
+        sync_steps: Which steps of each stage are watched for syncs: the first so many, and every
+            so many from there on; on the CPU the gaps double (50, 100, 200, ...).
         allow: Per check, glob patterns of qualified names, source files or functions whose
             findings are meant, e.g. ``{"modes": ["*.mc_dropout"]}``.
         metrics: The confusion matrix and its scores, logged as ``val/accuracy``, ``val/f1_macro``,
@@ -66,26 +79,33 @@ class EvalGuard(Callback):
     def __init__(
         self,
         modes: FixPolicy = "error",
+        grad: Policy = "error",
+        state: Policy = "error",
         stochastic: Policy = "error",
         batch: Policy = "error",
+        rng: FixPolicy = "ignore",
+        sync: Policy = "warn",
+        sync_steps: tuple[int, int] = (2, 50),
         allow: dict[str, list[str]] | None = None,
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
         audit: Audit = "auto",
     ) -> None:
-        check_policy("modes", modes, FixPolicy)
-        check_policy("stochastic", stochastic, Policy)
-        check_policy("batch", batch, Policy)
+        for name, policy in (("modes", modes), ("rng", rng)):
+            check_policy(name, policy, FixPolicy)
+        others = {
+            "grad": grad, "state": state, "stochastic": stochastic, "batch": batch, "sync": sync,
+        }  # fmt: skip
+        for name, policy in others.items():
+            check_policy(name, policy, Policy)
         check_policy("audit", audit, Audit)
         check_allow(allow)
         if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
             raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
         self._metrics = metrics
         self._report = Report()
-        self._policies: dict[str, str] = {
-            "modes": modes,
-            "stochastic": stochastic,
-            "batch": batch,
-        }
+        self._policies: dict[str, str] = {"modes": modes, "rng": rng, **others}
+        SyncCheck(sync_steps)  # refuses what is not two numbers
+        self._sync_steps = sync_steps
         self._audit = audit
         self._allow = allow
         self._expected: list[tuple[str, bool]] = []
@@ -114,7 +134,24 @@ class EvalGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
-        checks: list[Check] = [ModesCheck(self._expected), StochasticCheck(), BatchCheck()]
+        sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
+        checks: list[Check] = [
+            ModesCheck(self._expected),
+            GradCheck(),
+            StateCheck(
+                lambda: trainer.optimizers,
+                lambda: [config.scheduler for config in trainer.lr_scheduler_configs],
+                lambda: _accumulates(trainer),
+            ),
+            StochasticCheck(),
+            BatchCheck(),
+            RngCheck(restore=self._policies["rng"] == "fix"),
+            sync,
+        ]
+        scores = None
+        if self._metrics is not None:
+            config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
+            scores = _Scores(trainer, pl_module, Recorder(config), self._report)
         guard = Guard(
             [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
             self._allow,
@@ -122,15 +159,11 @@ class EvalGuard(Callback):
             Replays(
                 self._audit,
                 beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
-                isolate=lambda: _out_of_the_books(trainer),
+                isolate=lambda: _out_of_the_books(trainer, scores),
                 why_not=lambda: _why_not(trainer),
             ),
         )
-        scores = None
-        if self._metrics is not None:
-            config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            scores = _Scores(trainer, pl_module, Recorder(config), self._report)
-        self._runs.append(_Run(trainer, pl_module, guard, scores))
+        self._runs.append(_Run(trainer, pl_module, guard, scores, sync))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count(trainer, "val", trainer.val_dataloaders)
@@ -216,9 +249,15 @@ class _Run:
     """
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, guard: Guard, scores: _Scores | None
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        guard: Guard,
+        scores: _Scores | None,
+        sync: SyncCheck,
     ) -> None:
         self.trainer = trainer
+        self.sync = sync
         self.scores = scores
         self.guard = guard
         self.now = Moment("fit", rank=trainer.global_rank)
@@ -237,7 +276,10 @@ class _Run:
         for wrap in self._wraps:
             wrap.remove()
         self._where("fit")
-        self.guard.close(self.now, error)
+        try:
+            self.guard.close(self.now, error)
+        finally:
+            self.sync.write(self.guard.report)
 
     def _where(self, stage: str) -> None:
         now, trainer = self.now, self.trainer
@@ -264,6 +306,8 @@ class _Run:
             self.now = outer
 
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.scores is not None and args:
+            self.scores.before_step(args[0], self.now.dataloader)
         outputs = self.guard.step(self.now, step, *args, **kwargs)
         if self.scores is not None and args:
             self.scores.after_step(outputs, args[0], self.now.dataloader)
@@ -295,6 +339,10 @@ class _Scores:
             )
         )
 
+    def before_step(self, batch: Any, dataloader_idx: int) -> None:
+        if self._counting:
+            self._counting = self._safely(lambda: self._recorder.before_step(batch, dataloader_idx))
+
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
             self._counting = self._safely(
@@ -306,6 +354,9 @@ class _Scores:
         if self._counting:
             self._counting = False
             self._wrap = Wrap(self._module, hook, self._log)
+
+    def paused(self) -> AbstractContextManager[None]:
+        return self._recorder.paused()
 
     def abort(self) -> None:
         self._counting = False
@@ -368,7 +419,7 @@ class _Scores:
 
 
 @contextmanager
-def _out_of_the_books(trainer: Trainer) -> Iterator[None]:
+def _out_of_the_books(trainer: Trainer, scores: _Scores | None) -> Iterator[None]:
     """A replay logs into a collection of its own and to loggers that drop everything."""
     loop: Any = trainer._active_loop
     connector = trainer._logger_connector
@@ -380,12 +431,20 @@ def _out_of_the_books(trainer: Trainer) -> Iterator[None]:
             setattr(loop._results, name, getattr(results, name))
     trainer.loggers = [DummyLogger() for _ in loggers]
     try:
-        yield
+        with scores.paused() if scores is not None else nullcontext():
+            yield
     finally:
         trainer.loggers = loggers
         connector._current_fx = fx
         if loop is not None and results is not None:
             loop._results = results
+
+
+def _accumulates(trainer: Trainer) -> bool:
+    """Whether gradients that stand between two steps are still needed."""
+    return (
+        trainer.accumulate_grad_batches > 1 or not trainer.lightning_module.automatic_optimization
+    )
 
 
 def _why_not(trainer: Trainer) -> str | None:

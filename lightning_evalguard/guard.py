@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_evalguard._allow import CHECKS, allow
+from lightning_evalguard._allow import CHECKS, CONSEQUENCES, allow
 from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled
 from lightning_evalguard._replay import CannotReplay, Look
 from lightning_evalguard._rollback import Generators
@@ -127,7 +127,7 @@ class Guard:
 
     def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one training step under guard and return what it returns."""
-        self._all(lambda check: check.before_train_step(now))
+        self._all(lambda check: check.before_train_step(now, args))
         outputs = call(*args, **kwargs)
         self.report.checked["training_steps"] += 1
         self._all(lambda check: check.after_train_step(now))
@@ -262,10 +262,16 @@ class Guard:
 
     def _is_allowed(self, finding: Finding) -> bool:
         where = (finding.location or "").rpartition(":")[0]
-        said = (finding.subject, where, finding.function)
+        said = [finding.subject, where, finding.function]
+        if self._matches(finding.check, said):
+            return True
+        # a module that may be in train mode may do what it does in train mode
+        return finding.check in CONSEQUENCES and self._matches("modes", [finding.subject])
+
+    def _matches(self, check: str, said: Iterable[str | None]) -> bool:
         return any(
             text is not None and fnmatchcase(text, pattern)
-            for pattern in self._allowed.get(finding.check, ())
+            for pattern in self._allowed.get(check, ())
             for text in said
         )
 

@@ -69,8 +69,8 @@ class Check(Protocol):
         """The evaluation is over and the loop restored what it restores; `error` ended it."""
         return ()
 
-    def before_train_step(self, now: Moment) -> Iterable[Finding]:
-        """A training step is about to run."""
+    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        """A training step is about to run on ``args[0]``, the batch."""
         return ()
 
     def after_train_step(self, now: Moment) -> Iterable[Finding]:

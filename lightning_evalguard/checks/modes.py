@@ -100,7 +100,7 @@ class ModesCheck(Check):
 
     # training
 
-    def before_train_step(self, now: Moment) -> Iterable[Finding]:
+    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         return self._verify_restored(now) if self._unrestored is not None else ()
 
     def after_train_step(self, now: Moment) -> Iterable[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import os
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lightning_evalguard._source import expression_of, owner_of, site_of
 from lightning_evalguard._waits import KEYS, SUPPORTED, Watch
 from lightning_evalguard.checks import Moment
-from lightning_evalguard.report import Finding, shown_path
+from lightning_evalguard.report import Finding, Report, shown_path
 
 _STEPS = {
     "fit": "training step",
@@ -172,33 +173,41 @@ class SyncCheck:
             n = self._watched[stage]
             spent = None if on_cpu else 1e3 * seconds / n
             found.append(Sync(location, text, owner, stage, op, count / n, spent, via, allowed))
-        return sorted(found, key=lambda s: (-(s.milliseconds or 0.0), -s.per_step, s.location))
+        return sorted(found, key=_cost)
+
+    def write(self, report: Report) -> None:
+        """Put the records of this run, and what was not watched, in `report`."""
+        records = self.records()
+        key = operator.attrgetter("stage", "location", "expression", "op", "via", "owner")
+        again = {key(record) for record in records}
+        records += [record for record in report.syncs if key(record) not in again]
+        report.syncs = sorted(records, key=_cost)
+        for note in self.notes:
+            report.note(note)
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._root = root
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
-        findings = self._leave()
-        if self._watch is not None:
-            self._watch.stop()
-        self._root = None
+        findings = self._safely(self._leave)
+        self._drop()
         return findings
 
     def start(self, now: Moment) -> Iterable[Finding]:
-        return self._leave()
+        return self._safely(self._leave)
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return self._step(now, args)
+        return self._safely(self._step, now, args)
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         return ()
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
-        return self._leave()
+        return self._safely(self._leave)
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...] = ()) -> Iterable[Finding]:
-        return self._step(now, args)
+    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        return self._safely(self._step, now, args)
 
     def after_train_step(self, now: Moment) -> Iterable[Finding]:
         return ()
@@ -208,24 +217,41 @@ class SyncCheck:
 
     # Windows
 
+    def _safely(self, do: Callable[..., list[Finding]], *args: Any) -> list[Finding]:
+        """Whatever goes wrong, nothing stays replaced in torch."""
+        try:
+            return do(*args)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        self._root = self._moment = None
+        if self._watch is not None:
+            self._watch.stop()
+
     def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
         stage = "validate" if now.stage == "sanity_check" else now.stage
         n = self._steps[stage]
         self._steps[stage] += 1
         watched = n < self._first or self._is_due(n)
         findings = self._findings() if watched else self._leave()
-        if watched and self._ready(args):
-            assert self._watch is not None
-            assert self._root is not None
+        if watched and self._root is not None and self._ready(self._root, args):
             self._moment, self._stage = dataclasses.replace(now), stage
             self._watched[stage] += 1
-            tensors: Iterable[Tensor] = ()
-            if self._watch.on_cpu:
-                tensors = itertools.chain(
-                    self._root.parameters(), self._root.buffers(), self._of_batch(args)
-                )
-            self._watch.open(tensors)
+            self._enter(self._root, args)
         return findings
+
+    def _enter(self, root: nn.Module, args: tuple[Any, ...]) -> None:
+        assert self._watch is not None
+        if not self._watch.on_cpu:
+            self._watch.open(())
+            return
+        # a hook of the user's may leave a part of the batch on the host: then nothing is known
+        moves = getattr(type(root), "transfer_batch_to_device", None)
+        known = moves is None or moves.__module__.startswith(("lightning.", "pytorch_lightning."))
+        batch = _tensors(args) if known else ()
+        self._watch.open(itertools.chain(root.parameters(), root.buffers(), batch))
 
     def _is_due(self, n: int) -> bool:
         times, rest = divmod(n, self._every)
@@ -241,26 +267,17 @@ class SyncCheck:
             self._watch.close()
         return findings
 
-    def _ready(self, args: tuple[Any, ...]) -> bool:
-        if self._watch is not None or self.notes or self._root is None:
-            return self._watch is not None
-        tensors = itertools.chain(self._root.parameters(), self._root.buffers(), _tensors(args))
-        device = next((t.device.type for t in tensors), "cpu")
-        if not SUPPORTED:
-            self.notes.append(
-                f"syncs are not watched: that needs torch >= 2.9, and this is {torch.__version__}"
-            )
-        elif device not in KEYS:
-            self.notes.append(f"syncs are not watched on {device}: only on CPU, CUDA and MPS")
-        else:
-            self._watch = Watch(device, self._hear)
+    def _ready(self, root: nn.Module, args: tuple[Any, ...]) -> bool:
+        if self._watch is None and not self.notes:
+            tensors = itertools.chain(root.parameters(), root.buffers(), _tensors(args))
+            device = next((t.device.type for t in tensors), "cpu")
+            if not SUPPORTED:
+                self.notes.append(f"syncs: not watched; torch {torch.__version__} is below 2.9")
+            elif device not in KEYS:
+                self.notes.append(f"syncs: not watched on {device}, only on CPU, CUDA and MPS")
+            else:
+                self._watch = Watch(device, self._hear)
         return self._watch is not None
-
-    def _of_batch(self, args: tuple[Any, ...]) -> Iterator[Tensor]:
-        # a hook of the user's may leave a part of the batch on the host: then nothing is known
-        moves = getattr(type(self._root), "transfer_batch_to_device", None)
-        if moves is None or moves.__module__.startswith(("lightning.", "pytorch_lightning.")):
-            yield from _tensors(args)
 
     # Waits
 
@@ -286,7 +303,6 @@ class SyncCheck:
         """The user's own sites that were not said yet, one finding each."""
         if self._watch is not None and self._watch.error is not None:
             error, self._watch.error = self._watch.error, None
-            self._watch.stop()
             raise error
         now = self._moment
         if now is None:
@@ -322,6 +338,10 @@ class SyncCheck:
             rank=now.rank,
             count=int(cost[0]),
         )
+
+
+def _cost(sync: Sync) -> tuple[float, float, str]:
+    return -(sync.milliseconds or 0.0), -sync.per_step, sync.location
 
 
 def _remedy(op: str, at: _Where) -> str:
