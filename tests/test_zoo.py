@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Finding, Report
 from models import PROGRAMS, Classifier, Program
 
 pytestmark = [
@@ -51,6 +53,22 @@ def run(
     return model
 
 
+def guarded(
+    program: Program, module: type[Classifier], trainer: MakeTrainer, **kwargs: Any
+) -> tuple[Report, list[EvalGuardWarning], EvalGuardError | None]:
+    """What the guard reports, warns of, and stops the run with."""
+    settings = {"metrics": None, "sync": "ignore", "data": "ignore"}
+    guard = EvalGuard(**(settings | program.guard))
+    stopped = None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", EvalGuardWarning)
+        try:
+            run(program, module, trainer, guard, **kwargs)
+        except EvalGuardError as error:
+            stopped = error
+    return guard.report, [w.message for w in said], stopped  # type: ignore[misc]
+
+
 # --- under Lightning alone ------------------------------------------------------------------------
 
 
@@ -85,3 +103,35 @@ def test_every_program_is_complete() -> None:
 def test_the_zoo_is_large_enough() -> None:
     assert len(PROGRAMS) > 80
     assert {p.check for p in PROGRAMS} == {"stochastic", "state", "grad", "batch", "rng"}
+
+
+# --- under the guard ------------------------------------------------------------------------------
+
+
+def hits(program: Program, report: Report, stage: str) -> list[Finding]:
+    """The findings that name the check, the moment, the subject and the line."""
+    return [
+        f
+        for f in report.findings
+        if (f.check, f.stage, f.certain) == (program.check, stage, program.certain)
+        and program.subject in (None, f.subject)
+        and (f.location == program.location or (f.location is None and not program.inside))
+    ]
+
+
+@found
+def test_a_program_is_found_in_its_first_evaluation(program: Program, trainer: MakeTrainer) -> None:
+    report, warned, stopped = guarded(program, program.module, trainer)
+    assert hits(program, report, program.stage), report
+    assert {f.check for f in report.findings} <= {program.check} | program.also, report
+    assert (stopped is not None) == any(f.certain for f in report.findings), report
+    assert stopped is not None or warned
+
+
+@spared
+def test_a_near_miss_is_left_alone(
+    program: Program, near: type[Classifier], trainer: MakeTrainer
+) -> None:
+    report, warned, stopped = guarded(program, near, trainer)
+    assert (report.findings, warned, stopped) == ([], [], None), report
+    assert report.checked["evaluations"] > 0

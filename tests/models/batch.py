@@ -45,26 +45,26 @@ class UntrackedInstanceNorm(Classifier):
         return self.net(self.norm(x.unflatten(1, (2, 4))).flatten(1))
 
 
-@bug("batch", "bn", also=("modes",))
+@bug("batch", "norms[0]")
 class BatchNormInTrainWithoutMomentum(Classifier):
-    """In train mode with momentum 0: no statistic moves, and every output depends on the batch."""
+    """In train mode for good, momentum 0: no statistic moves, every output follows the batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm1d(FEATURES, momentum=0.0)
-        self.bn.num_batches_tracked = None
-
-    def on_validation_start(self) -> None:
-        self.bn.train()
+        self.norms = [nn.BatchNorm1d(FEATURES, momentum=0.0)]
+        self.norms[0].num_batches_tracked = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.bn(x))  # <- here
+        return self.net(self.norms[0](x))  # <- here
 
 
 @near_miss
 class BatchNormInEvalWithoutMomentum(BatchNormInTrainWithoutMomentum):
-    def on_validation_start(self) -> None:
-        pass
+    """Unregistered on purpose, and in eval mode for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms[0].eval()
 
 
 @bug("batch")
@@ -84,7 +84,7 @@ class FunctionalBatchNormOfAWeight(Classifier):
         return F.linear(x, weight, self.net.bias)
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class Standardised(Classifier):
     """Standardises over dim 0: by the batch, not by what training saw."""
 
@@ -112,7 +112,7 @@ class StandardisedByTraining(Classifier):
         return self.net((x - self.mean) / self.std)
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class SoftmaxOverTheBatch(Classifier):
     """``softmax(0)``: samples compete with each other."""
 
@@ -126,7 +126,7 @@ class SoftmaxOverTheClasses(Classifier):
         return self.net(x).softmax(1)
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class ScaledByTheBatchsMaximum(Classifier):
     """One loud sample makes all the others quiet."""
 
@@ -140,7 +140,7 @@ class ScaledByItsOwnMaximum(Classifier):
         return self.net(x / x.abs().amax(1, keepdim=True))
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class LayerNormOverEverything(Classifier):
     """`F.layer_norm(x, x.shape)` takes the batch for a feature."""
 
@@ -154,7 +154,7 @@ class LayerNormOverTheFeatures(Classifier):
         return self.net(F.layer_norm(x, x.shape[1:]))
 
 
-@bug("batch", "attention")
+@bug("batch", "attention", certain=False)
 class AttentionOverTheBatch(Classifier):
     """``batch_first`` forgotten: samples attend to each other."""
 
@@ -175,7 +175,7 @@ class AttentionOverTheTokens(AttentionOverTheBatch):
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
 
 
-@bug("batch", "gru")
+@bug("batch", "gru", certain=False)
 class RecurrenceOverTheBatch(Classifier):
     """``batch_first`` forgotten: one sample's state flows into the next."""
 
@@ -184,8 +184,8 @@ class RecurrenceOverTheBatch(Classifier):
         self.gru = nn.GRU(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, _ = self.gru(x.unflatten(1, (2, 4)).flip(0))  # <- here
-        return self.net(out.flip(0).flatten(1))
+        out, _ = self.gru(x.unflatten(1, (2, 4)))  # <- here
+        return self.net(out.flatten(1))
 
 
 @near_miss
@@ -195,7 +195,7 @@ class RecurrenceOverTheTokens(RecurrenceOverTheBatch):
         self.gru = nn.GRU(4, 4, batch_first=True)
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class CapacityOfTheExpert(Classifier):
     """An expert takes the best half of the batch: who else came decides who is served."""
 
@@ -211,7 +211,7 @@ class ThresholdOfTheExpert(Classifier):
         return self.net(x * (x[:, :1] >= 0))
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class ClippedAtAQuantile(Classifier):
     """Outliers are clipped at a quantile of the batch."""
 
@@ -225,7 +225,7 @@ class ClippedAtAConstant(Classifier):
         return self.net(x.clamp(max=1.0))
 
 
-@bug("batch")
+@bug("batch", certain=False)
 class ShiftedOverTheBatch(Classifier):
     """A temporal shift along the wrong axis."""
 
@@ -239,13 +239,21 @@ class ShiftedOverTheFeatures(Classifier):
         return self.net(x + x.roll(1, dims=1))
 
 
-@bug("batch", None, entry="validate", stage="validate")
+@bug("batch", certain=False)
 class MinibatchDiscrimination(Classifier):
-    """A feature that says how close the rest of the batch is, seen first by `validate`."""
+    """A feature that says how close the rest of the batch is."""
 
     def forward(self, x: Tensor) -> Tensor:
         closeness = (-torch.cdist(x, x)).exp().sum(1, keepdim=True)  # <- here
         return self.net(x * closeness)
+
+
+@near_miss
+class DistanceToPrototypes(Classifier):
+    """Distances to what the model knows, not to who else came."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * (-torch.cdist(x, self.net.weight)).exp().sum(1, keepdim=True))
 
 
 @near_miss
@@ -257,3 +265,20 @@ class ContrastiveLoss(Classifier):
         similarity = embedding @ embedding.T
         self.log("val_loss", F.cross_entropy(similarity, torch.arange(len(embedding))))
         return {"preds": embedding}
+
+
+@bug("batch", "bn", entry="validate", stage="validate", guard={"audit": "full"})
+class UntrackedBatchNormInValidate(Classifier):
+    """The same in `validate`, where no sanity check came before and a replay is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(FEATURES, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.bn(x))  # <- here
+
+
+@near_miss
+class TrackedBatchNormInValidate(TrackedBatchNorm):
+    """The statistics of training."""

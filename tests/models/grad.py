@@ -196,9 +196,9 @@ class InferenceModeEntered(Classifier):
             return {"preds": self(batch[0])}
 
 
-@bug("grad", None, certain=False)
+@bug("grad", "outputs", certain=False, stage="validate", inside=False)
 class OutputsHoarded(Classifier):
-    """Outputs are appended batch by batch and never cleared (PL#5735)."""
+    """Outputs are appended and never cleared: seen when a second evaluation begins (PL#5735)."""
 
     def __init__(self) -> None:
         super().__init__()

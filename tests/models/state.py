@@ -30,7 +30,7 @@ class Normed(Classifier):
         return self.net(self.bn(x))
 
 
-@bug("state", "bn.running_mean", also=("modes", "batch"))
+@bug("state", "bn.running_mean", also=("modes", "batch"), guard={"modes": "warn"})
 class BatchNormLeftInTrain(Normed):
     """A hook puts the BatchNorm back to train mode: validation batches move its statistics."""
 
@@ -442,7 +442,7 @@ class ForeachNorm(Classifier):
         return super().validation_step(batch, batch_idx)
 
 
-@bug("state", "net.weight", certain=True)
+@bug("state", "net.weight")
 class SwappedContents(Classifier):
     """Weights set from a flat vector in the step, not put back."""
 
@@ -915,7 +915,7 @@ class DetachedInTheStep(Classifier):
         return super().validation_step(batch, batch_idx)
 
 
-@bug("state", "head")
+@bug("state", "head", also=("stochastic",), certain=False)
 class LazyModuleMaterialised(Classifier):
     """A lazy head gets its shape, and its random weights, from a validation batch."""
 
@@ -959,7 +959,7 @@ class HooksRemoved(Classifier):
             hook.remove()
 
 
-@bug("state", "extra", also=("modes",))
+@bug("state", "extra", also=("modes", "stochastic"))
 class ModuleAddedInTheStep(Classifier):
     """A layer made at the first validation batch: the optimizer never hears of it."""
 
@@ -1148,7 +1148,7 @@ class CachedConstant(Classifier):
         return self.net(x * self.mask)
 
 
-@bug("state", None)
+@bug("state", "the batch", certain=False)
 class BatchChangedInPlace(Classifier):
     """Normalises the caller's tensor: whoever reads the batch next reads something else."""
 

@@ -355,7 +355,7 @@ class TransformerEncoder(Classifier):
 # --- whole layers, masks and noise --------------------------------------------------------------
 
 
-@bug("stochastic", certain=False)
+@bug("stochastic")
 class DropPathByBernoulli(Classifier):
     """Stochastic depth that forgot to ask for the mode."""
 
@@ -376,7 +376,7 @@ class DropPathFollowsTheMode(DropPathByBernoulli):
 
 
 @bug("stochastic", certain=False)
-class DropPathByRand(Classifier):
+class LayersSkippedByRand(Classifier):
     """Stochastic depth by ``floor(keep + rand)``, as older timm wrote it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -385,7 +385,7 @@ class DropPathByRand(Classifier):
 
 
 @near_miss
-class DropPathByRandInTraining(Classifier):
+class LayersSkippedByRandInTraining(Classifier):
     def forward(self, x: Tensor) -> Tensor:
         keep = (0.8 + torch.rand(len(x), 1)).floor() / 0.8 if self.training else 1.0
         return self.net(x + x.relu() * keep)
@@ -736,8 +736,7 @@ class PrivateNumpyGenerator(Classifier):
         self.draws = np.random.default_rng(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = 1 + self.draws.random()  # <- here
-        return self.net(x * scale)
+        return self.net(x * (1 + self.draws.random()))  # <- here
 
 
 @near_miss
@@ -783,8 +782,7 @@ class Clock(Classifier):
     """The answer depends on when it was asked."""
 
     def forward(self, x: Tensor) -> Tensor:
-        phase = time.perf_counter_ns() % 1000  # <- here
-        return self.net(x + phase)
+        return self.net(x + time.perf_counter_ns() % 1000)  # <- here
 
 
 @near_miss
@@ -961,7 +959,7 @@ class DropoutInAModuleDict(Classifier):
         return self.net(self.heads["a"](x))
 
 
-@bug("stochastic", "heads['a'].dropout")
+@bug("stochastic", "heads['a']")
 class AttentionInADict(Classifier):
     """A whole encoder layer that `.eval()` cannot reach."""
 
@@ -1248,7 +1246,7 @@ class FlagOfItsOwnThatFollows(Classifier):
         return self.net(F.dropout(x, 0.5, self.is_training))
 
 
-@bug("stochastic", "teacher")
+@bug("stochastic", "hidden[0]")
 class TeacherBehindAnotherModule(Classifier):
     """A teacher kept out of `parameters()` by a list of one: it is never set to eval."""
 
