@@ -6,6 +6,8 @@ import threading
 from contextlib import ContextDecorator
 from types import TracebackType
 
+# What a module in train mode does in an evaluation: meant where its mode is.
+CONSEQUENCES = frozenset({"state", "stochastic", "batch"})
 CHECKS = frozenset({"modes", "grad", "state", "stochastic", "batch", "rng", "data", "sync"})
 
 
@@ -20,7 +22,8 @@ _depths = _Depths()
 class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
     """Let one check pass over what happens inside: a ``with`` block or a decorated function.
 
-    It silences what is done in this thread while the block runs, and nothing else.
+    It silences what is done in this thread while the block runs, and nothing else. Where
+    ``"modes"`` is allowed, what modules in train mode do is: dropout, running statistics.
 
     Args:
         check: The check to silence, e.g. ``"sync"`` or ``"modes"``.
@@ -59,4 +62,7 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
 
 def allowed(check: str) -> bool:
     """Whether this thread is inside ``allow(check)``."""
-    return _depths.of.get(check, 0) > 0
+    depths = _depths.of
+    if not depths:
+        return False
+    return depths.get(check, 0) > 0 or (check in CONSEQUENCES and depths.get("modes", 0) > 0)

@@ -49,8 +49,9 @@ def ours(told: Any) -> list[Any]:
 
 
 def breach(guard: EvalGuard) -> Finding:
-    assert len(guard.report.findings) == 1, guard.report
-    return guard.report.findings[0]
+    """The one finding of this check; other checks may have found what came of it."""
+    (found,) = [f for f in guard.report.findings if f.check == "modes"]
+    return found
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -158,7 +159,7 @@ def test_a_refit_after_an_exception_trains_in_train_mode(trainer: Make) -> None:
 def test_an_honest_program_is_silent(
     honest: type[zoo.Honest], trainer: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guard = EvalGuard()
+    guard = EvalGuard(allow=honest.allow)
     run = trainer(callbacks=[guard], max_epochs=2)
     run.fit(honest(), zoo.loader(), zoo.loader())
     assert guard.report.findings == []
@@ -277,7 +278,7 @@ def test_fix_sets_the_flags_and_warns_once(bug: type[zoo.Honest], trainer: Make)
             type(self).calls += 1
             return super().train(mode)
 
-    guard, module = EvalGuard(modes="fix"), Honest()
+    guard, module = EvalGuard(modes="fix", state="ignore", stochastic="ignore"), Honest()
     with pytest.warns(EvalGuardWarning, match="Repaired for this run") as told:
         evaluate(trainer(callbacks=[guard]), "validate", module)
     assert len(ours(told)) == 1

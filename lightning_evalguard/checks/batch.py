@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,18 +26,22 @@ _ROWS, _COLUMNS = 8, 32  # of each result, kept for comparison
 
 
 class BatchCheck(Check):
-    """The `batch` check: in a replay, the first half of the batch must give the same rows alone.
+    """The `batch` check: in a replay, each half of the batch must give the same rows alone.
 
-    Only what a module returns is judged, row by row, and only until the first random draw or the
-    first comparison of every sample with every other (a contrastive loss). Batch norm that
-    normalises with the batch is certain; any other mixing is a suspicion, for dim 0 may be
-    something else than samples.
+    Only what a module returns is judged, row by row, and only until the first random draw. Batch
+    norm that normalises with the batch is certain; any other mixing is a suspicion, for a model
+    may mean it.
+
+    Args:
+        batch_size: Gives how many samples the loader puts in a batch, or None where it does not
+            say; dim 0 must be no longer, or it is not the samples.
     """
 
     name = "batch"
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: Callable[[], int | None] = lambda: None) -> None:
         self._root: nn.Module | None = None
+        self._batch_size = batch_size
         self.notes: list[str] = []
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -56,33 +61,65 @@ class BatchCheck(Check):
         return Subscriber()
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
-        """Run the step on half of the batch and compare."""
+        """Run the step on halves of the batch and compare."""
         if look is None or self._root is None or not look.args:
             return ()
         samples = sample_count(look.args[0])
-        if samples is None or samples < _FEWEST:
-            why = "its tensors do not share dim 0" if samples is None else "it has too few samples"
-            self.notes.append(f"batch: the first batch was not halved, {why}")
+        if samples is None or samples < _FEWEST or samples > (self._batch_size() or samples):
+            few = samples is not None and samples < _FEWEST
+            why = f"fewer than {_FEWEST} samples" if few else "its tensors do not share their dim 0"
+            self.notes.append(f"batch: the first batch was not halved: {why}")
+            return ()
+        whole = Rows(samples)
+        if self._run(look, whole, None) is not None:
             return ()
         half = samples // 2
-        whole, part = Rows(samples), Rows(half)
-        rest = look.args[1:]
-        for rows, batch in ((whole, None), (part, _first(look.args[0], half, samples))):
-            with rows.hooks():
-                outcome = look.again(rows, args=None if batch is None else (batch, *rest))
-            if outcome.error is not None:
-                error = type(outcome.error).__name__
-                self.notes.append(f"batch: the step does not run on half of the batch ({error})")
+        for start in (0, half):
+            part = Rows(half, start)
+            error = self._run(look, part, lambda t, i=start: t[i : i + half])  # type: ignore[misc]
+            if error is not None:
+                kind = type(error).__name__
+                self.notes.append(f"batch: the step does not run on half of a batch ({kind})")
                 return ()
+            at = first_mixing(whole, part)
+            if at is not None:
+                return self._confirm(now, look, whole, at, start)
+        return ()
+
+    def _run(
+        self,
+        look: Look,
+        rows: Rows,
+        take: Callable[[Any], Any] | None,
+        *others: Subscriber,
+    ) -> Exception | None:
+        """Run the step on what `take` makes of the batch; why it did not run."""
+        args = None
+        if take is not None:
+            samples = sample_count(look.args[0]) or 0
+            args = (_map(look.args[0], samples, take), *look.args[1:])
+        with rows.hooks():
+            outcome = look.again(rows, *others, args=args)
+        if outcome.error is None:
             rows.returned(outcome.outputs)
-        at = first_mixing(whole, part)
-        if at is None:
-            return ()
-        # The same shapes, so the same kernels: what differs now differs by the other samples.
-        other = _Confirm(self._root, whole, at)
-        with other.rows.hooks():
-            look.again(other.rows, other, args=(_repeated(look.args[0], half, samples), *rest))
-        return [_finding(now, other)] if other.differs else ()
+        return outcome.error
+
+    def _confirm(
+        self, now: Moment, look: Look, whole: Rows, index: int, start: int
+    ) -> list[Finding]:
+        """Leave only what the other samples explain: not another shape, kernel or clock."""
+        assert self._root is not None, "open() comes first"
+        again = Rows(whole.samples)
+        if self._run(look, again, None) is not None or _differs(
+            whole.ops[index], again.ops[index], start
+        ):
+            return []
+        half = whole.samples // 2
+        other = _Confirm(self._root, whole, index, start)
+        take = functools.partial(_repeated, half=half, start=start)
+        if self._run(look, other.rows, take, other) is not None or not other.differs:
+            return []
+        return [_finding(now, other)]
 
 
 # what is kept of each result
@@ -90,41 +127,48 @@ class BatchCheck(Check):
 
 @dataclass
 class Row:
-    """A few elements of the first rows of one result, by what gave it.
+    """A few elements of some rows of one result, by what gave it.
 
     Attributes:
         giver: The operator, or the class of the module that returned it.
         shape: Of the result.
-        values: (rows, columns), or None where dim 0 is not the batch.
-        stop: Whether nothing after it can be compared.
+        values: Rows from the start of each half, by the index of the sample there; empty where
+            dim 0 is not the batch.
+        stop: Whether nothing from it on can be compared.
     """
 
     giver: Any
     shape: tuple[int, ...]
-    values: Tensor | None
+    values: dict[int, Tensor] = field(default_factory=dict)
     stop: bool = False
 
 
 class Rows(Subscriber):
-    """The first rows of what each operator gave and each module returned.
+    """Some rows of what each operator gave and each module returned.
 
     Args:
         samples: Length of dim 0 of the batch.
+        start: Which sample of the whole batch is its first.
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, start: int | None = None) -> None:
         self.samples = samples
         self.ops: list[Row] = []
         self.modules: list[tuple[int, Row]] = []  # with the number of operators until then
+        # index in the whole batch -> index in this one
+        self._starts = {0: 0, samples // 2: samples // 2} if start is None else {start: 0}
 
     def after(self, op: Op) -> None:
         out = next(iter(tensors_in(op.out)), None)
-        self.ops.append(self._row(op.func, out, op.draws or allowed("batch")))
+        # A step that differentiates adapts to its batch, or asks for forces after all is computed.
+        stop = op.draws or "backward" in op.name or allowed("batch")
+        self.ops.append(self._row(op.func, out, stop))
 
     def returned(self, outputs: Any, giver: Any = None) -> None:
         """Keep what a module, or the step itself, returned."""
-        for tensor in _tensors(outputs):
-            self.modules.append((len(self.ops), self._row(giver, tensor)))
+        for tensor in _leaves(outputs):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.modules.append((len(self.ops), self._row(giver, tensor)))
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -142,80 +186,75 @@ class Rows(Subscriber):
 
     def _row(self, giver: Any, out: Tensor | None, stop: bool = False) -> Row:
         if out is None:
-            return Row(giver, (), None, stop)
+            return Row(giver, (), {}, stop)
         shape = tuple(out.shape)
-        if not shape or shape[0] != self.samples or out.numel() == 0 or not _plain(out):
-            return Row(giver, shape, None, stop)
-        rows = min(_ROWS, self.samples)
-        flat = out.detach()[:rows].reshape(rows, -1)
-        step = max(1, flat.shape[1] // _COLUMNS)
-        return Row(giver, shape, flat[:, ::step][:, :_COLUMNS].clone(), stop)
+        plain = out.layout is torch.strided and not (out.is_meta or out.is_complex())
+        if not shape or shape[0] != self.samples or out.numel() == 0 or not plain:
+            return Row(giver, shape, {}, stop)
+        values = {}
+        for sample, index in self._starts.items():
+            few = out.detach()[index : index + min(_ROWS, self.samples // 2 or 1)]
+            flat = few.reshape(len(few), -1)
+            step = max(1, flat.shape[1] // _COLUMNS)
+            values[sample] = flat[:, ::step][:, :_COLUMNS].clone()
+        return Row(giver, shape, values, stop)
 
 
 def first_mixing(whole: Rows, part: Rows) -> int | None:
     """Index of the first operator whose rows depend on the other samples, if a module tells."""
+    start = next(iter(part._starts))
     differing = None
+    end = min(len(whole.ops), len(part.ops))
     for index, (a, b) in enumerate(zip(whole.ops, part.ops, strict=False)):
-        if a.giver is not b.giver or a.stop or b.stop or _pairwise(a, b, whole, part):
+        if a.giver is not b.giver or a.stop or b.stop:
             end = index
             break
-        if differing is None and _differs(a, b):
+        if differing is None and _differs(a, b, start):
             differing = index
-    else:
-        end = min(len(whole.ops), len(part.ops))
     if differing is None:
         return None
     for (count, a), (_, b) in zip(whole.modules, part.modules, strict=False):
         if count > end or a.giver is not b.giver:
             return None
-        if count > differing and _differs(a, b):
+        if count > differing and _differs(a, b, start):
             return differing
     return None
 
 
-def _pairwise(a: Row, b: Row, whole: Rows, part: Rows) -> bool:
-    """Whether a result holds one entry for each pair of samples."""
-    return len(a.shape) == len(b.shape) and (
-        sum((m, n) == (whole.samples, part.samples) for m, n in zip(a.shape, b.shape, strict=True))
-        > 1
-        and a.shape[0] == whole.samples
-    )
-
-
-def _differs(a: Row, b: Row) -> bool:
+def _differs(a: Row, b: Row, start: int) -> bool:
     """Whether rows differ by more than another kernel or another rounding explains."""
-    if a.values is None or b.values is None or a.shape[1:] != b.shape[1:]:
+    if start not in a.values or start not in b.values or a.shape[1:] != b.shape[1:]:
         return False
-    rows = min(len(a.values), len(b.values))
-    x, y = a.values[:rows].double(), b.values[:rows].double()
+    one, two = a.values[start], b.values[start]
+    rows = min(len(one), len(two))
+    x, y = one[:rows].double(), two[:rows].double()
     finite = x.isfinite() & y.isfinite()
     x, y = x[finite], y[finite]
     size = max(float(x.norm()), float(y.norm()))
-    coarse = a.values.dtype in (torch.float16, torch.bfloat16)
+    coarse = one.dtype in (torch.float16, torch.bfloat16)
     return size > 0 and float((x - y).norm()) > (0.1 if coarse else 0.02) * size
 
 
 class _Confirm(Subscriber):
-    """Whether, and where, one operator gives its first rows otherwise among other samples."""
+    """Whether, and where, one operator gives some rows otherwise among other samples."""
 
-    def __init__(self, root: nn.Module, whole: Rows, index: int) -> None:
+    def __init__(self, root: nn.Module, whole: Rows, index: int, start: int) -> None:
         self.rows = Rows(whole.samples)
         self.differs = False
         self.op = ""
         self.site: Site | None = None
-        self.subject: str | None = None
-        self.module: nn.Module | None = None
+        self.subject = ""
+        self.module = root
         self._names = ModuleNames(root)
         self._whole = whole
         self._index = index
+        self._start = start
 
     def after(self, op: Op) -> None:
         if op.index == self._index:
-            self.differs = _differs(self._whole.ops[op.index], self.rows.ops[op.index])
+            self.differs = _differs(self._whole.ops[op.index], self.rows.ops[op.index], self._start)
             self.op, self.site = op.name, op.site
-            self.subject, self.module = self._names.nearest(op)
-            # `modes` answers for a module in train mode
-            self.differs &= self.module is None or not self.module.training
+            self.subject, self.module = self._names.nearest(op.modules())
 
 
 # batches
@@ -227,19 +266,15 @@ def sample_count(batch: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _first(batch: Any, half: int, samples: int) -> Any:
-    return _map(batch, samples, lambda t: t[:half])
-
-
-def _repeated(batch: Any, half: int, samples: int) -> Any:
-    """The first half once more in the place of the second."""
-
-    def repeat(items: Any) -> Any:
-        if isinstance(items, Tensor):
-            return torch.cat([items[:half], items[:half], items[: samples - 2 * half]])
-        return [*items[:half], *items[:half], *items[: samples - 2 * half]]
-
-    return _map(batch, samples, repeat)
+def _repeated(items: Any, *, half: int, start: int) -> Any:
+    """The half from `start` on stays; the other samples are replaced by it."""
+    kept, n = items[start : start + half], len(items)
+    before, after = start, n - start - half
+    if isinstance(items, Tensor):
+        more = torch.cat([kept, kept])
+        return torch.cat([more[:before], kept, more[:after]])
+    more = [*kept, *kept]
+    return [*more[:before], *kept, *more[:after]]
 
 
 def _map(batch: Any, samples: int, take: Callable[[Any], Any]) -> Any:
@@ -276,14 +311,6 @@ def _leaves(batch: Any) -> Iterator[Any]:
         yield batch
 
 
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in _leaves(outputs) if isinstance(leaf, Tensor))
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
-
-
 def _is_metric(module: nn.Module) -> bool:
     return any(c.__module__.startswith("torchmetrics.") for c in type(module).__mro__)
 
@@ -312,7 +339,7 @@ def _finding(now: Moment, at: _Confirm) -> Finding:
         fact=fact,
         remedy=remedy,
         subject=at.subject,
-        subject_type=type(module).__name__ if module is not None else None,
+        subject_type=type(module).__name__,
         location=site.location if site is not None else None,
         expression=site.expression if site is not None else None,
         function=site.function if site is not None else None,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _CLOSELY = 2  # batches of an evaluation on which also what costs more is looked at
 _SPARSELY = 8  # from then on, every so many batches
+_PROBES = 8  # parameters of which a piece tells whether weights were swapped unseen
 _AT_EACH_BATCH = 1 << 16  # elements of buffers on the CPU whose contents are looked at then
 _KNOBS = ("p", "dropout", "dropout_p", "drop_prob", "drop_rate", "momentum", "eps", "max_norm")
 _HOOKS = {
@@ -300,6 +301,9 @@ class _Window:
         self._objects = {n: weakref.ref(h.tensor) for n, h in self._held.items()}
         self._prints = self._hash(self._held)
         self._base = self._prints
+        parameters = [n for n, h in self._held.items() if h.kind == "parameter"]
+        self._probed = _some(self._held, parameters[:: max(1, len(parameters) // _PROBES)])
+        self._probe = self._hash(self._probed, whole=False)
         for name, why in self._prints.unreadable.items():
             check._note(f"`{name}` could not be read ({why}): what it contains was not checked")
         self._marks = inventory.read()
@@ -330,16 +334,24 @@ class _Window:
         if self._mark is None:
             self._mark = inventory.read()
             self._training_mark = inventory.training()
-            # What hooks swapped in before the first step is what the step must leave alone.
-            moved = self._mark.moved(self._marks)
-            if moved:
-                self._base = Prints({}, self._whole, self._turn)
-                self._base.update(self._prints)
-                self._base.update(self._hash(_some(inventory.held, moved)))
+            self._rebase(self._mark.moved(self._marks))
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
         self._before = _Optimization(self._check._optimizers(), self._check._schedulers())
         self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[:1])]
+
+    def _rebase(self, moved: list[str]) -> None:
+        """Take what hooks put in before the first step as what the step must leave alone."""
+        held = self._inventory.held
+        # Lightning's averaging swaps by `.data.copy_`, which moves no version.
+        if self._hash(self._probed, whole=False).differing(self._probe):
+            again = list(held)
+        else:
+            again = [*moved, *_small_buffers(self._inventory)]
+        if again:
+            self._base = Prints({})
+            self._base.update(self._prints)
+            self._base.update(self._hash(_some(held, again)))
 
     def after_step(self, now: Moment) -> list[_Change]:
         if self._mark is None:
@@ -371,13 +383,13 @@ class _Window:
             self._told |= {c.name for c in changes}
         return changes
 
-    def _hash(self, held: Mapping[str, Held]) -> Prints:
+    def _hash(self, held: Mapping[str, Held], whole: bool = True) -> Prints:
         readable = {
             n: h.tensor
             for n, h in held.items()
             if not h.lazy and not (self._sharded and h.kind == "parameter")
         }
-        return Prints(readable, self._whole, self._turn)
+        return Prints(readable, self._whole if whole else (), self._turn)
 
     def _adopt(self, names: Iterable[str]) -> None:
         now = self._hash(_some(self._inventory.held, names))
@@ -603,13 +615,21 @@ class _Window:
                 self._told.update(n for n, h in self._held.items() if h.owner == name)
                 fact = f"took the place of a {self._classes[name].__name__} {when}"
                 expected, remedy = "the modules as before it", _PUT_BACK
-                site = assigned.get(name)
-                changes.append(_of_module(name, module, fact, expected, remedy, site))
+                change = _of_module(name, module, fact, expected, remedy, assigned.get(name))
+                # The same weights in another module may be another way to compute the same.
+                change.certain = not self._same_tensors(name)
+                changes.append(change)
         for name, module in before.items():
             if name not in now and any(h.owner == name for h in self._held.values()):
                 fact, expected = f"was removed {when}", "the modules as before it"
                 changes.append(_of_module(name, module, fact, expected, _PUT_BACK))
         return [*changes, *self._registered(when)]
+
+    def _same_tensors(self, name: str) -> bool:
+        """Whether all that a module held, and its submodules, is still there under its name."""
+        old = {n: h.tensor for n, h in self._held.items() if f"{n}.".startswith(f"{name}.")}
+        new = self._inventory.held
+        return all(n in new and new[n].tensor is tensor for n, tensor in old.items())
 
     def _is_lazy(self, name: str) -> bool:
         return any(h.lazy for h in self._held.values() if h.owner == name)

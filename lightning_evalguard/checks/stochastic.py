@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard._allow import allowed
-from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, tensors_in
+from lightning_evalguard._dispatch import (
+    ModuleNames,
+    Op,
+    Subscriber,
+    modules_around,
+    tensors_in,
+)
 from lightning_evalguard._replay import Look, replaying
 from lightning_evalguard._rollback import (
     Generators,
@@ -164,8 +170,15 @@ class StochasticCheck(Check):
         lines = _Lines(moved)
         with lines:
             look.again()
-        found = [_drawn_on_host(now, which, site) for which, site in lines.found]
-        named = {which for which, _ in lines.found} | lines.allowed
+        names = ModuleNames(self._tree())
+        found = []
+        for which, site, module in lines.found:
+            subject, module = names.nearest([module] if module is not None else [])
+            fact = f"`{site.expression}` moved {_WORDS[which]} in eval mode"
+            kind = type(module).__name__
+            remedy = _if_meant(subject, site)
+            found.append(_finding(now, fact, remedy, subject, kind, site, certain=False))
+        named = {which for which, *_ in lines.found} | lines.allowed
         return found + [_moved_somewhere(now, which) for which in moved if which not in named]
 
 
@@ -193,11 +206,11 @@ class Draw:
 
     index: int
     op: str
-    dropout: bool = False
-    private: bool = False
-    site: Site | None = None
-    subject: str | None = None
-    module: type[nn.Module] | None = None
+    dropout: bool
+    private: bool
+    site: Site | None
+    subject: str
+    module: type[nn.Module]
     mend: str = ""
 
 
@@ -225,8 +238,8 @@ class Draws(Subscriber):
         if not _is_private(op):
             self.shared.add(op.index)
         # A module in train mode is for the `modes` check to find; what it draws follows from that.
-        _, module = self._names.nearest(op)
-        if meant or (module is not None and module.training and op.module is module):
+        inner = op.module
+        if meant or (inner is not None and inner in self._names and inner.training):
             return
         draw = place(op, self._root, self._names)
         self.draws.append(draw)
@@ -238,7 +251,7 @@ _FAMILY = re.compile(r"dropout|rrelu|attention|^_?(lstm|gru|rnn)|_rnn")
 _DROPS = re.compile(r"drop_?path|stochastic_?depth|drop_?block|drop_?connect", re.IGNORECASE)
 
 
-def _is_dropout(op: Op, module: nn.Module | None) -> bool:
+def _is_dropout(op: Op, module: nn.Module) -> bool:
     """Whether a draw is dropout or a kin of it; its operator may be a plain `bernoulli_`."""
     if _FAMILY.search(op.name):
         return True
@@ -250,7 +263,7 @@ def _is_dropout(op: Op, module: nn.Module | None) -> bool:
             break
         if op.name.startswith("bernoulli") and "drop" in frame.f_code.co_name:
             return True
-    return module is not None and bool(_DROPS.search(type(module).__name__))
+    return bool(_DROPS.search(type(module).__name__))
 
 
 def _rescales(op: Op, mask: Any, keep: Any) -> bool:
@@ -272,10 +285,10 @@ def _is_private(op: Op) -> bool:
 def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
     """Where a draw stands, and what mends it."""
     chain = list(op.modules())
-    known = next((i for i, m in enumerate(chain) if m in names), len(chain))
-    module = chain[known] if known < len(chain) else None
-    subject, mend = names.of(module), ""
-    if known > 0:  # the innermost ones are not registered
+    subject, module = names.nearest(chain)
+    mend = ""
+    if chain and chain[0] not in names:
+        known = next((i for i, m in enumerate(chain) if m in names), len(chain))
         subject, mend = _where_hidden(chain[known - 1], chain[0], root, op)
         module = chain[0]
     elif any(_in_init(frame) for frame in op.stack()):
@@ -287,7 +300,7 @@ def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
         _is_private(op),
         op.site,
         subject,
-        type(module) if module is not None else None,
+        type(module),
         mend,
     )
 
@@ -464,9 +477,8 @@ class _At(Subscriber):
 
     def after(self, op: Op) -> None:
         if op.index == self._index:
-            subject, module = self._names.nearest(op)
-            kind = type(module) if module is not None else None
-            self.place = Draw(op.index, op.name, site=op.site, subject=subject, module=kind)
+            subject, module = self._names.nearest(op.modules())
+            self.place = Draw(op.index, op.name, False, True, op.site, subject, type(module))
 
 
 # lines that draw without an operator
@@ -480,7 +492,7 @@ class _Lines:
     """
 
     def __init__(self, which: Iterable[str]) -> None:
-        self.found: list[tuple[str, Site]] = []
+        self.found: list[tuple[str, Site, nn.Module | None]] = []
         self.allowed: set[str] = set()
         self._which = list(which)
         self._lines: dict[FrameType, int] = {}
@@ -529,11 +541,12 @@ class _Lines:
                 self.allowed.add(which)
                 continue
             code = frame.f_code
-            text = linecache.getline(code.co_filename, line).strip()
+            text = linecache.getline(code.co_filename, line).partition("  #")[0].strip()
             owner = owner_of(code.co_filename)
             site = Site(f"{code.co_filename}:{line}", text, code.co_name, owner)
-            if (which, site) not in self.found:
-                self.found.append((which, site))
+            place = (which, site, next(modules_around(frame), None))
+            if place not in self.found:
+                self.found.append(place)
 
 
 _STATES: dict[str, Callable[[], Any]] = {
@@ -566,9 +579,9 @@ def _remedy(draw: Draw) -> str:
     said = draw.site.expression if draw.site is not None else ""
     if draw.mend or not draw.dropout:
         return draw.mend or _if_meant(draw.subject, draw.site)
-    if draw.module is not None and issubclass(draw.module, torch.jit.ScriptModule):
+    if issubclass(draw.module, torch.jit.ScriptModule):
         return "Call `.eval()` on the model before `torch.jit.trace`."
-    if draw.module is not None and issubclass(draw.module, torch.fx.GraphModule):
+    if issubclass(draw.module, torch.fx.GraphModule):
         return "Call `.eval()` on the model before it is traced."
     if draw.site is not None and draw.site.owner != "user":
         return f"Set the dropout rate of {draw.site.owner}'s module to 0 for evaluation."
@@ -591,20 +604,8 @@ def _differing(now: Moment, draw: Draw) -> Finding:
 def _of_draw(
     now: Moment, draw: Draw, fact: str, remedy: str, certain: bool, count: int = 1
 ) -> Finding:
-    kind = draw.module.__name__ if draw.module is not None else None
-    return _finding(now, fact, remedy, draw.subject, kind, draw.site, certain, count)
-
-
-def _drawn_on_host(now: Moment, which: str, site: Site) -> Finding:
-    return _finding(
-        now,
-        f"`{site.expression}` moved {_WORDS[which]} in eval mode",
-        _if_meant(None, site),
-        None,
-        None,
-        site,
-        certain=False,
-    )
+    place = (draw.subject, draw.module.__name__, draw.site)
+    return _finding(now, fact, remedy, *place, certain, count)
 
 
 def _moved_somewhere(now: Moment, which: str) -> Finding:
@@ -634,12 +635,10 @@ def _if_meant(subject: str | None, site: Site | None) -> str:
     return f'Pass allow={{"stochastic": ["{pattern or "*"}"]}} if it is meant.'
 
 
-def _common(subjects: list[str | None]) -> str | None:
+def _common(subjects: list[str]) -> str:
     """The module that holds all of `subjects`."""
-    if not subjects or any(s is None for s in subjects):
-        return None
     shared: list[str] = []
-    for level in zip(*(s.split(".") for s in subjects if s is not None), strict=False):
+    for level in zip(*(s.split(".") for s in subjects), strict=False):
         if len(set(level)) > 1:
             break
         shared.append(level[0])

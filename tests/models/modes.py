@@ -30,6 +30,7 @@ class Honest(pl.LightningModule):
     """Nothing is wrong."""
 
     subject: ClassVar[str] = ""
+    allow: ClassVar[dict[str, list[str]] | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -367,6 +368,8 @@ class SamplesBetweenSteps(Honest):
 class CalibratesBeforeValidation(Honest):
     """Batch norm statistics are calibrated in train mode before the first batch."""
 
+    allow: ClassVar[dict[str, list[str]] | None] = {"state": ["backbone.1.*"]}
+
     def on_validation_epoch_start(self) -> None:
         self.backbone.train()
         with torch.no_grad():
@@ -462,6 +465,8 @@ class MendsItself(LoadedInEval):
 
 class LazyHead(Honest):
     """A head without any mode-sensitive module, made in the first evaluation."""
+
+    allow: ClassVar[dict[str, list[str]] | None] = {"stochastic": ["*"], "state": ["late*"]}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if not hasattr(self, "late"):
