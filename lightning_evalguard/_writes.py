@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -29,13 +30,14 @@ class Places:
 
     Attributes:
         held: Names of parameters and buffers.
-        attributes: Paths of tensors in plain attributes.
+        attributes: Paths of tensors in plain attributes. An attribute's tensor may go during the
+            step and its place be another's: hence the tensor with it.
         batch: The batch.
         parameters: Those of `held` that are parameters.
     """
 
     held: Mapping[int, list[str]]
-    attributes: Mapping[int, list[str]]
+    attributes: Mapping[int, list[tuple[str, weakref.ref[Tensor]]]]
     batch: frozenset[int]
     parameters: frozenset[int]
 
@@ -55,15 +57,20 @@ class Places:
                 held.setdefault(key, []).append(name)
                 if h.kind == "parameter":
                     parameters.add(key)
-        plain: dict[int, list[str]] = {}
+        plain: dict[int, list[tuple[str, weakref.ref[Tensor]]]] = {}
         for attribute, paths in attributes.items():
             for path, k in paths.items():
                 tensor = k.ref()
                 key = None if tensor is None else storage_key(tensor)
                 if key is not None and key not in held:
-                    plain.setdefault(key, []).append(attribute + path)
+                    plain.setdefault(key, []).append((attribute + path, k.ref))
         keys = {key for t in batch if (key := storage_key(t)) is not None}
         return cls(held, plain, frozenset(keys), frozenset(parameters))
+
+    def paths(self, key: int | None) -> list[str]:
+        """Plain attributes whose tensor lives in a storage and has not gone."""
+        here = self.attributes.get(key, ()) if key is not None else ()
+        return [path for path, ref in here if ref() is not None]
 
 
 class Writes(Subscriber):
@@ -102,7 +109,7 @@ class Writes(Subscriber):
             **dict.fromkeys(places.batch, _FROM_ELSEWHERE),
             **dict.fromkeys(places.parameters, _FROM_PARAMETER),
         }
-        self._made: dict[int, list[Site]] = {}
+        self._made: dict[int, tuple[weakref.ref[Tensor], list[Site]]] = {}
 
     def before(self, op: Op) -> None:
         if self.backward is None and torch._C._current_graph_task_id() != -1:
@@ -112,8 +119,7 @@ class Writes(Subscriber):
             key = storage_key(tensor)
             if key is None:
                 continue
-            held = self._places.held.get(key, ())
-            for name in (*held, *self._places.attributes.get(key, ())):
+            for name in (*self._places.held.get(key, ()), *self._places.paths(key)):
                 if meant:
                     if name not in self.sites:
                         self.allowed.add(name)
@@ -129,7 +135,7 @@ class Writes(Subscriber):
         self._follow(op, keys)
         if self._places.attributes and op.name not in _GATHERING:
             for tensor, key in zip(inputs, keys, strict=True):
-                paths = self._places.attributes.get(key, ()) if key is not None else ()
+                paths = self._places.paths(key)
                 if paths and self._enters(tensor, key, inputs, keys, op):
                     for path in paths:
                         self.combined.setdefault(path, op.site)
@@ -163,29 +169,39 @@ class Writes(Subscriber):
     def _follow(self, op: Op, keys: list[int | None]) -> None:
         origin = 0
         for key in keys:
-            origin |= self._origin.get(key, 0) if key is not None else 0
+            origin |= self._origin_of(key)
         for tensor in tensors_in(op.out):
             key = storage_key(tensor)
             if key is None:
                 continue
-            if key in keys:
-                self._origin[key] = self._origin.get(key, 0) | origin
-            else:
+            if key in keys:  # written in place, or a view
                 self._origin[key] = origin
-                if origin == _FROM_PARAMETER and tensor.is_floating_point():
-                    frames = (f for f in op.stack() if owner_of(f.f_code.co_filename) == "user")
-                    self._made[key] = [site_of(f) for f in islice(frames, _FRAMES)]
+                continue
+            self._origin[key] = origin
+            self._made.pop(key, None)
+            if origin == _FROM_PARAMETER and tensor.is_floating_point():
+                frames = (f for f in op.stack() if owner_of(f.f_code.co_filename) == "user")
+                sites = [site_of(f) for f in islice(frames, _FRAMES)]
+                self._made[key] = weakref.ref(tensor), sites
         for path in tuple(self._watched):
             made = self._attribute(path)
             if made is not None:
                 self._watched.discard(path)
                 self.judge(path, made)
 
+    def _origin_of(self, key: int | None) -> int:
+        if key is None:
+            return 0
+        made = self._made.get(key)
+        if made is not None and made[0]() is None:
+            return _FROM_ELSEWHERE  # what was made here has gone, and its place may be another's
+        return self._origin.get(key, 0)
+
     def judge(self, path: str, tensor: Tensor) -> None:
         """Note in `products` whether the tensor of an attribute is one."""
         key = storage_key(tensor)
-        if key in self._made and self._origin.get(key) == _FROM_PARAMETER:
-            sites = self._made[key]
+        ref, sites = self._made.get(key, (None, [])) if key is not None else (None, [])
+        if ref is not None and ref() is tensor and self._origin_of(key) == _FROM_PARAMETER:
             assigns = [s for s in sites if f".{path.rpartition('.')[2]} =" in line_of(s)]
             self.products[path] = next(iter(assigns or sites), None)
 
