@@ -20,6 +20,10 @@ from lightning_evalguard._state import Inventory, Kept
 _GATHERING = frozenset(
     {"cat", "stack", "copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_", "where"}
 )
+# What these give is never one of their factors, whatever its shape.
+_CONTRACTING = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "matmul", "linear", "convolution"}
+)
 _FROM_PARAMETER, _FROM_ELSEWHERE = 1, 2
 _FRAMES = 8  # of the user's, from the operator that makes a tensor to the line that assigns it
 
@@ -160,7 +164,7 @@ class Writes(Subscriber):
         ]
         if not others or not tensor.dim() or not tensor.is_floating_point():
             return False
-        if any(k in self._places.parameters for k in others):
+        if op.name in _CONTRACTING or any(k in self._places.parameters for k in others):
             return True
         return tensor.shape not in {t.shape for t in tensors_in(op.out)}
 
