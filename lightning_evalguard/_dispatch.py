@@ -120,18 +120,8 @@ class Op:
         return next(self.modules(), None)
 
     def modules(self) -> Iterator[nn.Module]:
-        """The modules whose ``__call__`` is running, innermost first, each once.
-
-        They are read from the frames, not kept by hooks: hooks switch off fast paths.
-        """
-        last = None
-        for frame in self.stack():
-            code = frame.f_code
-            if code.co_name in _CALLS and code.co_filename == _MODULE_FILE:
-                module = frame.f_locals.get("self")
-                if module is not last and isinstance(module, nn.Module):
-                    last = module
-                    yield module
+        """The modules whose ``__call__`` is running, innermost first, each once."""
+        return modules_around(sys._getframe(1))
 
     def stack(self) -> Iterator[FrameType]:
         """The frames below this call, innermost first, without the guard's own."""
@@ -140,6 +130,22 @@ class Op:
             if owner_of(frame.f_code.co_filename) != "self":
                 yield frame
             frame = frame.f_back
+
+
+def modules_around(frame: FrameType | None) -> Iterator[nn.Module]:
+    """The modules whose ``__call__`` runs around `frame`, innermost first, each once.
+
+    They are read from the frames, not kept by hooks: hooks switch off fast paths.
+    """
+    last = None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in _CALLS and code.co_filename == _MODULE_FILE:
+            module = frame.f_locals.get("self")
+            if module is not last and isinstance(module, nn.Module):
+                last = module
+                yield module
+        frame = frame.f_back
 
 
 class Subscriber:
@@ -249,6 +255,7 @@ class ModuleNames:
     """Qualified names of the modules of `root`, as in ``named_modules()``."""
 
     def __init__(self, root: nn.Module) -> None:
+        self._root = root
         self._names = {id(m): name for name, m in root.named_modules()}
 
     def __contains__(self, module: nn.Module) -> bool:
@@ -258,12 +265,12 @@ class ModuleNames:
         """Its name, ``""`` for the root, None for a module that the root has not registered."""
         return None if module is None else self._names.get(id(module))
 
-    def nearest(self, op: Op) -> tuple[str | None, nn.Module | None]:
-        """Name and module of the innermost registered module that runs `op`."""
-        for module in op.modules():
+    def nearest(self, modules: Iterable[nn.Module]) -> tuple[str, nn.Module]:
+        """Name and module of the first of `modules` that is registered, else the root."""
+        for module in modules:
             if id(module) in self._names:
                 return self._names[id(module)], module
-        return None, None
+        return "", self._root
 
 
 def blinds_compiled(root: nn.Module) -> bool:
@@ -281,6 +288,7 @@ __all__ = [
     "Subscriber",
     "Watch",
     "blinds_compiled",
+    "modules_around",
     "storage_key",
     "tensors_in",
 ]

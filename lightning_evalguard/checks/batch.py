@@ -8,16 +8,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, tensors_in
+from lightning_evalguard._hidden import where_hidden
 from lightning_evalguard._replay import Look
-from lightning_evalguard._source import Site
+from lightning_evalguard._source import Site, user_site
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.report import Finding
 
@@ -81,48 +83,42 @@ class BatchCheck(Check):
                 kind = type(error).__name__
                 self.notes.append(f"batch: the step does not run on half of a batch ({kind})")
                 return ()
-            at = first_mixing(whole, part)
+            at = first_mixing(whole, part, start)
             if at is not None:
                 return self._confirm(now, look, whole, at, start)
         return ()
 
-    def _run(
-        self,
-        look: Look,
-        rows: Rows,
-        take: Callable[[Any], Any] | None,
-        *others: Subscriber,
-    ) -> Exception | None:
+    def _run(self, look: Look, rows: Rows, take: Callable[[Any], Any] | None) -> Exception | None:
         """Run the step on what `take` makes of the batch; why it did not run."""
         args = None
         if take is not None:
             samples = sample_count(look.args[0]) or 0
             args = (_map(look.args[0], samples, take), *look.args[1:])
         with rows.hooks():
-            outcome = look.again(rows, *others, args=args)
+            outcome = look.again(rows, args=args)
         if outcome.error is None:
             rows.returned(outcome.outputs)
         return outcome.error
 
     def _confirm(
-        self, now: Moment, look: Look, whole: Rows, index: int, start: int
+        self, now: Moment, look: Look, whole: Rows, at: Place, start: int
     ) -> list[Finding]:
         """Leave only what the other samples explain: not another shape, kernel or clock."""
         assert self._root is not None, "open() comes first"
-        again = Rows(whole.samples)
-        if self._run(look, again, None) is not None or _differs(
-            whole.ops[index], again.ops[index], start
-        ):
+        same = Rows(whole.samples)
+        if self._run(look, same, None) is not None or _differs(whole.at(at), same.at(at), start):
             return []
-        half = whole.samples // 2
-        other = _Confirm(self._root, whole, index, start)
-        take = functools.partial(_repeated, half=half, start=start)
-        if self._run(look, other.rows, take, other) is not None or not other.differs:
+        other = _Other(whole.samples, self._root, at)
+        take = functools.partial(_repeated, half=whole.samples // 2, start=start)
+        if self._run(look, other, take) is not None:
             return []
-        return [_finding(now, other)]
+        return [_finding(now, other)] if _differs(whole.at(at), other.at(at), start) else []
 
 
 # what is kept of each result
+
+
+Place = tuple[Literal["op", "module"], int]
 
 
 @dataclass
@@ -158,17 +154,23 @@ class Rows(Subscriber):
         # index in the whole batch -> index in this one
         self._starts = {0: 0, samples // 2: samples // 2} if start is None else {start: 0}
 
+    def at(self, place: Place) -> Row:
+        """What stands at a place; an empty row where the replay did not get there."""
+        kind, index = place
+        rows = self.ops if kind == "op" else [row for _, row in self.modules]
+        return rows[index] if index < len(rows) else Row(None, ())
+
     def after(self, op: Op) -> None:
         out = next(iter(tensors_in(op.out)), None)
         # A step that differentiates adapts to its batch, or asks for forces after all is computed.
         stop = op.draws or "backward" in op.name or allowed("batch")
         self.ops.append(self._row(op.func, out, stop))
 
-    def returned(self, outputs: Any, giver: Any = None) -> None:
+    def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
         """Keep what a module, or the step itself, returned."""
         for tensor in _leaves(outputs):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                self.modules.append((len(self.ops), self._row(giver, tensor)))
+                self.modules.append((len(self.ops), self._row(type(module), tensor)))
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -176,7 +178,8 @@ class Rows(Subscriber):
 
         def hook(module: nn.Module, args: Any, outputs: Any) -> None:
             if not _is_metric(module):
-                self.returned(outputs, type(module))
+                with _disable_current_modes():  # our own operators are none of the step's
+                    self.returned(outputs, module)
 
         handle = _module.register_module_forward_hook(hook)
         try:
@@ -200,24 +203,24 @@ class Rows(Subscriber):
         return Row(giver, shape, values, stop)
 
 
-def first_mixing(whole: Rows, part: Rows) -> int | None:
-    """Index of the first operator whose rows depend on the other samples, if a module tells."""
-    start = next(iter(part._starts))
-    differing = None
+def first_mixing(whole: Rows, part: Rows, start: int) -> Place | None:
+    """Where rows first depend on the other samples, if any module returns rows that do."""
+    op = None
     end = min(len(whole.ops), len(part.ops))
     for index, (a, b) in enumerate(zip(whole.ops, part.ops, strict=False)):
-        if a.giver is not b.giver or a.stop or b.stop:
+        if a.stop or b.stop:
             end = index
             break
-        if differing is None and _differs(a, b, start):
-            differing = index
-    if differing is None:
-        return None
-    for (count, a), (_, b) in zip(whole.modules, part.modules, strict=False):
+        if a.giver is not b.giver:  # a loop over dim 0: only what modules return still compares
+            end = next((i for i, r in enumerate(whole.ops) if r.stop), len(whole.ops))
+            break
+        if op is None and _differs(a, b, start):
+            op = index
+    for index, ((count, a), (_, b)) in enumerate(zip(whole.modules, part.modules, strict=False)):
         if count > end or a.giver is not b.giver:
             return None
-        if count > differing and _differs(a, b, start):
-            return differing
+        if _differs(a, b, start):
+            return ("op", op) if op is not None and op < count else ("module", index)
     return None
 
 
@@ -235,26 +238,37 @@ def _differs(a: Row, b: Row, start: int) -> bool:
     return size > 0 and float((x - y).norm()) > (0.1 if coarse else 0.02) * size
 
 
-class _Confirm(Subscriber):
-    """Whether, and where, one operator gives some rows otherwise among other samples."""
+class _Other(Rows):
+    """Rows among other samples, and who gives those at one place."""
 
-    def __init__(self, root: nn.Module, whole: Rows, index: int, start: int) -> None:
-        self.rows = Rows(whole.samples)
-        self.differs = False
+    def __init__(self, samples: int, root: nn.Module, place: Place) -> None:
+        super().__init__(samples)
         self.op = ""
         self.site: Site | None = None
         self.subject = ""
         self.module = root
+        self.mend = ""
+        self._root = root
         self._names = ModuleNames(root)
-        self._whole = whole
-        self._index = index
-        self._start = start
+        self._place = place
 
     def after(self, op: Op) -> None:
-        if op.index == self._index:
-            self.differs = _differs(self._whole.ops[op.index], self.rows.ops[op.index], self._start)
+        super().after(op)
+        if self._place == ("op", op.index):
             self.op, self.site = op.name, op.site
-            self.subject, self.module = self._names.nearest(op.modules())
+            chain = list(op.modules())
+            self.subject, self.module = self._names.nearest(chain)
+            if chain and chain[0] not in self._names:
+                self.module = chain[0]
+                self.subject, self.mend = where_hidden(chain, self._root, self._names, op)
+
+    def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
+        first = len(self.modules)
+        super().returned(outputs, module)
+        kind, index = self._place
+        if kind == "module" and first <= index < len(self.modules):
+            self.site = user_site()
+            self.subject, self.module = self._names.nearest([module] if module is not None else [])
 
 
 # batches
@@ -273,8 +287,8 @@ def _repeated(items: Any, *, half: int, start: int) -> Any:
     if isinstance(items, Tensor):
         more = torch.cat([kept, kept])
         return torch.cat([more[:before], kept, more[:after]])
-    more = [*kept, *kept]
-    return [*more[:before], *kept, *more[:after]]
+    twice = [*kept, *kept]
+    return [*twice[:before], *kept, *twice[:after]]
 
 
 def _map(batch: Any, samples: int, take: Callable[[Any], Any]) -> Any:
@@ -318,14 +332,16 @@ def _is_metric(module: nn.Module) -> bool:
 # words
 
 
-def _finding(now: Moment, at: _Confirm) -> Finding:
+def _finding(now: Moment, at: _Other) -> Finding:
     site, module = at.site, at.module
     said = f"`{site.expression}`" if site is not None else "the step"
     norm = "batch_norm" in at.op
     if norm:
         fact = f"{said} normalises with the batch in eval mode, expected running statistics"
         remedy = "Pass its running statistics, and training=self.training."
-        if isinstance(module, nn.modules.batchnorm._NormBase):
+        if at.mend:
+            remedy = at.mend
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
             remedy = "Pass track_running_stats=True, or use a norm of each sample (GroupNorm)."
     else:
         pattern = at.subject or "*"

@@ -23,13 +23,13 @@ from lightning_evalguard._dispatch import (
     modules_around,
     tensors_in,
 )
+from lightning_evalguard._hidden import where_hidden
 from lightning_evalguard._replay import Look, replaying
 from lightning_evalguard._rollback import (
     Generators,
     Held,
     generator_state,
     numpy_state,
-    parts,
     same_state,
     torch_generators,
 )
@@ -288,8 +288,7 @@ def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
     subject, module = names.nearest(chain)
     mend = ""
     if chain and chain[0] not in names:
-        known = next((i for i, m in enumerate(chain) if m in names), len(chain))
-        subject, mend = _where_hidden(chain[known - 1], chain[0], root, op)
+        subject, mend = where_hidden(chain, root, names, op)
         module = chain[0]
     elif any(_in_init(frame) for frame in op.stack()):
         mend = "Create the module in `__init__`."
@@ -309,83 +308,6 @@ def _in_init(frame: FrameType) -> bool:
     return frame.f_code.co_filename == nn.init.__file__ or (
         frame.f_code.co_name in ("reset_parameters", "_reset_parameters")
     )
-
-
-# modules that `.eval()` never reaches
-
-_OWN = frozenset({"_modules", "_parameters", "_buffers", "_trainer", "_fabric"})
-_DEEP = 6
-
-
-def _where_hidden(
-    hidden: nn.Module, innermost: nn.Module, root: nn.Module, op: Op
-) -> tuple[str, str]:
-    """How to write the place of an unregistered module, and how to have it registered."""
-    below = next((f".{n}" for n, m in hidden.named_modules() if m is innermost and n), "")
-    found = find_unregistered(hidden, root)
-    if found is not None:
-        owner, path = found
-        return (f"{owner}.{path}" if owner else path) + below, _register(path)
-    for frame in op.stack():
-        if owner_of(frame.f_code.co_filename) in ("torch", "stdlib"):
-            continue
-        for scope in (frame.f_globals, _free(frame)):
-            for name, value in scope.items():
-                held = value is hidden or any(part is hidden for _, part in _shallow(value))
-                if held:
-                    where = "global" if scope is frame.f_globals else "closure"
-                    return f"<{where} {name}>{below}", "Assign it to an attribute of the model."
-    made_in = op.site.function if op.site is not None else "forward"
-    return f"<created in {made_in}>{below}", "Create it in `__init__`."
-
-
-def _register(path: str) -> str:
-    if "<closure" in path or ".keywords" in path or ".args" in path or ".func" in path:
-        return "Assign it to an attribute of the model."
-    name = re.match(r"\w+", path)
-    attribute = f"self.{name.group()}" if name else "it"
-    last = re.search(r"\[[^\]]*\]$", path)
-    if last is None:
-        return "Assign it to an attribute of the model."
-    if last.group()[1:-1].isdigit():
-        return f"Make `{attribute}` an nn.ModuleList."
-    return f"Make `{attribute}` an nn.ModuleDict."
-
-
-def _shallow(value: object) -> Iterable[tuple[str, object]]:
-    return parts(value) if isinstance(value, (list, tuple, dict)) else ()
-
-
-def _free(frame: FrameType) -> dict[str, Any]:
-    held = frame.f_locals
-    return {name: held[name] for name in frame.f_code.co_freevars if name in held}
-
-
-def find_unregistered(target: nn.Module, root: nn.Module) -> tuple[str, str] | None:
-    """Where among the attributes of `root`'s modules `target` hides from ``named_modules()``.
-
-    Returns:
-        Qualified name of the registered module and the path below it: ``("encoder", "drops[0]")``.
-    """
-    seen: set[int] = set()
-    for owner, module in root.named_modules():
-        stack = [
-            (name, value, 0)
-            for name, value in reversed(list(vars(module).items()))
-            if name not in _OWN and not name.endswith("_hooks")
-        ]
-        while stack:
-            path, thing, depth = stack.pop()
-            if thing is target:
-                return owner, path
-            if depth > _DEEP or id(thing) in seen or isinstance(thing, Tensor):
-                continue
-            seen.add(id(thing))
-            if isinstance(thing, nn.Module):
-                continue
-            below = [(path + step, part, depth + 1) for step, part in parts(thing)]
-            stack += reversed(below)
-    return None
 
 
 # what differs from one replay to the next
