@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_evalguard import EvalGuard
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from digits import Digits, digits_data
+from digits import Digits
+from digits import loaders as digits_loaders
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore")
@@ -68,7 +69,8 @@ def loaders(inputs: torch.Tensor, batch_size: int) -> Any:
 
 
 def digits() -> tuple[Any, Any]:
-    return Digits(), {"datamodule": digits_data()}
+    train, val = digits_loaders()
+    return Digits(), {"train_dataloaders": train, "val_dataloaders": val}
 
 
 def transformer() -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import lightning.pytorch as pl
-from digits import Digits, digits_data
+from digits import Digits, loaders
 
 from lightning_evalguard import EvalGuard, EvalGuardError
 
@@ -54,6 +54,6 @@ if __name__ == "__main__":
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False,
                          callbacks=[] if given.unguarded else [EvalGuard()])  # fmt: skip
     try:
-        trainer.fit(BUGS[given.bug](), datamodule=digits_data())
+        trainer.fit(BUGS[given.bug](), *loaders())
     except EvalGuardError as error:
         sys.exit(f"EvalGuardError: {error}")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import TensorDataset, random_split
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_evalguard import EvalGuard
 
@@ -35,12 +35,12 @@ class Digits(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), 2e-3)
 
 
-def digits_data() -> pl.LightningDataModule:
+def loaders():
     images, labels = (torch.tensor(column) for column in load_digits(return_X_y=True))
     both = TensorDataset(images.float().reshape(-1, 1, 8, 8) / 16, labels)
     split = torch.Generator().manual_seed(0)
     train, val = random_split(both, [0.8, 0.2], generator=split)
-    return pl.LightningDataModule.from_datasets(train, val, batch_size=64)
+    return DataLoader(train, 64, shuffle=True), DataLoader(val, 64)
 
 
 if __name__ == "__main__":
@@ -50,7 +50,7 @@ if __name__ == "__main__":
         accelerator="cpu", max_epochs=10, callbacks=[guard], log_every_n_steps=10,
         logger=TensorBoardLogger("logs", name="digits"), enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Digits(), datamodule=digits_data())
+    trainer.fit(Digits(), *loaders())
     print(guard.report)
     for true, predicted, count, share in guard.report.confusion["val"].most_confused(3):
         print(f"{count} of the {true}s ({share:.0%}) were read as {predicted}")

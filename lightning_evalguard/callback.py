@@ -398,7 +398,9 @@ class _Scores:
         if key in self._theirs or self._trainer.barebones:
             return
         # Equal on every rank already. "max" keeps it so, and Lightning does not ask for sync_dist.
-        self._module.log(key, value, on_step=False, on_epoch=True, reduce_fx="max")
+        self._module.log(
+            key, value, on_step=False, on_epoch=True, reduce_fx="max", add_dataloader_idx=False
+        )
         self._ours.add(key)
 
     def _safely(self, act: Callable[[], None]) -> bool:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from models import modes as zoo
 from sklearn.metrics import confusion_matrix, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_evalguard import ConfusionMetrics, EvalGuard, EvalGuardWarning
+from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
 
@@ -172,6 +172,7 @@ def test_metrics_none_counts_and_logs_nothing(trainer: Make) -> None:
     assert not any(key.startswith("val/") for key in run.callback_metrics)
 
 
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_a_figure_that_cannot_be_written_costs_one_warning_an_epoch(
     trainer: Make, tmp_path: Path
 ) -> None:
@@ -199,7 +200,10 @@ def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [({"num_classes": 1}, "num_classes=1"), ({"num_classes": 3, "class_names": ["a"]}, "class_names")],
+    [
+        ({"num_classes": 1}, "num_classes=1"),
+        ({"num_classes": 3, "class_names": ["a"]}, "class_names"),
+    ],
 )
 def test_bad_metrics_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -240,7 +244,9 @@ def cli(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_cli_takes_the_callback_from_yaml(tmp_path: Path) -> None:
-    done = cli("fit", "--config", str(CLI / "config.yaml"), "--trainer.max_epochs=1", where=tmp_path)
+    done = cli(
+        "fit", "--config", str(CLI / "config.yaml"), "--trainer.max_epochs=1", where=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("lightning_logs/version_*")
     events = EventAccumulator(str(folder)).Reload()
