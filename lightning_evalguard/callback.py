@@ -144,7 +144,7 @@ class EvalGuard(Callback):
                 lambda: _accumulates(trainer),
             ),
             StochasticCheck(),
-            BatchCheck(),
+            BatchCheck(lambda: _batch_size(trainer)),
             RngCheck(restore=self._policies["rng"] == "fix"),
             sync,
         ]
@@ -268,6 +268,7 @@ class _Run:
         strategy = trainer.strategy
         self._wraps = [Wrap(strategy, "training_step", self._train_step)]
         self._wraps += [Wrap(strategy, f"{e}_step", self._step) for e in _EVALUATIONS]
+        self._wraps += [Wrap(strategy, "batch_to_device", self._move)]
         self._wraps += [Wrap(loop, "run", self._evaluate) for loop in _evaluation_loops(trainer)]
 
     def close(self, error: BaseException | None) -> None:
@@ -312,6 +313,11 @@ class _Run:
         if self.scores is not None and args:
             self.scores.after_step(outputs, args[0], self.now.dataloader)
         return outputs
+
+    def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.now.stage == "fit":
+            return move(*args, **kwargs)
+        return self.guard.move(self.now, move, *args, **kwargs)
 
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")
@@ -440,6 +446,20 @@ def _out_of_the_books(trainer: Trainer, scores: _Scores | None) -> Iterator[None
         connector._current_fx = fx
         if loop is not None and results is not None:
             loop._results = results
+
+
+def _batch_size(trainer: Trainer) -> int | None:
+    """The most samples that a loader of the running evaluation puts in a batch, where it says."""
+    combined = getattr(trainer._active_loop, "_combined_loader", None)
+    sizes: list[int] = []
+    for loader in getattr(combined, "flattened", ()):
+        size = getattr(loader, "batch_size", None)
+        if size is None and getattr(loader, "batch_sampler", None) is None:
+            size = 1  # it does not collate: dim 0 is whatever one item holds
+        if size is None:
+            return None
+        sizes.append(size)
+    return max(sizes, default=None)
 
 
 def _accumulates(trainer: Trainer) -> bool:

@@ -125,6 +125,28 @@ class Guard:
         """An evaluation step returned `outputs`, or ended in `error`."""
         self._all(lambda check: check.after_step(now, outputs), quiet=error is not None)
 
+    def move(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Move a batch of an evaluation to the device under guard and return what that returns."""
+        seen: dict[str, Subscriber] = {}
+
+        def before(check: Any) -> Iterable[Finding]:
+            subscriber = check.before_move(now) if hasattr(check, "before_move") else None
+            if subscriber is not None:
+                seen[check.name] = subscriber
+            return ()
+
+        self._ask(before)
+        with Watch(*seen.values()) if seen else nullcontext() as watch:
+            batch = call(*args, **kwargs)
+        if watch is not None:
+            self._off(watch, seen)
+        self._all(
+            lambda check: (
+                check.after_move(now, seen.get(check.name)) if hasattr(check, "after_move") else ()
+            )
+        )
+        return batch
+
     def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one training step under guard and return what it returns."""
         self._all(lambda check: check.before_train_step(now, args))

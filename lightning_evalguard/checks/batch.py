@@ -69,7 +69,11 @@ class BatchCheck(Check):
         samples = sample_count(look.args[0])
         if samples is None or samples < _FEWEST or samples > (self._batch_size() or samples):
             few = samples is not None and samples < _FEWEST
-            why = f"fewer than {_FEWEST} samples" if few else "its tensors do not share their dim 0"
+            why = (
+                f"fewer than {_FEWEST} samples"
+                if few
+                else "dim 0 of its tensors is not its samples"
+            )
             self.notes.append(f"batch: the first batch was not halved: {why}")
             return ()
         whole = Rows(samples)

@@ -56,6 +56,7 @@ class StochasticCheck(Check):
         self._moved: list[str] = []
         self._explained: set[str] = set()
         self._private: list[tuple[Any, Any]] = []
+        self._at_move: Generators | None = None
         self.before: Generators | None = None
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -102,6 +103,26 @@ class StochasticCheck(Check):
             a is None or same_state(a, b) for (_, a), (_, b) in zip(last, states, strict=True)
         )
         return [] if same else ["private"]
+
+    def before_move(self, now: Moment) -> Subscriber | None:
+        """A batch is about to be moved to the device, and augmented there; the first is watched."""
+        self._at_move = None
+        if "move" in self._explained:
+            return None
+        self._at_move = Generators.capture(host=False)
+        return Draws(self._tree()) if self._batches == 0 else None
+
+    def after_move(self, now: Moment, seen: Subscriber | None) -> Iterable[Finding]:
+        """The batch was moved: say what was drawn for it."""
+        if self._at_move is None:
+            return ()
+        moved = Generators.capture(host=False).moved(self._at_move)
+        if not moved:
+            return ()
+        self._explained.add("move")
+        if isinstance(seen, Draws):
+            return _findings(now, seen.draws)
+        return [_moved_somewhere(now, "torch", "moving the batch to the device")]
 
     def tripped(self) -> bool:
         """Whether a shared generator moved in the step that just ended."""
@@ -530,10 +551,10 @@ def _of_draw(
     return _finding(now, fact, remedy, *place, certain, count)
 
 
-def _moved_somewhere(now: Moment, which: str) -> Finding:
+def _moved_somewhere(now: Moment, which: str, what: str = "the step") -> Finding:
     return _finding(
         now,
-        f"the step moved {_WORDS[which]}",
+        f"{what} moved {_WORDS[which]}",
         'Pass allow={"stochastic": ["*"]} if it is meant.',
         "",
         None,
