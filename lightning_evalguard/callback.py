@@ -454,8 +454,6 @@ def _batch_size(trainer: Trainer) -> int | None:
     sizes: list[int] = []
     for loader in getattr(combined, "flattened", ()):
         size = getattr(loader, "batch_size", None)
-        if size is None and getattr(loader, "batch_sampler", None) is None:
-            size = 1  # it does not collate: dim 0 is whatever one item holds
         if size is None:
             return None
         sizes.append(size)
