@@ -22,6 +22,11 @@ PredsAre = Literal["logits", "probs", "labels"]
 ROOM = 256
 _TINY, _ABOVE_ONE = -1e-30, 1 + 1e-6  # a probability may round to just above 1
 _PAIRS = 1 << 20  # keys that wait for compaction, 8 MiB
+# An ignored target at most this far from the classes has a row of its own, as have the values
+# between: to read that row as ignored costs nothing, to look for the value costs two operators.
+_NEAR = 1_000
+# On the CPU, max finds value and index faster among few classes, argmax the index among many.
+_FEW = 32
 
 
 class ConfusionMetrics:
@@ -193,18 +198,59 @@ class Layout:
         ]
 
     @property
+    def near(self) -> bool:
+        """Whether the ignored target has a row by its value."""
+        return -_NEAR <= self.ignore_index <= self.classes + _NEAR
+
+    @property
+    def classes(self) -> int:
+        """Values that a target may have."""
+        return self.num_classes if self.task == "multiclass" else 2
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Lowest and highest row, the lowest and highest target that are told apart.
+
+        A target beyond them falls on the last one on its side.
+        """
+        if not self.near:
+            return -1, self.classes + 1  # the ignored one has the row after the one above
+        return min(-1, self.ignore_index - 1), max(self.classes, self.ignore_index + 1)
+
+    @property
+    def width(self) -> int:
+        """Columns: predictions below, of, and above the classes; or between `cuts`, and NaN."""
+        return self.num_classes + 2 if self.task == "multiclass" else len(self.cuts) + 2
+
+    @property
     def bins(self) -> int:
         """Length of the flat state."""
-        c = self.num_classes
-        if self.task != "multiclass":
-            return (c if self.task == "multilabel" else 1) * 5 * (len(self.cuts) + 2)
-        return (c + 3) * (c + 1) if self.full else (c + 4) + 2 * (c + 1)
+        low, high = self.rows
+        if self.task == "multiclass" and not self.full:
+            return (high - low + 2) + 2 * (self.num_classes + 1)
+        return (self.num_classes if self.task == "multilabel" else 1) * (
+            (high - low + 1) * self.width
+        )
+
+    def split(self, table: Tensor) -> tuple[Tensor, int, int]:
+        """Rows of the classes, and how many targets were ignored and out of range.
+
+        Args:
+            table: Counts, rows first.
+        """
+        low, high = self.rows
+        ignored = self.ignore_index - low if self.near else high - low
+        classes = table[-low : -low + self.classes].clone()
+        if 0 <= self.ignore_index < self.classes:
+            classes[self.ignore_index] = 0
+        left_out = int(table[ignored].sum())
+        return classes, left_out, int(table.sum() - classes.sum()) - left_out
 
 
 class ConfusionMatrix(Metric):
     """Counts predictions against targets without ever making the host wait for the device.
 
-    One flat int64 state, one ``scatter_add_`` a batch. Targets outside the classes, ignored ones
+    One flat int64 state, one ``index_add_`` a batch. Targets outside the classes, ignored ones
     and predictions that are NaN (or no class) have bins of their own: they are counted exactly and
     corrupt nothing. Validation is what one reads off the state after the last batch.
 
@@ -254,9 +300,11 @@ class ConfusionMatrix(Metric):
         super().__init__(**kwargs)
         if task == "binary":
             num_classes = 2
-        self.layout = Layout(
+        self.layout = layout = Layout(
             task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact
         )
+        self._rows, self._width, self._near = layout.rows, layout.width, layout.near
+        self._cuts = layout.cuts if task != "multiclass" else ()
         # An inference tensor, as made inside trainer.validate(), could not be written in the next
         # fit (torchmetrics#1993).
         with torch.inference_mode(False):
@@ -283,79 +331,98 @@ class ConfusionMatrix(Metric):
         Raises:
             ValueError: If the shapes do not fit each other or the number of classes.
         """
-        preds, target = preds.detach(), target.detach()
-        if self.layout.task == "multiclass":
-            index = self._multiclass(preds, target)
-        else:
-            index = self._yes_or_no(preds, target)
-        self.counts.scatter_add_(0, index, self._one.expand_as(index))
+        self.count(preds, target)
+
+    def count(self, preds: Tensor, target: Tensor) -> None:
+        """`update` without torchmetrics' bookkeeping, which takes longer than a small batch."""
+        cells = self._multiclass if self.layout.task == "multiclass" else self._yes_or_no
+        index = cells(preds.detach(), target)
+        self.counts.index_add_(0, index, self._one.expand_as(index))
 
     def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
         c = self.layout.num_classes
         scored = preds.ndim == target.ndim + 1
         if scored and preds.shape[1] != c:
             raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
-        if preds.shape != (target.shape[:1] + preds.shape[1:2] * scored + target.shape[1:]):
+        if len(preds) != len(target) or preds.shape[1 + scored :] != target.shape[1:]:
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
-        if scored:
-            top, p = preds.max(dim=1)  # a NaN among the scores comes out on top
-            if preds.is_floating_point():
-                p = torch.where(top == top, p, c)
-        else:
-            p = preds.long()
-            p = torch.where(p < 0, c, p).clamp_(max=c)
+        p = self._best(preds) if scored else preds.long().clamp(-1, c)
         t = target.long()
-        row = t.clamp(-1, c).add_(1)
-        row = torch.where(t == self.layout.ignore_index, c + 2, row)
         if self.layout.top_k and scored:
-            self._count_hits(preds, t, (row > 0) & (row <= c) & (p < c))
-        if self.layout.full:
-            return torch.add(p, row, alpha=c + 1).reshape(-1)
-        return self._vectors(p.reshape(-1), t.reshape(-1), row.reshape(-1))
+            self._count_hits(preds, p, t)
+        if not self.layout.full:
+            return self._vectors(p.reshape(-1), t.reshape(-1))
+        return self._cell(p, self._row(t), 1)
 
-    def _vectors(self, p: Tensor, t: Tensor, row: Tensor) -> Tensor:
-        c = self.layout.num_classes
-        valid = (row > 0) & (row <= c)
-        counted = valid & (p < c)
+    def _best(self, scores: Tensor) -> Tensor:
+        """Index of the highest score; the number of classes where one is NaN, which is highest."""
+        if not scores.is_floating_point():
+            return scores.argmax(dim=1)
+        if scores.shape[1] <= _FEW:
+            top, p = scores.max(dim=1)
+        else:
+            p = scores.argmax(dim=1, keepdim=True)
+            top, p = scores.gather(1, p).squeeze(1), p.squeeze(1)
+        return p.masked_fill_(top.isnan(), scores.shape[1])
+
+    def _row(self, target: Tensor) -> Tensor:
+        row = target.clamp(*self._rows)
+        return (
+            row
+            if self._near
+            else row.clamp_(max=self._rows[1] - 1).masked_fill_(
+                target == self.layout.ignore_index, self._rows[1]
+            )
+        )
+
+    def _cell(self, column: Tensor, row: Tensor, first: int) -> Tensor:
+        index = torch.add(column, row, alpha=self._width)
+        return index.add_(first - self._rows[0] * self._width).reshape(-1)
+
+    def _vectors(self, p: Tensor, t: Tensor) -> Tensor:
+        c, (low, high) = self.layout.num_classes, self._rows
+        valid = (t >= 0) & (t < c) & (t != self.layout.ignore_index)
+        usable = (p >= 0) & (p < c)
+        counted = valid & usable
         if self._pairs is not None:
             self._pairs.add(torch.where(counted & (p != t), t * c + p, -1))
-        support = torch.where(valid & ~counted, c + 3, row)
-        predicted = torch.where(counted, p, c).add_(c + 4)
-        right = torch.where(counted & (p == t), p, c).add_((c + 4) + (c + 1))
+        support = torch.where(valid & ~usable, high + 1, self._row(t)).sub_(low)
+        first = high - low + 2
+        predicted = torch.where(counted, p, c).add_(first)
+        right = torch.where(counted & (p == t), p, c).add_(first + c + 1)
         return torch.cat((support, predicted, right))
 
-    def _count_hits(self, scores: Tensor, t: Tensor, counted: Tensor) -> None:
+    def _count_hits(self, scores: Tensor, p: Tensor, t: Tensor) -> None:
         ks = self.layout.top_k
         best = scores.topk(min(max(ks), scores.shape[1]), dim=1).indices
+        counted = (p < scores.shape[1]) & (t != self.layout.ignore_index)
         found = (best == t.unsqueeze(1)) & counted.unsqueeze(1)
         self.hits += torch.stack([found[:, :k].sum() for k in ks])
 
     def _yes_or_no(self, preds: Tensor, target: Tensor) -> Tensor:
-        layout = self.layout
-        if preds.numel() == target.numel() and layout.task == "binary":
+        many = self.layout.task == "multilabel"
+        if not many and preds.numel() == target.numel():
             preds, target = preds.reshape(-1), target.reshape(-1)
         if preds.shape != target.shape:
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
-        width = len(layout.cuts) + 2
         if preds.dtype in (torch.float16, torch.bfloat16):
             preds = preds.float()  # or the cut itself would be rounded to 16 bits
-        column = (preds > layout.cuts[0]).long()
-        for cut in layout.cuts[1:]:
+        column = (preds > self._cuts[0]).long()
+        for cut in self._cuts[1:]:
             column += preds > cut
         if preds.is_floating_point():
-            column = torch.where(preds == preds, column, width - 1)
-        row = torch.where(target > 0.5, 2, 1)
-        row = torch.where(target > 1, 3, row)
-        row = torch.where(target >= 0, row, 0)  # NaN too
-        row = torch.where(target == layout.ignore_index, 4, row)
-        index = torch.add(column, row, alpha=width)
-        if layout.task == "multilabel":
-            if preds.ndim < 2 or preds.shape[1] != layout.num_classes:
-                raise ValueError(
-                    f"preds {tuple(preds.shape)} do not have {layout.num_classes} labels in dim 1"
-                )
-            offset = torch.arange(layout.num_classes, device=index.device) * (5 * width)
-            index += offset.view(-1, *[1] * (index.ndim - 2))
+            column.masked_fill_(preds.isnan(), self._width - 1)
+        if target.is_floating_point():
+            # Only 0 and 1 are answers: a share, as of soft labels, is out of range; NaN too.
+            beyond = self._rows[1] - (not self._near)
+            target = torch.where(target == target.trunc(), target, beyond)
+        index = self._cell(column, self._row(target.long()), 0)
+        if many:
+            labels = self.layout.num_classes
+            if preds.ndim < 2 or preds.shape[1] != labels:
+                raise ValueError(f"preds {tuple(preds.shape)} do not have {labels} labels in dim 1")
+            offset = torch.arange(labels, device=index.device) * (self.layout.bins // labels)
+            index = index.view(preds.shape).add_(offset.view(-1, *[1] * (preds.ndim - 2)))
         return index.reshape(-1)
 
     def compute(self) -> Tensor:
@@ -483,29 +550,31 @@ def read(
 def _read_multiclass(
     layout: Layout, counts: Tensor, pairs: tuple[Tensor, Tensor] | None, least: int
 ) -> ConfusionResult:
-    c = layout.num_classes
+    c, (low, high) = layout.num_classes, layout.rows
     if not layout.full:
-        rows, predicted, right = counts.split((c + 4, c + 1, c + 1))  # type: ignore[no-untyped-call]
+        rows, predicted, right = counts.split([high - low + 2, c + 1, c + 1])  # type: ignore[no-untyped-call]
+        support, ignored, out_of_range = layout.split(rows[:-1])
         return ConfusionResult(
             "multiclass",
             None,
-            rows[1 : c + 1],
-            predicted[:c],
-            right[:c],
+            support,
+            predicted[:c].clone(),
+            right[:c].clone(),
             (),
-            ignored=int(rows[c + 2]),
-            out_of_range=int(rows[0] + rows[c + 1]),
-            nan_preds=int(rows[c + 3]),
+            ignored=ignored,
+            out_of_range=out_of_range,
+            preds_are=layout.preds_are,
             pairs=pairs,
+            **_unusable(layout, int(rows[-1])),
         )
-    table = counts.view(c + 3, c + 1)
-    matrix, no_class = table[1 : c + 1, :c], table[1 : c + 1, c].sum()
+    cells, ignored, out_of_range = layout.split(counts.view(-1, layout.width))
+    matrix = cells[:, 1 : c + 1]
+    unusable = int(cells.sum() - matrix.sum())
     if not layout.exact:
         used = (matrix.sum(0) + matrix.sum(1)).nonzero()
         c = max(least, int(used.max()) + 1 if len(used) else 0)
         matrix = matrix[:c, :c]
     matrix = matrix.clone()
-    scored = layout.preds_are != "labels"
     return ConfusionResult(
         "multiclass",
         matrix,
@@ -513,31 +582,35 @@ def _read_multiclass(
         matrix.sum(0),
         matrix.diagonal().clone(),
         (),
-        ignored=int(table[-1].sum()),
-        out_of_range=int(table[0].sum() + table[-2].sum()),
-        nan_preds=int(no_class) if scored else 0,
-        unusable_preds=0 if scored else int(no_class),
+        ignored=ignored,
+        out_of_range=out_of_range,
         preds_are=layout.preds_are,
+        **_unusable(layout, unusable),
     )
+
+
+def _unusable(layout: Layout, n: int) -> dict[str, Any]:
+    return {"unusable_preds" if layout.preds_are == "labels" else "nan_preds": n}
 
 
 def _read_yes_or_no(
     layout: Layout, counts: Tensor, pairs: tuple[Tensor, Tensor] | None, least: int
 ) -> ConfusionResult:
-    table = counts.view(-1, 5, len(layout.cuts) + 2)  # below, 0, 1, above, ignored
+    labels = layout.num_classes if layout.task == "multilabel" else 1
+    table = counts.view(labels, -1, layout.width).transpose(0, 1)
+    rows, ignored, out_of_range = layout.split(table)  # (2, L, columns)
     preds_are = layout.preds_are
     if preds_are == "unknown":
         outside = [i for i, a in enumerate(layout.answers("probs")) if a == 2]
-        preds_are = "logits" if table[:, :, outside].any() else "probs"
-    answers = layout.answers(preds_are)
-    cells = torch.zeros(len(table), 2, 3, dtype=torch.long)
-    for column, answer in enumerate(answers):
-        cells[:, :, answer] += table[:, 1:3, column]
+        preds_are = "logits" if rows[:, :, outside].any() else "probs"
+    cells = torch.zeros(labels, 2, 3, dtype=torch.long)
+    for column, answer in enumerate(layout.answers(preds_are)):
+        cells[:, :, answer] += rows[:, :, column].T
     matrix = cells[:, :, :2].clone()
     common: dict[str, Any] = {
-        "ignored": int(table[:, 4].sum()),
-        "out_of_range": int(table[:, 0].sum() + table[:, 3].sum()),
-        "nan_preds": int(table[:, 1:3, -1].sum()),
+        "ignored": ignored,
+        "out_of_range": out_of_range,
+        "nan_preds": int(rows[:, :, -1].sum()),
         "unusable_preds": int(cells[:, :, 2].sum()),
         "preds_are": preds_are,
     }

@@ -41,8 +41,9 @@ def figure(
         return _pair_figure(result, title, max_shown, dpi)
     if result.task == "multilabel":
         return _label_figure(result, title, max_shown, dpi)
-    matrix, names, pooled = _pooled(result, max_shown)
-    return _matrix_figure(result, matrix, names, pooled, title, dpi)
+    matrix, names = shown(result, max_shown)
+    pooled = result.num_classes - (len(names) - 1) if len(names) < result.num_classes else 0
+    return _matrix_figure(result, matrix, [_short(name) for name in names], pooled, title, dpi)
 
 
 def png(fig: Figure) -> bytes:
@@ -70,21 +71,21 @@ def most_confused_classes(matrix: np.ndarray[Any, Any], k: int) -> np.ndarray[An
     return np.sort(list(chosen)[:k])
 
 
-def _pooled(result: ConfusionResult, max_shown: int) -> tuple[np.ndarray[Any, Any], list[str], int]:
+def shown(result: ConfusionResult, max_shown: int = 20) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """The matrix and its class names; above `max_shown` the most confused ones, others pooled."""
     assert result.matrix is not None
     matrix = result.matrix.clone().numpy()
     n = len(matrix)
     if n <= max_shown:
-        return matrix, [_short(name) for name in result.class_names], 0
-    shown = most_confused_classes(matrix, max_shown - 1)
-    group = np.full(n, len(shown))
-    group[shown] = np.arange(len(shown))
-    rows = np.zeros((len(shown) + 1, n), dtype=np.int64)
+        return matrix, list(result.class_names)
+    chosen = most_confused_classes(matrix, max_shown - 1)
+    group = np.full(n, len(chosen))
+    group[chosen] = np.arange(len(chosen))
+    rows = np.zeros((len(chosen) + 1, n), dtype=np.int64)
     np.add.at(rows, group, matrix)
-    small = np.zeros((len(shown) + 1, len(shown) + 1), dtype=np.int64)
+    small = np.zeros((len(chosen) + 1, len(chosen) + 1), dtype=np.int64)
     np.add.at(small.T, group, rows.T)
-    names = [_short(result.class_names[i]) for i in shown]
-    return small, [*names, f"{n - len(shown):,} others"], n - len(shown)
+    return small, [*(result.class_names[i] for i in chosen), f"{n - len(chosen):,} others"]
 
 
 def _matrix_figure(

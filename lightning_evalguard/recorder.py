@@ -371,7 +371,7 @@ class Recorder:
                 keep = max(0, entry.keep - source.position)
                 preds, target = preds[:keep], target[:keep]
             source.position += n
-        source.state.update(preds, target.to(preds.device))
+        source.state.count(preds, target.to(preds.device))
 
     def _agree(self, entries: Sequence[_Loader], recorded: Recorded) -> None:
         """Once a run: the same layout on every rank, also on one that got no batch."""

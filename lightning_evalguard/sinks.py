@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,12 @@ class _Picture:
 
         return png(self.figure())
 
+    def image(self) -> Any:
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(self.png()))
+        return image.convert("RGB")
+
 
 def _title(key: str, result: ConfusionResult) -> str:
     said = [f"{key} confusion matrix"]
@@ -91,33 +99,139 @@ def _tensorboard(
 
 
 def _csv(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
-    name = key.replace("/", "_")
     folder = Path(logger.log_dir) / "confusion_matrix"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-step={step}.png").write_bytes(picture.png())
-    if result.matrix is not None and result.task != "multilabel":
-        rows = [
-            [name, *counts]
-            for name, counts in zip(result.class_names, result.matrix.tolist(), strict=True)
+    name = f"{key.replace('/', '_')}-step={step}"
+    (folder / f"{name}.png").write_bytes(picture.png())
+    for suffix, text in _csv_texts(result).items():
+        (folder / f"{name}{suffix}.csv").write_text(text, encoding="utf-8", newline="")
+
+
+def _mlflow(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    client, run = logger.experiment, logger.run_id
+    name = f"confusion_matrix/{key.replace('/', '_')}-step={step}"
+    client.log_figure(run, picture.figure(), f"{name}.png")
+    for suffix, text in _csv_texts(result).items():  # which its page shows as a table
+        client.log_text(run, text, f"{name}{suffix}.csv")
+
+
+def _wandb(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    wandb = import_module("wandb")
+
+    head, rows = _classes(result)
+    logged: dict[str, Any] = {
+        f"{key}/confusion_matrix_figure": wandb.Image(picture.image()),
+        f"{key}/per_class": wandb.Table(columns=head, data=rows[:_WANDB_ROWS]),
+    }
+    if _is_square(result):
+        from lightning_evalguard.plot import shown
+
+        matrix, names = shown(result, 50)
+        cells = [
+            [true, predicted, int(matrix[i, j])]
+            for i, true in enumerate(names)
+            for j, predicted in enumerate(names)
         ]
-        _write_csv(
-            folder / f"{name}-step={step}.csv", ["true \\ predicted", *result.class_names], rows
+        columns = ["Actual", "Predicted", "nPredictions"]
+        logged[f"{key}/confusion_matrix"] = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns=columns, data=cells),
+            {column: column for column in columns},
+            {"title": _title(key, result)},
         )
-    table = result.table()
-    _write_csv(
-        folder / f"{name}-step={step}-classes.csv", list(table[0]), [row.values() for row in table]
+    # Not step=, which is W&B's own count: a lower one is dropped. Lightning's logger does the same.
+    logger.experiment.log({**logged, "trainer/global_step": step})
+
+
+def _comet(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    experiment, name = logger.experiment, key.replace("/", "_")
+    experiment.log_figure(f"{key}/confusion_matrix", picture.figure(), step=step)
+    head, rows = _classes(result)
+    experiment.log_table(f"{name}-classes-step={step}.csv", rows, headers=head)
+    if _is_square(result):
+        from lightning_evalguard.plot import shown
+
+        matrix, names = shown(result, 50)
+        experiment.log_confusion_matrix(
+            matrix=matrix.tolist(),
+            labels=names,
+            title=_title(key, result),
+            row_label="true",
+            column_label="predicted",
+            max_categories=len(names),
+            file_name=f"{name}-confusion-matrix-step={step}.json",
+            step=step,
+            epoch=result.epoch,
+        )
+
+
+def _aim(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    aim = import_module("aim")
+
+    run, where = logger.experiment, {"subset": key}
+    image = aim.Image(picture.image(), caption=_title(key, result))
+    run.track(image, name="confusion_matrix", step=step, epoch=result.epoch, context=where)
+    text = aim.Text(str(result))
+    run.track(text, name="per_class", step=step, epoch=result.epoch, context=where)
+
+
+def _trackio(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    trackio = import_module("trackio")
+
+    head, rows = _classes(result)
+    logger.experiment.log(
+        {
+            f"{key}/confusion_matrix": trackio.Image(picture.image()),
+            f"{key}/per_class": trackio.Table(columns=head, data=rows),
+        },
+        step=step,
     )
 
 
-def _write_csv(path: Path, head: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)
+def _litlogger(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
+    litlogger = import_module("litlogger")
+
+    experiment = logger.experiment
+    experiment[f"{key}/confusion_matrix"].append(litlogger.Image(picture.image()), step=step)
+    experiment[f"{key}/per_class"].append(litlogger.Text(str(result)), step=step)
 
 
+def _is_square(result: ConfusionResult) -> bool:
+    return result.matrix is not None and result.task != "multilabel"
+
+
+def _classes(result: ConfusionResult) -> tuple[list[str], list[list[Any]]]:
+    table = result.table()
+    return list(table[0]), [list(row.values()) for row in table]
+
+
+def _csv_texts(result: ConfusionResult) -> dict[str, str]:
+    """By the end of the file's name: the per-class table, and the matrix where it is kept."""
+    texts = {"-classes": _csv_text(*_classes(result))}
+    if result.matrix is not None and _is_square(result):
+        rows = zip(result.class_names, result.matrix.tolist(), strict=True)
+        head = ["true \\ predicted", *result.class_names]
+        texts[""] = _csv_text(head, [[name, *counts] for name, counts in rows])
+    return texts
+
+
+def _csv_text(head: list[str], rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *rows])
+    return text.getvalue()
+
+
+_WANDB_ROWS = 10_000  # more are refused
 _Sink = Callable[[Any, str, "ConfusionResult", _Picture, int], None]
 _SINKS: dict[str, _Sink] = {
     "TensorBoardLogger": _tensorboard,
     "CSVLogger": _csv,
+    "WandbLogger": _wandb,
+    "MLFlowLogger": _mlflow,
+    "CometLogger": _comet,
+    "AimLogger": _aim,
+    "TrackioLogger": _trackio,
+    "LitLogger": _litlogger,
 }
