@@ -457,8 +457,8 @@ class Recorder:
         if entry.untrimmed and "untrimmed" not in entry.told:
             entry.told.add("untrimmed")
             recorded.notes.append(
-                f"{entry.key}: {entry.untrimmed} samples that DistributedSampler repeats are "
-                "counted twice, because dim 0 of the target is not the batch"
+                f"{entry.key}: {entry.untrimmed:,} of the samples counted are DistributedSampler's "
+                "repetitions, because dim 0 of the target is not the batch"
             )
 
     def _tell_nothing(self, entry: _Loader, recorded: Recorded) -> None:

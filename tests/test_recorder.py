@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import socket
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
 from lightning_evalguard._patch import Wrap
 from lightning_evalguard.confusion import ConfusionMetrics
@@ -349,3 +356,183 @@ def test_a_result_reads_well_in_a_terminal() -> None:
         "  ham        160      0.939   0.963  0.951  spam (6x)\n"
         "  spam        40      0.833   0.750  0.789  ham (10x)"
     )
+
+
+class Counted(TensorDataset):
+    classes = ("ant", "bee", "cat", "dog", "eel")
+
+
+def rank_of_two(rank: int, port: int, folder: str) -> None:
+    """What each of two gloo processes does in `test_two_ranks_count_every_sample_once`."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    calls: list[str] = []
+    for name in ("all_reduce", "all_gather_object"):
+        original = getattr(dist, name)
+        setattr(dist, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k)))
+
+    dataset, net = Counted(*data(33).tensors), nn.Linear(8, CLASSES)
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.1)
+    recorder, said = Recorder(), {}
+    loaders = [
+        DataLoader(dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=shuffle))
+        for shuffle in (False, True)
+    ]
+    # Of the third loader, rank 1 gets no batch; the fourth has binary scores of unknown kind.
+    loaders += [DataLoader(dataset, 4), DataLoader(dataset, 4)]
+    for epoch in range(2):
+        calls.clear()
+        recorder.start("val", net, loaders)
+        for i, one in enumerate(loaders):
+            for x, y in [] if (i, rank) == (2, 1) else one:
+                recorder.before_step((x, y), i)
+                out: dict[str, Any] = {"logits": x[:, :CLASSES], "target": y}
+                if i == 3:  # as torchmetrics would guess: probabilities on rank 0, logits on rank 1
+                    out = {
+                        "preds": x[:, 0].sigmoid() if rank == 0 else x[:, 0] * 9,
+                        "target": y % 2,
+                    }
+                recorder.after_step(out, (x, y), i)
+        recorded = recorder.stop(epoch)
+        said[epoch] = (
+            list(calls),
+            {
+                k: (r.matrix.tolist(), r.class_names, r.preds_are)
+                for k, r in recorded.results.items()
+            },
+            recorded.notes,
+            recorded.warnings,
+        )
+    many = Recorder(ConfusionMetrics(max_full_classes=2))
+    many.start("val", net, DataLoader(dataset, 4))
+    many.before_step(dataset.tensors)
+    x, y = dataset.tensors
+    many.after_step({"logits": x[:, :CLASSES], "target": y}, dataset.tensors)
+    pairs = many.stop().results["val"].most_confused(100)
+    torch.save((said, pairs), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_two_ranks_count_every_sample_once_in_one_reduction(tmp_path: Path) -> None:
+    mp.spawn(rank_of_two, (free_port(), str(tmp_path)), nprocs=2)
+    (first, pairs), (second, theirs) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)
+    )
+    assert first == second
+    assert pairs == theirs
+    x, y = data(33).tensors
+    once = confusion_matrix(y, x[:, :CLASSES].argmax(1), labels=list(range(CLASSES)))
+    for epoch, (calls, results, _, warnings) in first.items():
+        # DistributedSampler repeats one sample; it does not count, shuffled or not.
+        for key in ("val", "val/dataloader_idx_1", "val/dataloader_idx_2"):
+            assert results[key][:2] == (once.tolist(), Counted.classes)
+        assert results["val/dataloader_idx_3"][2] == "logits"
+        assert calls == ["all_gather_object", "all_reduce"][epoch:]
+        assert warnings == []
+    off = 2 * (once - np.diag(np.diag(once)))
+    assert sum(p.count for p in pairs) == off.sum()
+    assert pairs[0].count == off.max()
+
+
+@pytest.mark.parametrize("chunk", [16, 5])
+@pytest.mark.parametrize(("n", "ranks"), [(33, 2), (10, 4), (7, 3), (64, 4)])
+def test_what_a_distributed_sampler_repeats_is_cut_by_arithmetic(
+    n: int, ranks: int, chunk: int
+) -> None:
+    dataset = data(n)
+    total = torch.zeros(CLASSES, CLASSES, dtype=torch.long)
+    for rank in range(ranks):
+        sampler = DistributedSampler(dataset, ranks, rank, shuffle=False)
+        recorder, net = Recorder(), nn.Linear(8, CLASSES)
+        one = DataLoader(dataset, 16, sampler=sampler)
+        recorder.start("val", net, one)
+        for x, y in one:
+            recorder.before_step((x, y))
+            for part_x, part_y in zip(x.split(chunk), y.split(chunk), strict=True):
+                F.cross_entropy(part_x[:, :CLASSES], part_y)
+            recorder.after_step(None, (x, y))
+        total += recorder.stop().results["val"].matrix
+    x, y = dataset.tensors
+    once = confusion_matrix(y, x[:, :CLASSES].argmax(1), labels=list(range(CLASSES)))
+    assert total.tolist() == once.tolist()
+
+
+def test_what_cannot_be_cut_is_said() -> None:
+    dataset = TensorDataset(torch.randn(7, 6, 8), torch.randint(0, CLASSES, (7, 6)))
+    sampler = DistributedSampler(dataset, 2, 1, shuffle=False)
+    one = DataLoader(dataset, 4, sampler=sampler)
+    recorder = Recorder()
+    recorder.start("val", nn.Linear(8, CLASSES), one)
+    for x, y in one:
+        recorder.before_step((x, y))
+        F.cross_entropy(x[..., :CLASSES].flatten(0, 1), y.flatten())
+        recorder.after_step(None, (x, y))
+    recorded = recorder.stop()
+    assert recorded.results["val"].total == 4 * 6
+    assert recorded.notes[1] == (
+        "val: 1 of the samples counted are DistributedSampler's repetitions, because dim 0 of the "
+        "target is not the batch"
+    )
+
+
+def test_a_replayed_step_is_not_counted() -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    recorder.start("val", net)
+    x, y = data(16).tensors
+    recorder.before_step((x, y))
+    F.cross_entropy(net(x), y)
+    with recorder.paused():
+        F.cross_entropy(net(x), y.clone())
+    recorder.after_step(None, (x, y))
+    assert recorder.stop().results["val"].total == 16
+
+
+def test_a_tap_that_fails_leaves_the_step_alone() -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    x, y = data(16).tensors
+    for _ in range(2):
+        recorder.start("val", net)
+        recorder.before_step((x, y))
+        losses = torch.vmap(F.cross_entropy)(net(x), y)  # a loss under vmap cannot be counted
+        recorder.after_step(None, (x, y))
+        assert losses.shape == (16,)
+        recorded = recorder.stop()
+        assert recorded.results == {}
+        assert recorded.warnings == []
+
+
+def test_a_batch_of_another_number_of_classes_ends_the_matrix_not_the_run() -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    x, y = data(16).tensors
+    recorder.start("val", net)
+    for classes in (CLASSES, CLASSES + 1):
+        recorder.before_step((x, y))
+        F.cross_entropy(x[:, :classes], y)
+        recorder.after_step(None, (x, y))
+        recorder.before_step((x, y))
+        recorder.after_step({"logits": x[:, :classes], "target": y}, (x, y))
+    assert recorder.stop().results["val"].total == 16
+
+
+def test_the_batch_and_the_outputs_are_let_go() -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    recorder.start("val", net)
+    for _ in range(2):
+        x, y = data(16).tensors
+        x, y = x.clone(), y.clone()
+        recorder.before_step((x, y))
+        out = net(x)
+        F.cross_entropy(out, y)
+        recorder.after_step(out, (x, y))
+        refs = [weakref.ref(t) for t in (x, y, out)]
+        del x, y, out
+        gc.collect()
+        assert [ref() for ref in refs] == [None] * 3
