@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-from lightning_evalguard._source import expression_of, nearest
+from lightning_evalguard._source import PLUMBING, expression_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 Hear = Callable[[str, FrameType, float], None]
@@ -68,6 +68,7 @@ _VALUES = frozenset({"masked_fill", "masked_fill_", "index_put", "index_put_", "
 _INDEXES = frozenset({"index", "index_put", "index_put_"})
 _TO_HOST, _TO_DEVICE = "copy to the host", "copy to the device"
 _LIFTS = ("tensor(", "from_numpy(")
+_CLASSES_GIVEN = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")
 _SELF = frozenset({"self"})
 _ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
 
@@ -331,8 +332,9 @@ def _blocking_on_cpu(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         places = _here.places
         if places is None or _here.inside:
             return call(keys, *args, **kwargs)
-        waits = kwargs.get("output_size") is None and places.waits(op, args)
-        return _timed(op, waits, sys._getframe(1), call, keys, *args, **kwargs)
+        frame = sys._getframe(1)
+        waits = kwargs.get("output_size") is None and places.waits(op, args, frame)
+        return _timed(op, waits, frame, call, keys, *args, **kwargs)
 
     return kernel
 
@@ -366,9 +368,7 @@ def _reading_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., An
         places = _here.places
         waits = places.on_device(tensor)
         out = _timed(name, waits, sys._getframe(1), original, tensor, *args, **kwargs)
-        if name == "cpu":
-            places.put(out, False)  # the same object: `x.cpu().numpy()` waits once
-        return out
+        return places.moved(tensor, out, False) if name == "cpu" else out
 
     return method
 
@@ -387,7 +387,7 @@ def _moving_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
                 _tell(_TO_HOST, 0.0, frame)
             elif blocks and after and places.of(tensor) is False:
                 _tell(_TO_DEVICE, 0.0, frame)
-            places.put(out, after)
+            return places.moved(tensor, out, after)
         return out
 
     return to
@@ -445,11 +445,27 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
         self._running: Any = None
+        self._previous = ""  # the operator that ran before
         self._args: tuple[Any, ...] = ()  # of the operator that runs
 
     def put(self, tensor: Tensor, on_device: bool) -> None:
         """Say where a tensor lives."""
         self._known[id(tensor)] = (weakref.ref(tensor), on_device)
+
+    def moved(self, tensor: Tensor, out: Tensor, on_device: bool) -> Tensor:
+        """What a move of `tensor` returned; on the CPU that is `tensor` itself.
+
+        A run on a device would have a copy in either place. Where autograd does not see it, a
+        second object on the same memory stands for the copy; else where it lives is ambiguous,
+        and it is taken to live on the host.
+        """
+        if out is tensor and self.of(tensor) is not on_device:
+            if type(tensor) is Tensor and not tensor.requires_grad:
+                out = tensor.detach()
+            else:
+                on_device = False
+        self.put(out, on_device)
+        return out
 
     def of(self, tensor: Tensor) -> bool | None:
         """Whether a tensor would live on the device; None where that is not known."""
@@ -462,12 +478,19 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # what a compiled function returns was made by no operator
         return _compiled_anything() if known is None else known
 
-    def waits(self, op: str, args: tuple[Any, ...]) -> bool:
+    def waits(self, op: str, args: tuple[Any, ...], frame: FrameType) -> bool:
         """Whether the host would wait for a blocking operator on these arguments."""
         known = {self.of(a) for a in args if isinstance(a, Tensor)}
-        within = getattr(self._running, "_opname", None)
-        if op == "_local_scalar_dense" and within is not None and within not in _READS:
-            return within in _VALUES and True in known
+        if op == "_local_scalar_dense":
+            within = getattr(self._running, "_opname", None)
+            if within is not None and within not in _READS:
+                return within in _VALUES and True in known
+            if self._previous in ("min", "max") and True in known:
+                # only on the CPU does `one_hot` look whether the labels are in range
+                text = _text_of_call(frame, PLUMBING)
+                return "one_hot(" not in text or (
+                    self._previous == "max" and not _CLASSES_GIVEN.search(text)
+                )
         if True in known or None not in known:
             return True in known
         # made inside the operator that runs, or by a compiled function
@@ -498,6 +521,10 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if torch.is_inference_mode_enabled() and not types and _is_composite(func):
+            # without autograd a composite operator arrives whole: see into it here too
+            with self:
+                return func.decompose(*args, **kwargs or {})
         outer = self._running, self._args
         self._running, self._args = func, args
         try:
@@ -516,7 +543,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         on_device = on_device or None
                     elif place[1]:
                         on_device = True
-        name = getattr(func, "_opname", "")
+        name = self._previous = getattr(func, "_opname", "")
         if none or name == "lift_fresh":
             on_device = self._made(name, sys._getframe(1))
         elif name == "copy_":
@@ -532,8 +559,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _made(self, op: str, frame: FrameType) -> bool | None:
         """Where a tensor made from nothing lives, by the source text of the call."""
-        near = nearest(frame, _SELF)
-        text = expression_of(near) if near is not None else ""
+        text = _text_of_call(frame, _SELF)
         if "device" in text and not _ON_CPU.search(text):
             if op == "lift_fresh" and not _here.inside:  # torch.tensor(..., device=)
                 _tell(_TO_DEVICE, 0.0, frame)
@@ -555,6 +581,20 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 skip_dynamo(Places.__torch_dispatch__)
+
+
+def _text_of_call(frame: FrameType, skip: frozenset[str]) -> str:
+    near = nearest(frame, skip)
+    return expression_of(near) if near is not None else ""
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    name = func.name()  # type: ignore[no-untyped-call]
+    return has(name, "CompositeImplicitAutograd") and not has(name, "CPU")
 
 
 def _flat(args: tuple[Any, ...]) -> Iterator[Tensor]:
