@@ -485,12 +485,10 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             within = getattr(self._running, "_opname", None)
             if within is not None and within not in _READS:
                 return within in _VALUES and True in known
-            if self._previous in ("min", "max") and True in known:
-                # only on the CPU does `one_hot` look whether the labels are in range
-                text = _text_of_call(frame, PLUMBING)
-                return "one_hot(" not in text or (
-                    self._previous == "max" and not _CLASSES_GIVEN.search(text)
-                )
+            text = _text_of_call(frame, PLUMBING) if True in known else ""
+            if "one_hot(" in text:  # on the CPU alone it looks whether the labels are in range
+                largest = self._previous in ("max", "aminmax")
+                return largest and not _CLASSES_GIVEN.search(text)
         if True in known or None not in known:
             return True in known
         # made inside the operator that runs, or by a compiled function
