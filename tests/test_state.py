@@ -226,6 +226,38 @@ def test_a_step_of_the_optimizer_is_called_one(report_of: Any) -> None:
     assert any("Step the optimizer in training only. [state]" in s for s in said), said
 
 
+def test_a_write_that_no_operator_shows_is_found_line_by_line(report_of: Any) -> None:
+    class Rebinds(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(FEATURES))
+
+        def halve(self) -> Any:
+            return self.scale.numpy() / 2
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            self.net.weight.data = self.net.weight.data.clone().mul(0.5)
+            self.scale.numpy()[:] = self.halve()
+            self.net.bias.requires_grad = False
+            torch.set_float32_matmul_precision("medium")
+            return super().validation_step(batch, batch_idx)
+
+    module = Rebinds()
+    weight = module.net.weight.detach().clone()
+    try:
+        found = {f.subject: f.expression for f in report_of(module).findings}
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found == {
+        "net.weight": "self.net.weight.data = self.net.weight.data.clone().mul(0.5)",
+        "scale": "self.scale.numpy()[:] = self.halve()",
+        "net.bias": "self.net.bias.requires_grad = False",
+        "torch.get_float32_matmul_precision()": 'torch.set_float32_matmul_precision("medium")',
+    }
+    assert not module.net.bias.requires_grad  # as the step left it
+    assert module.net.weight.abs().sum() < weight.abs().sum()
+
+
 class Writes(Classifier):
     """Halves its bias in the evaluations whose number is in `when`."""
 

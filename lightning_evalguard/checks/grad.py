@@ -14,8 +14,8 @@ from torch import nn
 
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._dispatch import Op, Subscriber, tensors_in
-from lightning_evalguard._source import PLUMBING, Site, nearest, owner_of
-from lightning_evalguard._state import Inventory, Kept, kept, tensors_of
+from lightning_evalguard._source import Site
+from lightning_evalguard._state import Inventory, Kept, is_metric, kept, tensors_of
 from lightning_evalguard._tree import registrations
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.report import Finding
@@ -267,11 +267,10 @@ class Recorded(Subscriber):
             return
         if not any(t.requires_grad for t in tensors_in([*op.args, *op.kwargs.values()])):
             return
-        # torchmetrics switches grad mode on inside `forward`, for networks of its own too.
-        frame = nearest(next(op.stack(), None), PLUMBING)
         if self._on_at_entry and _switches.last is None:
             return
-        if frame is None or owner_of(frame.f_code.co_filename) != "torchmetrics":
+        # torchmetrics switches grad mode on inside `forward`, for networks of its own too.
+        if not any(is_metric(module) for module in op.modules()):
             self.first = _switches.last or _At(op.site, op.module)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.nn.modules import module as _module
 
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._dispatch import Subscriber
+from lightning_evalguard._lines import lines_that_change
 from lightning_evalguard._source import Site, owner_of, site_at, user_site
 from lightning_evalguard._state import (
     Held,
@@ -216,6 +218,8 @@ class _Change:
         writes: Whether the line that wrote it is the line to name.
         backward: Whether the line that ran backward is.
         site: The line, where it is known already.
+        value: What to look at line by line, where no operator shows the change.
+        rewind: Called before and after the step is run again for that.
     """
 
     name: str
@@ -228,6 +232,8 @@ class _Change:
     writes: bool = False
     backward: bool = False
     site: Site | None = None
+    value: Callable[[], Any] | None = None
+    rewind: tuple[Callable[[], object], Callable[[], object]] | None = None
 
 
 def _of(held: Held, fact: str, expected: str, remedy: str, **more: Any) -> _Change:
@@ -319,6 +325,7 @@ class _Window:
         self._mark: Marks | None = None
         self._training_mark: Training | None = None
         self._kept_mark: dict[str, dict[str, Kept]] | None = None
+        self._settings_mark: dict[str, Any] | None = None
         self._replaced: set[str] = set()
         self._fresh: dict[str, weakref.ref[Tensor]] = {}
         self._products: dict[str, tuple[weakref.ref[Tensor], Site | None]] = {}
@@ -337,6 +344,7 @@ class _Window:
             self._rebase(self._mark.moved(self._marks))
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
+            self._settings_mark = _settings()
         self._before = _Optimization(self._check._optimizers(), self._check._schedulers())
         self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[:1])]
 
@@ -379,8 +387,12 @@ class _Window:
         changes += self._batch_changed()
         if self._before is not None:
             after = _Optimization(self._check._optimizers(), self._check._schedulers())
-            changes += self._before.changes(after, "during the step", certain=True)
-            self._told |= {c.name for c in changes}
+            stepped = list(self._before.changes(after, "during the step", certain=True))
+            self._told.update(c.name for c in stepped)
+            changes += stepped
+        if self._settings_mark is not None:
+            changes += self._set(self._settings_mark, "during the step")
+            self._settings_mark = None
         return changes
 
     def _hash(self, held: Mapping[str, Held], whole: bool = True) -> Prints:
@@ -435,7 +447,14 @@ class _Window:
             if flag != was and self._tell(f"{name}.requires_grad"):
                 fact = f"went from requires_grad={was} to requires_grad={flag} {when}"
                 remedy = "Freeze and unfreeze in training only."
-                changes.append(_of(held[name], fact, f"{was} as before it", remedy))
+                parameter = held[name].tensor
+                change = _of(held[name], fact, f"{was} as before it", remedy)
+                change.value = functools.partial(getattr, parameter, "requires_grad")
+                change.rewind = (
+                    functools.partial(parameter.requires_grad_, was),
+                    functools.partial(parameter.requires_grad_, flag),
+                )
+                changes.append(change)
         old_grads = before.grads()
         for name, mark in now.grads().items():
             was_mark = old_grads.get(name)
@@ -497,8 +516,35 @@ class _Window:
                     change.site = seen.batch
         self._look_for_products(seen, look)
         if look is not None:
+            self._look_for_lines(seen, [*self._check._pending, *changes], look)
             self._forget_rollback()
         return changes
+
+    def _look_for_lines(self, seen: Writes, changes: list[_Change], look: Look) -> None:
+        """Go through the step line by line for what no operator showed."""
+        assigned = self._check._assigned
+        dark = {}
+        for change in changes:
+            known = change.site or seen.sites.get(change.name) or assigned.get(change.name)
+            if change.writes and known is None:
+                held = self._inventory.held[change.name]
+                if held.tensor.numel() <= _AT_EACH_BATCH:
+                    change.value, change.rewind = _glance_at(held)
+            if change.value is not None and known is None:
+                dark[change.name] = change
+        rewinds = [c.rewind for c in dark.values() if c.rewind is not None]
+        if not dark:
+            return
+        for before, _ in rewinds:
+            before()
+        try:
+            values = {name: c.value for name, c in dark.items() if c.value is not None}
+            sites = lines_that_change(values, lambda: look.again(strict=False))
+        finally:
+            for _, after in rewinds:
+                after()
+        for name, site in sites.items():
+            dark[name].site = site
 
     def _look_for_products(self, seen: Writes, look: Look | None) -> None:
         fresh = {path: t for path, ref in self._fresh.items() if (t := ref()) is not None}
@@ -570,11 +616,21 @@ class _Window:
         for change in self._optimization.changes(after, when, certain):
             if self._tell(change.name):
                 changes.append(change)
+        changes += self._set(self._settings, when)
+        return changes
+
+    def _set(self, before: Mapping[str, Any], when: str) -> list[_Change]:
+        changes = []
         for setting, value in _settings().items():
-            before = self._settings.get(setting, value)
-            if value != before:
-                fact = f"went from {before} to {value} {when}"
-                changes.append(_Change(setting, "", fact, f"{before} as before it", _PUT_BACK))
+            was = before.get(setting, value)
+            if value == was or not self._tell(setting):
+                continue
+            fact = f"went from {was} to {value} {when}"
+            change = _Change(setting, "", fact, f"{was} as before it", _PUT_BACK)
+            get, put = _SETTINGS[setting]
+            change.value = get
+            change.rewind = functools.partial(put, was), functools.partial(put, value)
+            changes.append(change)
         return changes
 
     def _contents(self, when: str) -> list[_Change]:
@@ -702,6 +758,24 @@ _PUT_BACK = "Put it back before the evaluation ends."
 # attributes
 
 
+def _glance_at(
+    held: Held,
+) -> tuple[Callable[[], Any], tuple[Callable[[], object], Callable[[], object]]]:
+    """What to look at in a tensor line by line, and how to undo what the look does to it."""
+    tensor, own = held.tensor, held.tensor.detach().clone()
+
+    def value() -> Any:
+        return tensor.data_ptr(), Prints({"": tensor}).values()
+
+    def undo() -> None:
+        if tensor.shape == own.shape:
+            tensor.data.copy_(own)
+        else:
+            tensor.data = own
+
+    return value, (lambda: None, undo)
+
+
 def _carried(path: str, site: Site | None, inventory: Inventory) -> _Change:
     owner = path
     while owner and owner not in inventory.modules:
@@ -792,22 +866,45 @@ class _Optimization:
 
 def _settings() -> dict[str, Any]:
     """The process-wide settings of torch that an evaluation may leave behind."""
-    found = {
-        "torch.get_default_dtype()": torch.get_default_dtype(),
-        "torch.are_deterministic_algorithms_enabled()": (
-            torch.are_deterministic_algorithms_enabled()
-        ),
-        "torch.is_anomaly_enabled()": torch.is_anomaly_enabled(),
-        "torch.backends.cudnn.benchmark": torch.backends.cudnn.benchmark,
-        "torch.backends.cudnn.deterministic": torch.backends.cudnn.deterministic,
-        "torch.is_autocast_enabled('cpu')": torch.is_autocast_enabled("cpu"),
-        "torch.is_autocast_enabled('cuda')": torch.is_autocast_enabled("cuda"),
-        "torch.get_default_device()": torch.get_default_device(),
-    }
-    # It raises where the newer `fp32_precision` was set (torch >= 2.9).
-    with contextlib.suppress(RuntimeError):
-        found["torch.get_float32_matmul_precision()"] = torch.get_float32_matmul_precision()
+    found = {}
+    for name, (get, _) in _SETTINGS.items():
+        # The matmul precision raises where the newer `fp32_precision` was set (torch >= 2.9).
+        with contextlib.suppress(RuntimeError):
+            found[name] = get()
     return found
+
+
+def _put(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    return (lambda: getattr(owner, name)), (lambda value: setattr(owner, name, value))
+
+
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch.get_default_dtype()": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch.get_default_device()": (
+        torch.get_default_device,
+        # "cpu" would install a mode where there was none
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
+    "torch.get_float32_matmul_precision()": (
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    "torch.are_deterministic_algorithms_enabled()": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "torch.is_anomaly_enabled()": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "torch.is_autocast_enabled('cpu')": (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda value: torch.set_autocast_enabled("cpu", value),
+    ),
+    "torch.is_autocast_enabled('cuda')": (
+        lambda: torch.is_autocast_enabled("cuda"),
+        lambda value: torch.set_autocast_enabled("cuda", value),
+    ),
+    "torch.backends.cudnn.benchmark": _put(torch.backends.cudnn, "benchmark"),
+    "torch.backends.cudnn.deterministic": _put(torch.backends.cudnn, "deterministic"),
+}
 
 
 # what counts
