@@ -79,8 +79,8 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
     assert [f.check for f in guard.report.findings] == ["rng"] * 3
     assert str(guard.report.findings[0]) == (
         "validation: the evaluation moved torch's global generator in its steps, expected training "
-        "to draw the same numbers with and without it (3x). Draw from a generator of its own, or pass "
-        'rng="fix". [rng]'
+        "to draw the same numbers with and without it (3x). Draw from a generator of its own, or "
+        'pass rng="fix". [rng]'
     )
     assert guard.report.findings[0].stage == "validate"  # Lightning isolates the sanity check
 
