@@ -33,6 +33,8 @@ _LEAVES = (
 )  # fmt: skip
 _CONTAINERS = (list, dict, set, deque)
 _SIZED = (*_CONTAINERS, tuple, frozenset)
+_LEAF_TYPES = frozenset(_LEAVES)
+_PLAIN = frozenset({dict, OrderedDict, list, set})
 # Objects of these packages are machinery around the step, not state that a step owns.
 _MACHINERY = frozenset(
     {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_evalguard", "logging"}
@@ -143,20 +145,23 @@ class Held:
 
     def __init__(self, roots: Iterable[object]) -> None:
         self.storages: dict[int, Tensor] = {}
-        self._seen: dict[int, object] = {}
         self._restores: list[Callable[[], None]] = []
         self._generators: list[tuple[Any, Any]] = []
-        stack: list[tuple[object, int]] = [(root, 0) for root in roots]
-        while stack:
-            thing, depth = stack.pop()
+        self._empty: list[Any] = []
+        self._seen: list[object] = []  # keeps alive what is known by its id
+        for thing in things(roots):
+            self._seen.append(thing)
             kind = type(thing)
-            if issubclass(kind, _LEAVES) or id(thing) in self._seen or depth > _DEPTH:
-                continue
-            self._seen[id(thing)] = thing
-            stack += self._hold(thing, kind, depth)
+            if kind in _PLAIN and not thing:
+                self._empty.append(thing)
+            else:
+                self._hold(thing, kind)
 
     def restore(self) -> None:
         """Put back attributes, containers, identities, flags and gradients; not contents."""
+        for container in self._empty:
+            if container:
+                container.clear()
         for restore in self._restores:
             restore()
 
@@ -174,43 +179,71 @@ class Held:
         for generator, state in self._generators:
             _set_generator_state(generator, state)
 
-    def _hold(self, thing: Any, kind: type, depth: int) -> Iterable[tuple[object, int]]:
+    def _hold(self, thing: Any, kind: type) -> None:
         numpy = sys.modules.get("numpy")
         if issubclass(kind, Tensor):
-            return self._hold_tensor(thing)
-        if is_generator(kind):
+            self._hold_tensor(thing)
+        elif is_generator(kind):
             self.hold_generator(thing)
-            return ()
-        if numpy is not None and issubclass(kind, numpy.ndarray):
+        elif issubclass(kind, _CONTAINERS):
+            self._restores.append(_container(thing))
+        elif numpy is not None and issubclass(kind, numpy.ndarray):
             if thing.flags.writeable and thing.nbytes <= _LARGE:
                 self._restores.append(functools.partial(numpy.copyto, thing, thing.copy()))
-            return ()
-        if issubclass(kind, nn.Module):
-            self._restores.append(_attributes(thing, vars(thing)))
-            modules = vars(thing).get("_modules", {}).values()
-            return [*((m, 0) for m in modules), *((v, 1) for v in vars(thing).values())]
-        if issubclass(kind, _CONTAINERS):
-            self._restores.append(_container(thing))
         elif issubclass(kind, types.FunctionType):
             self._restores += [_cell(c) for c in thing.__closure__ or () if _filled(c)]
         else:
             attributes = attributes_of(thing, kind)
             if attributes is not None:
-                self._restores.append(_attributes(thing, attributes))
-        return [(part, depth + 1) for _, part in parts(thing)]
+                self._restores.append(_items(attributes, dict))
 
-    def _hold_tensor(self, tensor: Tensor) -> Iterable[tuple[object, int]]:
-        if nn.parameter.is_lazy(tensor):
-            return ()
-        if hasattr(tensor, "__tensor_flatten__"):
-            return [(getattr(tensor, name), 0) for name in tensor.__tensor_flatten__()[0]]
+    def _hold_tensor(self, tensor: Tensor) -> None:
+        if nn.parameter.is_lazy(tensor) or hasattr(tensor, "__tensor_flatten__"):
+            return  # not there yet; or a wrapper, whose inner tensors are held
         key = storage_key(tensor)
-        if key is None:
-            return ()
-        self.storages.setdefault(key, tensor)
-        grad = tensor.grad if tensor.is_leaf else None
-        self._restores.append(_tensor(tensor, grad))
-        return () if grad is None else [(grad, 0)]
+        if key is not None:
+            self.storages.setdefault(key, tensor)
+            self._restores.append(_tensor(tensor, tensor.grad if tensor.is_leaf else None))
+
+
+def things(roots: Iterable[object]) -> Iterator[Any]:
+    """Everything that `roots` hold, each once: modules, containers, plain objects, tensors."""
+    seen: set[int] = set()
+    stack: list[tuple[object, int]] = [(root, 0) for root in roots]
+    while stack:
+        thing, depth = stack.pop()
+        if id(thing) in seen or depth > _DEPTH:
+            continue
+        seen.add(id(thing))
+        yield thing
+        kind = type(thing)
+        below = depth + 1
+        if issubclass(kind, nn.Module):
+            attributes = vars(thing)
+            stack += [(m, 0) for m in attributes.get("_modules", {}).values() if m is not None]
+            inside: Iterable[object] = attributes.values()
+            below = 1
+        elif issubclass(kind, Tensor):
+            inside = _inside_tensor(thing)  # type: ignore[arg-type]
+            below = depth
+        else:
+            inside = (part for _, part in parts(thing))
+        for part in inside:
+            kind = type(part)
+            if kind in _PLAIN and not part:  # most are a module's hooks
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    yield part
+            elif kind not in _LEAF_TYPES:
+                stack.append((part, below))
+
+
+def _inside_tensor(tensor: Tensor) -> Iterable[object]:
+    if hasattr(tensor, "__tensor_flatten__"):
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    if nn.parameter.is_lazy(tensor) or not tensor.is_leaf or tensor.grad is None:
+        return ()
+    return (tensor.grad,)
 
 
 def parts(thing: Any) -> Iterator[tuple[str, object]]:
@@ -310,62 +343,39 @@ def _is_default(generator: torch.Generator) -> bool:
 # one restore a kind of thing; each touches nothing that did not change
 
 
-def _attributes(owner: object, attributes: dict[str, Any]) -> Callable[[], None]:
-    saved = dict(attributes)
+def _items(mapping: dict[Any, Any], kind: Any) -> Callable[[], None]:
+    saved = dict(mapping)
+    ids = [*map(id, saved.values())]
 
     def restore() -> None:
-        if not _same_items(attributes, saved):
-            attributes.clear()
-            attributes.update(saved)
+        if [*map(id, mapping.values())] != ids:
+            # The class's own methods: a subclass may do more in its overrides than hold items.
+            kind.clear(mapping)
+            kind.update(mapping, saved)
 
     return restore
 
 
 def _container(container: Any) -> Callable[[], None]:
-    for kind, same, refill in _REFILL:
-        if isinstance(container, kind):
-            if len(container) > _MANY and kind is list:
-                return functools.partial(_truncate, container, len(container))
-            saved = kind(container) if kind is not deque else deque(container)
+    if isinstance(container, dict):
+        return _items(container, OrderedDict if isinstance(container, OrderedDict) else dict)
+    if isinstance(container, list) and len(container) > _MANY:
+        return functools.partial(_truncate, container, len(container))
+    kind: Any = next(k for k in (list, set, deque) if isinstance(container, k))
+    fill = "update" if kind is set else "extend"
+    saved = list(container)
+    ids = [*map(id, saved)]
 
-            def restore(same: Any = same, refill: Any = refill, saved: Any = saved) -> None:
-                if not same(container, saved):
-                    refill(container, saved)
+    def restore() -> None:
+        if [*map(id, container)] != ids:
+            kind.clear(container)
+            getattr(kind, fill)(container, saved)
 
-            return restore
-    raise TypeError(type(container).__name__)
+    return restore
 
 
 def _truncate(items: list[Any], length: int) -> None:
     del items[length:]
-
-
-def _same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
-    return len(a) == len(b) and all(
-        k is j and v is w for (k, v), (j, w) in zip(a.items(), b.items(), strict=True)
-    )
-
-
-def _same_sequence(a: Any, b: Any) -> bool:
-    return len(a) == len(b) and all(v is w for v, w in zip(a, b, strict=True))
-
-
-def _refill(kind: Any, fill: str) -> Callable[[Any, Any], None]:
-    # The class's own methods: a subclass may do more in its overrides than hold items.
-    def refill(container: Any, saved: Any) -> None:
-        kind.clear(container)
-        getattr(kind, fill)(container, saved)
-
-    return refill
-
-
-_REFILL: tuple[tuple[Any, Any, Any], ...] = (
-    (OrderedDict, _same_items, _refill(OrderedDict, "update")),
-    (dict, _same_items, _refill(dict, "update")),
-    (list, _same_sequence, _refill(list, "extend")),
-    (deque, _same_sequence, _refill(deque, "extend")),
-    (set, lambda a, b: a == b, _refill(set, "update")),
-)
 
 
 def _tensor(tensor: Tensor, grad: Tensor | None) -> Callable[[], None]:

@@ -27,10 +27,11 @@ from lightning_evalguard._hidden import where_hidden
 from lightning_evalguard._replay import Look, replaying
 from lightning_evalguard._rollback import (
     Generators,
-    Held,
     generator_state,
+    is_generator,
     numpy_state,
     same_state,
+    things,
     torch_generators,
 )
 from lightning_evalguard._source import LIBRARIES, Site, owner_of
@@ -62,7 +63,7 @@ class StochasticCheck(Check):
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._root = root
         self._batches = 0
-        self._private = [(g, None) for g in Held([root]).generators()]
+        self._private = [(t, None) for t in things([root]) if is_generator(type(t))]
         self._explained.clear()
         return ()
 
