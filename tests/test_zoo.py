@@ -54,11 +54,16 @@ def run(
 
 
 def guarded(
-    program: Program, module: type[Classifier], trainer: MakeTrainer, **kwargs: Any
+    program: Program,
+    module: type[Classifier],
+    trainer: MakeTrainer,
+    settings: dict[str, Any] | None = None,
+    sanity: bool = True,
 ) -> tuple[Report, list[EvalGuardWarning], EvalGuardError | None]:
     """What the guard reports, warns of, and stops the run with."""
-    settings = {"metrics": None, "sync": "ignore", "data": "ignore"}
-    guard = EvalGuard(**(settings | program.guard))
+    apart = {"metrics": None, "sync": "ignore"}  # what has tests of its own
+    guard = EvalGuard(**(apart | program.guard | (settings or {})))
+    kwargs = {} if sanity else {"num_sanity_val_steps": 0}
     stopped = None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", EvalGuardWarning)
@@ -124,8 +129,17 @@ def test_a_program_is_found_in_its_first_evaluation(program: Program, trainer: M
     report, warned, stopped = guarded(program, program.module, trainer)
     assert hits(program, report, program.stage), report
     assert {f.check for f in report.findings} <= {program.check} | program.also, report
-    assert (stopped is not None) == any(f.certain for f in report.findings), report
+    fatal = [f for f in report.findings if f.certain and program.guard.get(f.check) != "warn"]
+    assert (stopped is not None) == bool(fatal), report
     assert stopped is not None or warned
+
+
+@pytest.mark.parametrize(
+    "program", [p for p in PROGRAMS if p.sanity], ids=lambda p: p.module.__name__
+)
+def test_a_program_is_found_without_a_sanity_check(program: Program, trainer: MakeTrainer) -> None:
+    report, _, _ = guarded(program, program.module, trainer, {"audit": "full"}, sanity=False)
+    assert hits(program, report, "validate"), report
 
 
 @spared
@@ -135,3 +149,4 @@ def test_a_near_miss_is_left_alone(
     report, warned, stopped = guarded(program, near, trainer)
     assert (report.findings, warned, stopped) == ([], [], None), report
     assert report.checked["evaluations"] > 0
+    assert report.notes == []

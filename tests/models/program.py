@@ -31,6 +31,7 @@ class Program:
         stage: Stage of the first evaluation that shows it.
         inside: Whether the culprit runs inside the step, where its line can be known. Outside it
             a finding may come without a line, but not with another one.
+        needs_sanity: Whether it goes wrong only if an evaluation comes before training.
         also: Other checks that are right to speak too.
         guard: Keywords of `EvalGuard` that this program needs.
         trainer: Keywords of the Trainer that this program needs.
@@ -44,10 +45,16 @@ class Program:
     entry: str = "fit"
     stage: str = "sanity_check"
     inside: bool = True
+    needs_sanity: bool = False
     also: frozenset[str] = frozenset()
     guard: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     near_misses: list[type[Classifier]] = field(default_factory=list)
+
+    @property
+    def sanity(self) -> bool:
+        """Whether the sanity check shows it, and the first validation without one does too."""
+        return self.stage == "sanity_check" and not self.needs_sanity
 
     @property
     def location(self) -> str:
