@@ -130,7 +130,7 @@ def _matrix_figure(
         text = _percent(value) + (f" %\n{matrix[i, j]:,}" if n <= 4 else "")
         ax.text(
             j, i, text, ha="center", va="center", fontsize=size,
-            color="white" if depth > 0.55 else _INK,
+            color="white" if depth > 0.45 else _INK,
         )  # fmt: skip
     ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     ax.set_yticks(range(n), rows, fontsize=size)
@@ -143,13 +143,13 @@ def _label_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int)
     table = result.table()
     hidden = max(0, len(table) - max_shown)
     if hidden:
-        table = sorted(table, key=lambda row: row["f1"])[:max_shown]
+        table = sorted(table, key=lambda row: float(row["f1"]))[:max_shown]
     columns = ("precision", "recall", "f1", "specificity")
     values = np.array([[row[c] for c in columns] for row in table])
     rows = [f"{_short(row['class'])}  {row['support']:,}" for row in table]
     size = 9.0 if len(rows) <= 12 else 7.5
     left = max(map(len, rows)) * size * 0.0085 + 0.45
-    subtitle = _subtitle(result, 0) + (
+    subtitle = _subtitle(result, 0, "in %") + (
         f", {hidden:,} labels with a higher F1 hidden" * bool(hidden)
     )
     fig, ax = _canvas(len(columns) * 0.8, len(rows) * 0.4, left, 1.0, title, subtitle, dpi)
@@ -157,7 +157,7 @@ def _label_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int)
     for (i, j), value in np.ndenumerate(values):
         ax.text(
             j, i, _percent(value), ha="center", va="center", fontsize=size,
-            color="white" if value > 0.55 else _INK,
+            color="white" if value > 0.45 else _INK,
         )  # fmt: skip
     ax.set_xticks(
         range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=size
@@ -171,7 +171,9 @@ def _pair_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int) 
     pairs = result.most_confused(max_shown)
     names = [f"{_short(p.true)} → {_short(p.predicted)}" for p in pairs] or ["no confused pair"]
     left = max(map(len, names)) * 8 * 0.0085 + 0.3
-    fig, ax = _canvas(4.0, len(names) * 0.3, left, 0.6, title, _subtitle(result, 0), dpi)
+    fig, ax = _canvas(
+        4.0, len(names) * 0.3, left, 0.6, title, _subtitle(result, 0, "% of the true class"), dpi
+    )
     ax.barh(range(len(pairs)), [p.count for p in pairs], color=_WRONG[2])
     for i, pair in enumerate(pairs):
         ax.text(pair.count, i, f" {pair.count:,}  ({_percent(pair.share)} %)", va="center",
@@ -204,17 +206,16 @@ def _canvas(
     return fig, ax
 
 
-def _subtitle(result: ConfusionResult, pooled: int) -> str:
+def _subtitle(result: ConfusionResult, pooled: int, unit: str = "% of the row") -> str:
     names = ("accuracy", "hamming_accuracy", "f1_macro", "mcc")
     said = [f"{k} {result.scores[k]:.3f}" for k in names if k in result.scores]
-    unit = "answers" if result.task == "multilabel" else "samples"
-    said.append(f"{result.total:,} {unit}")
+    said.append(f"{result.total:,} {'answers' if result.task == 'multilabel' else 'samples'}")
     if pooled:
         said.append(
             f"{result.num_classes - pooled} most confused of {result.num_classes:,} classes"
         )
     else:
-        said.append("% of the row")
+        said.append(unit)
     return " · ".join(said)
 
 

@@ -164,6 +164,25 @@ class ConfusionResult:
         """What the accuracy hides, in one line; empty where it hides nothing."""
         return _insight(self)
 
+    def difference(self, score: str, theirs: float) -> str:
+        """How a value that the module logs under a score's name differs from ours, and why.
+
+        Args:
+            score: A name in `scores`.
+            theirs: The module's value.
+
+        Returns:
+            The fact, with the reason where one is known; empty where both agree.
+
+        Example:
+            >>> from lightning_evalguard.confusion import ConfusionMatrix
+            >>> confmat = ConfusionMatrix(3)
+            >>> confmat.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]))
+            >>> print(confmat.result().difference("f1_macro", 0.75))
+            is 0.7500, expected 0.5556 (f1_macro); 0.7500 is the accuracy, which micro averaging gives
+        """
+        return _difference(self, score, theirs)
+
     def problems(self) -> list[str]:
         """One sentence for each kind of sample that could not be counted."""
         what = "label" if self.task == "multilabel" else "class"
@@ -229,6 +248,33 @@ def _insight(result: ConfusionResult) -> str:
     return ""
 
 
+def _difference(result: ConfusionResult, score: str, theirs: float) -> str:
+    ours = result.scores.get(score, math.nan)
+    if math.isnan(ours) or math.isnan(theirs) or _close(ours, theirs):
+        return ""
+    fact = f"is {theirs:.4f}, expected {ours:.4f} ({score})"
+    if _close(ours, theirs / 100):
+        return f"{fact}; it is in percent"
+    averaged = score.split("_")[0] in ("precision", "recall", "f1")
+    if averaged and _close(theirs, result.scores.get("accuracy", math.nan)):
+        return f"{fact}; {theirs:.4f} is the accuracy, which micro averaging gives"
+    if score.endswith("_macro"):
+        each = _scores.per_class(
+            result.support, result.predicted, result.true_positives, result.judged
+        )
+        everyone = getattr(each, score.removesuffix("_macro"), None)
+        if everyone is not None and _close(theirs, float(everyone.mean())):
+            return f"{fact}; classes that do not occur count as 0 in it"
+    same = [k for k, v in result.scores.items() if "/" not in k and _close(v, theirs)]
+    if same:
+        return f"{fact}; {theirs:.4f} is {same[0]}"
+    return f"{fact}; a mean of batch values or a metric that is not reset gives another value"
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5)  # float32, rounded to 4 digits
+
+
 _HEADLINE = ("accuracy", "hamming_accuracy", "precision", "recall", "f1", "f1_macro", "mcc")
 _ROWS = 12
 
@@ -253,7 +299,7 @@ def _table_lines(result: ConfusionResult) -> list[str]:
     rows = [row for row in result.table() if row["support"] or row["predicted"]]
     hidden = len(rows) - _ROWS
     if hidden > 1:
-        rows = sorted(rows, key=lambda row: row["f1"])[:_ROWS]
+        rows = sorted(rows, key=_errors, reverse=True)[:_ROWS]
     cells = [
         (
             _short(row["class"]),
@@ -277,8 +323,14 @@ def _table_lines(result: ConfusionResult) -> list[str]:
         ]
         lines.append("  " + "  ".join([*text, *row[5:]]).rstrip())
     if hidden > 1:
-        lines.append(f"  ... and {hidden:,} more with a higher F1 in .table()")
+        lines.append(f"  ... and {hidden:,} more with fewer errors in .table()")
     return lines
+
+
+def _errors(row: dict[str, Any]) -> float:
+    """Samples of the class that were missed, and samples taken for it."""
+    hits = row["recall"] * row["support"]
+    return float(row["support"] + row["predicted"] - 2 * hits)
 
 
 def _short(name: str) -> str:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
 from lightning_evalguard._patch import Wrap
-from lightning_evalguard.confusion import ConfusionMetrics
+from lightning_evalguard.confusion import ConfusionMatrix, ConfusionMetrics
 from lightning_evalguard.recorder import Recorded, Recorder
 
 CLASSES = 5
@@ -536,3 +536,29 @@ def test_the_batch_and_the_outputs_are_let_go() -> None:
         del x, y, out
         gc.collect()
         assert [ref() for ref in refs] == [None] * 3
+
+
+def test_a_value_that_differs_is_explained_where_it_can_be() -> None:
+    confmat = ConfusionMatrix(4)
+    preds = torch.tensor([0, 0, 0, 1, 1, 2, 0, 0])
+    confmat.update(preds, torch.tensor([0, 0, 0, 1, 2, 2, 2, 0]))
+    result = confmat.result()
+    said = {
+        "micro": result.difference("f1_macro", result.scores["accuracy"]),
+        "percent": result.difference("accuracy", 100 * result.scores["accuracy"]),
+        "absent": result.difference("recall_macro", result.scores["recall_macro"] * 3 / 4),
+        "weighted": result.difference("f1_macro", result.scores["f1_weighted"]),
+        "unknown": result.difference("accuracy", 0.123),
+        "rounded": result.difference("accuracy", round(result.scores["accuracy"], 4)),
+        "no such score": result.difference("loss", 0.3),
+    }
+    reasons = {case: fact.partition("; ")[2] for case, fact in said.items()}
+    assert reasons == {
+        "micro": "0.7500 is the accuracy, which micro averaging gives",
+        "percent": "it is in percent",
+        "absent": "classes that do not occur count as 0 in it",
+        "weighted": f"{result.scores['f1_weighted']:.4f} is f1_weighted",
+        "unknown": "a mean of batch values or a metric that is not reset gives another value",
+        "rounded": "",
+        "no such score": "",
+    }

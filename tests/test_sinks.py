@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import csv
+import gc
+import importlib.util
+import json
+import sqlite3
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -77,3 +84,185 @@ def test_a_failing_sink_is_named_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_a_logger_that_is_not_known_is_left_alone() -> None:
     assert write([object()], "val", result(), 1) == []
+
+
+def many() -> ConfusionResult:
+    """A hundred classes, above what a dashboard shows one by one."""
+    confmat = ConfusionMatrix(100)
+    confmat.update(torch.arange(100).roll(1), torch.arange(100))
+    made = confmat.result()
+    made.epoch, made.step = 1, 20
+    return made
+
+
+# What these packages themselves warn of is none of ours.
+dashboard = pytest.mark.filterwarnings("ignore")
+
+
+@dashboard
+def test_wandb_holds_the_chart_the_table_and_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    assert write([logger], "val", result(), 20) == []
+    assert write([logger], "test", many(), 40) == []
+    folder = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    (chart,) = folder.glob("media/table/val/confusion_matrix_table_*.json")
+    found = json.loads(chart.read_text())
+    assert found["columns"] == ["Actual", "Predicted", "nPredictions"]
+    assert [row for row in found["data"] if row[2]] == [
+        ["cat", "cat", 1], ["dog", "dog", 1], ["fox", "dog", 1], ["fox", "fox", 1],
+    ]  # fmt: skip
+    (large,) = folder.glob("media/table/test/confusion_matrix_table_*.json")
+    assert len(json.loads(large.read_text())["data"]) == 50 * 50
+    (table,) = folder.glob("media/table/val/per_class_*.json")
+    assert json.loads(table.read_text())["data"][2][0] == "fox"
+    assert len(list(folder.glob("media/images/*/confusion_matrix_figure_*.png"))) == 2
+    (record,) = folder.parent.glob("*.wandb")
+    history = record.read_bytes()
+    assert b"wandb/confusion_matrix/v1" in history
+    assert b"trainer/global_step" in history
+
+
+@dashboard
+def test_mlflow_holds_picture_matrix_and_table(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
+    assert write([logger], "val", result(), 20) == []
+    assert write([logger], "val", result(), 40) == []
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    paths = [f.path for f in client.list_artifacts(logger.run_id, "confusion_matrix")]
+    assert sorted(paths) == [
+        f"confusion_matrix/val-step={step}{end}"
+        for step in (20, 40)
+        for end in ("-classes.csv", ".csv", ".png")
+    ]
+    local = client.download_artifacts(logger.run_id, "confusion_matrix/val-step=40.csv")
+    assert Path(local).read_text().splitlines()[3] == "fox,0,1,1"
+    picture = client.download_artifacts(logger.run_id, "confusion_matrix/val-step=40.png")
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
+
+
+@dashboard
+def test_comet_holds_its_own_matrix(tmp_path: Path) -> None:
+    comet = pytest.importorskip("comet_ml")
+
+    class CometLogger:
+        """Lightning's own one stores nothing with online=False: it disables the experiment."""
+
+        experiment = comet.OfflineExperiment(
+            api_key="none", offline_directory=str(tmp_path), log_code=False, log_graph=False,
+            log_env_details=False, log_git_metadata=False, display_summary_level=0,
+        )  # fmt: skip
+
+    logger = CometLogger()
+    assert write([logger], "val", result(), 20) == []
+    assert write([logger], "val", many(), 40) == []
+    logger.experiment.end()
+    (archive,) = tmp_path.rglob("*.zip")
+    with zipfile.ZipFile(archive) as file:
+        assets = [file.read(name) for name in file.namelist() if name != "messages.json"]
+    matrices = [json.loads(a) for a in assets if a.startswith(b"{") and b'"rowLabel"' in a]
+    small = next(m for m in matrices if m["labels"] == ["cat", "dog", "fox"])
+    assert small["matrix"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert small["rowLabel"] == "true"
+    assert {len(m["labels"]) for m in matrices} == {3, 50}
+    assert any(b"confused_with" in a for a in assets)
+
+
+@dashboard
+def test_aim_holds_picture_and_table_at_their_step(tmp_path: Path) -> None:
+    aim = pytest.importorskip("aim")
+    from aim.pytorch_lightning import AimLogger
+    from aim.storage.context import Context
+
+    quiet = {"repo": str(tmp_path), "system_tracking_interval": None, "log_system_params": False}
+    logger = AimLogger(**quiet, capture_terminal_logs=False)
+    assert write([logger], "val", result(), 20) == []
+    assert write([logger], "val", result(), 40) == []
+    run_hash = logger.experiment.hash
+    logger.finalize("success")
+    # A run that is opened read-only shows nothing until a server has indexed it.
+    run = aim.Run(run_hash, **quiet, capture_terminal_logs=False)
+    where = Context({"subset": "val"})
+    images = run.get_image_sequence("confusion_matrix", where)
+    steps, (pictures, *_) = images.data.items_list()
+    assert list(steps) == [20, 40]
+    assert pictures[0].to_pil_image().width > 200
+    _, (texts, *_) = run.get_text_sequence("per_class", where).data.items_list()
+    assert "most confused with" in texts[0].data
+
+
+@dashboard
+def test_trackio_holds_picture_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    trackio = pytest.importorskip("trackio")
+    from lightning.pytorch.loggers.logger import Logger
+
+    class TrackioLogger(Logger):
+        """As one writes it: Lightning has none yet."""
+
+        name, version = "p", "n"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experiment = trackio.init(project="p", name="n", embed=False)
+
+        def log_metrics(self, metrics: Any, step: Any = None) -> None:
+            self.experiment.log(metrics, step=step)
+
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    logger = TrackioLogger()
+    assert write([logger], "val", result(), 20) == []
+    logger.experiment.finish()
+    with sqlite3.connect(next(tmp_path.rglob("p.db"))) as store:
+        ((step, logged),) = store.execute("select step, metrics from metrics").fetchall()
+    found = json.loads(logged)
+    assert step == 20
+    assert found["val/per_class"]["_value"][2]["confused_with"] == "dog"
+    (picture,) = tmp_path.rglob("*.png")
+    assert found["val/confusion_matrix"]["file_path"].endswith(picture.name)
+
+
+@dashboard
+def test_a_dashboard_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("litlogger")
+    from lightning.pytorch.loggers.litlogger import LitLogger
+
+    (failure,) = write([LitLogger(tmp_path, save_logs=False)], "val", result(), 20)
+    assert failure.startswith("val: LitLogger did not take the confusion matrix: ")
+
+
+def test_a_missing_package_is_one_sentence() -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+
+    class WandbLogger:
+        """A logger whose package is gone."""
+
+    (failure,) = write([WandbLogger()], "val", result(), 20)
+    assert failure == (
+        "val: WandbLogger did not take the confusion matrix: "
+        "ModuleNotFoundError: No module named 'wandb'"
+    )
+
+
+@pytest.mark.slow
+def test_no_figure_is_open_after_a_hundred_epochs(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    for step in range(100):
+        assert write([logger], "val", result(), step) == []
+    gc.collect()
+    assert not [o for o in gc.get_objects() if type(o).__name__ == "FigureCanvasAgg"]
+    if "matplotlib.pyplot" in sys.modules:
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
