@@ -16,6 +16,7 @@ import torch
 _NOISE = (
     r".*does not have many workers which may be a bottleneck",
     r"The number of training batches .* is smaller than the logging interval",
+    r"Found .* module\(s\) in eval mode",  # names nothing; the modes check does
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own pytree call
 )
 

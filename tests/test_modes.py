@@ -20,9 +20,6 @@ from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Fin
 from lightning_evalguard.checks.modes import effect_of
 from models import modes as zoo
 
-pytestmark = pytest.mark.filterwarnings(  # Lightning's own remark, which names nothing
-    r"ignore:Found .* module\(s\) in eval mode"
-)
 STAGES = ("validate", "test", "predict")
 Make = Callable[..., pl.Trainer]
 
@@ -211,6 +208,21 @@ def test_compiled_modules_and_mixed_precision_are_silent(trainer: Make) -> None:
         Compiled(), zoo.loader(), zoo.loader()
     )
     assert guard.report.findings == []
+
+
+def test_a_lazy_module_that_the_first_step_materialises_is_silent(trainer: Make) -> None:
+    class Lazy(zoo.Honest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.LazyLinear(8), nn.BatchNorm1d(8))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            self(torch.zeros(2, 4))
+            return super().configure_optimizers()
+
+    guard = EvalGuard()
+    trainer(callbacks=[guard]).fit(Lazy(), zoo.loader(), zoo.loader())
+    assert guard.report.findings == guard.report.notes[1:] == []
 
 
 def test_one_guard_serves_validate_then_fit_then_a_second_trainer(trainer: Make) -> None:

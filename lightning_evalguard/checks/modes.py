@@ -13,6 +13,7 @@ from types import CodeType, FrameType
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._source import PLUMBING, Site, nearest, owner_of, site_at
@@ -575,7 +576,8 @@ def _trains(modes: Modes) -> dict[str, bool]:
 
 
 def _shape_of(module: nn.Module) -> tuple[Any, ...]:
-    return (type(module), tuple(p.shape for p in module.parameters()))
+    shapes = (None if is_lazy(p) else p.shape for p in module.parameters())
+    return (type(module), tuple(shapes))
 
 
 def _version(tensor: Any) -> int:

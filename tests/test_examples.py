@@ -1,0 +1,123 @@
+"""Every example as a newcomer runs it: what it prints, what it leaves, how it stops."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@dataclass
+class Done:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run an example as ``python NAME ARGUMENTS`` would, in an empty folder."""
+
+    def example(name: str, *arguments: str) -> Done:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(EXAMPLES)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        status, said = 0, ""
+        try:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        except SystemExit as end:
+            said = end.code if isinstance(end.code, str) else ""
+            status = 1 if said else int(end.code or 0)
+        out, err = capsys.readouterr()
+        return Done(status, out, err + said)
+
+    return example
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_digits_learns_and_leaves_its_matrix_in_tensorboard(
+    run: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = run("digits.py")
+    assert done.status == 0, done.stderr
+    assert "EvalGuardWarning" not in done.stderr
+    (accuracy,) = re.findall(r"^val: accuracy ([\d.]+)", done.stdout, re.MULTILINE)
+    assert float(accuracy) > 0.95
+    assert "tensorboard --logdir logs" in done.stdout
+    events = EventAccumulator(
+        str(tmp_path / "logs" / "digits" / "version_0"), size_guidance={"images": 0}
+    ).Reload()
+    scalars = events.Scalars("val/accuracy")
+    assert scalars[-1].value == pytest.approx(float(accuracy), abs=1e-4)
+    assert [e.step for e in events.Images("val/confusion_matrix")] == [e.step for e in scalars]
+
+
+BUGS = {
+    "TrainInStep": (r"`TrainInStep` \(the whole model\): is in train mode", "self.train()"),
+    "NormLeftOn": (r"`features.1` \(BatchNorm2d\): is in train mode", "self.features[1].train()"),
+    "EvalWithoutSuper": (r"`EvalWithoutSuper.eval` is overridden", "def eval"),
+    "ForwardWakesDropout": (r"`head` \(Sequential\): was in train mode", "self.head.train()"),
+    "LoadedInEval": (r"is in eval mode together with", ""),
+    "NeverPutBack": (r"after the sanity check, expected train mode", "on_validation_model_train"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_each_planted_bug_is_stopped_with_its_message(bug: str, run: Callable[..., Done]) -> None:
+    done = run("broken.py", "--bug", bug)
+    words, line = BUGS[bug]
+    assert done.status == 1
+    assert re.search(words, done.stderr), done.stderr
+    assert "[modes]" in done.stderr
+    if line:
+        source = (EXAMPLES / "broken.py").read_text(encoding="utf-8").splitlines()
+        (at,) = [i for i, text in enumerate(source, 1) if line in text]
+        assert f"broken.py:{at} " in done.stderr
+
+
+def test_every_bug_of_the_example_is_tested_and_runs_unguarded(run: Callable[..., Done]) -> None:
+    done = run("broken.py", "--help")
+    listed, *_ = re.findall(r"--bug \{([^}]+)\}", " ".join(done.stdout.split()))
+    assert set(listed.split(",")) == set(BUGS)
+    silent = run("broken.py", "--bug", "TrainInStep", "--unguarded")
+    assert silent.status == 0, silent.stderr
+
+
+def test_the_textbook_case_is_exact(run: Callable[..., Done]) -> None:
+    done = run("spam.py")
+    assert done.stdout.splitlines() == [
+        "accuracy  0.9200",
+        "precision 0.8333",
+        "recall    0.7500",
+        "f1        0.7895",
+        "A quarter of the spam slipped through: 10 of 40 messages.",
+    ]
+
+
+def test_tumours_says_what_accuracy_hid(run: Callable[..., Done]) -> None:
+    done = run("tumours.py")
+    assert "EvalGuardWarning" not in done.stderr
+    assert re.search(r"^accuracy 0\.\d+, recall 0\.\d+$", done.stdout, re.MULTILINE), done.stderr
+    assert re.search(
+        r"^Accuracy hid that \d+ of 63 malignant tumours were", done.stdout, re.MULTILINE
+    )
+
+
+def test_the_plain_loop_reports_a_clean_evaluation(run: Callable[..., Done]) -> None:
+    done = run("plain_loop.py")
+    assert done.stdout.splitlines()[-1].startswith("checked: 1 evaluation"), done.stderr
+    assert done.stderr == ""
