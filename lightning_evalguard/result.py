@@ -178,8 +178,8 @@ class ConfusionResult:
             >>> from lightning_evalguard.confusion import ConfusionMatrix
             >>> confmat = ConfusionMatrix(3)
             >>> confmat.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]))
-            >>> print(confmat.result().difference("f1_macro", 0.75))
-            is 0.7500, expected 0.5556 (f1_macro); 0.7500 is the accuracy, which micro averaging gives
+            >>> print(confmat.result().difference("accuracy", 75.0))
+            is 75.0000, expected 0.7500 (accuracy); it is in percent
         """
         return _difference(self, score, theirs)
 
