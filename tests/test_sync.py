@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import subprocess
-import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import sync_idioms as table
 import torch
 import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import sync_idioms as table
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, allow
 from lightning_evalguard._waits import SUPPORTED, Watch
-from lightning_evalguard.checks.sync import Sync, SyncCheck
+from lightning_evalguard.checks.sync import SyncCheck
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="torch >= 2.9 has get_kernel")
 
@@ -104,7 +100,7 @@ quiet = contextlib.suppress({quiet})
 
 
 class Planted(Honest):
-    batches = 2
+    batches = 1
 
     def training_step(self, batch, batch_idx):
         x, y = self.given = batch
@@ -184,3 +180,406 @@ def test_each_idiom_is_found_at_its_line_and_each_near_miss_is_silent(
     assert {f.location for f in guard.report.findings if f.check == "sync"} == {
         s.location for s in guard.report.syncs if s.owner == "user"
     }
+
+
+# What is said, and what stays silent
+
+
+class ReadsItsLoss(Honest):
+    """The oldest slow-down there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.seen.append(loss.item())
+        return loss
+
+
+def line_of(cls: type, text: str) -> str:
+    lines = Path(__file__).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"class {cls.__name__}("))
+    at = next(i for i, line in enumerate(lines[start:], start + 1) if text in line)
+    return f"{__file__}:{at}"
+
+
+def test_a_bare_guard_warns_once_at_the_users_line(fit: Fit) -> None:
+    with pytest.warns(EvalGuardWarning) as told:
+        fit(ReadsItsLoss(), EvalGuard(metrics=None), max_epochs=2)
+    told_of = [w for w in told if issubclass(w.category, EvalGuardWarning)]
+    assert [f"{w.filename}:{w.lineno}" for w in told_of] == [line_of(ReadsItsLoss, ".item()")]
+    assert str(told_of[0].message).endswith(
+        "`loss.item()` would make the host wait for the device, 1.0 per training step. Keep the "
+        "tensor; read it once after the last batch, or log it with self.log. [sync]"
+    )
+
+
+def test_error_stops_at_the_end_of_the_first_window(fit: Fit) -> None:
+    module = ReadsItsLoss()
+    with pytest.raises(EvalGuardError, match="host wait") as caught:
+        fit(module, EvalGuard(metrics=None, sync="error"))
+    assert len(module.seen) == 1
+    assert [s.expression for s in caught.value.report.syncs] == ["loss.item()"]
+
+
+def test_allow_silences_the_finding_and_keeps_the_record(fit: Fit) -> None:
+    class Meant(Honest):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            with allow("sync", reason="the scheduler wants a number"):
+                loss.item()
+            return loss
+
+    guard = EvalGuard(metrics=None, sync="error")
+    fit(Meant(), guard)
+    assert [(s.expression, s.allowed) for s in guard.report.syncs] == [("loss.item()", True)]
+
+
+class Careful(Honest):
+    """Reads on the host what lives there: data, lengths, statistics after the last batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+        self.weights = torch.tensor([0.5, 0.5])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.detach())
+        order = torch.randperm(4).tolist()
+        share = torch.rand(1).item() + self.weights.sum().item() + order[0]
+        return loss * share
+
+    def on_train_epoch_end(self) -> None:
+        self.mean = torch.stack(self.losses).mean().item()
+
+    def on_validation_epoch_end(self) -> None:
+        self.best = float(self.trainer.callback_metrics["val_loss"])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        class Reads(Dataset[Any]):
+            def __len__(self) -> int:
+                return 16
+
+            def __getitem__(self, i: int) -> Any:
+                point = torch.full((4,), float(i))
+                return point + point.mean().item(), int(torch.tensor(i % 4))
+
+        return DataLoader(Reads(), batch_size=8)
+
+
+def test_what_lives_on_the_host_is_read_in_silence(fit: Fit) -> None:
+    guard = EvalGuard(metrics=None, sync="error", sync_steps=(0, 1))
+    fit(Careful(), guard, max_epochs=2)
+    assert sites(guard, "user") == sites(guard, "user", "validate") == {}
+
+
+def test_a_part_of_the_batch_that_a_hook_may_leave_on_the_host_is_not_judged(fit: Fit) -> None:
+    class Keeps(Honest):
+        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+            return batch[0].to(device, non_blocking=True), batch[1]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            batch[1].tolist()
+            return super().training_step(batch, batch_idx)
+
+    assert sites(watch(fit, Keeps()), "user") == {}
+
+
+def test_the_guards_own_replay_of_a_step_is_not_counted(fit: Fit) -> None:
+    class Reads(Honest):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            batch[0].mean().item()
+
+    guard = EvalGuard(metrics=None, audit="full", sync_steps=(0, 1))
+    with pytest.warns(EvalGuardWarning, match="1.0 per validation step"):
+        fit(Reads(), guard)
+    assert sites(guard, "user", "validate") == {"batch[0].mean().item()": 1.0}
+
+
+def test_windows_are_the_first_steps_and_on_the_cpu_ever_rarer_ones() -> None:
+    check, counted = SyncCheck((2, 50)), []
+    for n in range(500):
+        if n < 2 or check._is_due(n):
+            counted.append(n)
+            check._watch = check._watch or _FakeDevice
+    assert counted == [0, 1, 50, 100, 200, 400]
+
+
+class _FakeDevice:
+    on_cpu = True
+
+
+@pytest.mark.parametrize("steps", [(2,), (-1, 50), (2, 0)])
+def test_a_wrong_choice_of_windows_is_refused(steps: Any) -> None:
+    with pytest.raises(ValueError, match="sync_steps="):
+        EvalGuard(sync_steps=steps)
+
+
+def test_below_torch_2_9_the_report_says_that_nothing_was_watched(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_evalguard.checks.sync.SUPPORTED", False)
+    guard = watch(fit, ReadsItsLoss())
+    assert guard.report.syncs == []
+    assert "is below 2.9" in str(guard.report)
+
+
+# Whose it is
+
+
+def test_lightnings_own_syncs_stand_under_its_name(fit: Fit, tmp_path: Path) -> None:
+    class Logs(Honest):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("bar", loss, prog_bar=True)
+            self.log("half", 0.5)
+            return loss
+
+    guard = watch(
+        fit,
+        Logs(),
+        pl.callbacks.EarlyStopping("val_loss"),
+        pl.callbacks.ModelCheckpoint(tmp_path, monitor="val_loss"),
+        gradient_clip_val=1.0,
+        enable_progress_bar=True,
+        enable_checkpointing=True,
+    )
+    assert sites(guard, "user") == {}
+    assert [f for f in guard.report.findings if f.check == "sync"] == []
+    found = sites(guard, "lightning")
+    assert found['self.log("half", 0.5)'] == 1.0  # a number becomes a tensor on the device
+    assert found["value.item()"] == 2.0  # the bar reads each metric twice
+    assert set(found) == {'self.log("half", 0.5)', "value.item()"}
+
+
+def metric(name: str, **kwargs: Any) -> torchmetrics.Metric:
+    return getattr(torchmetrics.classification, f"Multiclass{name}")(num_classes=4, **kwargs)
+
+
+# As the CUDA runtime sees it: `bincount` and `unique` wait inside, an `ignore_index` twice more.
+@pytest.mark.parametrize(
+    ("name", "settings", "ops"),
+    [
+        ("Accuracy", {}, {"bincount": 1}),
+        ("Accuracy", {"validate_args": False}, {"bincount": 1}),
+        ("Accuracy", {"ignore_index": 0}, {"bincount": 1, "nonzero": 2}),
+        ("ConfusionMatrix", {}, {"bincount": 1}),
+        ("ConfusionMatrix", {"validate_args": False}, {"bincount": 1}),
+        ("ConfusionMatrix", {"ignore_index": 0}, {"bincount": 1, "nonzero": 2}),
+        ("AUROC", {}, {"unique": 1}),
+        ("AUROC", {"validate_args": False}, {}),
+        ("AUROC", {"ignore_index": 0}, {"unique": 1, "nonzero": 2}),
+    ],
+)
+def test_torchmetrics_syncs_stand_under_its_name_at_the_users_line(
+    fit: Fit, name: str, settings: dict[str, Any], ops: dict[str, int]
+) -> None:
+    class Measures(Honest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.metric = metric(name, **settings)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.metric.update(self(batch[0]), batch[1])
+
+    guard = watch(fit, Measures())
+    assert [f for f in guard.report.findings if f.check == "sync"] == []
+    found: Counter[str] = Counter()
+    for sync in guard.report.syncs:
+        assert (sync.owner, sync.stage) == ("torchmetrics", "validate")
+        assert sync.expression == "self.metric.update(self(batch[0]), batch[1])"
+        assert sync.via.startswith("torchmetrics/")
+        found[sync.op] += int(sync.per_step)
+    assert found == ops
+
+
+def test_the_guards_own_confusion_state_waits_for_nothing(fit: Fit) -> None:
+    guard = EvalGuard(audit="off", sync="error", sync_steps=(0, 1))
+
+    class Tells(Honest):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            x, y = batch
+            return {"preds": self(x).argmax(-1), "target": y, "loss": F.cross_entropy(self(x), y)}
+
+    fit(Tells(), guard)
+    assert sites(guard, "lightning_evalguard", "validate") == {}
+
+
+# Nothing is left behind
+
+
+def state_of_torch() -> list[Any]:
+    """What the watch replaces, as it stands."""
+    methods = ("cpu", "to", "tolist", "numpy", "__array__", "__repr__", "__format__", "new_tensor")
+    kernels = [
+        torch._C._dispatch_dump(f"aten::{op}").split("CPU:")[-1]
+        for op in ("_local_scalar_dense", "nonzero", "_unique2", "bincount", "equal")
+    ]
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return [*(vars(Tensor).get(m) for m in methods), *kernels, *modes]
+
+
+class _Stops(Honest):
+    error: BaseException = RuntimeError("stop")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_an_exception_in_a_window_leaves_torch_as_it_was(fit: Fit, error: BaseException) -> None:
+    before = state_of_torch()
+    module = _Stops()
+    module.error = error
+    with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)):
+        fit(module, EvalGuard(metrics=None))
+    assert state_of_torch() == before
+
+
+def test_overlapping_watches_may_stop_in_any_order() -> None:
+    before = state_of_torch()
+    heard: list[str] = []
+    first, second = (Watch("cpu", lambda op, f, s, n=n: heard.append(n)) for n in ("1", "2"))
+    value = torch.ones(())
+    first.open([value])
+    second.open([value])
+    value.item()
+    first.stop()
+    value.item()
+    second.stop()
+    value.item()
+    assert heard == ["1", "2", "2"]
+    assert state_of_torch() == before
+
+
+def test_two_guards_and_a_trainer_inside_another(fit: Fit, trainer: Callable[..., Any]) -> None:
+    class Nested(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            inner = trainer(callbacks=[EvalGuard(metrics=None, sync="ignore")])
+            inner.validate(Honest(), verbose=False)
+
+    before = state_of_torch()
+    guards = [EvalGuard(metrics=None, audit="off", sync_steps=(0, 1)) for _ in range(2)]
+    with pytest.warns(EvalGuardWarning):
+        fit(ReadsItsLoss(), *guards, Nested(), num_sanity_val_steps=0)
+    assert [sites(g, "user") for g in guards] == [{"loss.item()": 1.0}] * 2
+    assert state_of_torch() == before
+
+
+def test_another_mode_entered_in_a_window_survives_its_end() -> None:
+    class Other(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            return func(*args, **(kwargs or {}))
+
+    before = state_of_torch()
+    watch, other = Watch("cpu", lambda *_: None), Other()
+    watch.open([])
+    with other:
+        watch.stop()
+        assert torch.utils._python_dispatch._get_current_dispatch_mode_stack() == [other]
+    assert state_of_torch() == before
+
+
+def test_another_thread_is_not_watched(fit: Fit) -> None:
+    class Reads(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            thread = threading.Thread(target=lambda: outputs["loss"].item())
+            thread.start()
+            thread.join()
+
+    assert sites(watch(fit, Honest(), Reads()), "user") == {}
+
+
+def test_workers_forked_inside_a_window_watch_nothing() -> None:
+    watch = Watch("cpu", lambda *_: None)
+    watch.open([])
+    child = os.fork() if hasattr(os, "fork") else None
+    if child == 0:
+        modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+        os._exit(0 if not modes else 1)
+    watch.stop()
+    if child is not None:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_our_own_failure_is_told_and_surfaces_in_no_item(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise LookupError("lost")
+
+    monkeypatch.setattr("lightning_evalguard.checks.sync._where", fails)
+    before = state_of_torch()
+    with pytest.warns(EvalGuardWarning, match="LookupError: lost"):
+        fit(ReadsItsLoss(), EvalGuard(metrics=None, sync="error"))
+    assert state_of_torch() == before
+
+
+# It changes nothing
+
+
+class Busy(Honest):
+    """Attention, batch norm, dropout, autocast, vmap, a copy and a pickle of what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.norm = nn.BatchNorm1d(4)
+        self.copies: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.encoder(x[None])[0]
+        x = torch.vmap(lambda row: row * row.sum())(x.float())
+        self.copies.append((torch.save, vars(x.detach())))
+        return self.layer(self.norm(x))
+
+
+def test_training_is_the_same_bit_for_bit(fit: Fit) -> None:
+    weights = []
+    for steps in ((0, 10**9), (0, 1)):
+        torch.manual_seed(0)
+        module = Busy()
+        fit(module, EvalGuard(metrics=None, audit="off", sync_steps=steps), max_epochs=2)
+        weights.append([p.detach().clone() for p in module.parameters()])
+        assert not any(attributes for _, attributes in module.copies)
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) -> None:
+    import torch._dynamo.utils as dynamo
+
+    class Compiled(Honest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = torch.compile(self._step, fullgraph=True, backend=backend)
+
+        def _step(self, x: Tensor, y: Tensor) -> Tensor:
+            one = torch.ones(4, device=x.device).to(x.device)
+            return F.cross_entropy(self.layer(x.to(torch.float32)) * one.cpu().to(x.device), y)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = self.step(*batch)
+            loss.item()
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.step(*batch).item()
+
+    frames = []
+    for steps in ((0, 10**9), (0, 1)):
+        torch._dynamo.reset()
+        dynamo.counters.clear()
+        guard = EvalGuard(metrics=None, audit="off", sync_steps=steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit(Compiled(), guard, num_sanity_val_steps=0)
+        frames.append(dict(dynamo.counters["frames"]) | dict(dynamo.counters["graph_break"]))
+    assert frames[0] == frames[1]
+    assert sites(guard, "user") == {"loss.item()": 1.0}
+    assert sites(guard, "user", "validate") == {"self.step(*batch).item()": 1.0}

@@ -351,8 +351,8 @@ def _remedy(op: str, at: _Where) -> str:
 def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
     """Whose wait it is: the nearest owner outside torch, and the user's line that led there.
 
-    None where it is not a cost of the step: a data loader's work, a compilation, a replay of the
-    step by the guard, and, on the CPU, the optimizer's step counter, which lives on the host.
+    None where it is not a cost of the step: a data loader's work, a compilation, what the guard's
+    checks look at, and, on the CPU, the optimizer's step counter, which lives on the host.
     """
     near: FrameType | None = None
     user: FrameType | None = None
@@ -386,11 +386,14 @@ def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
                 break
             near = near or frame
         elif who == "self":
-            if file.endswith("_replay.py"):
+            ours = near is not None and owner_of(near.f_code.co_filename) == "self"
+            if file.endswith("_replay.py") or (ours and file.endswith("guard.py")):
                 return None
             if near is None and not file.endswith(_OURS):
                 near = frame
         elif who != "stdlib":
+            if near is None and on_cpu and code.co_name in _CPU_BRANCH:
+                return None
             near = near or frame
             if user is None and who == "user":
                 user = frame
@@ -415,6 +418,7 @@ _COMPILING = tuple(
     )
 )
 _DATA = os.path.join("utils", "data")
+_CPU_BRANCH = frozenset({"normalize_logits_if_needed"})  # torchmetrics: another code on a device
 _OURS = ("_waits.py", "_dispatch.py")
 _NAMES = {
     "pytorch_lightning": "lightning",
