@@ -636,11 +636,11 @@ class _Calls:
         @functools.wraps(original)
         def train(module: nn.Module, mode: bool = True) -> nn.Module:
             outer: _Call | None = getattr(local, "call", None)
-            frame = sys._getframe(1)
-            if outer is None or frame.f_code is not code:
-                local.call = call = _call_at(frame, module, mode)
+            frame = _outside(sys._getframe(1), module, code)
+            if outer is None or frame is None or frame.f_code is not code:
+                local.call = call = _call_at(frame, mode)
             else:
-                call = outer
+                call = outer  # the original walks down to this module
             before = module.__dict__.get("training")
             try:
                 return original(module, mode)
@@ -667,18 +667,27 @@ class _Calls:
 _calls = _Calls()
 
 
-def _call_at(frame: FrameType | None, module: nn.Module, mode: bool) -> _Call:
+def _outside(frame: FrameType | None, module: nn.Module, code: CodeType) -> FrameType | None:
+    """The first frame outside `eval()` and overrides of `train()` of this very module."""
+    while (
+        frame is not None
+        and frame.f_code is not code
+        and frame.f_code.co_name in ("train", "eval")
+        and frame.f_locals.get("self") is module
+    ):
+        frame = frame.f_back
+    return frame
+
+
+def _call_at(frame: FrameType | None, mode: bool) -> _Call:
     at = nearest(frame, PLUMBING)
-    inside_train = False
-    while at is not None and at.f_code.co_name in ("train", "eval"):
-        if at.f_locals.get("self") is not module:
-            # a user's own train() that sets the mode of one of its parts
-            inside_train = at.f_code.co_name == "train"
-            break
-        at = nearest(at.f_back, PLUMBING)
-    if at is None or owner_of(at.f_code.co_filename) in _LOOPS:
-        return _Call(bool(mode), allowed("modes"), None, 0, 0, inside_train)
-    return _Call(bool(mode), allowed("modes"), at.f_code, at.f_lasti, at.f_lineno, inside_train)
+    if at is None:
+        return _Call(bool(mode), allowed("modes"), None, 0, 0, False)
+    # a user's own train() that sets the mode of one of its parts
+    by_train = at.f_code.co_name == "train"
+    if owner_of(at.f_code.co_filename) in _LOOPS:
+        return _Call(bool(mode), allowed("modes"), None, 0, 0, by_train)
+    return _Call(bool(mode), allowed("modes"), at.f_code, at.f_lasti, at.f_lineno, by_train)
 
 
 _LOOPS = frozenset({"lightning", "pytorch_lightning", "lightning_fabric"})

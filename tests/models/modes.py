@@ -261,6 +261,25 @@ class PartLoadedInEval(Honest):
         self.backbone.eval()
 
 
+class OverridesTrain(nn.Sequential):
+    """`train()` is overridden and passes on, as in transformers."""
+
+    def train(self, mode: bool = True) -> OverridesTrain:
+        super().train(mode)
+        return self
+
+
+class LoadedInEvalWithOverrides(Honest):
+    """In eval mode from the start; that parts override `train()` is no excuse."""
+
+    subject = "backbone"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = OverridesTrain(OverridesTrain(*net()))
+        self.backbone.eval()
+
+
 class PutToSleepInTheStep(Honest):
     """The training step puts the backbone in eval mode."""
 
@@ -319,6 +338,7 @@ class SamplingCallback(pl.Callback):
 
 IN_TRAINING: tuple[type[Honest], ...] = (
     LoadedInEval,
+    LoadedInEvalWithOverrides,
     PartLoadedInEval,
     PutToSleepInTheStep,
     PutToSleepAtTheEpoch,
