@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -583,3 +586,110 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
     assert frames[0] == frames[1]
     assert sites(guard, "user") == {"loss.item()": 1.0}
     assert sites(guard, "user", "validate") == {"self.step(*batch).item()": 1.0}
+
+
+# On a device: a real one, or CUDA's dispatch code on the stand-in for its runtime
+
+on_a_device = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.filterwarnings("ignore"),
+]
+gpu = {"accelerator": "gpu"}
+
+
+def on_the_rig() -> bool:
+    return "libfc" in os.environ.get("LD_PRELOAD", "")
+
+
+class TestOnADevice:
+    pytestmark = on_a_device
+
+    def test_each_idiom_that_waits_is_heard_and_no_other(self) -> None:
+        table_says = {source: (heard, waited) for source, heard, waited in table.WAITS}
+        assert len(table.WAITS) >= 80
+        assert len(table.FREE) >= 60
+        for source, heard, waited in table.run_each("cuda"):
+            expected = table_says.get(source, (0, 0))
+            assert (source, heard) == (source, expected[0])
+            if on_the_rig():
+                assert (source, bool(waited)) == (source, bool(expected[1]))
+            if on_the_rig() and torch.__version__.startswith("2.14."):
+                assert (source, waited) == (source, expected[1])
+
+    def test_the_planted_table_has_the_same_sites_and_counts_as_on_the_cpu(
+        self, fit: Fit, tmp_path: Path
+    ) -> None:
+        waits = {s: n for s, n, _ in table.WAITS}
+        quiet = "Exception" if on_the_rig() else ""  # values are garbage there
+        module, where = plant(tmp_path, [*waits, *table.FREE], quiet)
+        found = heard(watch(fit, module.Planted(), module.Elsewhere(), **gpu), where)
+        places = [p for p in PLACES if p != "test_step"]
+        expected = {f"{p}: {s}": float(n) for p in places for s, n in waits.items()}
+        assert sorted(found.items() - expected.items()) == []
+        assert sorted(expected.items() - found.items()) == []
+
+    def test_an_honest_module_is_silent(self, fit: Fit) -> None:
+        guard = EvalGuard(metrics=None, audit="off", sync="error", sync_steps=(0, 1))
+        fit(Honest(), guard, num_sanity_val_steps=0, **gpu)
+        assert guard.report.syncs == []
+
+    def test_a_hook_in_the_backward_pass_is_heard_on_autograds_thread(self, fit: Fit) -> None:
+        class Hooked(Honest):
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                loss = super().training_step(batch, batch_idx)
+                loss.register_hook(lambda grad: grad * grad.sum().item())
+                return loss
+
+        assert sites(watch(fit, Hooked(), **gpu), "user") == {"grad.sum().item()": 1.0}
+
+    def test_the_time_that_the_host_waited_is_measured(self, fit: Fit) -> None:
+        class Waits(Honest):
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                loss = super().training_step(batch, batch_idx)
+                keep_busy()
+                loss.item()
+                loss.item()
+                return loss
+
+        def keep_busy() -> None:
+            if not on_the_rig():
+                torch.cuda._sleep(100_000_000)
+                return
+            rig = ctypes.CDLL(os.environ["LD_PRELOAD"])
+            rig.fc_set_kernel_us.argtypes = [ctypes.c_double]
+            rig.fc_set_kernel_us(20_000.0)  # one kernel of 20 ms
+            torch.zeros(1, device="cuda").add_(1)
+            rig.fc_set_kernel_us(0.0)
+
+        guard = watch(fit, Waits(), **gpu)
+        cost = {s.location: s.milliseconds for s in guard.report.syncs if s.owner == "user"}
+        first, second = (cost[place] for place in sorted(cost))
+        assert first is not None
+        assert second is not None
+        assert first > 15.0 > 5.0 > second  # who comes first waits for all that was queued
+
+
+@pytest.mark.cuda
+def test_on_cudas_dispatch_code_without_a_gpu() -> None:
+    python = os.environ.get("EVALGUARD_CUDA_PYTHON") or sys.executable
+    build = subprocess.run(
+        [python, "-c", "import torch; print(torch.version.cuda)"], capture_output=True, text=True
+    )
+    if build.stdout.strip() in ("", "None"):
+        pytest.skip("no CUDA build of torch: name its python in EVALGUARD_CUDA_PYTHON")
+    if not list(Path("/usr/local").glob("cuda*/include/cuda_runtime_api.h")):
+        pytest.skip("no CUDA headers on this machine")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: the tests marked gpu have run on it")
+    root = Path(__file__).parent.parent
+    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", __file__]
+    ran = subprocess.run(
+        ["bash", str(RIG), *tests],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "5 passed" in ran.stdout
