@@ -6,7 +6,6 @@ import functools
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +25,7 @@ PIECE = 64  # elements of a large tensor that a sample looks at
 # what is there
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """A parameter or buffer.
 
     Attributes:
@@ -189,12 +187,12 @@ def _held_by(owner: str, module: nn.Module, registered: bool) -> Iterator[Held]:
     prefix = f"{owner}." if owner else ""
     for key, parameter in _own(module, "_parameters", nn.Module.named_parameters):
         if parameter is not None:
-            lazy = isinstance(parameter, _LAZY)
+            lazy = type(parameter) in _LAZY
             name = f"{prefix}{key}"
             yield Held(name, parameter, module, owner, "parameter", True, lazy, registered)
     for key, buffer in _own(module, "_buffers", nn.Module.named_buffers):
         if buffer is not None:
-            lazy = isinstance(buffer, _LAZY)
+            lazy = type(buffer) in _LAZY
             persistent = key not in module.__dict__.get("_non_persistent_buffers_set", ())
             name = f"{prefix}{key}"
             yield Held(name, buffer, module, owner, "buffer", persistent, lazy, registered)

@@ -163,6 +163,9 @@ class StateCheck(Check):
         assert self._inventory is not None, "open() comes first"
         return self._inventory
 
+    def _optimization(self) -> _Optimization:
+        return _Optimization(self._optimizers(), self._schedulers())
+
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
@@ -319,7 +322,7 @@ class _Window:
         self._hooks = {n: _hook_counts(m) for n, m in self._modules.items()}
         self._knobs = {n: _knobs(m) for n, m in self._modules.items()}
         self._kept = kept(inventory)
-        self._optimization = _Optimization(check._optimizers(), check._schedulers())
+        self._optimization = check._optimization()
         self._settings = _settings()
         # around steps
         self._mark: Marks | None = None
@@ -345,7 +348,8 @@ class _Window:
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
             self._settings_mark = _settings()
-        self._before = _Optimization(self._check._optimizers(), self._check._schedulers())
+        if now.batch < _CLOSELY or now.batch % _SPARSELY == 0:
+            self._before = self._check._optimization()
         self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[:1])]
 
     def _rebase(self, moved: list[str]) -> None:
@@ -386,8 +390,9 @@ class _Window:
             self._kept_mark = None
         changes += self._batch_changed()
         if self._before is not None:
-            after = _Optimization(self._check._optimizers(), self._check._schedulers())
-            stepped = list(self._before.changes(after, "during the step", certain=True))
+            before, self._before = self._before, None
+            after = self._check._optimization()
+            stepped = list(before.changes(after, "during the step", certain=True))
             self._told.update(c.name for c in stepped)
             changes += stepped
         if self._settings_mark is not None:
@@ -610,7 +615,7 @@ class _Window:
         changes += self._training_changes(self._training, inventory.training(), when)
         changes += self._configuration(when)
         changes += self._reused(when)
-        after = _Optimization(self._check._optimizers(), self._check._schedulers())
+        after = self._check._optimization()
         # With manual optimization a hook of the evaluation may be where the schedule is run.
         certain = bool(getattr(inventory.root, "automatic_optimization", True))
         for change in self._optimization.changes(after, when, certain):
@@ -650,6 +655,9 @@ class _Window:
         changes = []
         assigned = self._check._assigned
         before, now = self._modules, self._inventory.modules
+        lazy = {h.owner for h in self._held.values() if h.lazy}
+        still_lazy = {h.owner for h in self._inventory.held.values() if h.lazy}
+        owners = {h.owner for h in self._held.values()}
         for name, module in now.items():
             old = before.get(name)
             if old is None:
@@ -659,8 +667,8 @@ class _Window:
                     remedy = "Make it in `__init__` or `configure_model`."
                     site = assigned.get(name)
                     changes.append(_of_module(name, module, fact, expected, remedy, site))
-            elif self._is_lazy(name):
-                if not any(h.lazy for h in self._inventory.held.values() if h.owner == name):
+            elif name in lazy:
+                if name not in still_lazy:
                     self._told.update(n for n, h in self._held.items() if h.owner == name)
                     fact, expected = f"took its shape and its weights {when}", "them before it"
                     remedy = "Run one batch through the model in `setup`."
@@ -676,7 +684,7 @@ class _Window:
                 change.certain = not self._same_tensors(name)
                 changes.append(change)
         for name, module in before.items():
-            if name not in now and any(h.owner == name for h in self._held.values()):
+            if name not in now and name in owners:
                 fact, expected = f"was removed {when}", "the modules as before it"
                 changes.append(_of_module(name, module, fact, expected, _PUT_BACK))
         return [*changes, *self._registered(when)]
@@ -686,9 +694,6 @@ class _Window:
         old = {n: h.tensor for n, h in self._held.items() if f"{n}.".startswith(f"{name}.")}
         new = self._inventory.held
         return all(n in new and new[n].tensor is tensor for n, tensor in old.items())
-
-    def _is_lazy(self, name: str) -> bool:
-        return any(h.lazy for h in self._held.values() if h.owner == name)
 
     def _registered(self, when: str) -> list[_Change]:
         """Parameters and buffers that are other tensors, or new, in modules that are the same."""
