@@ -1,0 +1,257 @@
+"""Outputs that depend on the other samples of the batch are found; losses and metrics are not."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_evalguard import EvalGuard, Report
+from lightning_evalguard.checks.batch import _map, _repeated, sample_count
+
+Make = Callable[..., pl.Trainer]
+
+
+class Step(pl.LightningModule):
+    """Runs `forward` on a batch of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, 8)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.net(batch["x"]).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("loss", self(batch["x"]).square().mean(), batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader(samples: int = 16, **kwargs: Any) -> DataLoader[Any]:
+    made = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 8, generator=made)
+    items = [{"x": x[i], "y": i % 2, "name": str(i)} for i in range(samples)]
+    return DataLoader(items, **({"batch_size": samples} | kwargs))  # type: ignore[arg-type]
+
+
+def guarded(trainer: Make, module: pl.LightningModule, data: Any = None, **kwargs: Any) -> Report:
+    guard = EvalGuard(**({"batch": "warn", "metrics": None, "sync": "ignore"} | kwargs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_evalguard.guard.warn", lambda finding: None)
+        trainer(callbacks=[guard]).fit(module, loader(), loader() if data is None else data)
+    return guard.report
+
+
+def model(forward: Callable[[Any, Tensor], Tensor], **attributes: Any) -> pl.LightningModule:
+    made = type("Model", (Step,), {"forward": lambda self, x: forward(self, self.net(x))})()
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def wide(x: Tensor) -> Tensor:
+    return x[:, None].expand(-1, 5, -1) * torch.arange(1, 6)[:, None]
+
+
+encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 1, enable_nested_tensor=False)
+MIXING: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], str, bool]] = {
+    "standardised": (lambda self, x: (x - x.mean(0)) / x.std(0), {}, "x - x.mean(0)", False),
+    "largest": (lambda self, x: x / x.abs().max(), {}, "x / x.abs().max()", False),
+    "ranked": (lambda self, x: x * x[:, :1].argsort(0).argsort(0), {}, "argsort", False),
+    "batch norm": (
+        lambda self, x: self.norm(x),
+        {"norm": nn.BatchNorm1d(8, track_running_stats=False)},
+        "self.norm(x)",
+        True,
+    ),
+    "functional": (
+        lambda self, x: F.batch_norm(x, None, None, training=True),
+        {},
+        "F.batch_norm(x, None, None, training=True)",
+        True,
+    ),
+    "in a list": (
+        lambda self, x: self.norms[0](x),
+        {"norms": [nn.BatchNorm1d(8, track_running_stats=False)]},
+        "self.norms[0](x)",
+        True,
+    ),
+    "attention": (lambda self, x: self.enc(wide(x)), {"enc": encoder}, "self.enc(wide(x))", False),
+    "recurrence": (
+        lambda self, x: self.rnn(wide(x))[0],
+        {"rnn": nn.GRU(8, 8)},
+        "self.rnn(wide(x))",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_sample_that_depends_on_the_others_is_found(name: str, trainer: Make) -> None:
+    forward, attributes, expression, certain = MIXING[name]
+    report = guarded(trainer, model(forward, **attributes))
+    assert len(report.findings) == 1, report
+    (finding,) = report.findings
+    assert expression in (finding.expression or "")
+    assert (finding.certain, finding.stage) == (certain, "sanity_check")
+
+
+def test_the_words(trainer: Make) -> None:
+    report = guarded(trainer, model(*MIXING["standardised"][:1]))
+    line = report.findings[0].location.rpartition(":")[2]  # type: ignore[union-attr]
+    assert str(report.findings[0]) == (
+        f"tests/test_batch.py:{line} in `Model` (the whole model): `x - x.mean(0)` gives a sample "
+        "other values among other samples. Compute it from each sample alone, or pass "
+        'allow={"batch": ["*/test_batch.py"]}. [batch]'
+    )
+    forward, attributes, *_ = MIXING["in a list"]
+    report = guarded(trainer, model(forward, **attributes))
+    assert report.findings[0].subject == "norms[0]"
+    assert report.findings[0].remedy == "Make `self.norms` an nn.ModuleList."
+
+
+class Contrastive(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        z = F.normalize(z, dim=1)
+        return F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+class Decorrelated(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        z = (z - z.mean(0)) / z.std(0)
+        return (z.T @ z).square().mean()
+
+
+def sorted_metric(self: Any, x: Tensor) -> Tensor:
+    scores = x[:, 0].detach()
+    self.log("auc", scores.sort().values.cumsum(0).mean(), batch_size=1)
+    return x
+
+
+def weight_standardised(self: Any, x: Tensor) -> Tensor:
+    weight = F.batch_norm(self.net.weight[None], None, None, training=True)[0]
+    return F.linear(x, weight)
+
+
+def noisy(self: Any, x: Tensor) -> Tensor:
+    return x * torch.rand(len(x), 1)
+
+
+def adapted(self: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        weight = torch.ones(8, requires_grad=True)
+        (gradient,) = torch.autograd.grad((x.clone() * weight).square().mean(), weight)
+    return x * (1 - gradient)
+
+
+batch_first = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 1)
+HONEST: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
+    "per sample": (lambda self, x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), {}),
+    "running statistics": (lambda self, x: self.norm(x), {"norm": nn.BatchNorm1d(8)}),
+    "instance norm": (lambda self, x: self.norm(wide(x)), {"norm": nn.InstanceNorm1d(5)}),
+    "attention": (lambda self, x: self.enc(wide(x)), {"enc": batch_first}),
+    "recurrence": (
+        lambda self, x: self.rnn(wide(x))[0],
+        {"rnn": nn.GRU(8, 8, batch_first=True)},
+    ),
+    "convolution": (lambda self, x: self.conv(wide(x)), {"conv": nn.Conv1d(5, 5, 3, padding=1)}),
+    "contrastive loss": (lambda self, x: self.loss(x), {"loss": Contrastive()}),
+    "decorrelation loss": (lambda self, x: self.loss(x), {"loss": Decorrelated()}),
+    "similarity matrix": (lambda self, x: x @ x.T, {}),
+    "metric": (sorted_metric, {}),
+    "weights": (weight_standardised, {}),
+    "rounded": (lambda self, x: self.low(x.half()).float(), {"low": nn.Linear(8, 8).half()}),
+    "adaptation": (adapted, {}),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("samples", [4, 16, 17])
+def test_what_each_sample_gets_alone_is_silent(name: str, samples: int, trainer: Make) -> None:
+    forward, attributes = HONEST[name]
+    settings = {"grad": "ignore", "state": "ignore", "modes": "ignore"}
+    report = guarded(trainer, model(forward, **attributes), loader(samples), **settings)
+    assert [str(f) for f in report.findings] == []
+
+
+def test_noise_is_left_to_the_check_of_noise(trainer: Make) -> None:
+    report = guarded(trainer, model(noisy), stochastic="warn")
+    assert [f.check for f in report.findings] == ["stochastic"]
+
+
+def test_what_cannot_be_halved_is_one_note(trainer: Make) -> None:
+    fixed = model(lambda self, x: x.view(16, 2, 4))
+    few = guarded(trainer, model(lambda self, x: x), loader(2))
+    assert "batch: the first batch was not halved: fewer than 4 samples" in few.notes
+    assert "batch: the step does not run on half of a batch (RuntimeError)" in (
+        guarded(trainer, fixed).notes
+    )
+
+    def graphs(items: Any) -> Any:
+        return {"x": torch.cat([i["x"][None] for i in items] * 2)}
+
+    packed = guarded(
+        trainer,
+        model(lambda self, x: x / x.abs().max()),
+        loader(batch_size=4, collate_fn=graphs, num_workers=0),
+    )
+    assert packed.findings == []
+    assert any("dim 0 of its tensors is not its samples" in n for n in packed.notes)
+
+
+# batches
+
+Pair = namedtuple("Pair", "x y")
+
+
+@dataclass
+class Record:
+    x: Tensor
+    y: list[str]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.arange(6),
+        [torch.arange(6), torch.zeros(6, 2)],
+        (torch.arange(6), ["a"] * 6, 3, torch.tensor(1.0), None),
+        {"x": torch.arange(6), "nested": {"y": [torch.zeros(6), "name"]}},
+        Pair(torch.arange(6), tuple("abcdef")),
+        Record(torch.arange(6), list("abcdef")),
+    ],
+    ids=lambda b: type(b).__name__,
+)
+def test_a_batch_of_any_kind_is_halved(batch: Any) -> None:
+    assert sample_count(batch) == 6
+    half = _map(batch, 6, lambda t: t[:3])
+    assert type(half) is type(batch)
+    assert sample_count(half) == 3
+    assert sample_count(batch) == 6
+
+
+@pytest.mark.parametrize("batch", [(torch.zeros(3), torch.zeros(4)), "text", 3, None, []])
+def test_a_batch_without_one_length_is_not(batch: Any) -> None:
+    assert sample_count(batch) is None
+
+
+@pytest.mark.parametrize("samples", [4, 5, 6, 7])
+def test_other_samples_take_the_place_of_a_half(samples: int) -> None:
+    half = samples // 2
+    for items in (torch.arange(samples), list(range(samples))):
+        for start in (0, half):
+            other = list(_repeated(items, half=half, start=start))
+            assert len(other) == samples
+            kept = list(range(start, start + half))
+            assert other[start : start + half] == kept
+            assert set(map(int, other)) == set(kept)
