@@ -305,7 +305,10 @@ class _Window:
         self.names = {id(m): name for name, m in inventory.modules.items()}
         self._sharded = _sharded(inventory)
         if self._sharded:
-            check._note("parameters are sharded: what they contain was not checked")
+            check._note(
+                "parameters are sharded: writes to the shards were looked for, what they and their "
+                "gradients contain was not compared"
+            )
         self._held = dict(inventory.held)
         self._objects = {n: weakref.ref(h.tensor) for n, h in self._held.items()}
         self._prints = self._hash(self._held)
@@ -329,6 +332,7 @@ class _Window:
         self._training_mark: Training | None = None
         self._kept_mark: dict[str, dict[str, Kept]] | None = None
         self._settings_mark: dict[str, Any] | None = None
+        self._shards: dict[str, int] = {}
         self._replaced: set[str] = set()
         self._fresh: dict[str, weakref.ref[Tensor]] = {}
         self._products: dict[str, tuple[weakref.ref[Tensor], Site | None]] = {}
@@ -345,6 +349,7 @@ class _Window:
             self._mark = inventory.read()
             self._training_mark = inventory.training()
             self._rebase(self._mark.moved(self._marks))
+            self._shards = self._shard_versions()
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
             self._settings_mark = _settings()
@@ -378,6 +383,12 @@ class _Window:
             # DDP's first forward overwrites the buffers of all ranks but the first.
             self._adopt(_buffers(inventory))
             moved = [n for n in moved if n not in _buffers(inventory)]
+        if self._sharded:
+            versions = self._shard_versions()
+            changes += self._changes(
+                {n for n, v in versions.items() if v != self._shards.get(n, v)}
+            )
+            self._shards = versions
         look_at = {*moved, *(_small_buffers(inventory) if closely else ())}
         if look_at:
             changes += self._written(look_at, moved)
@@ -420,14 +431,23 @@ class _Window:
         candidates = _some(held, (n for n in names if n not in self._told))
         now = self._hash(candidates)
         differing = {n for n in now.differing(self._base) if not self._is_cache(n)}
-        self._told |= differing
         # Moved but the same, as far as a piece of it shows: look at all of it from now on.
         self._check._restless.update(n for n in moved if n not in differing)
+        return self._changes(differing)
+
+    def _changes(self, names: set[str]) -> list[_Change]:
+        held = self._held | self._inventory.held
+        found = [h for n, h in held.items() if n in names and self._tell(n)]
         return [
             _of(h, "changed during the step", "it to stay as it was", _remedy_of(h), writes=True)
-            for n, h in held.items()
-            if n in differing
+            for h in found
         ]
+
+    def _shard_versions(self) -> dict[str, int]:
+        """Versions of the shards themselves: FSDP2 exchanges them for gathered parameters."""
+        return {
+            n: version(h.tensor) for n, h in self._held.items() if hasattr(h.tensor, "to_local")
+        }
 
     def _is_cache(self, name: str) -> bool:
         """Whether a buffer is no state: not in the state_dict, and made anew with another shape."""
@@ -460,7 +480,7 @@ class _Window:
                     functools.partial(parameter.requires_grad_, flag),
                 )
                 changes.append(change)
-        old_grads = before.grads()
+        old_grads = before.grads() if not self._sharded else {}
         for name, mark in now.grads().items():
             was_mark = old_grads.get(name)
             if mark == was_mark or name not in old_grads:
