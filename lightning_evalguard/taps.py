@@ -57,11 +57,19 @@ class MetricTap:
         self._wraps: list[Wrap] = []
 
     def open(self, module: nn.Module) -> None:
-        """Tap every metric that `module` holds now."""
+        """Tap every metric that `module` holds now.
+
+        Raises:
+            ValueError: If the one that is asked for is not there.
+        """
         self.close()
-        for name, metric in metrics_of(module):
+        held = list(metrics_of(module))
+        for name, metric in held:
             if self._only in (None, name, name.rpartition(".")[2]):
                 self._wraps.append(Wrap(metric, "update", self._around(name, metric)))
+        if self._only is not None and not self._wraps:
+            there = ", ".join(name for name, _ in held) or "no classification metric"
+            raise ValueError(f"source='metric:{self._only}': the module has {there}")
 
     def close(self) -> None:
         """Leave the metrics as they were."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gc
 import importlib.util
 import json
+import os
+import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +274,78 @@ def test_no_figure_is_open_after_a_hundred_epochs(tmp_path: Path) -> None:
     assert not [o for o in gc.get_objects() if type(o).__name__ == "FigureCanvasAgg"]
     if "matplotlib.pyplot" in sys.modules:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@contextlib.contextmanager
+def served(*command: str) -> Iterator[str]:
+    """The address of a server that is started with ``--port`` on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A session of its own: servers have workers, which are to end with them.
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(120):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def colours_of(address: str, folder: Path) -> dict[tuple[int, int, int], int]:
+    """How often each colour stands on the page, as a browser draws it."""
+    from PIL import Image
+
+    picture = folder / "page.png"
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
+        "--virtual-time-budget=60000", f"--user-data-dir={folder / 'profile'}",
+        f"--screenshot={picture}", address,
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    with Image.open(picture) as page:
+        found = page.convert("RGB").getcolors(page.width * page.height)
+    return {colour: n for n, colour in found}
+
+
+def shows_the_matrix(colours: dict[tuple[int, int, int], int]) -> bool:
+    right, wrong = (11, 37, 69), (127, 39, 4)  # 100 % on the diagonal, the strongest error
+    return colours.get(right, 0) > 5000 and colours.get(wrong, 0) > 2500
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_tensorboards_page_shows_the_matrix(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path / "logs")
+    with served("tensorboard.main", "--logdir", str(tmp_path / "logs")) as address:
+        assert not shows_the_matrix(colours_of(f"{address}#images", tmp_path))
+    write([logger], "val", result(), 20)
+    logger.finalize("success")
+    with served("tensorboard.main", "--logdir", str(tmp_path / "logs")) as address:
+        assert shows_the_matrix(colours_of(f"{address}#images", tmp_path))
+
+
+@dashboard
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_mlflows_page_shows_the_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow.server")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
+    write([logger], "val", result(), 20)
+    page = f"#/experiments/{logger.experiment_id}/runs/{logger.run_id}/artifacts/confusion_matrix/"
+    with served("mlflow", "server", "--backend-store-uri", uri, "--workers", "1") as address:
+        assert shows_the_matrix(colours_of(f"{address}{page}val-step=20.png", tmp_path))

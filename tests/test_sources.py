@@ -27,6 +27,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.wrappers import BootStrapper, ClasswiseWrapper
 
+from lightning_evalguard import EvalGuard
 from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.taps import metrics_of
 from test_recorder import Drive, Net, data, expected, loader
@@ -217,6 +218,70 @@ def test_every_style_gives_sklearns_matrix(trainer: Any, style: type[Net]) -> No
         made.fit(net, loader(), loader())
     assert drive.results["val"].matrix.tolist() == expected(net, data())
     assert drive.recorded[-1].notes == []
+
+
+@pytest.mark.parametrize("style", [s for s in MULTICLASS if s is not Bootstrapped])
+def test_every_style_works_with_a_bare_guard(trainer: Any, style: type[Net]) -> None:
+    guard, net = EvalGuard(), style()
+    made = trainer(callbacks=[guard])
+    made.fit(net, loader(), loader())
+    result = guard.report.confusion["val"]
+    assert result.matrix.tolist() == expected(net, data())
+    assert float(made.callback_metrics["val/accuracy"]) == pytest.approx(result.scores["accuracy"])
+    assert guard.report.findings == []
+
+
+class HuggingFace(pl.LightningModule):
+    """A model that computes and returns its own loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForTokenClassification
+
+        config = BertConfig(
+            vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=16, num_labels=C,
+        )  # fmt: skip
+        self.model = BertForTokenClassification(config)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        out = self.model(input_ids=batch[0], labels=batch[1])
+        self.log("val/loss", out.loss)
+        return out.loss
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_hugging_face_model_that_returns_its_loss(trainer: Any) -> None:
+    pytest.importorskip("transformers")
+    guard, net = EvalGuard(), HuggingFace()
+    x, y = torch.randint(0, 30, (20, 7)), torch.randint(0, C, (20, 7))
+    y[:, 5:] = -100
+    trainer(callbacks=[guard]).validate(net, loader(TensorDataset(x, y), 8), verbose=False)
+    with torch.no_grad():
+        preds = net.eval().model(input_ids=x).logits.argmax(-1)
+    keep = y != -100
+    result = guard.report.confusion["val"]
+    expected = confusion_matrix(y[keep], preds[keep], labels=list(range(C)))
+    assert result.matrix.tolist() == expected.tolist()
+    assert (result.total, result.ignored) == (100, 40)
+
+
+class Degenerate(CollectionUpdated):
+    """Its first batch makes all metrics look alike: torchmetrics merges them into one group."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = F.one_hot(batch[1], C).float() if batch_idx == 0 else self(batch[0])
+        self.many.update(logits, batch[1])
+
+
+def test_compute_groups_merged_on_a_degenerate_first_batch_lose_nothing(trainer: Any) -> None:
+    drive, net = Drive(), Degenerate()
+    trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
+    x, y = data().tensors
+    with torch.no_grad():
+        preds = torch.cat((y[:16], net(x[16:]).argmax(1)))
+    expected = confusion_matrix(y, preds, labels=list(range(C)))
+    assert drive.results["val"].matrix.tolist() == expected.tolist()
 
 
 def test_the_source_is_named_where_it_stands(trainer: Any) -> None:
@@ -416,6 +481,12 @@ def test_a_metric_can_be_named(trainer: Any) -> None:
     drive = Drive(ConfusionMetrics(source="loss"))
     trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
     assert drive.results["val"].num_classes == 5
+
+
+def test_a_metric_that_is_not_there_is_refused(trainer: Any) -> None:
+    drive = Drive(ConfusionMetrics(source="metric:val_f1"))
+    with pytest.raises(ValueError, match="source='metric:val_f1': the module has val_acc"):
+        trainer(callbacks=[drive]).validate(Hydra(), loader(), verbose=False)
 
 
 def silent(step: Callable[[Any, Any], Any]) -> type[Net]:
