@@ -443,14 +443,16 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: dict[int, tuple[weakref.ref[Tensor], bool]] = {}
+        self._known: dict[int, tuple[Callable[[], Tensor | None], bool]] = {}
         self._running: Any = None
         self._previous = ""  # the operator that ran before
         self._args: tuple[Any, ...] = ()  # of the operator that runs
 
     def put(self, tensor: Tensor, on_device: bool) -> None:
         """Say where a tensor lives."""
-        self._known[id(tensor)] = (weakref.ref(tensor), on_device)
+        # a parameter is held: `torch.utils.swap_tensors` refuses one that has weak references
+        refer = _held(tensor) if isinstance(tensor, torch.nn.Parameter) else weakref.ref(tensor)
+        self._known[id(tensor)] = (refer, on_device)
 
     def moved(self, tensor: Tensor, out: Tensor, on_device: bool) -> Tensor:
         """What a move of `tensor` returned; on the CPU that is `tensor` itself.
@@ -552,7 +554,9 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if on_device is not None:
             for tensor in out if isinstance(out, (list, tuple)) else (out,):
                 if isinstance(tensor, Tensor):
-                    known[id(tensor)] = (weakref.ref(tensor), on_device)
+                    place = known.get(id(tensor))
+                    if place is None or place[1] != on_device or place[0]() is not tensor:
+                        known[id(tensor)] = (weakref.ref(tensor), on_device)
         return out
 
     def _made(self, op: str, frame: FrameType) -> bool | None:
@@ -593,6 +597,10 @@ def _is_composite(func: Any) -> bool:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     name = func.name()  # type: ignore[no-untyped-call]
     return has(name, "CompositeImplicitAutograd") and not has(name, "CPU")
+
+
+def _held(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
 
 
 def _flat(args: tuple[Any, ...]) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -553,6 +554,17 @@ def test_training_is_the_same_bit_for_bit(fit: Fit) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+def test_parameters_can_be_swapped_inside_a_window(fit: Fit) -> None:
+    class Swaps(Honest):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            other = nn.Parameter(self.layer.weight.detach().clone())
+            torch.utils.swap_tensors(self.layer.weight, other)
+            torch.utils.swap_tensors(self.layer.weight, other)
+            return super().training_step(batch, batch_idx)
+
+    assert watch(fit, Swaps()).report.syncs == []
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) -> None:
     import torch._dynamo.utils as dynamo
@@ -586,6 +598,15 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
     assert frames[0] == frames[1]
     assert sites(guard, "user") == {"loss.item()": 1.0}
     assert sites(guard, "user", "validate") == {"self.step(*batch).item()": 1.0}
+
+
+def test_the_example_prints_its_five_and_the_mended_one_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "syncs.py"), run_name="__main__")
+    planted, _, mended = capsys.readouterr().out.partition("Mended: ")
+    assert planted.count("[user]") == 5
+    assert mended.strip() == "0 syncs"
 
 
 # On a device: a real one, or CUDA's dispatch code on the stand-in for its runtime

@@ -100,7 +100,7 @@ class Sync:
         cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
         owner = f"{self.owner}, {self.via}" if self.via else self.owner
         return (
-            f"{shown_path(self.location)}: `{self.expression}` ({self.op}), "
+            f"{_short(shown_path(self.location))}: `{self.expression}` ({self.op}), "
             f"{self.per_step:.1f} per {_STEPS.get(self.stage, 'step')}{cost} [{owner}]"
         )
 
@@ -405,6 +405,8 @@ def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
         owner = _NAMES.get(owner_of(near.f_code.co_filename), owner_of(near.f_code.co_filename))
     via = "" if user is None or near is user else _library_place(near)
     text = expression_of(user or near)
+    if text.startswith(("if ", "elif ", "while ")):
+        text = shown.expression.rstrip(":")  # Python 3.11 takes the whole statement for its test
     text = text if len(text) <= 80 else text[:77] + "..."
     return _Where(shown.location, text, shown.function, owner, via, inside, hook)
 
@@ -428,10 +430,13 @@ _NAMES = {
 
 
 def _library_place(frame: FrameType) -> str:
-    file = frame.f_code.co_filename
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _short(place: str) -> str:
     for site in ("site-packages", "dist-packages"):
-        file = file.rpartition(f"{os.sep}{site}{os.sep}")[2]
-    return f"{file}:{frame.f_lineno}"
+        place = place.rpartition(f"{os.sep}{site}{os.sep}")[2]
+    return place
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
