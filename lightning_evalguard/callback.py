@@ -18,7 +18,7 @@ from lightning_evalguard.checks.state import StateCheck
 from lightning_evalguard.checks.stochastic import StochasticCheck
 from lightning_evalguard.checks.sync import SyncCheck
 from lightning_evalguard.confusion import ConfusionMetrics
-from lightning_evalguard.guard import Audit, Guard, Replays, check_allow
+from lightning_evalguard.guard import Audit, Guard, Replays, check_allow, check_policies
 from lightning_evalguard.recorder import Recorder
 from lightning_evalguard.report import FixPolicy, Policy, Report, check_policy, warn_text
 from lightning_evalguard.sinks import write
@@ -90,20 +90,16 @@ class EvalGuard(Callback):
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
         audit: Audit = "auto",
     ) -> None:
-        for name, policy in (("modes", modes), ("rng", rng)):
-            check_policy(name, policy, FixPolicy)
-        others = {
-            "grad": grad, "state": state, "stochastic": stochastic, "batch": batch, "sync": sync,
-        }  # fmt: skip
-        for name, policy in others.items():
-            check_policy(name, policy, Policy)
+        self._policies = check_policies(
+            modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
+            sync=sync,
+        )  # fmt: skip
         check_policy("audit", audit, Audit)
         check_allow(allow)
         if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
             raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
         self._metrics = metrics
         self._report = Report()
-        self._policies: dict[str, str] = {"modes": modes, "rng": rng, **others}
         SyncCheck(sync_steps)  # refuses what is not two numbers
         self._sync_steps = sync_steps
         self._audit = audit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -17,11 +18,17 @@ from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled
 from lightning_evalguard._replay import CannotReplay, Look
 from lightning_evalguard._rollback import Generators
 from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.checks.rng import RngCheck
+from lightning_evalguard.checks.state import StateCheck
+from lightning_evalguard.checks.stochastic import StochasticCheck
 from lightning_evalguard.report import (
     EvalGuardError,
     Finding,
     FixPolicy,
+    Policy,
     Report,
     check_policy,
     warn,
@@ -49,6 +56,14 @@ class Replays:
     beside: Callable[[], Iterable[object]] = tuple
     isolate: Callable[[], AbstractContextManager[Any]] | None = None
     why_not: Callable[[], str | None] = lambda: None
+
+
+@dataclass
+class Showing:
+    """How a step is shown: watched by `seen` as it runs, or run `again` after it."""
+
+    again: bool
+    seen: dict[str, Subscriber]
 
 
 class Guard:
@@ -101,29 +116,53 @@ class Guard:
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one evaluation step under guard and return what it returns."""
         self.before(now, args)
-        showing = self._showing(now)
-        seen = self._watch(now) if showing == "alone" else {}
-        with Watch(*seen.values()) if seen else nullcontext() as watch:
+        with self.shown(now) as showing:
             outputs = call(*args, **kwargs)
-        if watch is not None:
-            self._off(watch, seen)
-        self.report.checked["batches"] += 1
-        found = self._ask(lambda check: check.after_step(now, outputs))
-        if showing == "again" or self._tripped():
-            found += self._show_again(now, call, args, kwargs)
-        elif seen:
-            found += self._ask_witnesses(lambda c: c.saw(now, seen.get(c.name), None))
-        if found:
-            self._judge(found, quiet=False)
+        self.after(now, outputs, showing, call, args, kwargs)
         return outputs
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
         self._all(lambda check: check.before_step(now, args))
 
-    def after(self, now: Moment, outputs: Any, error: BaseException | None = None) -> None:
-        """An evaluation step returned `outputs`, or ended in `error`."""
-        self._all(lambda check: check.after_step(now, outputs), quiet=error is not None)
+    def after(
+        self,
+        now: Moment,
+        outputs: Any,
+        showing: Showing,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """The step ``call(*args, **kwargs)`` returned `outputs`, shown as `showing` says."""
+        self.report.checked["batches"] += 1
+        found = self._ask(lambda check: check.after_step(now, outputs))
+        if showing.again or self._tripped():
+            found += self._show_again(now, call, args, kwargs)
+        elif showing.seen:
+            found += self._ask_witnesses(lambda c: c.saw(now, showing.seen.get(c.name), None))
+        if found:
+            self._judge(found, quiet=False)
+
+    @contextmanager
+    def shown(self, now: Moment) -> Iterator[Showing]:
+        """Show the operators of what runs inside to the checks that want to see this step's."""
+        again = self._showing(now)
+        seen = self._watch(now) if again == "alone" else {}
+        showing = Showing(again == "again", seen)
+        if not seen:
+            yield showing
+            return
+        with Watch(*seen.values()) as watch:
+            yield showing
+        self._off(watch, seen)
+
+    def flags(self, now: Moment, error: BaseException | None) -> None:
+        """Look at the modes once more, where no step has just ended."""
+        self._all(
+            lambda check: check.after_step(now, None) if isinstance(check, ModesCheck) else (),
+            quiet=error is not None,
+        )
 
     def move(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Move a batch of an evaluation to the device under guard and return what that returns."""
@@ -300,6 +339,8 @@ class Guard:
     def _failed(self, pair: tuple[Check, str], error: Exception) -> None:
         self._checks = [p for p in self._checks if p is not pair]
         check = pair[0]
+        with suppress(Exception):  # it is broken, but what it patched must not stay
+            check.close(Moment("fit"))
         sentence = (
             f"the `{check.name}` check failed inside lightning-evalguard and is off for the rest "
             f"of the run: {type(error).__name__}: {error}"
@@ -332,16 +373,26 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
 
     Every submodule is put in eval mode, gradients are off, and on any exit (also an exception or
     Ctrl-C) each submodule has exactly the mode it had before. Flags are set directly: `train()`
-    and `eval()` of the model are not called.
+    and `eval()` of the model are not called. A step is one call of `model`: around each the
+    tripwires look, and the first is watched as it runs. What the block does outside those calls is
+    seen by what it leaves at the end.
 
     Args:
         model: The model, with any submodules.
         modes: Policy of the `modes` check: ``"error"``, ``"warn"``, ``"fix"`` or ``"ignore"``.
+        grad: Policy for autograd left on, and graphs kept.
+        state: Policy for weights, buffers, settings or the batch changed.
+        stochastic: Policy for random numbers drawn.
+        batch: Policy for outputs that depend on the other samples of the batch.
+        rng: Policy for shared generators that the block moves; ``"fix"`` puts them back.
         allow: Per check, glob patterns of qualified names, source files or functions whose
             findings are meant, e.g. ``{"modes": ["mc_dropout*"]}``.
+        audit: ``"auto"`` watches the first call as it runs, ``"full"`` runs it again with every
+            effect undone, ``"off"`` does neither.
+        optimizers: Those that train the model, to find a step or a setting changed in the block.
 
     Raises:
-        EvalGuardError: At the end of the block, if the contract was breached inside it.
+        EvalGuardError: At the first call that breaches the contract, or at the end of the block.
         ValueError: On an unknown policy or check.
 
     Example:
@@ -351,24 +402,52 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         >>> torch.equal(first, second), model.training
         (True, True)
         >>> print(report)
-        checked: 1 evaluation, 3 modules
+        checked: 1 evaluation, 2 batches, 3 modules
     """
 
     def __init__(
-        self, model: nn.Module, *, modes: FixPolicy = "error", allow: Allow | None = None
+        self,
+        model: nn.Module,
+        *,
+        modes: FixPolicy = "error",
+        grad: Policy = "error",
+        state: Policy = "error",
+        stochastic: Policy = "error",
+        batch: Policy = "error",
+        rng: FixPolicy = "ignore",
+        allow: Allow | None = None,
+        audit: Audit = "auto",
+        optimizers: Iterable[torch.optim.Optimizer] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model={type(model).__name__}: expected a torch.nn.Module")
-        check_policy("modes", modes, FixPolicy)
+        policies = check_policies(
+            modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng
+        )
+        check_policy("audit", audit, Audit)
         check_allow(allow)
+        trained = list(optimizers)
+        checks: list[Check] = [
+            ModesCheck(),
+            GradCheck(),
+            StateCheck(lambda: trained),
+            StochasticCheck(),
+            BatchCheck(),
+            RngCheck(restore=rng == "fix"),
+        ]
         self._model = model
         self._report = Report()
-        checks = [] if modes == "ignore" else [(ModesCheck(), modes)]
-        self._guard = Guard(checks, allow, self._report)
-        self._now = Moment("evaluate", batch=0)
+        self._guard = Guard(
+            [(c, policies[c.name]) for c in checks if policies[c.name] != "ignore"],
+            allow,
+            self._report,
+            Replays(audit, beside=lambda: trained),
+        )
+        self._now = Moment("evaluate")
 
     def __enter__(self) -> Report:
         self._before = [(m, m.training) for m in self._model.modules()]
+        self._report.checked["modules"] = len(self._before)
         self._guard.open(self._model, self._now)
         self._guard.start(self._now)
         for module, flag in self._before:
@@ -376,7 +455,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
                 module.training = False
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
-        self._guard.before(self._now, ())
+        self._calls = _Calls(self._guard, self._model, self._now)
         return self._report
 
     def __exit__(
@@ -385,18 +464,101 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._calls.remove()
         with ExitStack() as at_end:
             at_end.callback(self._guard.close, self._now, error)
             at_end.callback(self._guard.stop, self._now, error)
             at_end.callback(self._restore)
-            self._guard.after(self._now, None, error)
+            self._guard.flags(self._now, error)
 
     def _restore(self) -> None:
         self._no_grad.__exit__(None, None, None)
         for module, flag in self._before:
             if module.training != flag:
                 module.training = flag
-        self._report.checked["modules"] = len(self._before)
+
+
+class _Calls:
+    """Guards each call of one module, through hooks on that module alone.
+
+    A module whose code takes another path where hooks are, or takes none, is left alone.
+    """
+
+    def __init__(self, guard: Guard, model: nn.Module, now: Moment) -> None:
+        self._guard, self._model, self._now = guard, model, now
+        self._inside: ExitStack | None = None
+        self._handles: list[Any] = []
+        alone = (nn.TransformerEncoder, nn.TransformerEncoderLayer, torch.jit.ScriptModule)
+        if isinstance(model, alone):
+            guard.report.note(
+                f"calls of a {type(model).__name__} were not watched one by one: hooks on it would "
+                "change what it computes"
+            )
+            return
+        self._handles = [
+            model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._end), with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not self._model or self._inside is not None:
+            return
+        self._now.batch += 1
+        self._guard.before(self._now, args)
+        with ExitStack() as stack:
+            self._showing = stack.enter_context(self._guard.shown(self._now))
+            self._inside = stack.pop_all()
+
+    def _end(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> None:
+        if module is not self._model or self._inside is None:
+            return
+        inside, self._inside = self._inside, None
+        inside.close()
+        if outputs is None and sys.exc_info()[1] is not None:
+            return  # the call failed; its own exception is on its way
+        # run again as `forward`, which calls no hook: that is not a step of its own
+        self._guard.after(self._now, outputs, self._showing, module.forward, args, kwargs)
+
+
+class _Hook:
+    """A hook that stays behind when its module is copied or saved inside the block."""
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> None:
+        self._act(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _no_hook, ()
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+def check_policies(**policies: str) -> dict[str, str]:
+    """Refuse an unknown policy; only `modes` and `rng` can be repaired.
+
+    Raises:
+        ValueError: Naming the keyword and what it takes.
+    """
+    for name, policy in policies.items():
+        check_policy(name, policy, FixPolicy if name in ("modes", "rng") else Policy)
+    return policies
 
 
 __all__ = ["Guard", "allow", "evaluating"]

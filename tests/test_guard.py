@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -45,7 +47,7 @@ def test_a_plain_loop_evaluates_in_eval_mode_without_a_graph() -> None:
     assert modes(net) == [True, True, False, True]
     assert torch.is_grad_enabled()
     assert report.findings == []
-    assert str(report) == "checked: 1 evaluation, 4 modules"
+    assert str(report) == "checked: 1 evaluation, 3 batches, 4 modules"
 
 
 def test_a_module_woken_in_a_plain_loop_is_found() -> None:
@@ -56,14 +58,117 @@ def test_a_module_woken_in_a_plain_loop_is_found() -> None:
     assert modes(net) == [True, True, False, True]
 
 
-def test_a_module_woken_and_put_back_in_a_plain_loop_is_found() -> None:
+def test_a_module_woken_for_one_call_of_a_plain_loop_is_found() -> None:
     net = model()
-    block = evaluating(net, modes="warn")
-    with pytest.warns(EvalGuardWarning, match="put back before its end"), block:
+    block = evaluating(net, modes="warn", state="ignore", stochastic="ignore")
+    with pytest.warns(EvalGuardWarning, match=r"is in train mode.*`net.train\(\)`"), block:
         net.train()
         net(X)
         net.eval()
     assert modes(net) == [True, True, False, True]
+
+
+class Noisy(nn.Module):
+    """Dropout that no mode reaches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5)
+
+
+class Counts(nn.Module):
+    """Counts its calls in a buffer, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x
+
+
+class Records(nn.Module):
+    """Switches grad mode on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            return self.net(x)
+
+
+class Centres(nn.Module):
+    """Standardises over the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "check"),
+    [(Noisy, "stochastic"), (Counts, "state"), (Records, "grad")],
+)
+def test_every_check_looks_at_the_calls_of_a_plain_loop(make: type[nn.Module], check: str) -> None:
+    net = make()
+    block = evaluating(net, audit="full")
+    with pytest.raises(EvalGuardError) as raised, block:
+        net(torch.randn(6, 4))
+        pytest.fail("not found at the first call")
+    assert check in {f.check for f in raised.value.report.findings}
+
+
+def test_a_dependence_on_the_batch_is_a_suspicion_in_a_plain_loop() -> None:
+    net = Centres()
+    with (
+        pytest.warns(EvalGuardWarning, match=r"`x - x.mean\(0\)`.*\[batch\]"),
+        evaluating(net, audit="full"),
+    ):
+        net(torch.randn(6, 4))
+
+
+def test_an_optimizer_step_in_a_plain_evaluation_is_found() -> None:
+    net = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net(X).sum().backward()
+    block = evaluating(net, optimizers=[optimizer])
+    with pytest.raises(EvalGuardError, match="weight"), block:
+        optimizer.step()
+
+
+def test_a_copy_made_in_a_plain_loop_is_a_copy() -> None:
+    net = model()
+    with evaluating(net) as report:
+        net(X)
+        twin = copy.deepcopy(net)
+        saved = pickle.loads(pickle.dumps(net))
+        for parameter in twin.parameters():
+            parameter.data.zero_()
+        assert twin(X).abs().sum() == 0
+        assert torch.equal(saved(X), net(X))
+    assert report.checked["batches"] == 2
+    assert not net._forward_hooks
+    assert not net._forward_pre_hooks
+
+
+def test_a_call_that_fails_in_a_plain_loop_fails_alone() -> None:
+    net = model()
+    with pytest.raises(RuntimeError, match="shape"), evaluating(net):
+        net(torch.ones(3, 5))
+    assert modes(net) == [True, True, False, True]
+    assert not net._forward_hooks
+
+
+def test_a_module_whose_path_hooks_would_change_is_not_hooked() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+    alone = copy.deepcopy(layer).eval()
+    x = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        expected = alone(x)
+    with evaluating(layer) as report:
+        assert torch.equal(layer(x), expected)
+    assert "not watched one by one" in report.notes[0]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
