@@ -56,6 +56,19 @@ def test_the_line_that_switched_grad_mode_on_is_named(report_of: Any) -> None:
     )
 
 
+def test_the_context_that_only_puts_back_is_not_blamed(report_of: Any) -> None:
+    class Nested(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            with torch.enable_grad():
+                with torch.no_grad():
+                    x = batch[0] * 2
+                logits = self(x)
+            return {"preds": logits}
+
+    (finding,) = report_of(Nested()).findings
+    assert finding.expression == "with torch.enable_grad():"
+
+
 def test_without_a_witness_a_returned_graph_is_found_all_the_same(report_of: Any) -> None:
     (finding,) = report_of(Records(), audit="off").findings
     assert (finding.check, finding.location) == ("grad", None)
@@ -68,7 +81,13 @@ def test_an_allowed_graph_is_left_alone(report_of: Any) -> None:
                 logits = self(batch[0])
             self.log("loss", F.cross_entropy(logits.detach(), batch[1]))
 
+    class Returned(Meant):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            with allow("grad", reason="a callback differentiates"), torch.enable_grad():
+                return {"preds": self(batch[0])}
+
     assert report_of(Meant()).findings == []
+    assert report_of(Returned(), max_epochs=2).findings == []
     assert report_of(Records(), allow={"grad": ["*test_grad.py"]}).findings == []
 
 

@@ -135,6 +135,8 @@ class GradCheck(Check):
         """Name the line, and find a graph that was recorded and thrown away."""
         _switches.stop()
         first = seen.first if isinstance(seen, Recorded) else None
+        if first is None and isinstance(seen, Recorded) and seen.allowed:
+            self._pending.clear()
         if first is None or self._on_at_entry:
             return self._flush(now)
         consumed = isinstance(seen, Recorded) and seen.consumed
@@ -249,11 +251,13 @@ class Recorded(Subscriber):
     Attributes:
         first: Where grad mode was switched on for it, else where it stands; None if there is none.
         consumed: Whether the step ran backward through a graph.
+        allowed: Whether it records one inside ``allow("grad")``.
     """
 
     def __init__(self) -> None:
         self.first: _At | None = None
         self.consumed = False
+        self.allowed = False
         # A replay of a step that left grad mode on begins with it on: wait for the switch.
         self._on_at_entry = torch.is_grad_enabled()
 
@@ -263,9 +267,12 @@ class Recorded(Subscriber):
             return
         if self.first is not None or not torch.is_grad_enabled() or op.name in _NO_GRAPH:
             return
-        if torch.is_inference_mode_enabled() or allowed("grad"):
+        if torch.is_inference_mode_enabled():
             return
         if not any(t.requires_grad for t in tensors_in([*op.args, *op.kwargs.values()])):
+            return
+        if allowed("grad"):
+            self.allowed = True
             return
         if self._on_at_entry and _switches.last is None:
             return
@@ -306,8 +313,9 @@ class _Switches:
         @functools.wraps(original)
         def wrapped(context: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(context, *args, **kwargs)
-            if switches_on(context, args or tuple(kwargs.values())):
-                caller = sys._getframe(1)
+            caller = sys._getframe(1)
+            restores = caller.f_code.co_filename == _GRAD_MODE  # no_grad puts back what was
+            if switches_on(context, args or tuple(kwargs.values())) and not restores:
                 # Around a decorated function, the line is one of the function's own.
                 decorates = caller.f_code.co_filename == _CONTEXTLIB
                 here = Op(None, (), {})
@@ -318,5 +326,6 @@ class _Switches:
         setattr(cls, method, wrapped)
 
 
+_GRAD_MODE = torch.autograd.grad_mode.__file__
 _CONTEXTLIB = torch.utils._contextlib.__file__
 _switches = _Switches()
