@@ -557,6 +557,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     place = known.get(id(tensor))
                     if place is None or place[1] != on_device or place[0]() is not tensor:
                         known[id(tensor)] = (weakref.ref(tensor), on_device)
+        if name == "_pack_padded_sequence":
+            self.put(out[1], False)  # the batch sizes, which RNNs read
         return out
 
     def _made(self, op: str, frame: FrameType) -> bool | None:

@@ -280,6 +280,88 @@ def test_what_lives_on_the_host_is_read_in_silence(fit: Fit) -> None:
     assert sites(guard, "user") == sites(guard, "user", "validate") == {}
 
 
+class Step(Honest):
+    """A training step that is one function ``(module, x, y) -> loss``."""
+
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.embed = nn.Embedding(4, 4, max_norm=1.0)
+        self.norm = nn.BatchNorm1d(4)
+        self.average = torch.optim.swa_utils.AveragedModel(self.layer)
+        self.average.requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(16, 4))
+        self.step = step
+        self.slow = torch.zeros(())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.step(self, *batch)
+
+
+def packed(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    lengths = [3, 3, 2, 2, 2, 1, 1, 1]
+    given = nn.utils.rnn.pack_padded_sequence(x[:, None].repeat(1, 3, 1), lengths, True)
+    out, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(given)[0], batch_first=True)
+    return F.cross_entropy(out[:, 0], y)
+
+
+def masked_attention(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    mask = nn.Transformer.generate_square_subsequent_mask(8, device=x.device)
+    padding = torch.arange(8, device=x.device)[None] >= 6
+    return self.encoder(x[None], src_mask=mask, src_key_padding_mask=padding.float()).mean()
+
+
+def mixup(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    share = torch.distributions.Beta(0.4, 0.4).sample().item()
+    order = torch.randperm(len(x), device=x.device)
+    logits = self.layer(share * x + (1 - share) * x[order])
+    return F.cross_entropy(logits, y, label_smoothing=0.1) * share
+
+
+def contrast(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    keys = F.normalize(self.layer(x))
+    self.queue.copy_(torch.cat([keys.detach(), self.queue[:8]]))
+    self.slow = 0.9 * self.slow.to(x.device, non_blocking=True) + 0.1 * keys.detach().mean()
+    same = (y[:, None] == y[None]).float()
+    return -(F.log_softmax(keys @ keys.t(), -1) * same).sum() / same.sum()
+
+
+def embedded(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    self.average.update_parameters(self.layer)
+    hard = x.gather(1, y[:, None]) + F.one_hot(y, 4) * self.embed(y)
+    noise = torch.randn_like(hard) * torch.where(hard > 0, 1.0, 0.0)
+    noise[noise > 1] = 1.0
+    chosen = torch.multinomial(hard.detach().abs() + 1, 1)
+    return F.mse_loss(self.norm(self.layer(hard + noise)), x) + 0 * chosen.sum()
+
+
+def checkpointed(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    out = torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=False)
+    return F.cross_entropy(out, y) + torch.linalg.vector_norm(out) * 1e-3
+
+
+def manual(self: Step, x: Tensor, y: Tensor) -> Tensor:
+    inner = torch.optim.Adam(self.encoder.parameters(), 1e-3)
+    with torch.enable_grad():
+        self.encoder(x[None]).mean().backward()
+    torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+    inner.step()
+    inner.zero_grad()
+    return F.cross_entropy(self.layer(x), y)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [packed, masked_attention, mixup, contrast, embedded, checkpointed, manual],
+    ids=lambda step: step.__name__,
+)
+def test_an_honest_step_is_silent(fit: Fit, step: Callable[..., Tensor]) -> None:
+    guard = EvalGuard(metrics=None, audit="off", sync="error", sync_steps=(0, 1))
+    fit(Step(step), guard, num_sanity_val_steps=0)
+    assert sites(guard, "user") == {}
+
+
 def test_a_part_of_the_batch_that_a_hook_may_leave_on_the_host_is_not_judged(fit: Fit) -> None:
     class Keeps(Honest):
         def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:

@@ -439,15 +439,18 @@ def _short(place: str) -> str:
     return place
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def _tensors(batch: Any, depth: int = 8) -> Iterator[Tensor]:
     """Every tensor in a batch, as Lightning would find it to move it."""
+    inner: Iterable[Any] = ()
     if isinstance(batch, Tensor):
         yield batch
+    elif isinstance(batch, nn.utils.rnn.PackedSequence):
+        inner = (batch.data, batch.sorted_indices, batch.unsorted_indices)  # sizes: on the host
     elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
+        inner = batch.values()
     elif isinstance(batch, (list, tuple)):
-        for value in batch:
-            yield from _tensors(value)
+        inner = batch
     elif dataclasses.is_dataclass(batch) or hasattr(batch, "to"):
-        yield from _tensors(vars(batch) if hasattr(batch, "__dict__") else ())
+        inner = getattr(batch, "__dict__", {}).values()
+    for value in inner if depth else ():
+        yield from _tensors(value, depth - 1)
