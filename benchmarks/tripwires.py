@@ -2,8 +2,9 @@
 
     python benchmarks/tripwires.py [name ...]
 
-Each step is run bare and guarded in turn, and the medians of the pairs are compared, so that a busy
-machine slows both. A window is the start and the stop of an evaluation together.
+Each step is run bare and guarded in turn, and the medians of the pairs are compared. Seconds are
+those of the one thread that does all the work (one core, CPU), so that a busy machine costs little
+truth. A window is the start and the stop of an evaluation together.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ CHECKS: dict[str, Callable[[], list[Check]]] = {
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def median(values: list[float]) -> float:
