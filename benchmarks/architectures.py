@@ -762,34 +762,89 @@ def _two_layer_gcn() -> nn.Module:
     return GCN(16, 16, 2)
 
 
-# Constructors whose arguments mean something of their own.
-_GEOMETRIC: dict[str, Callable[[Any], nn.Module]] = {
-    "EdgeConv": lambda kind: kind(nn.Linear(32, 16)),
-    "DynamicEdgeConv": lambda kind: kind(nn.Linear(32, 16), k=4),
-    "NNConv": lambda kind: kind(16, 16, nn.Linear(16, 256)),
-    "ECConv": lambda kind: kind(16, 16, nn.Linear(16, 256)),
-    "PPFConv": lambda kind: kind(nn.Linear(20, 16), nn.Linear(16, 16)),
-    "GMMConv": lambda kind: kind(16, 16, dim=16, kernel_size=2),
-    "SplineConv": lambda kind: kind(16, 16, dim=3, kernel_size=3),
-    "CGConv": lambda kind: kind(16, dim=16),
-    "GINEConv": lambda kind: kind(nn.Linear(16, 16), edge_dim=16),
-    "GENConv": lambda kind: kind(16, 16, edge_dim=16),
-    "MixHopConv": lambda kind: kind(16, 16, powers=[0, 1]),
-    "GCN2Conv": lambda kind: kind(16, alpha=0.1),
-    "FiLMConv": lambda kind: kind(16, 16),
-    "GraphUNet": lambda kind: kind(16, 16, 16, depth=2),
-    "GPSConv": lambda kind: kind(16, _gcn(), heads=2, dropout=0.2),
-    "DeepGCNLayer": lambda kind: kind(_gcn(), nn.LayerNorm(16), nn.ReLU(), dropout=0.1),
-    "LayerNorm": lambda kind: kind(16),
-    "JumpingKnowledge": lambda kind: kind("cat"),
-    "SchNet": lambda kind: kind(16, 16, 2, 10),
-}
+# Those whose arguments or inputs mean something of their own.
+_Geometric = Callable[[Any, dict[str, Any]], tuple[nn.Module, Any]]
+_DENSE = ("DenseGCNConv", "DenseGINConv", "DenseGraphConv", "DenseSAGEConv", "DenseGATConv")
+_TRIPLES = ("TransE", "ComplEx", "DistMult", "RotatE")
+_RELATIONAL = ("RGCNConv", "FastRGCNConv", "RGATConv")
 
 
-def _fill(kind: Any) -> nn.Module:
-    name = kind.__name__
-    if name in _GEOMETRIC:
-        return _GEOMETRIC[name](kind)
+def _dense(graph: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 12, 16), graph["adj"]
+
+
+_GEOMETRIC: dict[str, _Geometric] = {
+    "EdgeConv": lambda kind, g: (kind(nn.Linear(32, 16)), None),
+    "DynamicEdgeConv": lambda kind, g: (kind(nn.Linear(32, 16), k=4), None),
+    "NNConv": lambda kind, g: (kind(16, 16, nn.Linear(16, 256)), None),
+    "ECConv": lambda kind, g: (kind(16, 16, nn.Linear(16, 256)), None),
+    "GMMConv": lambda kind, g: (kind(16, 16, dim=16, kernel_size=2), None),
+    "CGConv": lambda kind, g: (kind(16, dim=16), None),
+    "GINEConv": lambda kind, g: (kind(nn.Linear(16, 16), edge_dim=16), None),
+    "GENConv": lambda kind, g: (kind(16, 16, edge_dim=16), None),
+    "MixHopConv": lambda kind, g: (kind(16, 16, powers=[0, 1]), None),
+    "GCN2Conv": lambda kind, g: (kind(16, alpha=0.1), None),
+    "FiLMConv": lambda kind, g: (kind(16, 16), None),
+    "GraphUNet": lambda kind, g: (kind(16, 16, 16, depth=2), None),
+    "GPSConv": lambda kind, g: (kind(16, _gcn(), heads=2, dropout=0.2), None),
+    "DeepGCNLayer": lambda kind, g: (
+        kind(_gcn(), nn.LayerNorm(16), nn.ReLU(), dropout=0.1),
+        (g["x"], g["edge_index"]),
+    ),
+    "LayerNorm": lambda kind, g: (kind(16), None),
+    "JumpingKnowledge": lambda kind, g: (kind("lstm", 16, 2), ([g["x"], g["h"]],)),
+    "MLP": lambda kind, g: (kind([16, 16, 4], dropout=0.2), (g["x"],)),
+    "PMLP": lambda kind, g: (kind(16, 16, 4, 2, dropout=0.2), (g["x"], g["edge_index"])),
+    "PNA": lambda kind, g: (
+        kind(16, 16, 2, aggregators=["mean", "max"], scalers=["identity"],
+             deg=_GEOMETRIC_ARGUMENTS["deg"]),
+        None,
+    ),
+    "GAE": lambda kind, g: (kind(_two_layer_gcn()), (g["x"], g["edge_index"])),
+    "DNAConv": lambda kind, g: (
+        kind(16, dropout=0.2), (torch.randn(_NODES, 3, 16), g["edge_index"])
+    ),
+    "DMoNPooling": lambda kind, g: (kind(16, 4, dropout=0.2), _dense(g)),
+    "EquilibriumAggregation": lambda kind, g: (kind(16, 16, [16]), (g["x"], g["index"])),
+    "GroupAddRev": lambda kind, g: (kind(nn.Identity(), num_groups=2), None),
+    "HeteroLinear": lambda kind, g: (kind(16, 16, 3), (g["x"], g["node_type"])),
+    "HeteroLayerNorm": lambda kind, g: (kind(16, 3), (g["x"], g["node_type"])),
+    "HeteroBatchNorm": lambda kind, g: (kind(16, 3), (g["x"], g["node_type"])),
+    "HypergraphConv": lambda kind, g: (
+        kind(16, 16, dropout=0.2), (g["x"], g["hyperedge_index"])
+    ),
+    "LabelPropagation": lambda kind, g: (kind(2, 0.9), (g["node_type"], g["edge_index"])),
+    "MaskLabel": lambda kind, g: (
+        kind(3, 16), (g["x"], g["node_type"], torch.arange(_NODES) % 2 == 0)
+    ),
+    "MemPooling": lambda kind, g: (kind(16, 16, 2, 4), (g["x"], g["batch"])),
+    "MessageNorm": lambda kind, g: (kind(True), (g["x"], g["h"])),
+    "MLPAggregation": lambda kind, g: (
+        kind(16, 16, _NODES // 2, num_layers=1), (g["x"], g["index"])
+    ),
+    "QuantileAggregation": lambda kind, g: (kind(0.5), (g["x"], g["index"])),
+    "DegreeScalerAggregation": lambda kind, g: (
+        kind("mean", "identity", _GEOMETRIC_ARGUMENTS["deg"]), (g["x"], g["index"])
+    ),
+    "PatchTransformerAggregation": lambda kind, g: (
+        kind(16, 16, 4, 16, 1, dropout=0.2), (g["x"], g["index"])
+    ),
+    "PerformerAttention": lambda kind, g: (
+        kind(16, heads=2, head_channels=8, dropout=0.2), (torch.randn(2, 12, 16),)
+    ),
+    "SignedConv": lambda kind, g: (
+        kind(16, 16, first_aggr=True), (g["x"], g["edge_index"], g["edge_index"].flip(0))
+    ),
+    **{name: lambda kind, g: (kind(16, 16), _dense(g)) for name in _DENSE},
+    "DenseGINConv": lambda kind, g: (kind(nn.Linear(16, 16)), _dense(g)),
+    **{name: lambda kind, g: (kind(_NODES, 3, 16), tuple(torch.randint(3, (3, 8)).unbind()))
+       for name in _TRIPLES},
+    **{name: lambda kind, g: (kind(16, 16, 3), (g["x"], g["edge_index"], g["edge_type"]))
+       for name in _RELATIONAL},
+}  # fmt: skip
+
+
+def _arguments(kind: Any) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for parameter in inspect.signature(kind.__init__).parameters.values():
         if parameter.name == "self" or parameter.kind in (2, 4):
@@ -801,36 +856,40 @@ def _fill(kind: Any) -> nn.Module:
             if parameter.name in _GEOMETRIC_ARGUMENTS:
                 given[parameter.name] = _GEOMETRIC_ARGUMENTS[parameter.name]
             elif needed:
-                raise TypeError(f"{name} wants {parameter.name}")
-    return kind(**given)
+                raise TypeError(f"{kind.__name__} wants {parameter.name}")
+    return given
+
+
+def _graph_for(model: nn.Module, graph: dict[str, Any], more: bool) -> dict[str, Any]:
+    """What `model` takes of a graph by name; with `more`, weights and attributes of edges too."""
+    wanted: dict[str, Any] = {}
+    for parameter in inspect.signature(model.forward).parameters.values():
+        needed = parameter.default is inspect.Parameter.empty and parameter.kind not in (2, 4)
+        if needed and parameter.name not in graph:
+            raise TypeError(f"{type(model).__name__}.forward wants {parameter.name}")
+        if needed or (more and parameter.name in ("edge_attr", "edge_weight", "batch")):
+            wanted[parameter.name] = graph[parameter.name]
+    return wanted
 
 
 def _geometric(kind: Any) -> tuple[nn.Module, Batch]:
-    error: Exception = TypeError("its forward takes no simple graph")
-    for extra in (False, True):
+    errors: list[Exception] = []
+    for more in (False, True):
         torch.manual_seed(0)
         graph = _graph()
-        model = _fill(kind).eval()
-        wanted: dict[str, Any] = {}
-        for parameter in inspect.signature(model.forward).parameters.values():
-            needed = parameter.default is inspect.Parameter.empty
-            if parameter.kind in (2, 4):
-                continue
-            if not needed and not (
-                extra and parameter.name in ("edge_attr", "edge_weight", "batch")
-            ):
-                continue
-            if parameter.name not in graph:
-                raise TypeError(f"{kind.__name__}.forward wants {parameter.name}")
-            wanted[parameter.name] = graph[parameter.name]
         try:
+            if kind.__name__ in _GEOMETRIC:
+                model, inputs = _GEOMETRIC[kind.__name__](kind, graph)
+            else:
+                model, inputs = kind(**_arguments(kind)), None
+            inputs = _graph_for(model, graph, more) if inputs is None else inputs
             with torch.no_grad():
-                out = model(**wanted)
+                out = call(copy.deepcopy(model).eval(), inputs)
             if any(t.is_floating_point() for t in tensors(out)):
-                return model, wanted
+                return model, inputs
         except Exception as e:
-            error = e
-    raise error
+            errors.append(e)
+    raise errors[0] if errors else TypeError("its forward takes no simple graph")
 
 
 def torch_geometric() -> list[Architecture]:

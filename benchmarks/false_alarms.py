@@ -41,6 +41,30 @@ from torch.utils.data import DataLoader
 CHECKS = ("modes", "grad", "state", "stochastic", "batch")
 
 
+# --- one model, many times ----------------------------------------------------------------------
+
+
+class Fresh:
+    """The same model each time it is called: some libraries leave weights uninitialised."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self._build = architecture.build
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self) -> tuple[nn.Module, Any]:
+        seed(0)
+        model, batch = self._build()
+        first = not self._kept
+        for name, t in (*model.named_parameters(), *model.named_buffers()):
+            if first and t.is_floating_point():
+                t.data.nan_to_num_(0.0, 0.0, 0.0).clamp_(-1e3, 1e3)
+            if first:
+                self._kept[name] = t.detach().clone()
+            elif not torch.equal(t, self._kept[name]):
+                t.data.copy_(self._kept[name])
+        return model, batch
+
+
 # --- what is true of a bare model ---------------------------------------------------------------
 
 
@@ -83,29 +107,25 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-2, atol=1e-3 * max(1.0, a.abs().max().item()))
 
 
-def half(batch: Any) -> tuple[Any, int, int] | None:
-    """The first half of a batch whose tensors all have samples first."""
+def halves(batch: Any) -> list[tuple[Any, slice]]:
+    """The two halves of a batch whose tensors all have samples first."""
     values = list(batch.values()) if isinstance(batch, dict) else list(batch)
     sizes = {v.shape[0] if isinstance(v, Tensor) and v.dim() else 0 for v in values}
     if len(sizes) != 1 or (n := sizes.pop()) < 2:
-        return None
-    k = n // 2
+        return []
+    rows = slice(0, n // 2), slice(n // 2, n)
     if isinstance(batch, dict):
-        return {name: t[:k] for name, t in batch.items()}, n, k
-    return tuple(t[:k] for t in batch), n, k
+        return [({name: t[r] for name, t in batch.items()}, r) for r in rows]
+    return [(tuple(t[r] for t in batch), r) for r in rows]
 
 
-def truth(architecture: Architecture) -> dict[str, Any]:
+def truth(fresh: Fresh) -> dict[str, Any]:
     """What an architecture does in eval mode, with the proof in words."""
-
-    def fresh() -> tuple[nn.Module, Any]:
-        seed(0)
-        model, batch = architecture.build()
-        return model.eval(), batch
-
     proof: dict[str, str] = {}
     model, batch = fresh()
+    model.eval()
     before = contents(model)
+    written = [(t, t._version) for t in tensors(batch)]
     seed(1)
     drew = generators()
     with torch.no_grad():
@@ -115,12 +135,15 @@ def truth(architecture: Architecture) -> dict[str, Any]:
     after = contents(model)
     if changed := [n for n in after if before.get(n) != after[n]] + list(before.keys() - after):
         proof["state"] = f"changed: {', '.join(changed[:3])}"
+    elif any(t._version != version for t, version in written):
+        proof["state"] = "the batch was written in place"
     if woken := [n for n, m in model.named_modules() if m.training]:
         proof["modes"] = f"in train mode: {', '.join(woken[:3])}"
     if graph:
         proof["grad"] = "an output requires grad"
 
     again, batch = fresh()
+    again.eval()
     seed(2)
     with torch.no_grad():
         other = call(again, batch)
@@ -129,18 +152,16 @@ def truth(architecture: Architecture) -> dict[str, Any]:
     elif moved:
         proof["stochastic"] = "a generator moved"
 
-    cut = half(batch)
-    if cut is not None and "stochastic" not in proof:
-        part, n, k = cut
+    for part, rows in halves(batch) if "stochastic" not in proof else ():
         again, _ = fresh()
         try:
             with torch.no_grad():
-                few = tensors(call(again, part))
+                few = tensors(call(again.eval(), part))
         except Exception:
             few = []
         for a, b in zip(tensors(out), few, strict=False):
-            samples_first = a.dim() and b.dim() and (a.shape[0], b.shape[0]) == (n, k)
-            if samples_first and a.shape[1:] == b.shape[1:] and not close(a[:k], b):
+            by_sample = a.dim() and b.dim() and b.shape == a[rows].shape
+            if by_sample and not close(a[rows], b):
                 proof["batch"] = "half a batch gives other answers"
     return proof
 
@@ -190,11 +211,10 @@ def guard() -> Any:
 
 
 def run(
-    architecture: Architecture, entry: str, guarded: bool, idle: bool = False
+    fresh: Fresh, entry: str, guarded: bool, idle: bool = False
 ) -> tuple[dict[str, Any], list[Any], list[str]]:
     """Everything that must not depend on the guard; its findings; its notes."""
-    seed(0)
-    model, batch = architecture.build()
+    model, batch = fresh()
     module, recorder = Wrapped(model, idle), Recorder()
     watch = guard() if guarded else None
     loader = DataLoader([batch, batch], batch_size=None)
@@ -248,37 +268,38 @@ def examine(architecture: Architecture, with_guard: bool, timeout: int) -> dict[
     began = time.perf_counter()
     try:
         with at_most(timeout):
-            record["proof"] = truth(architecture)
+            fresh = Fresh(architecture)
+            record["proof"] = truth(fresh)
             for entry in ("fit", "validate"):
-                record[entry] = _compare(architecture, entry, with_guard)
+                record[entry] = _compare(fresh, entry, with_guard)
     except Exception as e:
         record["failed"] = one_line(e)
     record["seconds"] = round(time.perf_counter() - began, 1)
     return record
 
 
-def _compare(architecture: Architecture, entry: str, with_guard: bool) -> dict[str, Any]:
+def _compare(fresh: Fresh, entry: str, with_guard: bool) -> dict[str, Any]:
     idle = False
     try:
-        bare, _, _ = run(architecture, entry, guarded=False)
+        bare, _, _ = run(fresh, entry, guarded=False)
     except TimeoutError:
         raise
     except Exception:
         if entry != "fit":
             raise
         idle = True  # its training needs labels
-        bare, _, _ = run(architecture, entry, guarded=False, idle=True)
+        bare, _, _ = run(fresh, entry, guarded=False, idle=True)
     compared: dict[str, Any] = {"idle": idle}
     if with_guard:
         try:
-            guarded, findings, notes = run(architecture, entry, guarded=True, idle=idle)
+            guarded, findings, notes = run(fresh, entry, guarded=True, idle=idle)
         except TimeoutError:
             raise
         except Exception as e:
             return compared | {"error": one_line(e)}
         compared["differs"] = [what for what in bare if bare[what] != guarded[what]]
         if compared["differs"]:
-            again, _, _ = run(architecture, entry, guarded=False, idle=idle)
+            again, _, _ = run(fresh, entry, guarded=False, idle=idle)
             compared["repeatable"] = again == bare
         compared["findings"] = [
             {
