@@ -191,12 +191,14 @@ class Own(torchmetrics.Metric):
 
 
 class OwnMetric(Net):
+    """Called, such a metric is updated twice: once to keep, once for the batch's value."""
+
     def __init__(self) -> None:
         super().__init__()
         self.metric = Own()
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.metric.update(batch[1], self(batch[0]))
+        self.metric(batch[1], self(batch[0]))
 
 
 MULTICLASS = [
@@ -214,7 +216,7 @@ def test_every_style_gives_sklearns_matrix(trainer: Any, style: type[Net]) -> No
         assert drive.results["val"].matrix.tolist() == expected(net, data())
         assert drive.results["val"].total == 101
         assert drive.recorded[-1].warnings == []
-    if not isinstance(net, Collection):  # its own states are inference tensors (torchmetrics#1993)
+    if not isinstance(net, (Collection, OwnMetric)):  # whose states torchmetrics#1993 breaks
         made.fit(net, loader(), loader())
     assert drive.results["val"].matrix.tolist() == expected(net, data())
     assert drive.recorded[-1].notes == []
