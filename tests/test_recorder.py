@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from sklearn.metrics import confusion_matrix
 from torch import nn
@@ -25,8 +24,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, Te
 from lightning_evalguard._patch import Wrap
 from lightning_evalguard.confusion import ConfusionMatrix, ConfusionMetrics
 from lightning_evalguard.recorder import Recorded, Recorder
-
-CLASSES = 5
+from two_ranks import CLASSES, Counted, data, rank_of_two
 
 
 class Drive(pl.Callback):
@@ -79,13 +77,6 @@ class Drive(pl.Callback):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         self._stop(trainer)
-
-
-def data(n: int = 101, classes: int = CLASSES, seed: int = 0) -> TensorDataset:
-    g = torch.Generator().manual_seed(seed)
-    return TensorDataset(
-        torch.randn(n, 8, generator=g), torch.randint(0, classes, (n,), generator=g)
-    )
 
 
 def loader(dataset: Dataset[Any] | None = None, batch_size: int = 16) -> DataLoader[Any]:
@@ -356,63 +347,6 @@ def test_a_result_reads_well_in_a_terminal() -> None:
         "  ham        160      0.939   0.963  0.951  spam (6x)\n"
         "  spam        40      0.833   0.750  0.789  ham (10x)"
     )
-
-
-class Counted(TensorDataset):
-    classes = ("ant", "bee", "cat", "dog", "eel")
-
-
-def rank_of_two(rank: int, port: int, folder: str) -> None:
-    """What each of two gloo processes does in `test_two_ranks_count_every_sample_once`."""
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    calls: list[str] = []
-    for name in ("all_reduce", "all_gather_object"):
-        original = getattr(dist, name)
-        setattr(dist, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k)))
-
-    dataset, net = Counted(*data(33).tensors), nn.Linear(8, CLASSES)
-    for parameter in net.parameters():
-        nn.init.constant_(parameter, 0.1)
-    recorder, said = Recorder(), {}
-    loaders = [
-        DataLoader(dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=shuffle))
-        for shuffle in (False, True)
-    ]
-    # Of the third loader, rank 1 gets no batch; the fourth has binary scores of unknown kind.
-    loaders += [DataLoader(dataset, 4), DataLoader(dataset, 4)]
-    for epoch in range(2):
-        calls.clear()
-        recorder.start("val", net, loaders)
-        for i, one in enumerate(loaders):
-            for x, y in [] if (i, rank) == (2, 1) else one:
-                recorder.before_step((x, y), i)
-                out: dict[str, Any] = {"logits": x[:, :CLASSES], "target": y}
-                if i == 3:  # as torchmetrics would guess: probabilities on rank 0, logits on rank 1
-                    out = {
-                        "preds": x[:, 0].sigmoid() if rank == 0 else x[:, 0] * 9,
-                        "target": y % 2,
-                    }
-                recorder.after_step(out, (x, y), i)
-        recorded = recorder.stop(epoch)
-        said[epoch] = (
-            list(calls),
-            {
-                k: (r.matrix.tolist(), r.class_names, r.preds_are)
-                for k, r in recorded.results.items()
-            },
-            recorded.notes,
-            recorded.warnings,
-        )
-    many = Recorder(ConfusionMetrics(max_full_classes=2))
-    many.start("val", net, DataLoader(dataset, 4))
-    many.before_step(dataset.tensors)
-    x, y = dataset.tensors
-    many.after_step({"logits": x[:, :CLASSES], "target": y}, dataset.tensors)
-    pairs = many.stop().results["val"].most_confused(100)
-    torch.save((said, pairs), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def free_port() -> int:

@@ -32,7 +32,7 @@ def test_the_textbook_case_is_exact() -> None:
     assert result["majority_baseline"] == 0.8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(2, 9).flatmap(
         lambda c: st.tuples(

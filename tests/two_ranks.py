@@ -1,0 +1,79 @@
+"""What each of two processes does, in a module that a spawned process is quick to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_evalguard.confusion import ConfusionMetrics
+from lightning_evalguard.recorder import Recorder
+
+CLASSES = 5
+
+
+def data(n: int = 101, classes: int = CLASSES, seed: int = 0) -> TensorDataset:
+    g = torch.Generator().manual_seed(seed)
+    return TensorDataset(
+        torch.randn(n, 8, generator=g), torch.randint(0, classes, (n,), generator=g)
+    )
+
+
+class Counted(TensorDataset):
+    classes = ("ant", "bee", "cat", "dog", "eel")
+
+
+def rank_of_two(rank: int, port: int, folder: str) -> None:
+    """Count on one of two gloo ranks, and save what was found."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    calls: list[str] = []
+    for name in ("all_reduce", "all_gather_object"):
+        original = getattr(dist, name)
+        setattr(dist, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k)))
+
+    dataset, net = Counted(*data(33).tensors), nn.Linear(8, CLASSES)
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.1)
+    recorder, said = Recorder(), {}
+    loaders = [
+        DataLoader(dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=shuffle))
+        for shuffle in (False, True)
+    ]
+    # Of the third loader, rank 1 gets no batch; the fourth has binary scores of unknown kind.
+    loaders += [DataLoader(dataset, 4), DataLoader(dataset, 4)]
+    for epoch in range(2):
+        calls.clear()
+        recorder.start("val", net, loaders)
+        for i, one in enumerate(loaders):
+            for x, y in [] if (i, rank) == (2, 1) else one:
+                recorder.before_step((x, y), i)
+                out: dict[str, Any] = {"logits": x[:, :CLASSES], "target": y}
+                if i == 3:  # as torchmetrics would guess: probabilities on rank 0, logits on rank 1
+                    out = {
+                        "preds": x[:, 0].sigmoid() if rank == 0 else x[:, 0] * 9,
+                        "target": y % 2,
+                    }
+                recorder.after_step(out, (x, y), i)
+        recorded = recorder.stop(epoch)
+        said[epoch] = (
+            list(calls),
+            {
+                k: (r.matrix.tolist(), r.class_names, r.preds_are)
+                for k, r in recorded.results.items()
+            },
+            recorded.notes,
+            recorded.warnings,
+        )
+    many = Recorder(ConfusionMetrics(max_full_classes=2))
+    many.start("val", net, DataLoader(dataset, 4))
+    many.before_step(dataset.tensors)
+    x, y = dataset.tensors
+    many.after_step({"logits": x[:, :CLASSES], "target": y}, dataset.tensors)
+    pairs = many.stop().results["val"].most_confused(100)
+    torch.save((said, pairs), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
