@@ -398,12 +398,7 @@ def _tensor(tensor: Tensor, grad: Tensor | None) -> Callable[[], None]:
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.data_ptr() == b.data_ptr()
-        and a.shape == b.shape
-        and a.stride() == b.stride()
-        and storage_key(a) == storage_key(b)
-    )
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _version_counter(tensor: Tensor) -> Callable[[], None] | None:
