@@ -113,10 +113,15 @@ class Inventory:
         if parameter_names != self._parameter_names:
             self._parameter_names = parameter_names
 
+    def unwritten(self, since: Marks) -> bool:
+        """Whether nothing was registered, and no version has moved: the half of a `read`."""
+        self.refresh()
+        # A plain comprehension is the cheapest way through a few hundred tensors.
+        return self._names is since.names and since.versions == [t._version for t in self._tensors]
+
     def read(self) -> Marks:
         """Version and address of every tensor: no kernel, no sync, microseconds."""
         self.refresh()
-        # Plain comprehensions are the cheapest way through a few hundred tensors.
         return Marks(
             self._names, [t._version for t in self._tensors], [t.data_ptr() for t in self._tensors]
         )
@@ -525,4 +530,6 @@ def version(tensor: Tensor) -> int:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors in a batch or an output: itself, or in the containers it is made of."""
+    if isinstance(value, Tensor):
+        return [value]
     return [t for _, t in _Walk({}).within(value, "", _DEPTH) if isinstance(t, Tensor)]

@@ -355,7 +355,7 @@ class _Window:
             self._settings_mark = _settings()
         if now.batch < _CLOSELY or now.batch % _SPARSELY == 0:
             self._before = self._check._optimization()
-        self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[:1])]
+        self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[0] if args else None)]
 
     def _rebase(self, moved: list[str]) -> None:
         """Take what hooks put in before the first step as what the step must leave alone."""
@@ -373,12 +373,14 @@ class _Window:
     def after_step(self, now: Moment) -> list[_Change]:
         if self._mark is None:
             return []
-        inventory = self._inventory
-        places = inventory.read()
+        inventory, mark = self._inventory, self._mark
         closely = now.batch < _CLOSELY
+        due = closely or now.batch % _SPARSELY == 0
         changes: list[_Change] = []
-        moved = places.moved(self._mark) if places != self._mark else []
-        self._mark = places
+        moved: list[str] = []
+        if due or not inventory.unwritten(mark):
+            self._mark = inventory.read()
+            moved = self._mark.moved(mark)
         if _broadcasts_buffers(now) and now.batch <= 0:
             # DDP's first forward overwrites the buffers of all ranks but the first.
             self._adopt(_buffers(inventory))
@@ -392,7 +394,7 @@ class _Window:
         look_at = {*moved, *(_small_buffers(inventory) if closely else ())}
         if look_at:
             changes += self._written(look_at, moved)
-        if closely or now.batch % _SPARSELY == 0:
+        if due:
             changes += self._trained(inventory.training())
         if self._kept_mark is not None:
             attributes = kept(inventory)
