@@ -336,7 +336,7 @@ class ConfusionMatrix(Metric):
     def count(self, preds: Tensor, target: Tensor) -> None:
         """`update` without torchmetrics' bookkeeping, which takes longer than a small batch."""
         cells = self._multiclass if self.layout.task == "multiclass" else self._yes_or_no
-        index = cells(preds.detach(), target)
+        index = cells(preds.detach() if preds.requires_grad else preds, target)
         self.counts.index_add_(0, index, self._one.expand_as(index))
 
     def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
@@ -344,7 +344,7 @@ class ConfusionMatrix(Metric):
         scored = preds.ndim == target.ndim + 1
         if scored and preds.shape[1] != c:
             raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
-        if len(preds) != len(target) or preds.shape[1 + scored :] != target.shape[1:]:
+        if preds.shape[:1] + preds.shape[1 + scored :] != target.shape:
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
         p = self._best(preds) if scored else preds.long().clamp(-1, c)
         t = target.long()
@@ -377,7 +377,8 @@ class ConfusionMatrix(Metric):
 
     def _cell(self, column: Tensor, row: Tensor, first: int) -> Tensor:
         index = torch.add(column, row, alpha=self._width)
-        return index.add_(first - self._rows[0] * self._width).reshape(-1)
+        index.add_(first - self._rows[0] * self._width)
+        return index if index.ndim == 1 else index.reshape(-1)
 
     def _vectors(self, p: Tensor, t: Tensor) -> Tensor:
         c, (low, high) = self.layout.num_classes, self._rows
