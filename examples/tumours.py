@@ -28,7 +28,7 @@ class Tumours(pl.LightningModule):
 
 
 if __name__ == "__main__":
-    pl.seed_everything(0, verbose=False)
+    torch.manual_seed(0)
     values, benign = (torch.tensor(column) for column in load_breast_cancer(return_X_y=True))
     patients = TensorDataset(values.float(), 1 - benign)
     split = torch.Generator().manual_seed(0)

@@ -14,8 +14,7 @@ from types import CodeType, FrameType
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _SITE = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
-# An installed or vendored library is told by its folder's name, also where it is not in
-# site-packages (an editable install, a source checkout of torch).
+# These are libraries also where they do not lie in site-packages: an editable install, a checkout.
 _LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "lightning_fabric"}
 
 
@@ -44,6 +43,10 @@ def owner_of(filename: str) -> str:
     for site in _SITE:
         if site in filename:
             return filename.rsplit(site, 1)[1].split(os.sep)[0].removesuffix(".py")
+    for name in _LIBRARIES:
+        root = os.path.dirname(getattr(sys.modules.get(name), "__file__", None) or "")
+        if root and filename.startswith(root + os.sep):
+            return name
     if filename.startswith(("<", _STDLIB)):
         return "stdlib"
     return "user"
