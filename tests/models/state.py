@@ -685,7 +685,7 @@ class MergesForTheCall(MergesInEval):
     Lora = MergedLayer  # type: ignore[assignment]
 
 
-@bug("state", "block.weight")
+@bug("state", "block.weight", inside=False)  # once: no replay shows it
 class RescalesInEval(Classifier):
     """The first forward in eval mode divides the weights, the first in train mode multiplies."""
 
@@ -920,7 +920,7 @@ class DetachedInTheStep(Classifier):
         return super().validation_step(batch, batch_idx)
 
 
-@bug("state", "head", also=("stochastic",), certain=False)
+@bug("state", "head", also=("stochastic",), certain=False, inside=False)  # once, again
 class LazyModuleMaterialised(Classifier):
     """A lazy head gets its shape, and its random weights, from a validation batch."""
 
