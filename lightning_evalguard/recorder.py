@@ -15,6 +15,7 @@ from torch.utils.data import DistributedSampler
 
 from lightning_evalguard import sources
 from lightning_evalguard.confusion import (
+    ROOM,
     ConfusionMatrix,
     ConfusionMetrics,
     Layout,
@@ -451,9 +452,12 @@ class Recorder:
             recorded.warnings.append(f"{entry.key}: no sample was counted, so every score is NaN")
         if (problems := result.problems()) and "left out" not in entry.told:
             entry.told.add("left out")
-            recorded.warnings.append(
-                f"{entry.key}: left out of the confusion matrix: {'; '.join(problems)}"
-            )
+            text = f"{entry.key}: left out of the confusion matrix: {'; '.join(problems)}"
+            if not layout.exact and (result.out_of_range or result.unusable_preds):
+                text += (
+                    f". Labels tell up to {ROOM} classes: pass ConfusionMetrics(num_classes=...)"
+                )
+            recorded.warnings.append(text)
         if entry.untrimmed and "untrimmed" not in entry.told:
             entry.told.add("untrimmed")
             recorded.notes.append(

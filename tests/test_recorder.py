@@ -250,6 +250,18 @@ def test_labels_alone_are_counted_up_to_the_highest_one_seen(trainer: Any) -> No
     assert drive.results["val"].matrix.shape == (CLASSES, CLASSES)
 
 
+def test_more_labels_than_there_is_room_for_ask_for_the_number_of_classes() -> None:
+    recorder, labels = Recorder(), torch.arange(300)
+    recorder.start("val", nn.Linear(1, 1))
+    recorder.before_step(labels)
+    recorder.after_step({"preds": labels, "target": labels}, labels)
+    recorded = recorder.stop()
+    assert recorded.warnings == [
+        "val: left out of the confusion matrix: 44 targets outside the 256 classes. "
+        "Labels tell up to 256 classes: pass ConfusionMetrics(num_classes=...)"
+    ]
+
+
 class Named(TensorDataset):
     classes = ("ant", "bee", "cat", "dog", "eel")
 
