@@ -20,7 +20,16 @@ from lightning_evalguard.checks.sync import SyncCheck
 from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.guard import Audit, Guard, Replays, check_allow, check_policies
 from lightning_evalguard.recorder import Recorder
-from lightning_evalguard.report import FixPolicy, Policy, Report, check_policy, warn_text
+from lightning_evalguard.report import (
+    Finding,
+    FixPolicy,
+    Policy,
+    Report,
+    check_policy,
+    warn,
+    warn_text,
+)
+from lightning_evalguard.result import ConfusionResult
 from lightning_evalguard.sinks import write
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
@@ -298,6 +307,8 @@ class _Run:
                 raise
             self.now.batch = -1
             self.guard.stop(self.now)
+            if self.scores is not None and not self.now.fitting:
+                self.scores.show(self.now.stage)
             return outputs
         finally:
             self.now = outer
@@ -330,6 +341,7 @@ class _Scores:
         self._recorder, self._report = recorder, report
         self._ours: set[str] = set()
         self._theirs: set[str] = set()
+        self._told: set[str] = set()
         self._counting = False
         self._wrap: Wrap | None = None
 
@@ -356,6 +368,16 @@ class _Scores:
         if self._counting:
             self._counting = False
             self._wrap = Wrap(self._module, hook, self._log)
+
+    def show(self, stage: str) -> None:
+        """Print the table of a `validate` or `test` on its own, where Lightning prints its own."""
+        loop = getattr(self._trainer, f"{stage}_loop", None)
+        if not (getattr(loop, "verbose", False) and self._trainer.is_global_zero):
+            return
+        key = {"validate": "val"}.get(stage, stage)
+        for name, result in self._report.confusion.items():
+            if name.split("/")[0] == key:
+                print(f"{name}: {result}")  # noqa: T201 - beside the table that Lightning prints
 
     def paused(self) -> AbstractContextManager[None]:
         return self._recorder.paused()
@@ -384,12 +406,22 @@ class _Scores:
         self._report.confusion.update(recorded.results)
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours
+        differing = []
         for key, result in recorded.results.items():
             stage, _, loader = key.partition("/")
             for score, value in result.scores.items():
-                self._log_scalar(f"{stage}/{score}{f'/{loader}' if loader else ''}", value)
+                name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
+                if name not in self._theirs:
+                    self._log_scalar(name, value)
+                elif fact := result.difference(score, float(trainer.callback_metrics[name])):
+                    differing.append(_differs(name, fact, result))
+        self._report.add(differing)
         if not trainer.is_global_zero:
             return
+        for finding in differing:
+            if finding.subject not in self._told:
+                self._told.add(str(finding.subject))
+                warn(finding)
         for sentence in recorded.warnings:
             warn_text(sentence)
         for key, result in recorded.results.items():
@@ -397,7 +429,7 @@ class _Scores:
                 warn_text(failure)
 
     def _log_scalar(self, key: str, value: float) -> None:
-        if key in self._theirs or self._trainer.barebones:
+        if self._trainer.barebones:
             return
         # Equal on every rank already. "max" keeps it so, and Lightning does not ask for sync_dist.
         self._module.log(
@@ -467,6 +499,22 @@ def _why_not(trainer: Trainer) -> str | None:
     """Why steps of `trainer` must not be run again."""
     # A replay on one rank alone would wait for the others in the step's first collective.
     return "several processes evaluate together" if trainer.world_size > 1 else None
+
+
+def _differs(key: str, fact: str, result: ConfusionResult) -> Finding:
+    """The module logs `key` itself, with another value than the matrix gives."""
+    return Finding(
+        check="metrics",
+        stage="test" if key.startswith("test") else "validate",
+        fact=fact,
+        remedy="Log the metric object itself and reset it each epoch, or delete the line and let "
+        "this value be logged.",
+        subject=key,
+        leads="subject",
+        epoch=result.epoch,
+        step=result.step,
+        certain=False,
+    )
 
 
 def _logged_step(trainer: Trainer) -> int:

@@ -102,11 +102,38 @@ def test_a_key_that_the_module_logs_itself_stands(trainer: Make) -> None:
 
     guard = EvalGuard()
     run = trainer(callbacks=[guard], max_epochs=3)
-    run.fit(LogsItsOwn(), zoo.loader(), zoo.loader())
+    with pytest.warns(EvalGuardWarning, match=r"expected .* \[metrics\]") as told:
+        run.fit(LogsItsOwn(), zoo.loader(), zoo.loader())
+    assert len([w for w in told if issubclass(w.category, EvalGuardWarning)]) == 2
+    assert {f.subject for f in guard.report.findings} == {"val/accuracy", "val/mcc"}
     assert run.callback_metrics["val/accuracy"].item() == 0.5
     assert run.callback_metrics["val/mcc"].item() == 0.25
     assert "val/f1_macro" in run.callback_metrics
     assert guard.report.notes[0].startswith("val: multiclass, 3 classes")
+
+
+def test_a_key_that_the_module_logs_right_is_no_finding(trainer: Make) -> None:
+    class LogsTheSame(Returns):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            outputs = super().validation_step(batch, batch_idx)
+            right = (outputs["logits"].argmax(1) == batch[1]).float().mean()
+            self.log("val/accuracy", right, batch_size=len(batch[1]))
+            return outputs
+
+    guard = EvalGuard()
+    trainer(callbacks=[guard]).fit(LogsTheSame(), zoo.loader(), zoo.loader(30))
+    assert guard.report.findings == []
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_the_table_is_printed_where_lightning_prints_its_own(
+    stage: str, trainer: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trainer(callbacks=[EvalGuard()])
+    getattr(run, stage)(Returns(), zoo.loader(), verbose=False)
+    assert capsys.readouterr().out == ""
+    getattr(run, stage)(Returns(), zoo.loader(), verbose=True)
+    assert "most confused with" in capsys.readouterr().out
 
 
 def test_each_loader_has_its_own_matrix(trainer: Make) -> None:
