@@ -354,7 +354,7 @@ class Sample:
         out = next(iter(tensors_in(op.out)), None)
         if out is None or out.numel() == 0 or out.layout is not torch.strided or out.is_meta:
             return cls(op.func, None, meant)
-        if op.name in ("resize_", "resize_as_") or op.func.is_view:
+        if op.name in ("resize_", "resize_as_") or getattr(op.func, "is_view", False):
             # What is new of it nobody has written yet, and a view of that shows no more.
             return cls(op.func, None, meant)
         if op.name == "set_":  # onto a storage that is about to be filled, in a deep copy
