@@ -612,6 +612,19 @@ def _flat(args: tuple[Any, ...]) -> Iterator[Tensor]:
                 yield tensor
 
 
+_frames_before = 0
+
+
+def forget_compiled() -> None:
+    """From here on, only what Dynamo compiles anew counts as compiled."""
+    global _frames_before
+    _frames_before = _frames()
+
+
 def _compiled_anything() -> bool:
+    return _frames() > _frames_before
+
+
+def _frames() -> int:
     dynamo = sys.modules.get("torch._dynamo.convert_frame")
-    return dynamo is not None and bool(dynamo.FRAME_COUNTER)
+    return dynamo.FRAME_COUNTER if dynamo is not None else 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard._source import expression_of, owner_of, site_of
-from lightning_evalguard._waits import KEYS, SUPPORTED, Watch
+from lightning_evalguard._waits import KEYS, SUPPORTED, Watch, forget_compiled
 from lightning_evalguard.checks import Moment
 from lightning_evalguard.report import Finding, Report, shown_path
 
@@ -186,6 +186,8 @@ class SyncCheck:
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._root = root
+        if not any(hasattr(module, "_orig_mod") for module in root.modules()):
+            forget_compiled()
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
