@@ -37,6 +37,7 @@ from lightning_evalguard.report import (
 
 Allow = Mapping[str, Sequence[str]]
 Audit = Literal["auto", "full", "off"]
+_AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Guard:
         self._root: nn.Module | None = None
         self._shown: set[str] = set()
         self._checks = list(checks)
+        self._listeners: dict[str, tuple[tuple[Check, str], ...]] = {}
         self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
         self._warned: set[tuple[Any, ...]] = set()
 
@@ -96,22 +98,22 @@ class Guard:
         """A run begins on `root`."""
         self._root = root
         self._shown.clear()
-        self._all(lambda check: check.open(root, now))
+        self._all("open", lambda check: check.open(root, now))
 
     def close(self, now: Moment, error: BaseException | None = None) -> None:
         """The run is over; raises what is found only where no `error` ended it."""
-        self._all(lambda check: check.close(now), quiet=error is not None)
+        self._all("close", lambda check: check.close(now), quiet=error is not None)
         self._root = None
 
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
-        self._all(lambda check: check.start(now))
+        self._all("start", lambda check: check.start(now))
 
     def stop(self, now: Moment, error: BaseException | None = None) -> None:
         """The evaluation is over; raises what is found only where no `error` ended it."""
         if error is None:
             self.report.checked["evaluations"] += 1
-        self._all(lambda check: check.stop(now, error), quiet=error is not None)
+        self._all("stop", lambda check: check.stop(now, error), quiet=error is not None)
 
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one evaluation step under guard and return what it returns."""
@@ -123,7 +125,7 @@ class Guard:
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
-        self._all(lambda check: check.before_step(now, args))
+        self._all("before_step", lambda check: check.before_step(now, args))
 
     def after(
         self,
@@ -136,11 +138,11 @@ class Guard:
     ) -> None:
         """The step ``call(*args, **kwargs)`` returned `outputs`, shown as `showing` says."""
         self.report.checked["batches"] += 1
-        found = self._ask(lambda check: check.after_step(now, outputs))
+        found = self._ask("after_step", lambda check: check.after_step(now, outputs))
         if showing.again or self._tripped():
             found += self._show_again(now, call, args, kwargs)
         elif showing.seen:
-            found += self._ask_witnesses(lambda c: c.saw(now, showing.seen.get(c.name), None))
+            found += self._ask("saw", lambda c: c.saw(now, showing.seen.get(c.name), None))
         if found:
             self._judge(found, quiet=False)
 
@@ -160,6 +162,7 @@ class Guard:
     def flags(self, now: Moment, error: BaseException | None) -> None:
         """Look at the modes once more, where no step has just ended."""
         self._all(
+            "after_step",
             lambda check: check.after_step(now, None) if isinstance(check, ModesCheck) else (),
             quiet=error is not None,
         )
@@ -169,29 +172,25 @@ class Guard:
         seen: dict[str, Subscriber] = {}
 
         def before(check: Any) -> Iterable[Finding]:
-            subscriber = check.before_move(now) if hasattr(check, "before_move") else None
+            subscriber = check.before_move(now)
             if subscriber is not None:
                 seen[check.name] = subscriber
             return ()
 
-        self._ask(before)
+        self._ask("before_move", before)
         with Watch(*seen.values()) if seen else nullcontext() as watch:
             batch = call(*args, **kwargs)
         if watch is not None:
             self._off(watch, seen)
-        self._all(
-            lambda check: (
-                check.after_move(now, seen.get(check.name)) if hasattr(check, "after_move") else ()
-            )
-        )
+        self._all("after_move", lambda check: check.after_move(now, seen.get(check.name)))
         return batch
 
     def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one training step under guard and return what it returns."""
-        self._all(lambda check: check.before_train_step(now, args))
+        self._all("before_train_step", lambda check: check.before_train_step(now, args))
         outputs = call(*args, **kwargs)
         self.report.checked["training_steps"] += 1
-        self._all(lambda check: check.after_train_step(now))
+        self._all("after_train_step", lambda check: check.after_train_step(now))
         return outputs
 
     # what a check sees of a step's operators
@@ -207,7 +206,7 @@ class Guard:
         return "again" if again and self._replays.why_not() is None else "alone"
 
     def _witnesses(self) -> list[Any]:
-        return [check for check, _ in self._checks if hasattr(check, "saw")]
+        return [check for check, _ in self._hearing("saw")]
 
     def _tripped(self) -> bool:
         tripped = False
@@ -217,7 +216,7 @@ class Guard:
             tripped |= check.tripped()
             return ()
 
-        self._ask_witnesses(ask)
+        self._ask("tripped", ask)
         return tripped
 
     def _watch(self, now: Moment) -> dict[str, Subscriber]:
@@ -240,7 +239,7 @@ class Guard:
             seen[check.name] = check.watch(now)
             return ()
 
-        self._ask_witnesses(ask)
+        self._ask("watch", ask)
         return seen
 
     def _off(self, watch: Watch, seen: Mapping[str, Subscriber]) -> None:
@@ -276,7 +275,7 @@ class Guard:
             except CannotReplay as error:
                 why = str(error)
         self.report.note(f"a step was not run again for a closer look: {why}")
-        return self._ask_witnesses(lambda c: c.saw(now, None, None))
+        return self._ask("saw", lambda c: c.saw(now, None, None))
 
     def _shown_again(self, now: Moment, look: Look) -> list[tuple[Finding, str]]:
         seen = self._subscribers(now)
@@ -285,22 +284,23 @@ class Guard:
         if outcome.error is not None:
             raise CannotReplay(f"{type(outcome.error).__name__}: {outcome.error}")
         self.report.checked["replayed_steps"] += 1
-        return self._ask_witnesses(lambda c: c.saw(now, seen.get(c.name), look))
+        return self._ask("saw", lambda c: c.saw(now, seen.get(c.name), look))
 
     # asking and judging
 
-    def _all(self, ask: Callable[[Check], Iterable[Finding]], quiet: bool = False) -> None:
+    def _all(
+        self, event: str, ask: Callable[[Any], Iterable[Finding]], quiet: bool = False
+    ) -> None:
         """Ask every check, then judge all that they found at this moment together."""
-        found = self._ask(ask)
+        found = self._ask(event, ask)
         if found:
             self._judge(found, quiet)
 
-    def _ask_witnesses(self, ask: Callable[[Any], Iterable[Finding]]) -> list[tuple[Finding, str]]:
-        return self._ask(lambda check: ask(check) if hasattr(check, "saw") else ())
-
-    def _ask(self, ask: Callable[[Check], Iterable[Finding]]) -> list[tuple[Finding, str]]:
+    def _ask(
+        self, event: str, ask: Callable[[Any], Iterable[Finding]]
+    ) -> list[tuple[Finding, str]]:
         found: list[tuple[Finding, str]] = []
-        for pair in self._checks:
+        for pair in self._hearing(event):
             check, policy = pair
             try:
                 findings = [f for f in ask(check) if not self._is_allowed(f)]
@@ -312,9 +312,20 @@ class Guard:
                 self._failed(pair, error)
             else:
                 found += [(finding, policy) for finding in findings]
-            for sentence in getattr(check, "notes", ()):
-                self.report.note(sentence)
+            if event in _AFTER_WHICH_NOTES:
+                for sentence in getattr(check, "notes", ()):
+                    self.report.note(sentence)
         return found
+
+    def _hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
+        """The checks that do something at an event: most do nothing at most of them."""
+        hearing = self._listeners.get(event)
+        if hearing is None:
+            default = getattr(Check, event, None)
+            hearing = self._listeners[event] = tuple(
+                pair for pair in self._checks if getattr(type(pair[0]), event, None) is not default
+            )
+        return hearing
 
     def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         self.report.add(finding for finding, _ in found)
@@ -346,6 +357,7 @@ class Guard:
 
     def _failed(self, pair: tuple[Check, str], error: Exception) -> None:
         self._checks = [p for p in self._checks if p is not pair]
+        self._listeners.clear()
         check = pair[0]
         with suppress(Exception):  # it is broken, but what it patched must not stay
             check.close(Moment("fit"))
