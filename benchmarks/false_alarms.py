@@ -124,7 +124,7 @@ def truth(fresh: Fresh) -> dict[str, Any]:
     proof: dict[str, str] = {}
     model, batch = fresh()
     model.eval()
-    before = contents(model)
+    before, parts = contents(model), dict(model.named_modules())
     written = [(t, t._version) for t in tensors(batch)]
     seed(1)
     drew = generators()
@@ -135,6 +135,8 @@ def truth(fresh: Fresh) -> dict[str, Any]:
     after = contents(model)
     if changed := [n for n in after if before.get(n) != after[n]] + list(before.keys() - after):
         proof["state"] = f"changed: {', '.join(changed[:3])}"
+    elif replaced := [n for n, m in model.named_modules() if parts.get(n) is not m]:
+        proof["state"] = f"modules replaced: {', '.join(replaced[:3])}"
     elif any(t._version != version for t, version in written):
         proof["state"] = "the batch was written in place"
     if woken := [n for n, m in model.named_modules() if m.training]:

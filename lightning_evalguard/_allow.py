@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import ContextDecorator
-from types import TracebackType
+from types import CodeType, FrameType, TracebackType
 
 # What a module in train mode does in an evaluation: meant where its mode is.
 CONSEQUENCES = frozenset({"state", "stochastic", "batch"})
@@ -19,6 +20,13 @@ class _Depths(threading.local):
 _depths = _Depths()
 
 
+_reached: set[tuple[CodeType, int]] = set()
+
+
+def _line_of(frame: FrameType) -> tuple[CodeType, int]:
+    return frame.f_code, frame.f_lineno
+
+
 class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
     """Let one check pass over what happens inside: a ``with`` block or a decorated function.
 
@@ -28,6 +36,8 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
     Args:
         check: The check to silence, e.g. ``"sync"`` or ``"modes"``.
         reason: Why this is meant. It is for the next reader of the code.
+        first_only: Let it pass only the first time that this line is reached in the process: what
+            is meant once, say a look at the first batch, is a finding from then on.
 
     Raises:
         ValueError: If `check` is not the name of a check.
@@ -41,14 +51,20 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
         ...     return model(x)
     """
 
-    def __init__(self, check: str, *, reason: str = "") -> None:
+    def __init__(self, check: str, *, reason: str = "", first_only: bool = False) -> None:
         if check not in CHECKS:
             raise ValueError(f"check={check!r}: expected one of {', '.join(sorted(CHECKS))}")
         self.check = check
         self.reason = reason
+        self._line = _line_of(sys._getframe(1)) if first_only else None
+        self._held: list[int] = []
 
     def __enter__(self) -> allow:
-        _depths.of[self.check] = _depths.of.get(self.check, 0) + 1
+        again = self._line is not None and self._line in _reached
+        if self._line is not None:
+            _reached.add(self._line)
+        self._held.append(0 if again else 1)
+        _depths.of[self.check] = _depths.of.get(self.check, 0) + self._held[-1]
         return self
 
     def __exit__(
@@ -57,7 +73,7 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _depths.of[self.check] -= 1
+        _depths.of[self.check] -= self._held.pop()
 
 
 def allowed(check: str) -> bool:

@@ -310,3 +310,17 @@ def test_allow_holds_for_its_block_its_thread_and_its_check() -> None:
     assert not allowed("modes")
     with pytest.raises(ValueError, match="check='loud'"):
         allow("loud")
+
+
+def test_allow_first_only_holds_the_first_time_a_line_is_reached() -> None:
+    def look() -> bool:
+        with allow("sync", reason="a look at the first batch", first_only=True):
+            return allowed("sync")
+
+    @allow("sync", first_only=True)
+    def decorated() -> bool:
+        return allowed("sync")
+
+    assert [look() for _ in range(3)] == [True, False, False]
+    assert [decorated() for _ in range(3)] == [True, False, False]
+    assert not allowed("sync")

@@ -479,8 +479,41 @@ def test_torchmetrics_syncs_stand_under_its_name_at_the_users_line(
         assert (sync.owner, sync.stage) == ("torchmetrics", "validate")
         assert sync.expression == "self.metric.update(self(batch[0]), batch[1])"
         assert sync.via.startswith("torchmetrics/")
+        mend = "validate_args=False" if sync.op == "unique" else "the guard's own matrix"
+        assert mend in sync.remedy
+        assert sync.remedy in str(sync)
         found[sync.op] += int(sync.per_step)
     assert found == ops
+
+
+def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fit) -> None:
+    class Checks(Honest):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            mean, scale = self(batch[0])[:, :2].chunk(2, 1)
+            normal = torch.distributions.Normal(mean, scale.exp())
+            return -normal.log_prob(batch[0][:, :1]).mean()
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            nn.utils.clip_grad_norm_(self.parameters(), 1.0, error_if_nonfinite=True)
+
+    class Mended(Honest):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            mean, scale = self(batch[0])[:, :2].chunk(2, 1)
+            normal = torch.distributions.Normal(mean, scale.exp(), validate_args=False)
+            return -normal.log_prob(batch[0][:, :1]).mean()
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+    found = {f.expression: f for f in watch(fit, Checks()).report.findings if f.check == "sync"}
+    normal = found.pop("torch.distributions.Normal(mean, scale.exp())")
+    score = found.pop("normal.log_prob(batch[0][:, :1])")
+    (clip,) = found.values()
+    assert "2.0 per training step" in normal.fact
+    assert "1.0 per training step" in score.fact
+    assert normal.remedy == score.remedy == "Pass validate_args=False."
+    assert clip.remedy == "Pass error_if_nonfinite=False."
+    assert [f for f in watch(fit, Mended()).report.findings if f.check == "sync"] == []
 
 
 def test_the_guards_own_confusion_state_waits_for_nothing(fit: Fit) -> None:

@@ -62,6 +62,8 @@ _REMEDIES = {
     "ctc_loss": "Pass targets and lengths as int32 tensors on the CPU: cuDNN takes them so.",
     "synchronize": "Leave it out of the step.",
 }
+# Of a torchmetrics object: what its validation waits for, and what its counting waits for.
+_VALIDATES = frozenset({"unique", "item"})
 _BRANCH = "Choose with torch.where, or decide on a number that the host has."
 # What the source text says when a number is read for its own sake, and not to branch on it.
 _READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
@@ -96,12 +98,22 @@ class Sync:
     via: str = ""
     allowed: bool = False
 
+    @property
+    def remedy(self) -> str:
+        """What mends a metric that waits inside torchmetrics; empty for any other owner."""
+        if self.owner != "torchmetrics" or not self.via:
+            return ""
+        if self.op in _VALIDATES:
+            return "Pass validate_args=False to the metric."
+        return "Let the guard's own matrix count: it never waits."
+
     def __str__(self) -> str:
         cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
         owner = f"{self.owner}, {self.via}" if self.via else self.owner
+        mend = f". {self.remedy}" if self.remedy else ""
         return (
             f"{_short(shown_path(self.location))}: `{self.expression}` ({self.op}), "
-            f"{self.per_step:.1f} per {_STEPS.get(self.stage, 'step')}{cost} [{owner}]"
+            f"{self.per_step:.1f} per {_STEPS.get(self.stage, 'step')}{cost} [{owner}]{mend}"
         )
 
 
