@@ -431,7 +431,8 @@ class _Scores:
     def _log_scalar(self, key: str, value: float) -> None:
         if self._trainer.barebones:
             return
-        # Equal on every rank already. "max" keeps it so, and Lightning does not ask for sync_dist.
+        # Equal on every rank already: no `sync_dist`, which would be one collective a key.
+        _asked_for_sync_dist(self._trainer, key)
         self._module.log(
             key, value, on_step=False, on_epoch=True, reduce_fx="max", add_dataloader_idx=False
         )
@@ -499,6 +500,19 @@ def _why_not(trainer: Trainer) -> str | None:
     """Why steps of `trainer` must not be run again."""
     # A replay on one rank alone would wait for the others in the step's first collective.
     return "several processes evaluate together" if trainer.world_size > 1 else None
+
+
+def _asked_for_sync_dist(trainer: Trainer, key: str) -> None:
+    """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
+    if trainer.world_size == 1:
+        return
+    said = getattr(sys.modules.get(type(trainer._results).__module__), "warning_cache", None)
+    if isinstance(said, set):  # private, as of Lightning 2.2 to 2.6
+        said.add(
+            f"It is recommended to use `self.log({key!r}, ..., sync_dist=True)`"
+            " when logging on epoch level in distributed setting to accumulate the metric across"
+            " devices."
+        )
 
 
 def _differs(key: str, fact: str, result: ConfusionResult) -> Finding:

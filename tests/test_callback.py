@@ -296,3 +296,30 @@ def test_the_cli_takes_an_override_and_refuses_a_wrong_policy(tmp_path: Path) ->
 def test_the_clis_help_is_the_docstring(tmp_path: Path) -> None:
     shown = cli("fit", "--trainer.callbacks.help=lightning_evalguard.EvalGuard", where=tmp_path)
     assert "Policy for a module in the wrong mode" in " ".join(shown.stdout.split()), shown.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_sample_once_and_are_given_no_advice(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(CLI.parent)!r})\n"
+        "import lightning.pytorch as pl\n"
+        "from digits import Digits, loaders\n"
+        "from lightning_evalguard import EvalGuard\n"
+        "if __name__ == '__main__':\n"
+        "    guard = EvalGuard()\n"
+        "    trainer = pl.Trainer(accelerator='cpu', devices=2, strategy='ddp', max_epochs=1,\n"
+        "        logger=False, enable_progress_bar=False, enable_checkpointing=False,\n"
+        "        callbacks=[guard])\n"
+        "    trainer.fit(Digits(), *loaders())\n"
+        "    print(trainer.global_rank, guard.report.confusion['val'].total)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"0 359", "1 359"} <= set(done.stdout.splitlines())
+    advised = [line for line in done.stderr.splitlines() if "sync_dist=True" in line]
+    assert all("val/loss" in line for line in advised)  # the module's own key
