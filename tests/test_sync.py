@@ -516,6 +516,26 @@ def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fi
     assert [f for f in watch(fit, Mended()).report.findings if f.check == "sync"] == []
 
 
+def test_the_gradient_scaler_reads_once_a_step(fit: Fit) -> None:
+    class Scales(Honest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.scaler = torch.amp.GradScaler("cpu")
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers().optimizer
+            optimizer.zero_grad()
+            self.scaler.scale(F.cross_entropy(self(batch[0]), batch[1])).backward()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+    (found,) = [f for f in watch(fit, Scales()).report.findings if f.check == "sync"]
+    assert found.expression == "self.scaler.step(optimizer)"
+    assert "1.0 per training step" in found.fact
+    assert found.remedy.startswith("Train in bfloat16")
+
+
 def test_the_guards_own_confusion_state_waits_for_nothing(fit: Fit) -> None:
     guard = EvalGuard(audit="off", sync="error", sync_steps=(0, 1))
 

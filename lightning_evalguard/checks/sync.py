@@ -355,6 +355,8 @@ def _cost(sync: Sync) -> tuple[float, float, str]:
 def _remedy(op: str, at: _Where) -> str:
     if "distributions" in at.inside:
         return "Pass validate_args=False."
+    if "grad_scaler" in at.inside:
+        return "Train in bfloat16, which needs no scaler; a scaler needs this one read."
     if "clip_grad" in at.inside:
         return "Pass error_if_nonfinite=False."
     if op == "item" and not _READS.search(at.expression):
