@@ -13,9 +13,7 @@ from lightning_evalguard import EvalGuard
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
-# inductor's own imports
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+BACKENDS = ["eager", "aot_eager"]
 
 
 @pytest.fixture(autouse=True)
