@@ -1,13 +1,14 @@
-"""EvalGuard, the callback: the only file that imports Lightning."""
+"""EvalGuard, the callback: where the guard stands in Lightning."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from lightning_evalguard import _lightning
 from lightning_evalguard._allow import allowed
+from lightning_evalguard._lightning import Callback, LightningModule, Trainer
 from lightning_evalguard._patch import Wrap
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
@@ -32,14 +33,8 @@ from lightning_evalguard.report import (
 from lightning_evalguard.result import ConfusionResult
 from lightning_evalguard.sinks import write
 
-if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loggers.logger import DummyLogger
-else:  # the user's script runs on the package's other name: do not load both
-    from pytorch_lightning import Callback, LightningModule, Trainer
-    from pytorch_lightning.loggers.logger import DummyLogger
-
-_EVALUATIONS = ("validation", "test", "predict")
+_STEPS = ("validation", "test", "predict")
+_LOOPS = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop", "predict_loop")
 
 
 class EvalGuard(Callback):
@@ -171,10 +166,10 @@ class EvalGuard(Callback):
         self._runs.append(_Run(trainer, pl_module, guard, scores, sync))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._count(trainer, "val", trainer.val_dataloaders)
+        self._count(trainer, "val")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._count(trainer, "test", trainer.test_dataloaders)
+        self._count(trainer, "test")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, "on_validation_epoch_end")
@@ -223,10 +218,10 @@ class EvalGuard(Callback):
     def _run_of(self, trainer: Trainer) -> _Run | None:
         return next((run for run in self._runs if run.trainer is trainer), None)
 
-    def _count(self, trainer: Trainer, stage: str, dataloaders: Any) -> None:
+    def _count(self, trainer: Trainer, stage: str) -> None:
         run = self._run_of(trainer)
         if run is not None and run.scores is not None and not trainer.sanity_checking:
-            run.scores.start(stage, dataloaders)
+            run.scores.start(stage, _lightning.dataloaders(trainer))
 
     def _log(self, trainer: Trainer, hook: str) -> None:
         run = self._run_of(trainer)
@@ -270,11 +265,21 @@ class _Run:
         guard.report.checked["modules"] = max(
             guard.report.checked["modules"], sum(1 for _ in module.modules())
         )
-        strategy = trainer.strategy
-        self._wraps = [Wrap(strategy, "training_step", self._train_step)]
-        self._wraps += [Wrap(strategy, f"{e}_step", self._step) for e in _EVALUATIONS]
-        self._wraps += [Wrap(strategy, "batch_to_device", self._move)]
-        self._wraps += [Wrap(loop, "run", self._evaluate) for loop in _evaluation_loops(trainer)]
+        self._wraps: list[Wrap] = []
+        self._wrap("strategy.training_step", self._train_step)
+        for step in _STEPS:
+            self._wrap(f"strategy.{step}_step", self._step)
+        self._wrap("strategy.batch_to_device", self._move)
+        for loop in _LOOPS:
+            self._wrap(f"{loop}.run", self._evaluate)
+
+    def _wrap(self, path: str, around: Callable[..., Any]) -> None:
+        """Put `around` in front of one of the trainer's methods, where this Lightning has it."""
+        owner = _lightning.owner(self.trainer, path)
+        if owner is None:
+            self.guard.report.note(f"this Lightning has no `trainer.{path}`: it was not guarded")
+        else:
+            self._wraps.append(Wrap(owner, path.rpartition(".")[2], around))
 
     def close(self, error: BaseException | None) -> None:
         if self.scores is not None:
@@ -371,8 +376,7 @@ class _Scores:
 
     def show(self, stage: str) -> None:
         """Print the table of a `validate` or `test` on its own, where Lightning prints its own."""
-        loop = getattr(self._trainer, f"{stage}_loop", None)
-        if not (getattr(loop, "verbose", False) and self._trainer.is_global_zero):
+        if not (self._trainer.is_global_zero and _lightning.verbose(self._trainer, stage)):
             return
         key = {"validate": "val"}.get(stage, stage)
         for name, result in self._report.confusion.items():
@@ -425,14 +429,14 @@ class _Scores:
         for sentence in recorded.warnings:
             warn_text(sentence)
         for key, result in recorded.results.items():
-            for failure in write(trainer.loggers, key, result, _logged_step(trainer)):
+            for failure in write(trainer.loggers, key, result, _lightning.logged_step(trainer)):
                 warn_text(failure)
 
     def _log_scalar(self, key: str, value: float) -> None:
         if self._trainer.barebones:
             return
         # Equal on every rank already: no `sync_dist`, which would be one collective a key.
-        _asked_for_sync_dist(self._trainer, key)
+        _lightning.advised_sync_dist(self._trainer, key)
         self._module.log(
             key, value, on_step=False, on_epoch=True, reduce_fx="max", add_dataloader_idx=False
         )
@@ -457,36 +461,31 @@ class _Scores:
 
 @contextmanager
 def _out_of_the_books(trainer: Trainer, scores: _Scores | None) -> Iterator[None]:
-    """A replay logs into a collection of its own and to loggers that drop everything."""
-    loop: Any = trainer._active_loop
-    connector = trainer._logger_connector
-    loggers, fx = trainer.loggers, connector._current_fx
-    results = getattr(loop, "_results", None)
-    if loop is not None and results is not None:
-        loop._results = type(results)(training=results.training)
-        for name in ("batch", "batch_size", "dataloader_idx"):
-            setattr(loop._results, name, getattr(results, name))
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        with scores.paused() if scores is not None else nullcontext():
-            yield
-    finally:
-        trainer.loggers = loggers
-        connector._current_fx = fx
-        if loop is not None and results is not None:
-            loop._results = results
+    """A replay is neither logged nor counted."""
+    with (
+        _lightning.out_of_the_books(trainer),
+        scores.paused() if scores is not None else nullcontext(),
+    ):
+        yield
 
 
 def _batch_size(trainer: Trainer) -> int | None:
     """The most samples that a loader of the running evaluation puts in a batch, where it says."""
-    combined = getattr(trainer._active_loop, "_combined_loader", None)
-    sizes: list[int] = []
-    for loader in getattr(combined, "flattened", ()):
+    sizes = []
+    for loader in _flat(_lightning.dataloaders(trainer)):
         size = getattr(loader, "batch_size", None)
         if size is None:
             return None
         sizes.append(size)
     return max(sizes, default=None)
+
+
+def _flat(loaders: Any) -> Iterator[Any]:
+    if isinstance(loaders, (list, tuple, dict)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
+            yield from _flat(loader)
+    else:
+        yield loaders
 
 
 def _accumulates(trainer: Trainer) -> bool:
@@ -499,20 +498,9 @@ def _accumulates(trainer: Trainer) -> bool:
 def _why_not(trainer: Trainer) -> str | None:
     """Why steps of `trainer` must not be run again."""
     # A replay on one rank alone would wait for the others in the step's first collective.
-    return "several processes evaluate together" if trainer.world_size > 1 else None
-
-
-def _asked_for_sync_dist(trainer: Trainer, key: str) -> None:
-    """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
-    if trainer.world_size == 1:
-        return
-    said = getattr(sys.modules.get(type(trainer._results).__module__), "warning_cache", None)
-    if isinstance(said, set):  # private, as of Lightning 2.2 to 2.6
-        said.add(
-            f"It is recommended to use `self.log({key!r}, ..., sync_dist=True)`"
-            " when logging on epoch level in distributed setting to accumulate the metric across"
-            " devices."
-        )
+    if trainer.world_size > 1:
+        return "several processes evaluate together"
+    return _lightning.why_not_again(trainer)
 
 
 def _differs(key: str, fact: str, result: ConfusionResult) -> Finding:
@@ -531,27 +519,9 @@ def _differs(key: str, fact: str, result: ConfusionResult) -> Finding:
     )
 
 
-def _logged_step(trainer: Trainer) -> int:
-    """The step under which Lightning logs an evaluation's scalars."""
-    if trainer.state.fn != "fit":
-        return trainer.global_step
-    # Lightning's `_LoggerConnector.log_metrics` takes the same private count (2.2 to 2.6)
-    stepped = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
-    return int(stepped) if stepped is not None else trainer.global_step
-
-
 def _stage(trainer: Trainer) -> str:
     if trainer.sanity_checking:
         return "sanity_check"
     if trainer.testing:
         return "test"
     return "predict" if trainer.predicting else "validate"
-
-
-def _evaluation_loops(trainer: Trainer) -> list[Any]:
-    return [
-        trainer.fit_loop.epoch_loop.val_loop,
-        trainer.validate_loop,
-        trainer.test_loop,
-        trainer.predict_loop,
-    ]

@@ -19,7 +19,7 @@ LAYERS = [
     {"_state", "_rollback", "checks", "confusion", "plot"},
     {"_writes", "_hidden", "_replay", "sources", "sinks"},
     {"taps"},
-    {"guard", "recorder"},
+    {"guard", "recorder", "_lightning"},
     {"callback"},
     {"__init__"},
 ]
@@ -66,9 +66,9 @@ def test_a_check_imports_no_sibling_and_nothing_above(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
-def test_only_the_callback_imports_lightning(path: Path) -> None:
+def test_only_one_file_imports_lightning(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}
-    assert path.stem == "callback" or not roots & {"lightning", "pytorch_lightning"}
+    assert path.stem == "_lightning" or not roots & {"lightning", "pytorch_lightning"}
     if path.stem in STDLIB_ONLY:
         assert roots <= {*sys.stdlib_module_names, "lightning_evalguard"}
 

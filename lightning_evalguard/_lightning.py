@@ -1,0 +1,154 @@
+"""Lightning, and all of it that is used although it does not promise it: the only file to mend.
+
+Each such attribute stands once, in `PRIVATE`, with what happens in a Lightning that lacks it. Held
+against Lightning 2.2 to 2.6 by tests/test_versions.py, which names those that went away.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers.logger import DummyLogger
+else:  # the user's script runs on the package's other name: do not load both
+    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.loggers.logger import DummyLogger
+
+_UNGUARDED = "these steps are not guarded, and the report says so"
+_UNSEEN = "this evaluation is not guarded, and the report says so"
+_NO_REPLAY = "no step is run again, and the report says so"
+
+PRIVATE = {
+    "strategy.training_step": _UNGUARDED,
+    "strategy.validation_step": _UNGUARDED,
+    "strategy.test_step": _UNGUARDED,
+    "strategy.predict_step": _UNGUARDED,
+    "strategy.batch_to_device": "changes to a batch on its way to the device are not seen",
+    "fit_loop.epoch_loop.val_loop.run": _UNSEEN,
+    "validate_loop.run": _UNSEEN,
+    "test_loop.run": _UNSEEN,
+    "predict_loop.run": _UNSEEN,
+    "_active_loop": _NO_REPLAY,
+    "_active_loop._results": _NO_REPLAY,
+    "_active_loop._results.training": _NO_REPLAY,
+    "_active_loop._results.batch": _NO_REPLAY,
+    "_active_loop._results.batch_size": _NO_REPLAY,
+    "_active_loop._results.dataloader_idx": _NO_REPLAY,
+    "_logger_connector._current_fx": _NO_REPLAY,
+    "_active_loop._combined_loader": "the loaders are those that the trainer names publicly",
+    "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
+    "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
+    "validate_loop.verbose": "no table is printed after validate",
+    "test_loop.verbose": "no table is printed after test",
+}
+"""Path from a Trainer, during the stage that uses it -> what happens where it is missing."""
+
+_GONE = object()
+
+
+def has(trainer: Trainer, path: str) -> bool:
+    """Whether this Lightning has what `PRIVATE` names `path`."""
+    return _read(trainer, path) is not _GONE
+
+
+def owner(trainer: Trainer, path: str) -> Any:
+    """The object that holds what `PRIVATE` names `path`; None where it is missing."""
+    above, _, name = path.rpartition(".")
+    holder = _walk(trainer, above) if above else trainer
+    return holder if path in PRIVATE and hasattr(holder, name) else None
+
+
+def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
+    """What stands at a path of `PRIVATE`."""
+    thing = _walk(trainer, path) if path in PRIVATE else _GONE
+    return default if thing is _GONE else thing
+
+
+def _walk(thing: Any, path: str) -> Any:
+    for name in path.split("."):
+        if name == "warning_cache":  # stands in the module of the class
+            thing = sys.modules.get(type(thing).__module__)
+        thing = getattr(thing, name, _GONE)
+    return thing
+
+
+def why_not_again(trainer: Trainer) -> str | None:
+    """Why what a replay logs could not be kept out of the books, or None."""
+    gone = [p for p, falls_back in PRIVATE.items() if falls_back is _NO_REPLAY
+            and not has(trainer, p)]  # fmt: skip
+    return f"this Lightning has no `trainer.{gone[0]}`" if gone else None
+
+
+@contextmanager
+def out_of_the_books(trainer: Trainer) -> Iterator[None]:
+    """What is logged inside goes into a collection of its own, and to loggers that drop it."""
+    loop, connector = _read(trainer, "_active_loop"), trainer._logger_connector
+    loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
+    loop._results = type(results)(training=results.training)
+    for name in ("batch", "batch_size", "dataloader_idx"):
+        setattr(loop._results, name, getattr(results, name))
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+        connector._current_fx = fx
+        loop._results = results
+
+
+def dataloaders(trainer: Trainer) -> Any:
+    """The loaders of the running evaluation: one, or a sequence or a dict of them."""
+    combined = _read(trainer, "_active_loop._combined_loader", None)
+    if combined is not None:
+        return combined.iterables
+    if trainer.testing:
+        return trainer.test_dataloaders
+    # `trainer.val_dataloaders` names those of the last fit, also in a `validate` after it
+    return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
+
+
+def verbose(trainer: Trainer, stage: str) -> bool:
+    """Whether Lightning prints its own table after a ``validate`` or ``test``."""
+    return stage in ("validate", "test") and bool(_read(trainer, f"{stage}_loop.verbose", False))
+
+
+def advised_sync_dist(trainer: Trainer, key: str) -> None:
+    """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
+    if trainer.world_size == 1:
+        return
+    said = _read(trainer, "_results.warning_cache", None)
+    if isinstance(said, set):
+        said.add(
+            f"It is recommended to use `self.log({key!r}, ..., sync_dist=True)`"
+            " when logging on epoch level in distributed setting to accumulate the metric across"
+            " devices."
+        )
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step under which Lightning logs an evaluation's scalars."""
+    if trainer.state.fn != "fit":
+        return trainer.global_step
+    # Lightning's `_LoggerConnector.log_metrics` takes the same count
+    return int(_read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step))
+
+
+__all__ = [
+    "PRIVATE",
+    "Callback",
+    "DummyLogger",
+    "LightningModule",
+    "Trainer",
+    "advised_sync_dist",
+    "dataloaders",
+    "has",
+    "logged_step",
+    "out_of_the_books",
+    "owner",
+    "verbose",
+    "why_not_again",
+]
