@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_evalguard._allow import CHECKS, CONSEQUENCES, allow
 from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled
+from lightning_evalguard._ranks import Alone, processes
 from lightning_evalguard._replay import CannotReplay, Look
 from lightning_evalguard._rollback import Generators
 from lightning_evalguard.checks import Check, Moment
@@ -25,7 +26,6 @@ from lightning_evalguard.checks.rng import RngCheck
 from lightning_evalguard.checks.state import StateCheck
 from lightning_evalguard.checks.stochastic import StochasticCheck
 from lightning_evalguard.report import (
-    EvalGuardError,
     Finding,
     FixPolicy,
     Policy,
@@ -76,6 +76,7 @@ class Guard:
             findings are meant.
         report: Where findings and counts go.
         replays: How a step may be shown to those checks that are a `_replay.Witness`.
+        ranks: The processes that agree on what stops the run, by default this one alone.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Guard:
         allowed: Allow | None,
         report: Report,
         replays: Replays | None = None,
+        ranks: Alone | None = None,
     ) -> None:
         self.report = report
+        self.ranks = ranks or Alone(report)
         self._replays = replays or Replays("off")
         self._root: nn.Module | None = None
         self._shown: set[str] = set()
@@ -338,7 +341,7 @@ class Guard:
                 self._warned.add(key)
                 warn(_repaired(finding) if policy == "fix" else finding)
         if fatal and not quiet:
-            raise EvalGuardError.of(fatal, self.report)
+            self.ranks.hold(fatal)
 
     def _is_allowed(self, finding: Finding) -> bool:
         where = (finding.location or "").rpartition(":")[0]
@@ -371,6 +374,12 @@ class Guard:
 
 def _repaired(finding: Finding) -> Finding:
     return replace(finding, remedy=f"Repaired for this run. {finding.remedy}")
+
+
+def why_not_again() -> str | None:
+    """Why a step must not be run again; None where it may be."""
+    # A replay on one rank alone would wait for the others in the step's first collective.
+    return "several processes evaluate together" if processes() > 1 else None
 
 
 def check_allow(allowed: Allow | None) -> None:
@@ -461,7 +470,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
             [(c, policies[c.name]) for c in checks if policies[c.name] != "ignore"],
             allow,
             self._report,
-            Replays(audit, beside=lambda: trained),
+            Replays(audit, beside=lambda: trained, why_not=why_not_again),
         )
         self._now = Moment("evaluate")
 
