@@ -241,6 +241,26 @@ def test_top_k_counts_targets_among_the_best() -> None:
     assert result.scores["top2_accuracy"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [800, 1000, 1024])
+def test_the_highest_of_many_classes_is_torchs_argmax(dtype: torch.dtype, classes: int) -> None:
+    """They are compared block by block: ties, NaN, infinities and strides change nothing."""
+    scores = torch.randn(70, classes).to(dtype)
+    scores[0, 5] = scores[0, -1] = 99  # a tie in two blocks: the first counts
+    scores[1, -1] = torch.nan
+    scores[2] = -torch.inf
+    scores[3, 63:65] = torch.inf
+    for preds in (scores, torch.randint(3, scores.shape).to(dtype), scores.t().clone().t()):
+        confmat, expected = (ConfusionMatrix(classes) for _ in range(2))
+        target = torch.arange(len(preds))
+        confmat.update(preds, target)
+        best = preds.argmax(dim=1).masked_fill(preds.isnan().any(dim=1), classes)
+        expected.update(best, target)
+        result, like = confmat.result(), expected.result()
+        assert torch.equal(result.matrix, like.matrix)
+        assert result.total == len(preds) - int(preds.isnan().any())
+
+
 def test_many_classes_keep_exact_vectors_and_exact_confused_pairs() -> None:
     classes = 3000
     rng = np.random.default_rng(0)
