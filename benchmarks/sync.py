@@ -11,6 +11,7 @@ last line is the cost of one watched step, from steps of one fit that are watche
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import statistics
@@ -78,6 +79,7 @@ class Clock(pl.Callback):
 
 
 def fit(model: type[Mlp], steps: int, *callbacks: pl.Callback) -> tuple[float, float, list[Tensor]]:
+    gc.collect()  # a Trainer and its module hold each other
     torch.manual_seed(0)
     size = 4 if model is Bert else 8
     data = TensorDataset(torch.randn(steps * size, 32), torch.randint(0, 10, (steps * size,)))
