@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +26,7 @@ _DURING: dict[str, str] = {
 }
 _COUNTED = ("evaluations", "batches", "training_steps", "modules")
 _SHOWN = 10  # lines of one message, before "... and N more"
+FORMAT = 1  # of evalguard.json
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,49 @@ class Report:
             "syncs": [_plain(s) for s in self.syncs],
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` made `plain` of."""
+        # The one way upwards: these know how their own records read, and need torch.
+        from lightning_evalguard.checks.sync import Sync
+        from lightning_evalguard.result import ConfusionResult
+
+        report = cls()
+        report.findings = [_record(Finding, f) for f in plain["findings"]]
+        report.checked.update(plain["checked"])
+        report.confusion = {k: ConfusionResult.from_dict(v) for k, v in plain["confusion"].items()}
+        report.syncs = [_record(Sync, s) for s in plain["syncs"]]
+        report.notes = list(plain["notes"])
+        return report
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """The report in an ``evalguard.json``, equal to the one that was written.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If the file is no such record, or of a later version than this one reads.
+        """
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            if isinstance(plain, dict) and plain.get("format", FORMAT) > FORMAT:
+                raise ValueError(f"it has format {plain['format']}, expected {FORMAT} or less")
+            return cls.from_dict(plain["report"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no record of lightning-evalguard: {error}") from error
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, Report) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
+
+def _record(kind: Any, plain: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass, of those of its fields that were written."""
+    return kind(**{f.name: plain[f.name] for f in fields(kind) if f.name in plain})
 
 
 def _plain(record: Any) -> Any:

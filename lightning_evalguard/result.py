@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -224,7 +225,30 @@ class ConfusionResult:
             "source": self.source,
             "epoch": self.epoch,
             "step": self.step,
+            "pairs": None if self.pairs is None else [x.tolist() for x in self.pairs],
+            "judged": None if self.judged is None else self.judged.tolist(),
         }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ConfusionResult:
+        """The result that `to_dict` made `plain` of."""
+        given = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        for name in ("matrix", "support", "predicted", "true_positives", "judged"):
+            if given.get(name) is not None:
+                given[name] = torch.tensor(given[name], dtype=torch.int64)
+        if given.get("pairs") is not None:
+            keys, counts = (torch.tensor(x, dtype=torch.int64) for x in given["pairs"])
+            given["pairs"] = keys, counts
+        given["class_names"] = tuple(given["class_names"])
+        given["scores"] = {k: math.nan if v is None else v for k, v in given["scores"].items()}
+        return cls(**given)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ConfusionResult):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # it holds tensors
 
 
 def _insight(result: ConfusionResult) -> str:

@@ -1,0 +1,154 @@
+"""Which samples did an evaluation see? A hash that neither their order nor the batches change."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VALUES = 64  # of each tensor of a sample, spread over it: all of a label, a grid of an image
+HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batches do not matter"
+_WORD = 1 << 64
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Content:
+    """Hash of all samples added, computed where they are and without a wait for the device.
+
+    A sample is one row of every tensor of a batch; its hash is mixed from them, so that a label
+    belongs to its input, and the hashes of all samples are summed.
+
+    Args:
+        owned: How many of the samples to come are this rank's own, where a sampler repeats some.
+
+    Attributes:
+        unreadable: Why there is no hash; empty where there is one.
+        even: Whether the tensors of each batch had one length: the number of samples.
+
+    Example:
+        >>> x, y = torch.rand(10, 3, 8, 8), torch.arange(10)
+        >>> one, other = Content(), Content()
+        >>> one.add((x, y))
+        >>> for i in (9, 5, 6, 7, 8, 0, 1, 2, 3, 4):
+        ...     other.add((x[i : i + 1], y[i : i + 1]))
+        >>> whole([one.part()]) == whole([other.part()])
+        True
+    """
+
+    def __init__(self, owned: int | None = None) -> None:
+        self._left = owned
+        self.unreadable = ""
+        self.even = True
+        self._samples = 0
+        self._sum: Tensor | None = None
+
+    def add(self, batch: Any) -> None:
+        """Add the samples of `batch`."""
+        if self.unreadable:
+            return
+        try:
+            # a subclass of Tensor (an image, a box) has operators of its own
+            with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                self._add(list(_columns(batch)))
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            self.unreadable = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+    def _add(self, columns: list[Tensor]) -> None:
+        if not columns:
+            raise ValueError("no tensor in the batch")
+        n = len(columns[0]) if columns[0].ndim else -1
+        rows: Tensor | None = None
+        for column in columns:
+            if column.ndim and len(column) == n:
+                sums = _row_sums(column)
+                rows = sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+            else:  # a graph's edges, a scalar, boxes: a row for itself
+                self.even = False
+                self._count(_row_sums(column.reshape(1, -1)))
+        if rows is not None:
+            if self._left is not None:
+                rows = rows[: self._left]
+                self._left -= len(rows)
+            self._samples += len(rows)
+            self._count(rows)
+
+    def _count(self, rows: Tensor) -> None:
+        here = _mixed(rows).sum()
+        self._sum = here if self._sum is None else self._sum.to(here.device) + here
+
+    def part(self) -> tuple[int, int, bool, str]:
+        """What `whole` needs of this rank: plain data; waits for the device."""
+        total = 0 if self._sum is None else int(self._sum)
+        return total, self._samples, self.even, self.unreadable
+
+
+def whole(parts: Sequence[tuple[int, int, bool, str]]) -> dict[str, Any]:
+    """Number of samples and hash of a set, from the `part` that each rank saw."""
+    totals, samples, even, unreadable = zip(*parts, strict=True)
+    failed = next(filter(None, unreadable), "")
+    return {
+        "samples": sum(samples) if all(even) and not failed else None,
+        "hash": None if failed else f"{sum(totals) % _WORD:016x}",
+        "hash_of": failed or HASH_OF,
+    }
+
+
+def _columns(batch: Any, depth: int = 8) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+        return
+    if isinstance(batch, (str, bytes, bool, int, float)):
+        batch = [batch]
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (str, bytes, int)):
+        yield torch.tensor([zlib.crc32(repr(value).encode()) for value in batch])
+        return
+    inner: Any = ()
+    if isinstance(batch, Mapping):
+        inner = batch.values()
+    elif isinstance(batch, (list, tuple)):
+        inner = batch
+    elif hasattr(batch, "to"):  # what Lightning moves to the device: a graph, a batch class
+        inner = getattr(batch, "__dict__", {}).values()
+    for value in inner if depth else ():
+        yield from _columns(value, depth - 1)
+
+
+def _row_sums(column: Tensor) -> Tensor:
+    """One number a row: its values' bits, each times a constant of its place."""
+    x = column.detach()
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    x = x.reshape(len(x), -1)
+    if not x.shape[1]:
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    # odd, so that the values of an image do not all stand in one column
+    x = x[:, :: -(-x.shape[1] // VALUES) | 1]
+    if x.is_floating_point() or x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        x = x.view(_BITS[x.element_size()])
+    return (x * _weights(x.device)[: x.shape[1]]).sum(1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Every bit of the result depends on every bit of each number (as splitmix64 does)."""
+    x = (x ^ (x >> 30)).mul_(_ODD)
+    x = (x ^ (x >> 27)).mul_(_ALSO_ODD)
+    return x ^ (x >> 31)
+
+
+def _signed(n: int) -> int:
+    return n - _WORD if n >> 63 else n
+
+
+_ODD, _ALSO_ODD = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+_PLACES = [_signed((i + 1) * 0x9E3779B97F4A7C15 % _WORD | 1) for i in range(VALUES)]
+_held: dict[torch.device, Tensor] = {}
+
+
+def _weights(device: torch.device) -> Tensor:
+    if device not in _held:
+        with torch.inference_mode(False):
+            _held[device] = torch.tensor(_PLACES, device=device)
+    return _held[device]
