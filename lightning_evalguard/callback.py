@@ -10,6 +10,7 @@ from lightning_evalguard import _lightning
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._lightning import Callback, LightningModule, Trainer
 from lightning_evalguard._patch import Wrap
+from lightning_evalguard._ranks import ranks_of
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.grad import GradCheck
@@ -22,6 +23,7 @@ from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.guard import Audit, Guard, Replays, check_allow, check_policies
 from lightning_evalguard.recorder import Recorder
 from lightning_evalguard.report import (
+    EvalGuardError,
     Finding,
     FixPolicy,
     Policy,
@@ -148,10 +150,11 @@ class EvalGuard(Callback):
             RngCheck(restore=self._policies["rng"] == "fix"),
             sync,
         ]
+        ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            scores = _Scores(trainer, pl_module, Recorder(config), self._report)
+            scores = _Scores(trainer, pl_module, Recorder(config, ranks), self._report)
         guard = Guard(
             [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
             self._allow,
@@ -162,6 +165,7 @@ class EvalGuard(Callback):
                 isolate=lambda: _out_of_the_books(trainer, scores),
                 why_not=lambda: _why_not(trainer),
             ),
+            ranks,
         )
         self._runs.append(_Run(trainer, pl_module, guard, scores, sync))
 
@@ -260,6 +264,10 @@ class _Run:
         self.sync = sync
         self.scores = scores
         self.guard = guard
+        self.ranks = guard.ranks
+        self._kinds: set[str] = set()
+        if trainer.state.fn == "fit":
+            self.ranks.expect("train")
         self.now = Moment("fit", rank=trainer.global_rank)
         guard.open(module, self.now)
         guard.report.checked["modules"] = max(
@@ -287,8 +295,12 @@ class _Run:
         for wrap in self._wraps:
             wrap.remove()
         self._where("fit")
+        if error is not None:
+            self.ranks.leave()
         try:
             self.guard.close(self.now, error)
+            self.ranks.expect("close")
+            self.ranks.meet("close")
         finally:
             self.sync.write(self.guard.report)
 
@@ -301,27 +313,43 @@ class _Run:
         outer = self.now
         self.now = Moment("validate", rank=outer.rank)
         self._where(_stage(self.trainer))
+        self.ranks.expect(*self._points())
         try:
             self.guard.start(self.now)
             try:
                 outputs = run(*args, **kwargs)
             except BaseException as error:
+                self.ranks.leave()
                 if self.scores is not None:
                     self.scores.abort()
                 self.guard.stop(self.now, error)
                 raise
             self.now.batch = -1
             self.guard.stop(self.now)
+            self.ranks.meet("end")
+            if self.now.fitting:
+                self.ranks.expect("train")
             if self.scores is not None and not self.now.fitting:
                 self.scores.show(self.now.stage)
             return outputs
         finally:
             self.now = outer
 
+    def _points(self) -> list[str]:
+        """Where the ranks meet in the evaluation that begins; equal on all of them."""
+        stage = self.now.stage
+        kind = "validate" if stage == "sanity_check" else stage
+        points = ["audit"] if kind not in self._kinds else []
+        self._kinds.add(kind)
+        if self.scores is not None and stage in ("validate", "test"):
+            points.append("matrix")
+        return [*points, "end"]
+
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.scores is not None and args:
             self.scores.before_step(args[0], self.now.dataloader)
         outputs = self.guard.step(self.now, step, *args, **kwargs)
+        self.ranks.meet("audit")
         if self.scores is not None and args:
             self.scores.after_step(outputs, args[0], self.now.dataloader)
         return outputs
@@ -333,7 +361,9 @@ class _Run:
 
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")
-        return self.guard.train_step(self.now, step, *args, **kwargs)
+        outputs = self.guard.train_step(self.now, step, *args, **kwargs)
+        self.ranks.trained()
+        return outputs
 
 
 class _Scores:
@@ -373,6 +403,8 @@ class _Scores:
         if self._counting:
             self._counting = False
             self._wrap = Wrap(self._module, hook, self._log)
+        else:
+            self._recorder.ranks.skip("matrix")
 
     def show(self, stage: str) -> None:
         """Print the table of a `validate` or `test` on its own, where Lightning prints its own."""
@@ -400,6 +432,7 @@ class _Scores:
         self._unwrap()
         outputs = hook(*args, **kwargs)
         self._safely(self._read)
+        self._recorder.ranks.skip("matrix")  # where that failed
         return outputs
 
     def _read(self) -> None:
@@ -446,8 +479,8 @@ class _Scores:
         """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
         try:
             act()
-        except ValueError:
-            raise  # the user's arguments do not fit what the step gives
+        except (ValueError, EvalGuardError):
+            raise  # the user's arguments do not fit what the step gives; or what all ranks raise
         except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
             sentence = (
                 "the confusion matrix failed inside lightning-evalguard and is off for this "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DistributedSampler
 
 from lightning_evalguard import sources
+from lightning_evalguard._ranks import Alone
 from lightning_evalguard.confusion import (
     ROOM,
     ConfusionMatrix,
@@ -97,6 +98,7 @@ class _Loader:
     layout: Layout | None = None
     source: str = ""
     agreed: bool = False
+    differ: str = ""  # how the ranks' layouts differ, so that there is nothing to add up
     least: int = 2
     # Seen on the first batch, of which one is chosen before the second.
     candidates: list[_Source] = field(default_factory=list)
@@ -108,6 +110,7 @@ class _Loader:
     batch: Any = None
     samples: int = 0
     keep: int = 0
+    dropped: str = ""
     batches: int = 0
     untrimmed: int = 0
     failed: str = ""
@@ -121,9 +124,11 @@ class Recorder:
     Args:
         config: What the user asked for; None to infer everything and to stay silent where there
             is nothing to count.
+        ranks: The processes that count together, by default this one alone.
     """
 
-    def __init__(self, config: ConfusionMetrics | None = None) -> None:
+    def __init__(self, config: ConfusionMetrics | None = None, ranks: Alone | None = None) -> None:
+        self.ranks = ranks or Alone()
         self.config = config or ConfusionMetrics()
         self.explicit = config is not None
         self._loaders: dict[str, _Loader] = {}
@@ -153,10 +158,11 @@ class Recorder:
         """
         self.abort()
         self._stage, self._module = stage, module
-        for i, loader in enumerate(_listed(dataloaders)):
+        for i, loader in enumerate(listed(dataloaders)):
             entry = self._loader(i)
-            entry.batches, entry.untrimmed, entry.failed = 0, 0, ""
-            entry.owned = _owned(loader)
+            entry.batches, entry.untrimmed, entry.failed = 0, 0, entry.differ
+            entry.dropped = _dropped(loader)
+            entry.owned = owned_of(loader)
             if entry.chosen is not None:
                 entry.chosen.state.reset()
             if not entry.agreed:
@@ -248,17 +254,16 @@ class Recorder:
         """The evaluation is over: reduce across ranks and read every state.
 
         Raises:
+            EvalGuardError: The same on every rank, where one of them holds a finding.
             ValueError: If what the user asked for does not fit what was seen.
         """
         self._choose()
         self._metrics.close()
         self._losses.close()
         recorded = Recorded()
-        entries = [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
-        self._agree(entries, recorded)
-        for entry, counts, hits, pairs, failed in self._reduced(entries):
-            if failed or entry.layout is None:
-                continue
+        entries = self._agree(recorded)
+        for entry, counts, hits, pairs in self._reduced(entries):
+            assert entry.layout is not None
             fits = entry.names is not None and len(entry.names) == entry.layout.num_classes
             result = read(
                 entry.layout, counts, hits, entry.names if fits else None,
@@ -374,55 +379,89 @@ class Recorder:
             source.position += n
         source.state.count(preds, target.to(preds.device))
 
-    def _agree(self, entries: Sequence[_Loader], recorded: Recorded) -> None:
-        """Once a run: the same layout on every rank, also on one that got no batch."""
-        if all(entry.agreed for entry in entries):
-            return
+    def _agree(self, recorded: Recorded) -> list[_Loader]:
+        """The loaders of this evaluation, equal on every rank, also on one that got no batch."""
+        entries = [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
         for entry in entries:
             if entry.chosen is not None and entry.layout is None:
                 entry.layout, entry.source = entry.chosen.layout, entry.chosen.said
-        mine = {e.key: (e.layout, e.source, e.names, e.batches) for e in entries}
-        everyone = _gathered(mine)
-        for entry in entries:
-            said = [x[entry.key] for x in everyone if entry.key in x]
-            layouts = {layout for layout, *_ in said if layout is not None}
-            if len(layouts) > 1:
-                entry.failed = f"the ranks saw {len(layouts)} different layouts"
-                recorded.warnings.append(
-                    f"{entry.key}: no confusion matrix, because {entry.failed}. "
-                    "Pass ConfusionMetrics(num_classes=..., task=..., source=...)"
-                )
-            for layout, source, names, _ in said:
-                if layout is not None:
-                    entry.layout, entry.source, entry.names = layout, source, names
-                    break
-            entry.agreed = any(batches for *_, batches in said)
+        unsaid = {
+            e.key: (e.layout, e.source, e.names, e.batches, e.failed)
+            for e in entries
+            if e.failed or not e.agreed
+        }
+        everyone = self.ranks.meet("matrix", unsaid or None)
+        if everyone is None:
+            for entry in entries:
+                entry.failed = "not every rank takes part"
+                if "apart" not in entry.told:
+                    entry.told.add("apart")
+                    recorded.notes.append(
+                        f"{entry.key}: no confusion matrix in an evaluation, because not every "
+                        "rank took part in it to the end"
+                    )
+            return []
+        by_key: dict[str, dict[int, Any]] = {}
+        for rank, theirs in sorted(everyone.items()):
+            for key, said in (theirs or {}).items():
+                by_key.setdefault(key, {})[rank] = said
+        for key, said in by_key.items():
+            if key not in self._loaders:
+                entries.append(self._loaders.setdefault(key, _Loader(key)))
+            self._settle_with(self._loaders[key], said, recorded)
+        return sorted(entries, key=lambda e: _index(e.key))
+
+    def _settle_with(self, entry: _Loader, said: Mapping[int, Any], recorded: Recorded) -> None:
+        """Take what the ranks say of one loader, in the order of their numbers."""
+        failed = {rank: why for rank, (*_, why) in said.items() if why}
+        if failed:
+            rank, why = next(iter(failed.items()))
+            alone = self.ranks.world == 1 or entry.differ
+            entry.failed = why if alone else f"on rank {rank} {why}"
+        if entry.agreed:
+            return
+        layouts = {layout for layout, *_ in said.values() if layout is not None}
+        if len(layouts) > 1:
+            entry.failed = entry.differ = f"the ranks saw {len(layouts)} different layouts"
+            recorded.warnings.append(
+                f"{entry.key}: no confusion matrix, because {entry.failed}. "
+                "Pass ConfusionMetrics(num_classes=..., task=..., source=...)"
+            )
+        for layout, source, names, *_ in said.values():
+            if layout is not None:
+                entry.layout, entry.source, entry.names = layout, source, names
+                break
+        entry.agreed = any(batches for _, _, _, batches, _ in said.values())
+        entry.batches = entry.batches or sum(batches for _, _, _, batches, _ in said.values())
 
     def _reduced(
         self, entries: Sequence[_Loader]
-    ) -> list[tuple[_Loader, Tensor, Tensor, Any, bool]]:
+    ) -> list[tuple[_Loader, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
         """Every state summed over all ranks, in one reduction, and copied to the host."""
-        with_layout = [e for e in entries if e.layout is not None]
-        if not with_layout:
+        counted = [e for e in entries if e.layout is not None and not e.failed]
+        if not counted:
             return []
-        states = {e.key: self._state(e, e.layout) for e in with_layout if e.layout is not None}
-        home = _device(self._module) if _world() > 1 else states[with_layout[0].key].counts.device
+        world, rank = self.ranks.world, self.ranks.rank
+        states = [self._state(e, e.layout) for e in counted if e.layout is not None]
+        pairs = [state.pairs() for state in states]
+        home = _device(self._module) if world > 1 else states[0].counts.device
         parts = []
-        for entry in with_layout:
-            flags = torch.tensor([int(bool(entry.failed)), entry.untrimmed])
-            parts += [states[entry.key].counts, states[entry.key].hits, flags]
+        for entry, state in zip(counted, states, strict=True):
+            parts += [state.counts, state.hits, torch.tensor([entry.untrimmed])]
+        rows = torch.zeros(world, dtype=torch.long)  # of each rank's confused pairs
+        rows[rank] = sum(len(p[0]) for p in pairs if p is not None)
+        parts.append(rows)
         flat = torch.cat([part.to(home) for part in parts])
-        if _world() > 1:
+        if world > 1:
             dist.all_reduce(flat)
         split = list(flat.cpu().split([len(part) for part in parts]))  # type: ignore[no-untyped-call]
+        if world > 1 and any(p is not None for p in pairs):
+            pairs = _exchanged(pairs, split[-1].tolist(), home)
         reduced = []
-        for i, entry in enumerate(with_layout):
-            counts, hits, flags = split[3 * i : 3 * i + 3]
-            entry.untrimmed = int(flags[1])
-            pairs = states[entry.key].pairs()
-            if pairs is not None and _world() > 1:
-                pairs = _merged(_gathered(pairs))
-            reduced.append((entry, counts, hits, pairs, bool(flags[0])))
+        for i, entry in enumerate(counted):
+            counts, hits, untrimmed = split[3 * i : 3 * i + 3]
+            entry.untrimmed = int(untrimmed)
+            reduced.append((entry, counts, hits, pairs[i]))
         return reduced
 
     def _state(self, entry: _Loader, layout: Layout) -> ConfusionMatrix:
@@ -458,6 +497,9 @@ class Recorder:
                     f". Labels tell up to {ROOM} classes: pass ConfusionMetrics(num_classes=...)"
                 )
             recorded.warnings.append(text)
+        if entry.dropped and "dropped" not in entry.told:
+            entry.told.add("dropped")
+            recorded.notes.append(f"{entry.key}: left out of each evaluation are {entry.dropped}")
         if entry.untrimmed and "untrimmed" not in entry.told:
             entry.told.add("untrimmed")
             recorded.notes.append(
@@ -488,7 +530,8 @@ def _inferred(result: ConfusionResult, layout: Layout) -> str:
     return "; ".join(said)
 
 
-def _listed(dataloaders: Any) -> list[Any]:
+def listed(dataloaders: Any) -> list[Any]:
+    """The loaders of an evaluation, given as one, as a sequence or as a dict of them."""
     if isinstance(dataloaders, dict):
         return list(dataloaders.values())
     if isinstance(dataloaders, (list, tuple)):
@@ -496,7 +539,8 @@ def _listed(dataloaders: Any) -> list[Any]:
     return [dataloaders]
 
 
-def _owned(loader: Any) -> int | None:
+def owned_of(loader: Any) -> int | None:
+    """How many of a loader's samples are this rank's own; None where its sampler repeats none."""
     sampler = getattr(loader, "sampler", None)
     batch_sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, DistributedSampler):
@@ -523,19 +567,65 @@ def _device(module: nn.Module | None) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def _index(key: str) -> int:
+    """Number of the loader in the key of a result."""
+    return int(key.rpartition("_")[2]) if "/" in key else 0
 
 
-def _gathered(value: Any) -> list[Any]:
-    if _world() == 1:
-        return [value]
-    everyone: list[Any] = [None] * _world()
-    dist.all_gather_object(everyone, value)
-    return everyone
+def _exchanged(
+    pairs: Sequence[tuple[Tensor, Tensor] | None], rows: Sequence[int], home: torch.device
+) -> list[tuple[Tensor, Tensor] | None]:
+    """The confused pairs of all ranks, merged: which state, key and count of each, one gather.
+
+    Args:
+        pairs: This rank's keys and counts by state, None where the matrix itself is kept.
+        rows: How many each rank has.
+        home: Where collectives run.
+    """
+    mine = [
+        torch.stack((torch.full_like(keys, i), keys, counts))
+        for i, (keys, counts) in ((i, p) for i, p in enumerate(pairs) if p is not None)
+    ]
+    padded = torch.zeros(3, max(rows), dtype=torch.long, device=home)
+    flat = torch.cat(mine, 1)
+    padded[:, : flat.shape[1]] = flat
+    gathered = [torch.empty_like(padded) for _ in rows]
+    if max(rows):
+        dist.all_gather(gathered, padded)
+    everyone = torch.cat([g[:, :n] for g, n in zip(gathered, rows, strict=True)], 1).cpu()
+    merged: list[tuple[Tensor, Tensor] | None] = []
+    for i, pair in enumerate(pairs):
+        if pair is None:
+            merged.append(None)
+            continue
+        of_it = everyone[1:, everyone[0] == i]
+        keys, place = of_it[0].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        merged.append((keys, torch.zeros_like(keys).scatter_add_(0, place, of_it[1])))
+    return merged
 
 
-def _merged(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    keys, place = torch.cat([k for k, _ in pairs]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    counts = torch.zeros_like(keys).scatter_add_(0, place, torch.cat([n for _, n in pairs]))
-    return keys, counts
+def _dropped(loader: Any) -> str:
+    """How many samples no batch of an evaluation holds, and why; empty where none is left out."""
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader, "sampler", None)
+    if getattr(loader, "batch_size", None) is None and batches is not None:
+        sampler = getattr(batches, "sampler", sampler)  # of the user's own batch sampler
+    size = getattr(batches, "batch_size", None)
+    by_loader = bool(size) and getattr(batches, "drop_last", False) is True
+    why = ["the DataLoader"] if by_loader else []
+    try:
+        if isinstance(sampler, DistributedSampler):
+            n, ranks, each = len(sampler.dataset), sampler.num_replicas, sampler.num_samples  # type: ignore[arg-type]
+            if sampler.drop_last and n > each * ranks:
+                why.append("DistributedSampler")
+            own = [min(each, len(range(rank, n, ranks))) for rank in range(ranks)]
+        else:
+            n = each = len(sampler)  # type: ignore[arg-type]
+            own = [n]
+    except (TypeError, NotImplementedError):  # an IterableDataset's sampler has no end
+        return ""
+    if by_loader:
+        kept = each // int(size or 1) * int(size or 1)
+        own = [min(k, kept) for k in own]
+    left = n - sum(own)
+    return f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}" if left > 0 else ""

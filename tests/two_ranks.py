@@ -9,8 +9,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from lightning_evalguard._ranks import ranks_of
 from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.recorder import Recorder
+from lightning_evalguard.report import Report
 
 CLASSES = 5
 
@@ -39,7 +41,8 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     dataset, net = Counted(*data(33).tensors), nn.Linear(8, CLASSES)
     for parameter in net.parameters():
         nn.init.constant_(parameter, 0.1)
-    recorder, said = Recorder(), {}
+    ranks = ranks_of(Report(), rank, 2)
+    recorder, said = Recorder(ranks=ranks), {}
     loaders = [
         DataLoader(dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=shuffle))
         for shuffle in (False, True)
@@ -48,6 +51,7 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     loaders += [DataLoader(dataset, 4), DataLoader(dataset, 4)]
     for epoch in range(2):
         calls.clear()
+        ranks.expect("matrix", "end")
         recorder.start("val", net, loaders)
         for i, one in enumerate(loaders):
             for x, y in [] if (i, rank) == (2, 1) else one:
@@ -69,7 +73,8 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
             recorded.notes,
             recorded.warnings,
         )
-    many = Recorder(ConfusionMetrics(max_full_classes=2))
+    many = Recorder(ConfusionMetrics(max_full_classes=2), ranks)
+    ranks.expect("matrix")
     many.start("val", net, DataLoader(dataset, 4))
     many.before_step(dataset.tensors)
     x, y = dataset.tensors
