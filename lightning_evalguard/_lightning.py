@@ -32,6 +32,7 @@ PRIVATE = {
     "validate_loop.run": _UNSEEN,
     "test_loop.run": _UNSEEN,
     "predict_loop.run": _UNSEEN,
+    "_run_stage": "what a run patched stays where another callback's on_exception raises",
     "_active_loop": _NO_REPLAY,
     "_active_loop._results": _NO_REPLAY,
     "_active_loop._results.training": _NO_REPLAY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 from lightning_evalguard import _lightning
@@ -167,7 +168,8 @@ class EvalGuard(Callback):
             ),
             ranks,
         )
-        self._runs.append(_Run(trainer, pl_module, guard, scores, sync))
+        ended = partial(self._end, trainer)
+        self._runs.append(_Run(trainer, pl_module, guard, scores, ended, sync))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count(trainer, "val")
@@ -258,12 +260,14 @@ class _Run:
         module: LightningModule,
         guard: Guard,
         scores: _Scores | None,
+        ended: Callable[[BaseException], None],
         sync: SyncCheck,
     ) -> None:
         self.trainer = trainer
         self.sync = sync
         self.scores = scores
         self.guard = guard
+        self.ended = ended
         self.ranks = guard.ranks
         self._kinds: set[str] = set()
         if trainer.state.fn == "fit":
@@ -274,6 +278,7 @@ class _Run:
             guard.report.checked["modules"], sum(1 for _ in module.modules())
         )
         self._wraps: list[Wrap] = []
+        self._wrap("_run_stage", self._until_error)
         self._wrap("strategy.training_step", self._train_step)
         for step in _STEPS:
             self._wrap(f"strategy.{step}_step", self._step)
@@ -303,6 +308,18 @@ class _Run:
             self.ranks.meet("close")
         finally:
             self.sync.write(self.guard.report)
+
+    def _until_error(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Put everything back as an exception leaves the stage: others may fail to be told of it.
+
+        Lightning calls `on_exception` of one callback after the other, and of none after one that
+        raises.
+        """
+        try:
+            return run(*args, **kwargs)
+        except BaseException as error:
+            self.ended(error)
+            raise
 
     def _where(self, stage: str) -> None:
         now, trainer = self.now, self.trainer
