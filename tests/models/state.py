@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.ao.quantization import MinMaxObserver
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -562,12 +561,14 @@ class BestWeightsNotPutBack(Classifier):
         self.net.load_state_dict(self.best)  # <- here
 
 
-@near_miss
-class LightningsOwnAverage(Classifier):
-    """`EMAWeightAveraging` swaps the average in and the trained weights back."""
+if hasattr(pl.callbacks, "EMAWeightAveraging"):  # Lightning >= 2.6
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        return [EMAWeightAveraging(decay=0.5)]
+    @near_miss
+    class LightningsOwnAverage(Classifier):
+        """`EMAWeightAveraging` swaps the average in and the trained weights back."""
+
+        def configure_callbacks(self) -> list[pl.Callback]:
+            return [pl.callbacks.EMAWeightAveraging(decay=0.5)]
 
 
 @bug("state", "teacher.weight", inside=False)
