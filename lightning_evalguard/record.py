@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -70,9 +70,13 @@ class Records:
             with torch.inference_mode(False):
                 self._write(run)
         except Exception as error:  # noqa: BLE001 - a full disk must not stop a training run
-            if not self._failed:
-                self._failed = True
-                warn_text(f"{NAME}.json was not written: {type(error).__name__}: {error}")
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Say once that there is no record."""
+        if not self._failed:
+            self._failed = True
+            warn_text(f"{NAME}.json was not written: {type(error).__name__}: {error}")
 
     def _write(self, run: Run) -> None:
         said, trainer = run.said(), run.trainer
@@ -110,6 +114,29 @@ class Records:
         return next((f for f in map(_folder_of, trainer.loggers) if f is not None), None)
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _at_no_cost(
+    method: Callable[Concatenate[Run, _P], _T],
+) -> Callable[Concatenate[Run, _P], _T | None]:
+    """Whatever goes wrong in `method` costs the record, never the run."""
+
+    @functools.wraps(method)
+    def tried(run: Run, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        if not run.wanted:
+            return None
+        try:
+            return method(run, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+            run.wanted = False
+            run.records.failed(error)
+            return None
+
+    return tried
+
+
 class Run:
     """One fit, validate, test or predict, on record from its beginning to its end.
 
@@ -121,7 +148,7 @@ class Run:
 
     def __init__(self, records: Records, trainer: Any, wanted: bool) -> None:
         self.trainer = trainer
-        self._records, self._wanted = records, wanted
+        self.records, self.wanted = records, wanted
         if not wanted:
             return
         self._kind = str(getattr(trainer.state.fn, "value", trainer.state.fn))
@@ -136,16 +163,17 @@ class Run:
         self._results: dict[str, Any] = {}
         self._history: list[dict[str, Any]] = []
 
+    @_at_no_cost
     def begin(self, stage: str) -> None:
         """An evaluation begins: what it sees is hashed where it is the first of its stage."""
-        if self._wanted:
-            fresh = self.trainer.reload_dataloaders_every_n_epochs > 0
-            self._hashing = stage != "sanity_check" and (fresh or stage not in self._hashed)
-            self._contents = {}
+        fresh = self.trainer.reload_dataloaders_every_n_epochs > 0
+        self._hashing = stage != "sanity_check" and (fresh or stage not in self._hashed)
+        self._contents = {}
 
+    @_at_no_cost
     def see(self, stage: str, i: int, batch: Any, loaders: Callable[[], Any]) -> None:
         """A step is about to run on `batch`, of the `i`-th of the evaluation's `loaders`."""
-        if not self._wanted or not self._hashing:
+        if not self._hashing:
             return
         key = _key(stage, i)
         content = self._contents.get(key)
@@ -154,15 +182,26 @@ class Run:
             content = self._contents[key] = Content(owned_of(*loader) if loader else None)
         content.add(batch)
 
+    @_at_no_cost
     def seen(self) -> dict[str, Any] | None:
         """What this rank has to say to the others of the samples it saw."""
-        if not self._wanted or not self._hashing:
+        if not self._hashing:
             return None
         return {key: content.part() for key, content in self._contents.items()}
 
-    def end(self, stage: str, results: Mapping[str, Any], seen: Mapping[int, Any] | None) -> None:
-        """The evaluation is over: its `results`, and what each rank had `seen`."""
-        if not self._wanted or stage == "sanity_check":
+    @_at_no_cost
+    def end(
+        self, stage: str, logged: Any, results: Mapping[str, Any], seen: Mapping[int, Any] | None
+    ) -> None:
+        """The evaluation is over.
+
+        Args:
+            stage: Which.
+            logged: What its loop returned: what the module logged in it, a mapping a loader.
+            results: Its confusion matrices.
+            seen: What each rank said in `seen`.
+        """
+        if stage not in ("validate", "test"):
             return
         trainer = self.trainer
         moment = {"epoch": trainer.current_epoch, "step": trainer.global_step}
@@ -175,20 +214,19 @@ class Run:
         self._contents = {}
         self._results |= results
         # What the module logged stays as it is until the run ends, so that nothing waits for it.
-        scores = dict(trainer.callback_metrics)
+        scores = {k: v for each in logged for k, v in each.items()}
         for key, result in results.items():
             name, slash, loader = key.partition("/")
             scores |= {f"{name}/{k}{slash}{loader}": v for k, v in result.scores.items()}
         self._history.append(moment | {"stage": stage, "scores": scores})
 
+    @_at_no_cost
     def close(self, error: BaseException | None) -> None:
         """The run is over, by `error` where there is one: write the record."""
-        if not self._wanted:
-            return
-        self._wanted = False
+        self.wanted = False
         self._ended = _now()
         self._error = None if error is None else f"{type(error).__name__}: {error}"
-        self._records.write(self)
+        self.records.write(self)
 
     def said(self) -> dict[str, Any]:
         """The run as plain data."""

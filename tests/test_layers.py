@@ -14,18 +14,21 @@ import lightning_evalguard
 PACKAGE = Path(lightning_evalguard.__file__).parent
 # Each file may import from the layers before its own.
 LAYERS = [
-    {"report", "_source", "_allow", "_patch", "scores"},
-    {"_tree", "_dispatch", "_waits", "_lines", "_ranks", "result"},
+    {"report", "_source", "_allow", "_patch", "scores", "_files", "_plain"},
+    {"_tree", "_dispatch", "_waits", "_lines", "_loaders", "_ranks", "_content", "result", "ledger"},
     {"_state", "_rollback", "checks", "confusion", "plot"},
-    {"_writes", "_hidden", "_replay", "sources", "sinks"},
+    {"_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
     {"taps"},
     {"guard", "recorder", "_lightning"},
     {"record"},
-    {"callback"},
-    {"__init__"},
+    {"callback", "_sarif", "_show", "_page"},
+    {"_attached", "_fixture"},
+    {"_factory", "_pytest"},
+    {"_runner"},
+    {"__init__", "__main__"},
 ]
 CHECKS_SEE = 3  # a check's file may import from the layers up to this one
-STDLIB_ONLY = {"report", "_source", "_allow", "_patch", "_files", "_plain", "ledger"}
+STDLIB_ONLY = {"report", "_source", "_allow", "_patch", "_files", "_plain", "ledger", "_factory"}
 UPWARDS = {"report": {"result", "checks"}}  # Report.load, when it is called
 
 

@@ -1,0 +1,95 @@
+"""``python -m lightning_evalguard``: show records, compare them, and guard a script in CI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_evalguard import record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.act(given))
+    except (ValueError, OSError) as error:
+        print(f"lightning-evalguard: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m lightning_evalguard", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    show = commands.add_parser("show", help="print a record, or several side by side")
+    show.add_argument("paths", nargs="+", type=Path, metavar="PATH",
+                      help="an evalguard.json, or a folder to look in")  # fmt: skip
+    show.set_defaults(act=_show)
+
+    html = commands.add_parser("html", help="write a record as one self-contained page")
+    html.add_argument("path", type=Path, metavar="PATH", help="an evalguard.json, or its folder")
+    html.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: beside PATH")
+    html.set_defaults(act=_html)
+
+    run = commands.add_parser(
+        "run", help="guard a script that knows nothing of it; status 1 if anything is found",
+        usage="%(prog)s [options] [-m] train.py ARGS...",
+    )  # fmt: skip
+    run.add_argument("--strict", action="store_true", help="suspicions and warnings count too")
+    run.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write findings and runs")
+    run.add_argument("--baseline", type=Path, metavar="FILE",
+                     help="a file that --json wrote: what stands in it does not count")  # fmt: skip
+    run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="train.py ARGS...")
+    run.set_defaults(act=_run)
+    return parser
+
+
+def _found(paths: Sequence[Path]) -> list[Path]:
+    found = [path for given in paths for path in record.found_at(given)]
+    if not found:
+        raise ValueError(f"no evalguard.json in {', '.join(map(str, paths))}")
+    return found
+
+
+def _show(given: argparse.Namespace) -> int:
+    from lightning_evalguard._show import beside, one
+
+    found = [(path, record.read(path)) for path in _found(given.paths)]
+    print(one(*found[0]) if len(found) == 1 else beside(found))  # noqa: T201
+    return 0
+
+
+def _html(given: argparse.Namespace) -> int:
+    from lightning_evalguard import _files
+    from lightning_evalguard._page import page
+
+    path, *others = _found([given.path])
+    if others:
+        raise ValueError(f"{given.path} holds {1 + len(others)} records, expected one: name it")
+    target = given.output or path.with_suffix(".html")
+    _files.write_over(target, page(record.read(path), str(path)))
+    print(target)  # noqa: T201
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    from lightning_evalguard._runner import run
+
+    if not given.command:
+        raise ValueError("run: expected a script, or -m and a module")
+    return run(
+        ["-m", *given.command] if given.module else given.command,
+        strict=given.strict,
+        sarif_path=given.sarif,
+        json_path=given.json,
+        baseline=given.baseline,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

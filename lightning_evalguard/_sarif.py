@@ -1,0 +1,206 @@
+"""Findings as SARIF 2.1.0, which code-review tools show at the line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import lightning_evalguard
+from lightning_evalguard.report import Finding
+
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+WARNS = frozenset({"data", "sync", "metrics"})
+"""Checks whose findings cost time or doubt, not the number: a bare guard warns of them."""
+
+RULES = {
+    "modes": (
+        "WrongMode",
+        "A module is in the wrong mode.",
+        "In eval mode dropout is off and batch norm uses what it learned. A module in train mode "
+        "makes an evaluation depend on chance and on the other samples; one in eval mode while it "
+        "trains learns something else. Remove the `.train()` or `.eval()` that the message names, "
+        'or pass `modes="fix"`.',
+    ),
+    "grad": (
+        "GradientsInEvaluation",
+        "An evaluation records an autograd graph.",
+        "A graph that is kept from batch to batch fills the memory. Remove what switches grad mode "
+        "on, and detach what is kept.",
+    ),
+    "state": (
+        "EvaluationChangesState",
+        "An evaluation changes the model or its training.",
+        "Weights, buffers, optimizers and settings must be after an evaluation what they were "
+        "before it, or validating more often gives another model.",
+    ),
+    "stochastic": (
+        "RandomEvaluation",
+        "An evaluation step draws random numbers.",
+        "Evaluated twice, the model gives two scores. Functional dropout needs "
+        "`training=self.training`; what is meant is allowed by name: "
+        '`EvalGuard(allow={"stochastic": [...]})`.',
+    ),
+    "batch": (
+        "OutputDependsOnBatch",
+        "A sample's output depends on the other samples of its batch.",
+        "Then a score depends on the batch size and the order of the samples.",
+    ),
+    "rng": (
+        "EvaluationMovesGenerators",
+        "An evaluation moves the shared random generators.",
+        'Training then differs with and without validation. Pass `rng="fix"`.',
+    ),
+    "data": (
+        "EvaluationData",
+        "The evaluation set is not what it should be.",
+        "It must be the same each time, counted once, apart from the training set, and the score "
+        "must be what its name says.",
+    ),
+    "sync": (
+        "HostWaitsForDevice",
+        "The host waits for the device in every step.",
+        "While it waits, no work is queued for the device. Keep tensors and read them once after "
+        "the last batch, or log them with `self.log`.",
+    ),
+    "metrics": (
+        "ScoreDiffers",
+        "A score that the module logs differs from the confusion matrix.",
+        "Often a metric is never reset, averaged over batches, or micro-averaged. Log the metric "
+        "object itself, or let the guard log the score.",
+    ),
+}
+_LEVELS = {True: "error", False: "warning"}
+
+
+def is_error(finding: Finding) -> bool:
+    """Whether a bare guard would stop at it: the number is wrong, and that is certain."""
+    return finding.certain and finding.check not in WARNS
+
+
+def fingerprint(finding: Finding, root: Path) -> str:
+    """What stays the same when lines are added above: no line number goes into it."""
+    path, _ = _place(finding, root)
+    fact = "" if finding.location else re.sub(r"\d+", "#", finding.fact)
+    parts = (finding.check, path, finding.function, finding.expression, finding.subject, fact)
+    return hashlib.sha256("\0".join(part or "" for part in parts).encode()).hexdigest()[:32]
+
+
+def sarif(
+    findings: Sequence[Finding],
+    root: Path,
+    script: Path | None = None,
+    known: Set[str] | None = None,
+    status: int = 0,
+) -> dict[str, Any]:
+    """A SARIF log of one run.
+
+    Args:
+        findings: What was found; those with one fingerprint become one result.
+        root: Of the checkout: locations are relative to it.
+        script: Where findings are shown that stand at no line.
+        known: Fingerprints of a baseline.
+        status: Exit status of the script.
+    """
+    merged: dict[str, Finding] = {}
+    for finding in findings:
+        same = fingerprint(finding, root)
+        before = merged.get(same)
+        count = finding.count + (before.count if before else 0)
+        merged[same] = replace(before or finding, count=count)
+    return {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "lightning-evalguard",
+                        "version": lightning_evalguard.__version__,
+                        "rules": [_rule(check) for check in RULES],
+                    }
+                },
+                "columnKind": "unicodeCodePoints",
+                "originalUriBaseIds": {
+                    "ROOT": {"description": {"text": "The root of the checkout."}}
+                },
+                "invocations": [{"executionSuccessful": status == 0, "exitCode": status}],
+                "results": [
+                    _result(finding, same, root, script, known) for same, finding in merged.items()
+                ],
+            }
+        ],
+    }
+
+
+def _rule(check: str) -> dict[str, Any]:
+    name, short, text = RULES[check]
+    return {
+        "id": check,
+        "name": name,
+        "shortDescription": {"text": short},
+        "fullDescription": {"text": f"{short} {text}".replace("`", "")},
+        "help": {"text": text.replace("`", ""), "markdown": text},
+        "defaultConfiguration": {"level": _LEVELS[check not in WARNS]},
+        "properties": {"tags": ["evaluation", check], "precision": "high"},
+    }
+
+
+def _result(
+    finding: Finding, same: str, root: Path, script: Path | None, known: Set[str] | None
+) -> dict[str, Any]:
+    times = f" ({finding.count}x)" if finding.count > 1 else ""
+    who = f"`{finding.subject}`: " if finding.subject else ""
+    result: dict[str, Any] = {
+        "ruleId": finding.check,
+        "level": _LEVELS[is_error(finding)],
+        "message": {"text": f"{who}{finding.fact}{times}. {finding.remedy}"},
+        "partialFingerprints": {"evalguard/v1": same},
+        "occurrenceCount": finding.count,
+        "properties": {"stage": finding.stage, "certain": finding.certain},
+    }
+    if finding.check in RULES:
+        result["ruleIndex"] = list(RULES).index(finding.check)
+    path, line = _place(finding, root)
+    if not path and script is not None:
+        path = _relative(script, root)
+    location: dict[str, Any] = {}
+    if path:
+        region: dict[str, Any] = {"startLine": line}
+        if finding.location and finding.expression:
+            region["snippet"] = {"text": finding.expression}
+        location["physicalLocation"] = {"artifactLocation": _artifact(path), "region": region}
+    if finding.subject:
+        location["logicalLocations"] = [{"fullyQualifiedName": finding.subject, "kind": "object"}]
+    if location:
+        result["locations"] = [location]
+    if known is not None:
+        result["baselineState"] = "unchanged" if same in known else "new"
+    return result
+
+
+def _place(finding: Finding, root: Path) -> tuple[str, int]:
+    if finding.location is None:
+        return "", 1
+    path, _, line = finding.location.rpartition(":")
+    return _relative(Path(path), root), max(1, int(line))
+
+
+def _relative(path: Path, root: Path) -> str:
+    absolute = path if path.is_absolute() else Path.cwd() / path
+    try:
+        return absolute.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return absolute.as_posix()
+
+
+def _artifact(path: str) -> dict[str, str]:
+    if path.startswith("/") or Path(path).is_absolute():
+        return {"uri": Path(path).as_uri()}
+    return {"uri": quote(path), "uriBaseId": "ROOT"}

@@ -1,0 +1,124 @@
+"""Records in a terminal: one in full, several side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning_evalguard.report import Report
+
+Record = Mapping[str, Any]
+_WIDE = 28  # characters of a cell
+
+
+def one(path: Path, record: Record) -> str:
+    """A record in full: its runs, one line each, then the report."""
+    lines = [str(path)]
+    for run in record["runs"]:
+        said = [run["run"], when(run), run["model"], f"{run['precision']} on {run['device']}"]
+        said += [f"{k} {set_of(seen)}" for k, seen in run["evaluated_on"].items()]
+        if run["checkpoint"]:
+            said.append(f"{run['checkpoint']['is']} {Path(run['checkpoint']['path']).name}")
+        if run["git"]:
+            said.append(revision(run["git"]))
+        if run["error"]:
+            said.append(f"ended by {run['error'].splitlines()[0]}")
+        lines.append("  " + " · ".join(said))
+    return "\n".join([*lines, str(Report.from_dict(record["report"]))])
+
+
+def beside(found: Sequence[tuple[Path, Record]]) -> str:
+    """Several records as one table, a column each, and what keeps them from being compared."""
+    columns = [column(record) for _, record in found]
+    names = _names([path for path, _ in found])
+    rows = [("", names)]
+    for label in dict.fromkeys(label for each in columns for label in each):
+        cells = [each.get(label, "") for each in columns]
+        if any(cells) and (not label.startswith("hparams.") or len(set(cells)) > 1):
+            rows.append((label, cells))
+    widths = [max(len(_cut(row[i])) for _, row in rows) for i in range(len(names))]
+    left = max(len(label) for label, _ in rows)
+    lines = []
+    for label, cells in rows:
+        aligned = [_cut(cell).rjust(w) for cell, w in zip(cells, widths, strict=True)]
+        lines.append("  ".join([label.ljust(left), *aligned]).rstrip())
+    return "\n".join([*lines, *_unlike(columns)])
+
+
+def column(record: Record) -> dict[str, str]:
+    """What is compared between records, by label: circumstances first, then scores."""
+    runs = record["runs"]
+    cells: dict[str, str] = {"runs": ", ".join(run["run"] for run in runs)}
+    if runs:
+        last = runs[-1]
+        cells |= {
+            "ended": when(last),
+            "model": last["model"].rpartition(".")[2],
+            "seed": last["seed"]["PL_GLOBAL_SEED"] or "not set",
+            "precision": last["precision"],
+            "device": f"{last['device']} x{last['world_size']}",
+            "git": revision(last["git"]) if last["git"] else "",
+            "torch": last["versions"].get("torch", ""),
+        }
+    findings = Counter(f["check"] for f in record["report"]["findings"])
+    cells["findings"] = ", ".join(f"{n} {check}" for check, n in findings.items()) or "none"
+    for run in runs:
+        cells |= {f"hparams.{k}": str(v) for k, v in flat(run["hyper_parameters"])}
+    for run in runs:
+        for key, seen in run["evaluated_on"].items():
+            cells[f"{key} set"] = set_of(seen)
+        if run["history"]:
+            scores = run["history"][-1]["scores"]
+            cells |= {k: f"{v:.4f}" for k, v in scores.items() if "/f1_class/" not in k}
+    return cells
+
+
+def when(run: Mapping[str, Any]) -> str:
+    """When a run ended, to the minute, in its own time zone."""
+    return datetime.fromisoformat(run["ended"]).strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def set_of(seen: Mapping[str, Any]) -> str:
+    """An evaluation set: how many samples, and the head of its hash."""
+    samples = "" if seen["samples"] is None else f"{seen['samples']:,} samples "
+    return f"{samples}#{seen['hash'][:8]}" if seen["hash"] else f"{samples}no hash"
+
+
+def revision(git: Mapping[str, Any]) -> str:
+    """A git revision, with a plus where files differ from it."""
+    return f"git {git['revision'][:8]}{'+' * bool(git['changed_files'])}"
+
+
+def _unlike(columns: Sequence[Mapping[str, str]]) -> Iterable[str]:
+    for label in dict.fromkeys(k for each in columns for k in each if k.endswith(" set")):
+        sets = {each[label] for each in columns if label in each}
+        if len(sets) > 1:
+            key = label.removesuffix(" set")
+            yield f"{key}: scored on {len(sets)} different sets; its scores do not compare"
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest tails of the paths that tell them apart."""
+    parts = [path.parts for path in paths]
+    for n in range(1, max(map(len, parts)) + 1):
+        # the file's own name says nothing where all are evalguard.json
+        tails = ["/".join(p[-n - 1 : -1] or p[-1:]) for p in parts]
+        if len(set(tails)) == len(tails):
+            return tails
+    return [str(path) for path in paths]
+
+
+def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    """The leaves of nested mappings, by dotted name."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from flat(inner, f"{name}.{key}" if name else str(key))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDE else "…" + text[1 - _WIDE :]
