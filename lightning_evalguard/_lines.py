@@ -4,21 +4,115 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
 from lightning_evalguard._source import LIBRARIES, Site, owner_of
 
-_MOST = 20_000  # events of one run: what takes more lines is not searched to its end
+_MOST = 20_000  # events of one trace: what takes more lines is not searched to its end
+
+
+class LineTrace:
+    """Names the user's line after which something is another, while it is entered.
+
+    A write through ``.data``, a numpy view or a storage runs no operator; a flag is no tensor: what
+    changed them is found by looking before each line and at the end. It may be entered again and
+    again; what changes in between is nobody's.
+
+    Args:
+        values: Gives what to look at, by name; compared with ``==``. Nothing ends the search.
+        seconds: Time for looking, over all.
+        live: Follows something that counts, and not a replay: lines of the user's own files only,
+            and none where a debugger or a coverage tool traces already.
+
+    Attributes:
+        found: The last line that changed each value, by its name.
+    """
+
+    def __init__(
+        self,
+        values: Callable[[], Mapping[str, Any]],
+        seconds: float = float("inf"),
+        live: bool = False,
+    ) -> None:
+        self.found: dict[str, Site] = {}
+        self._values = values
+        self._left, self._seconds = _MOST, seconds
+        self._live = live
+        self._last: tuple[CodeType, int] | None = None
+        self._before: Mapping[str, Any] = {}
+        self._others: Any = None
+        self._active = False
+
+    def __enter__(self) -> LineTrace:
+        self._others = sys.gettrace()
+        self._active = self._goes_on() and not (self._live and self._others is not None)
+        self._last = None
+        if self._active:
+            sys.settrace(self._outside)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._active = False
+            sys.settrace(self._others)
+            if self._last is not None and self._goes_on():
+                self._look(None)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is found inside stands alone in `found` until the end, and wins there."""
+        before = dict(self.found)
+        self.found.clear()
+        try:
+            yield
+        finally:
+            for name, site in before.items():
+                self.found.setdefault(name, site)
+
+    def _goes_on(self) -> bool:
+        return self._left > 0 and self._seconds > 0
+
+    def _look(self, at: tuple[CodeType, int] | None) -> None:
+        """Compare, for the last line, and take `at` for the one that runs next."""
+        start = time.perf_counter()
+        self._left -= 1
+        now = self._values()
+        if not now:
+            self._left = 0
+        elif self._last is not None:
+            changed = [n for n, value in now.items() if self._before.get(n, value) != value]
+            if changed:
+                site = _site(*self._last)
+                self.found.update(dict.fromkeys(changed, site))
+        self._before, self._last = now, at
+        self._seconds -= time.perf_counter() - start
+
+    def _outside(self, frame: FrameType, event: str, arg: Any) -> Any:
+        owner = owner_of(frame.f_code.co_filename)
+        left_out = owner != "user" if self._live else owner in LIBRARIES
+        return None if left_out else self._inside(frame, event, arg)
+
+    def _inside(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not self._goes_on():
+            return None
+        self._look((frame.f_code, frame.f_lineno))
+        if event == "return":  # what is left of the caller's line comes next
+            caller = frame.f_back
+            while caller is not None and owner_of(caller.f_code.co_filename) in LIBRARIES:
+                caller = caller.f_back
+            if caller is not None:
+                self._last = (caller.f_code, caller.f_lineno)
+        return self._inside
 
 
 def lines_that_change(
     values: Mapping[str, Callable[[], Any]], run: Callable[[], object]
 ) -> dict[str, Site]:
-    """Run something under a line tracer and name the first line after which a value is another.
-
-    A write through ``.data``, a numpy view or a storage runs no operator; a flag is no tensor.
+    """Run something and name the first line of the user's after which a value is another.
 
     Args:
         values: What to look at before each line; compared with ``==``.
@@ -27,42 +121,12 @@ def lines_that_change(
     Returns:
         The lines that were found, by the names in `values`.
     """
-    before = {name: value() for name, value in values.items()}
-    found: dict[str, Site] = {}
-    last: tuple[CodeType, int] | None = None
-    left = _MOST
-
-    def look(code: CodeType, line: int) -> None:
-        nonlocal last, left
-        left -= 1
-        for name in before.keys() - found.keys():
-            if values[name]() != before[name]:
-                found[name] = _site(*(last or (code, line)))
-        last = (code, line)
-
-    def inside(frame: FrameType, event: str, _: Any) -> Any:
-        if left <= 0 or len(found) == len(before):
-            return None
-        look(frame.f_code, frame.f_lineno)
-        caller = frame.f_back
-        if event == "return":  # what is left of the caller's line comes next
-            while caller is not None and owner_of(caller.f_code.co_filename) in LIBRARIES:
-                caller = caller.f_back
-            if caller is not None:
-                look(caller.f_code, caller.f_lineno)
-        return inside
-
-    def outside(frame: FrameType, event: str, arg: Any) -> Any:
-        ours = owner_of(frame.f_code.co_filename) in LIBRARIES
-        return None if ours else inside(frame, event, arg)
-
-    tracing = sys.gettrace()
-    sys.settrace(outside)
-    try:
+    trace = LineTrace(
+        lambda: {name: value() for name, value in values.items() if name not in trace.found}
+    )
+    with trace:
         run()
-    finally:
-        sys.settrace(tracing)
-    return found
+    return trace.found
 
 
 def _site(code: CodeType, line: int) -> Site:

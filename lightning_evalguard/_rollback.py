@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import random
 import sys
 import types
@@ -93,6 +94,11 @@ class Generators:
             random.setstate(self.python)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
+
+    def values(self) -> dict[str, Any]:
+        """The states by name, as what ``==`` compares."""
+        torch_ = [(device, state.numpy().tobytes()) for device, state in self.torch.items()]
+        return {"torch": torch_, "python": self.python, "numpy": pickle.dumps(self.numpy)}
 
     def moved(self, since: Generators) -> list[str]:
         """Which of ``torch``, ``python`` and ``numpy`` stand elsewhere than they did in `since`."""

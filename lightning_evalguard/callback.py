@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -334,7 +334,8 @@ class _Run:
         try:
             self.guard.start(self.now)
             try:
-                outputs = run(*args, **kwargs)
+                with self._hooks_followed():
+                    outputs = run(*args, **kwargs)
             except BaseException as error:
                 self.ranks.leave()
                 if self.scores is not None:
@@ -375,6 +376,39 @@ class _Run:
         if self.now.stage == "fit":
             return move(*args, **kwargs)
         return self.guard.move(self.now, move, *args, **kwargs)
+
+    @contextmanager
+    def _hooks_followed(self) -> Iterator[None]:
+        """The profiler brackets every hook and fetch by name: follow them line by line."""
+        if not self.guard.follows:
+            yield
+            return
+        following = ExitStack()
+        inside: list[str] = []
+
+        def start(start: Callable[[str], None], action: str) -> None:
+            start(action)
+            if not (inside or action.startswith("[Strategy]") or self._is_late(action)):
+                inside.append(action)
+                following.enter_context(self.guard.following())
+
+        def stop(stop: Callable[[str], None], action: str) -> None:
+            if inside == [action]:
+                inside.clear()
+                following.close()
+            stop(action)
+
+        profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        wraps = Wrap(profiler, "start", start), Wrap(profiler, "stop", stop)
+        try:
+            yield
+        finally:
+            following.close()
+            for wrap in wraps:
+                wrap.remove()
+
+    def _is_late(self, action: str) -> bool:
+        return self.now.batch > 1 and ("_batch_" in action or action.endswith("_next"))
 
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")

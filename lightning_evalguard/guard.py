@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_evalguard._allow import CHECKS, CONSEQUENCES, allow
 from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled
+from lightning_evalguard._lines import LineTrace
 from lightning_evalguard._ranks import Alone, processes
 from lightning_evalguard._replay import CannotReplay, Look
 from lightning_evalguard._rollback import Generators
@@ -37,6 +38,7 @@ from lightning_evalguard.report import (
 
 Allow = Mapping[str, Sequence[str]]
 Audit = Literal["auto", "full", "off"]
+_FOLLOWS = 0.1  # seconds of looking line by line, in one evaluation of each stage
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
 
@@ -96,11 +98,14 @@ class Guard:
         self._listeners: dict[str, tuple[tuple[Check, str], ...]] = {}
         self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
         self._warned: set[tuple[Any, ...]] = set()
+        self._lines: LineTrace | None = None
+        self._followed: set[str] = set()
 
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`."""
         self._root = root
         self._shown.clear()
+        self._followed.clear()
         self._all("open", lambda check: check.open(root, now))
 
     def close(self, now: Moment, error: BaseException | None = None) -> None:
@@ -110,7 +115,22 @@ class Guard:
 
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
+        self._lines = None
+        if now.stage not in self._followed and self._replays.audit != "off":
+            self._followed.add(now.stage)
+            self._lines = LineTrace(self._standing, _FOLLOWS, live=True)
+        for check, _ in self._hearing("standing"):
+            check.lines = self._lines.found if self._lines is not None else {}
         self._all("start", lambda check: check.start(now))
+
+    @property
+    def follows(self) -> bool:
+        """Whether this evaluation is the first of its stage, whose hooks are followed."""
+        return self._lines is not None
+
+    def following(self) -> AbstractContextManager[Any]:
+        """Follow line by line what runs inside: a hook of the user's in a first evaluation."""
+        return self._lines if self._lines is not None else nullcontext()
 
     def stop(self, now: Moment, error: BaseException | None = None) -> None:
         """The evaluation is over; raises what is found only where no `error` ended it."""
@@ -120,9 +140,29 @@ class Guard:
 
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one evaluation step under guard and return what it returns."""
+        if self._lines is None:
+            self.before(now, args)
+            return self._step(now, nullcontext(), call, args, kwargs)
+        first = now.batch == 0 and self._root is not None and not blinds_compiled(self._root)
         self.before(now, args)
-        with self.shown(now) as showing:
-            outputs = call(*args, **kwargs)
+        with self._lines.apart():
+            return self._step(now, self._lines if first else nullcontext(), call, args, kwargs)
+
+    def _step(
+        self,
+        now: Moment,
+        following: AbstractContextManager[Any],
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        try:
+            with self.shown(now) as showing, nullcontext() if showing.seen else following:
+                outputs = call(*args, **kwargs)
+        except StopIteration as stopped:  # which a loop takes for the end of its data
+            trace = stopped.__traceback__
+            self._ask("broke_off", lambda check: check.broke_off(trace))
+            raise
         self.after(now, outputs, showing, call, args, kwargs)
         return outputs
 
@@ -162,6 +202,10 @@ class Guard:
             yield showing
         self._off(watch, seen)
 
+    def steps_over(self) -> None:
+        """The last step of an evaluation is over, and nothing that it logged is reset yet."""
+        self._ask("steps_over", lambda check: check.steps_over())
+
     def flags(self, now: Moment, error: BaseException | None) -> None:
         """Look at the modes once more, where no step has just ended."""
         self._all(
@@ -196,7 +240,17 @@ class Guard:
         self._all("after_train_step", lambda check: check.after_train_step(now))
         return outputs
 
-    # what a check sees of a step's operators
+    # what a check sees of a step's lines and operators
+
+    def _standing(self) -> dict[str, Any]:
+        standing: dict[str, Any] = {}
+
+        def ask(check: Check) -> Iterable[Finding]:
+            standing.update(check.standing())
+            return ()
+
+        self._ask("standing", ask)
+        return standing
 
     def _showing(self, now: Moment) -> Literal["again", "alone"] | None:
         """How this step is to be shown whatever happens in it: the first of each kind of run."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import nn
 
+from lightning_evalguard._source import Site
 from lightning_evalguard.report import Finding
 
 
@@ -44,6 +46,14 @@ class Check(Protocol):
     """
 
     name: str
+    lines: Mapping[str, Site] = MappingProxyType({})
+
+    def standing(self) -> Mapping[str, Any]:
+        """What is compared line by line, by name, in hooks and steps of a first evaluation.
+
+        The lines that changed one of them stand in ``lines`` while that evaluation runs.
+        """
+        return {}
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         """A run begins on `root`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class GradCheck(Check):
         self._before: dict[str, dict[str, Kept]] | None = None
         self._sizes: dict[str, int] = {}
         self._left_over: dict[str, int] = {}
+        self._grown: dict[str, Site] = {}
 
     # a run
 
@@ -54,7 +55,7 @@ class GradCheck(Check):
         self._inventory = Inventory(root)
         self._pending, self._told = [], set()
         self._evaluations = 0
-        self._sizes, self._left_over = {}, {}
+        self._sizes, self._left_over, self._grown = {}, {}, {}
         self._entered = False
         return ()
 
@@ -74,12 +75,17 @@ class GradCheck(Check):
         self._entered = False
         return ()
 
+    def standing(self) -> Mapping[str, Any]:
+        return {"grad mode": torch.is_grad_enabled(), **_sizes(self._attributes())}
+
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         findings = self._flush(now)
         self._on_at_entry = torch.is_grad_enabled()
         if self._on_at_entry and "exit" not in self._told and self._tell("entry"):
             fact = f"grad mode is on when the step begins, {_EXPECTED}"
-            findings.append(_finding(_Breach(fact, "Remove `set_grad_enabled(True)`."), now))
+            breach = _Breach(fact, "Remove `set_grad_enabled(True)`.")
+            breach.site = self.lines.get("grad mode")
+            findings.append(_finding(breach, now))
         if now.batch < _CLOSELY:
             self._before = self._attributes()
         if not self._entered:
@@ -113,6 +119,7 @@ class GradCheck(Check):
         if error is not None:
             return findings
         sizes = _sizes(self._attributes())
+        self._grown |= {attribute: self.lines[attribute] for attribute in sizes.keys() & self.lines}
         for attribute, n in self._left_over.items():
             more = sizes.get(attribute, 0) - n
             if more > 0 and self._tell(attribute):
@@ -190,7 +197,8 @@ class GradCheck(Check):
             f"Call `self.{attribute}.clear()` in `on_validation_epoch_start`, or pass "
             f'allow={{"grad": ["{attribute}"]}} if it is meant.'
         )
-        return _Breach(fact, remedy, attribute, self._owner(attribute), certain=False)
+        site = self._grown.get(attribute)
+        return _Breach(fact, remedy, attribute, self._owner(attribute), certain=False, site=site)
 
     def _owner(self, attribute: str) -> str:
         module = self._held().modules.get(attribute.rpartition(".")[0])

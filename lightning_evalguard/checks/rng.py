@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_evalguard._rollback import Generators
+from lightning_evalguard._source import Site
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.report import Finding
 
@@ -35,6 +36,9 @@ class RngCheck(Check):
         self._at_start.clear()
         return ()
 
+    def standing(self) -> Mapping[str, Any]:
+        return {} if self._restore else Generators.capture().values()
+
     def start(self, now: Moment) -> Iterable[Finding]:
         self._steps = set()
         self._at_start.append(Generators.capture())
@@ -61,18 +65,18 @@ class RngCheck(Check):
         if error is not None or now.stage == "sanity_check":
             return ()
         moved = Generators.capture().moved(at_start)
-        return [_finding(generator, generator in self._steps, now) for generator in moved]
+        return [_finding(g, g in self._steps, now, self.lines.get(g)) for g in moved]
 
 
 _NAMES = {"torch": "torch's", "python": "Python's", "numpy": "NumPy's"}
 
 
-def _finding(generator: str, by_a_step: bool, now: Moment) -> Finding:
+def _finding(generator: str, by_a_step: bool, now: Moment, site: Site | None) -> Finding:
     fact = f"the evaluation moved {_NAMES[generator]} global generator"
     remedy = "Draw from a generator of its own"
     if by_a_step:
         fact += " in its steps"
-    elif generator == "torch":
+    elif generator == "torch" and site is None:
         fact += " outside its steps (each `iter(DataLoader)` draws a base seed)"
         remedy = "Give the loader a `generator=` of its own"
     return Finding(
@@ -80,6 +84,9 @@ def _finding(generator: str, by_a_step: bool, now: Moment) -> Finding:
         stage=now.stage,
         fact=f"{fact}, expected training to draw the same numbers with and without it",
         remedy=f'{remedy}, or pass rng="fix".',
+        location=site.location if site else None,
+        expression=site.expression if site else None,
+        function=site.function if site else None,
         epoch=now.epoch,
         step=now.step,
         rank=now.rank,

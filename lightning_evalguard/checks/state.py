@@ -119,6 +119,9 @@ class StateCheck(Check):
             self._note(f"`{name}` has no version or address: writes to it were not looked for")
         return ()
 
+    def standing(self) -> Mapping[str, Any]:
+        return self._windows[-1].standing() if self._windows else {}
+
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         findings = self._flush(now)
         if self._windows:
@@ -197,6 +200,7 @@ class StateCheck(Check):
                 change.site = site or self._assigned.get(change.name)
             elif change.site is None and change.backward and seen is not None:
                 change.site = seen.backward
+            change.site = change.site or self.lines.get(change.name)
             where = change.site.location if change.site else None
             key = (change.owner, change.fact, change.certain, where)
             groups.setdefault(key, []).append(change)
@@ -340,6 +344,25 @@ class _Window:
         self._before: _Optimization | None = None
         self._told: set[str] = set()
         self._watched: tuple[dict[str, dict[str, Kept]], Training] | None = None
+
+    def standing(self) -> dict[str, Any]:
+        """All that an evaluation must leave alone, by the names under which changes are told."""
+        inventory = self._inventory
+        marks, training = inventory.read(), inventory.training()
+        flips, grads = training.flips(), training.grads()
+        standing: dict[str, Any] = {
+            name: (mark, flips.get(name), grads.get(name)) for name, mark in marks.by_name().items()
+        }
+        tensors = {n: h.tensor for n, h in self._held.items() if not h.lazy}
+        on_host = all(t.device.type == "cpu" for t in tensors.values())
+        if on_host and sum(t.numel() for t in tensors.values()) <= _AT_EACH_BATCH:
+            for name, content in Prints(tensors).values().items():
+                standing[name] = (standing.get(name), content)
+        for name, module in inventory.modules.items():
+            standing[name] = (type(module), _hook_counts(module), _knobs(module))
+        standing.update(self._check._optimization().values())
+        standing.update(_settings())
+        return standing
 
     # steps
 
@@ -875,6 +898,13 @@ class _Optimization:
             name = f"lr_schedulers[{i}]"
             self._kinds[name] = type(scheduler).__name__
             self._settings[name, "last_epoch"] = getattr(scheduler, "last_epoch", None)
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """The settings of each optimizer and scheduler, by its name."""
+        values: dict[str, dict[str, Any]] = {name: {} for name in self._kinds}
+        for (name, key), value in self._settings.items():
+            values[name][key] = value
+        return values
 
     def changes(self, now: _Optimization, when: str, certain: bool) -> Iterable[_Change]:
         for (name, key), value in now._settings.items():

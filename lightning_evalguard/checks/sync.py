@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard._source import expression_of, owner_of, site_of
 from lightning_evalguard._waits import KEYS, SUPPORTED, Watch, forget_compiled
-from lightning_evalguard.checks import Moment
+from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.report import Finding, Report, shown_path
 
 _STEPS = {
@@ -130,7 +130,7 @@ class _Where:
     hook: str
 
 
-class SyncCheck:
+class SyncCheck(Check):
     """Lists every line at which the host waits for the device; only the user's own are findings.
 
     A window reaches from one step to the next, so that the backward pass, the optimizer, the
@@ -403,7 +403,7 @@ def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
             near = near or frame
         elif who == "self":
             ours = near is not None and owner_of(near.f_code.co_filename) == "self"
-            if file.endswith("_replay.py") or (ours and file.endswith("guard.py")):
+            if file.endswith(("_replay.py", "_lines.py")) or (ours and file.endswith("guard.py")):
                 return None
             if near is None and not file.endswith(_OURS):
                 near = frame

@@ -139,7 +139,7 @@ class ForwardHookThatReads(EnableGradInAForwardHook):
         torch.is_grad_enabled()
 
 
-@bug("grad", None, inside=False)
+@bug("grad", None)
 class EnableGradInABatchHook(Classifier):
     """A hook of the batch switches grad mode on; the step only runs in it."""
 
@@ -153,7 +153,7 @@ class GradModeAskedInABatchHook(Classifier):
         torch.is_grad_enabled()
 
 
-@bug("grad", None, inside=False)
+@bug("grad", None)
 class EnableGradInACallback(Classifier):
     """A callback switches grad mode on when the evaluation starts."""
 
@@ -196,7 +196,7 @@ class InferenceModeEntered(Classifier):
             return {"preds": self(batch[0])}
 
 
-@bug("grad", "outputs", certain=False, stage="validate", inside=False)
+@bug("grad", "outputs", certain=False, stage="validate")
 class OutputsHoarded(Classifier):
     """Outputs are appended and never cleared: seen when a second evaluation begins (PL#5735)."""
 

@@ -29,9 +29,8 @@ class Program:
         certain: False for a suspicion.
         entry: Trainer's method that shows it.
         stage: Stage of the first evaluation that shows it.
-        inside: Whether running the step again shows the culprit, so that its line can be known.
-            Where a hook does it, or it happens only once, a finding may come without a line, but
-            not with another one.
+        inside: Whether the culprit's line runs within the evaluation, in a step or a hook. Where it
+            is the loop that does it, a finding may come without a line, but not with another one.
         needs_sanity: Whether it goes wrong only if an evaluation comes before training.
         also: Other checks that are right to speak too.
         guard: Keywords of `EvalGuard` that this program needs.

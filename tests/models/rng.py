@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.program import BATCH, FEATURES, SAMPLES, Classifier, bug, near_miss, samples
 
-MOVED: dict[str, Any] = {"guard": {"rng": "error"}, "stage": "validate", "inside": False}
+MOVED: dict[str, Any] = {"guard": {"rng": "error"}, "stage": "validate"}
 
 
 class Shuffled(Classifier):
@@ -25,7 +25,7 @@ class Shuffled(Classifier):
         return DataLoader(samples(2), batch_size=BATCH, generator=torch.Generator())
 
 
-@bug("rng", None, **MOVED)
+@bug("rng", None, inside=False, **MOVED)
 class LoaderDrawsABaseSeed(Shuffled):
     """Each `iter(DataLoader)` draws a seed for its workers from the global generator (PL#16827)."""
 
@@ -96,7 +96,7 @@ class Noisy(Dataset[Any]):
 
     def __getitem__(self, i: int) -> Any:
         x, y = self.data[i]
-        return x + self.draws.random(), y
+        return x + self.draws(), y
 
 
 @bug("rng", None, **MOVED)
@@ -104,14 +104,18 @@ class DatasetDraws(Shuffled):
     """A dataset that augments its validation samples in the trainer's own process."""
 
     def val_dataloader(self) -> Any:
-        draws = random  # <- here
+        def draws() -> float:
+            return random.random()  # <- here
+
         return DataLoader(Noisy(draws), batch_size=BATCH, generator=torch.Generator())
 
 
 @near_miss
 class DatasetDrawsFromItsOwn(Shuffled):
     def val_dataloader(self) -> Any:
-        return DataLoader(Noisy(random.Random(0)), batch_size=BATCH, generator=torch.Generator())
+        return DataLoader(
+            Noisy(random.Random(0).random), batch_size=BATCH, generator=torch.Generator()
+        )
 
 
 @bug("rng", None, also=("stochastic",), **MOVED)

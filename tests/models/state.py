@@ -549,7 +549,7 @@ class WeightsSwappedAndPutBack(WeightsSwappedInTheStep):
         return Classifier.validation_step(self, batch, batch_idx)
 
 
-@bug("state", "net.weight", inside=False)
+@bug("state", "net.weight")
 class BestWeightsNotPutBack(Classifier):
     """The best weights are loaded for the evaluation; training goes on from them."""
 
@@ -571,7 +571,7 @@ if hasattr(pl.callbacks, "EMAWeightAveraging"):  # Lightning >= 2.6
             return [pl.callbacks.EMAWeightAveraging(decay=0.5)]
 
 
-@bug("state", "teacher.weight", inside=False)
+@bug("state", "teacher.weight")
 class TeacherSyncedAfterValidation(WithTeacher):
     """The teacher is replaced by the student inside the evaluation."""
 
@@ -589,7 +589,7 @@ class TeacherSyncedAfterTraining(WithTeacher):
         self.teacher.load_state_dict(self.net.state_dict())
 
 
-@bug("state", "net.weight", inside=False)
+@bug("state", "net.weight")
 class PrecisionLost(Classifier):
     """Evaluated in half precision; the round trip rounds the weights that are trained."""
 
@@ -626,7 +626,7 @@ class CopyInHalfPrecision(Classifier):
         self.log("val_loss", F.cross_entropy(half(batch[0].bfloat16()).float(), batch[1]))
 
 
-@bug("state", None, inside=False)
+@bug("state", None)
 class DtypeLeftBehind(Classifier):
     """A teacher is cast for the evaluation and stays cast."""
 
@@ -659,7 +659,7 @@ class MergedLayer(nn.Module):
         return x @ (self.weight if self.merged else self.weight + self.delta)
 
 
-@bug("state", "lora.weight", inside=False)
+@bug("state", "lora.weight")
 class MergesInEval(Classifier):
     """Lightning restores the flag and not through `train()`: it trains on merged weights."""
 
@@ -686,7 +686,7 @@ class MergesForTheCall(MergesInEval):
     Lora = MergedLayer  # type: ignore[assignment]
 
 
-@bug("state", "block.weight", inside=False)  # once: no replay shows it
+@bug("state", "block.weight")
 class RescalesInEval(Classifier):
     """The first forward in eval mode divides the weights, the first in train mode multiplies."""
 
@@ -765,7 +765,7 @@ class FusedOptimizerOfTraining(Classifier):
         return torch.optim.Adam(self.parameters(), lr=0.1, fused=True)
 
 
-@bug("state", None, stage="validate", inside=False)
+@bug("state", None, stage="validate")
 class SchedulerStepInValidation(Classifier):
     """The schedule advances once for each evaluation, the sanity check apart."""
 
@@ -791,7 +791,7 @@ class PlateauScheduler(Classifier):
         }
 
 
-@bug("state", None, stage="validate", inside=False)
+@bug("state", None, stage="validate")
 class LearningRateChanged(Classifier):
     """The learning rate is cut by hand when validation ends."""
 
@@ -810,7 +810,7 @@ class LearningRateChangedAfterTheEpoch(Classifier):
             group["lr"] *= 0.1
 
 
-@bug("state", None, stage="validate", inside=False)
+@bug("state", None, stage="validate")
 class ParamGroupAdded(Classifier):
     """A layer is unfrozen when validation ends."""
 
@@ -866,7 +866,6 @@ class GradientsOfTheInput(Classifier):
     "state",
     "net.weight",
     stage="validate",
-    inside=False,
     trainer={"accumulate_grad_batches": 2, "val_check_interval": 1},
 )
 class AccumulatedGradientsDropped(Classifier):
@@ -884,7 +883,7 @@ class AccumulatedGradientsKept(Classifier):
 # --- what else leaks ------------------------------------------------------------------------------
 
 
-@bug("state", "backbone.weight", inside=False)
+@bug("state", "backbone.weight")
 class FrozenForEvaluation(Classifier):
     """`requires_grad` is switched off for the evaluation and stays off."""
 
@@ -921,7 +920,7 @@ class DetachedInTheStep(Classifier):
         return super().validation_step(batch, batch_idx)
 
 
-@bug("state", "head", also=("stochastic",), certain=False, inside=False)  # once, again
+@bug("state", "head", also=("stochastic",), certain=False)
 class LazyModuleMaterialised(Classifier):
     """A lazy head gets its shape, and its random weights, from a validation batch."""
 
@@ -1012,7 +1011,7 @@ class TensorMadeInTheStep(Classifier):
         return super().validation_step(batch, batch_idx)
 
 
-@bug("state", "drop", inside=False)
+@bug("state", "drop")
 class DropoutRateChanged(Classifier):
     """Dropout is switched off for the evaluation by its rate; training goes on without it."""
 
@@ -1033,7 +1032,7 @@ class DropoutRateChangedAndPutBack(DropoutRateChanged):
         self.drop.p = 0.5
 
 
-@bug("state", "bn", inside=False)
+@bug("state", "bn")
 class MomentumChanged(Normed):
     """BatchNorm's momentum is set for a calibration and stays."""
 
@@ -1050,7 +1049,7 @@ class MomentumChangedAndPutBack(Normed):
         self.bn.momentum = 0.1
 
 
-@bug("state", None, inside=False)
+@bug("state", None)
 class DefaultDtypeChanged(Classifier):
     """Metrics in double precision, for the whole process and for good."""
 
@@ -1085,7 +1084,7 @@ class DeterministicFlagPutBack(Classifier):
             torch.use_deterministic_algorithms(False)
 
 
-@bug("state", None, inside=False)
+@bug("state", None)
 class MatmulPrecisionLowered(Classifier):
     """Faster evaluation by a lower matmul precision, and from then on faster training too."""
 
@@ -1209,7 +1208,7 @@ class WriteFromTheSecondTrainingBatchOn(Classifier):
         return super().training_step(batch, batch_idx)
 
 
-@bug("state", "net.weight", inside=False)
+@bug("state", "net.weight")
 class CallbackThatPrunes(Classifier):
     """Weights pruned by a callback while the evaluation runs."""
 

@@ -855,7 +855,7 @@ class ConstantFromTheSecondBatchOn(Classifier):
         return super().validation_step([x + 0.1 if batch_idx > 0 else x, y], batch_idx)
 
 
-@bug("stochastic", None, certain=False, inside=False)
+@bug("stochastic", None, certain=False)
 class NoiseWhileTheBatchIsMoved(Classifier):
     """Augmentation on the device, in a hook that runs in every stage."""
 
