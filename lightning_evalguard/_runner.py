@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_evalguard import _files, record
 from lightning_evalguard._factory import VARIABLE
-from lightning_evalguard._sarif import fingerprint, is_error, sarif
+from lightning_evalguard._sarif import is_error, merged, sarif
 from lightning_evalguard.report import Finding, Report
 
 NOTHING_CHECKED = 2
@@ -61,27 +61,30 @@ def run(
         ValueError: If `baseline` is no such file.
     """
     root = _root()
-    known = None
-    if baseline is not None:
-        known = {fingerprint(finding, root) for finding in Report.load(baseline).findings}
+    known = None if baseline is None else _known(baseline, root)
     outcome = watch(command)
-    findings = outcome.report.findings
+    findings = merged(outcome.report.findings, root)
     if json_path is not None:
-        text = _files.json_text(record.content(outcome.report, outcome.runs))
+        content = record.content(outcome.report, outcome.runs)
+        text = _files.json_text(content | {"fingerprints": list(findings)})
         _files.write_over(json_path, text + "\n")
     if sarif_path is not None:
         script = None if command[0] == "-m" else Path(command[0])
         log = sarif(findings, root, script, known, outcome.status)
         _files.write_over(sarif_path, json.dumps(log, indent=1) + "\n")
-    fresh = [f for f in findings if known is None or fingerprint(f, root) not in known]
+    fresh = [f for same, f in findings.items() if known is None or same not in known]
     counts = [f for f in fresh if strict or is_error(f)]
-    for line in _verdict(outcome, fresh, counts):
-        print(line, file=sys.stderr)  # noqa: T201
+    checked = any(outcome.report.checked.values())
+    lines = [f"lightning-evalguard: {_summary(fresh, len(findings) - len(fresh))}"]
+    lines += [f"  {'' if f in counts else 'warning: '}{f}" for f in fresh]
+    if outcome.status:
+        lines.append(f"  the script ended with status {_named(outcome.status)}")
+    if not checked:
+        lines.append("  nothing was checked: no Trainer of the script ran under guard")
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201
     if outcome.status:
         return outcome.status
-    if counts:
-        return 1
-    return 0 if any(outcome.report.checked.values()) else NOTHING_CHECKED
+    return 1 if counts else 0 if checked else NOTHING_CHECKED
 
 
 def watch(command: Sequence[str]) -> Outcome:
@@ -118,17 +121,17 @@ def _status(command: Sequence[str], environment: dict[str, str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _verdict(outcome: Outcome, fresh: list[Finding], counts: list[Finding]) -> list[str]:
-    known = len(outcome.report.findings) - len(fresh)
-    lines = [f"  {'' if f in counts else '(not counted) '}{f}" for f in fresh]
-    if outcome.status:
-        lines.insert(0, f"the script ended with status {_named(outcome.status)}")
-    if not any(outcome.report.checked.values()):
-        lines.append("nothing was checked: no Trainer of the script ran under guard")
-    summary = f"{len(fresh)} finding{'s' * (len(fresh) != 1)}"
-    if known:
-        summary += f", {known} more stand in the baseline"
-    return [f"lightning-evalguard: {summary}", *lines]
+def _known(baseline: Path, root: Path) -> set[str]:
+    """Fingerprints of what stands in a baseline, perhaps of another machine's checkout."""
+    written = record.read(baseline)
+    if "fingerprints" in written:
+        return set(written["fingerprints"])
+    return set(merged(Report.load(baseline).findings, root))
+
+
+def _summary(fresh: Sequence[Finding], known: int) -> str:
+    said = f"{len(fresh)} finding{'s' * (len(fresh) != 1)}"
+    return f"{said}, {known} more in the baseline" if known else said
 
 
 def _named(status: int) -> str:

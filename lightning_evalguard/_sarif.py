@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,20 @@ def fingerprint(finding: Finding, root: Path) -> str:
     return hashlib.sha256("\0".join(part or "" for part in parts).encode()).hexdigest()[:32]
 
 
+def merged(findings: Iterable[Finding], root: Path) -> dict[str, Finding]:
+    """Findings by fingerprint; what several stages or ranks saw at one place is one."""
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        same = fingerprint(finding, root)
+        before = found.get(same)
+        # the certain one speaks for the doubtful
+        kept = finding if before is None or finding.certain > before.certain else before
+        found[same] = replace(kept, count=finding.count + (before.count if before else 0))
+    return found
+
+
 def sarif(
-    findings: Sequence[Finding],
+    findings: Mapping[str, Finding],
     root: Path,
     script: Path | None = None,
     known: Set[str] | None = None,
@@ -102,18 +114,12 @@ def sarif(
     """A SARIF log of one run.
 
     Args:
-        findings: What was found; those with one fingerprint become one result.
+        findings: What was found, by fingerprint.
         root: Of the checkout: locations are relative to it.
         script: Where findings are shown that stand at no line.
         known: Fingerprints of a baseline.
         status: Exit status of the script.
     """
-    merged: dict[str, Finding] = {}
-    for finding in findings:
-        same = fingerprint(finding, root)
-        before = merged.get(same)
-        count = finding.count + (before.count if before else 0)
-        merged[same] = replace(before or finding, count=count)
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -132,7 +138,8 @@ def sarif(
                 },
                 "invocations": [{"executionSuccessful": status == 0, "exitCode": status}],
                 "results": [
-                    _result(finding, same, root, script, known) for same, finding in merged.items()
+                    _result(finding, same, root, script, known)
+                    for same, finding in findings.items()
                 ],
             }
         ],

@@ -124,7 +124,7 @@ def _at_no_cost(
     """Whatever goes wrong in `method` costs the record, never the run."""
 
     @functools.wraps(method)
-    def tried(run: Run, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+    def tried(run: Run, /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         if not run.wanted:
             return None
         try:
