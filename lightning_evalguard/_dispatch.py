@@ -282,12 +282,22 @@ def blinds_compiled(root: nn.Module) -> bool:
     return not ignorable and any(hasattr(m, "_orig_mod") for m in root.modules())
 
 
+def compiles(root: nn.Module) -> bool:
+    """Whether a part of `root` is compiled: its code compiles once more where a tracer follows."""
+    return any(
+        hasattr(value, "_orig_mod") or hasattr(value, "_torchdynamo_orig_callable")
+        for module in root.modules()
+        for value in (module, *vars(module).values())
+    ) or any(vars(m).get("_compiled_call_impl") is not None for m in root.modules())
+
+
 __all__ = [
     "ModuleNames",
     "Op",
     "Subscriber",
     "Watch",
     "blinds_compiled",
+    "compiles",
     "modules_around",
     "storage_key",
     "tensors_in",

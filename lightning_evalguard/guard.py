@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_evalguard._allow import CHECKS, CONSEQUENCES, allow
-from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled
+from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled, compiles
 from lightning_evalguard._lines import LineTrace
 from lightning_evalguard._ranks import Alone, processes
 from lightning_evalguard._replay import CannotReplay, Look
@@ -116,8 +116,9 @@ class Guard:
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
         self._lines = None
-        if now.stage not in self._followed and self._replays.audit != "off":
-            self._followed.add(now.stage)
+        root, new = self._root, now.stage not in self._followed
+        self._followed.add(now.stage)
+        if new and self._replays.audit != "off" and root is not None and not compiles(root):
             self._lines = LineTrace(self._standing, _FOLLOWS, live=True)
         for check, _ in self._hearing("standing"):
             check.lines = self._lines.found if self._lines is not None else {}
@@ -143,10 +144,10 @@ class Guard:
         if self._lines is None:
             self.before(now, args)
             return self._step(now, nullcontext(), call, args, kwargs)
-        first = now.batch == 0 and self._root is not None and not blinds_compiled(self._root)
         self.before(now, args)
+        following = self._lines if now.batch == 0 else nullcontext()
         with self._lines.apart():
-            return self._step(now, self._lines if first else nullcontext(), call, args, kwargs)
+            return self._step(now, following, call, args, kwargs)
 
     def _step(
         self,
