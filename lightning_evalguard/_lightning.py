@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lightning_evalguard._loaders import Evaluated, Logged
+
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
@@ -41,6 +43,8 @@ PRIVATE = {
     "_active_loop._results.dataloader_idx": _NO_REPLAY,
     "_logger_connector._current_fx": _NO_REPLAY,
     "_active_loop._combined_loader": "the loaders are those that the trainer names publicly",
+    "_active_loop._combined_loader._mode": "loaders are taken for sequential",
+    "_active_loop.max_batches": "no limit of batches is known",
     "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
     "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
     "validate_loop.verbose": "no table is printed after validate",
@@ -112,6 +116,70 @@ def dataloaders(trainer: Trainer) -> Any:
     return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
 
 
+class Books:
+    """What the `data` check asks of the loop that runs; see `checks.data.Loop`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def evaluated(self) -> Evaluated:
+        """The loaders of the running evaluation, and those of training."""
+        trainer = self._trainer
+        name = "limit_test_batches" if trainer.testing else "limit_val_batches"
+        limit = getattr(trainer, name, 1.0)
+        limited = isinstance(limit, int) or limit < 1.0
+        return Evaluated(
+            loaders=list(flat(dataloaders(trainer))),
+            mode=str(_read(trainer, "_active_loop._combined_loader._mode", "sequential")),
+            limits=list(_read(trainer, "_active_loop.max_batches", ())),
+            setting=(name, limit) if limited else None,
+            training=list(flat(trainer.train_dataloader or ())),
+            debugging=any(getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")),
+        )
+
+    def _logged(self) -> list[Any]:
+        results = self._trainer._results
+        return list(results.values()) if results is not None else []
+
+    def logged(self) -> list[Logged]:
+        """What the steps of the running evaluation logged, as long as it is not reset."""
+        found = []
+        for one in self._logged():
+            meta = getattr(one, "meta", None)
+            if meta is None or not meta.on_epoch or one.has_reset:
+                continue
+            averaged = bool(one.is_tensor and meta.is_mean_reduction)
+            found.append(
+                Logged(
+                    meta.name,
+                    meta.dataloader_idx,
+                    None if one.is_tensor else one.value,
+                    averaged,
+                    int(one._update_count),
+                    int(one.cumulated_batch_size) if averaged else None,
+                )
+            )
+        return found
+
+    def pulse(self) -> tuple[int, int | None]:
+        """How many values were logged so far, and the batch size taken from this batch."""
+        calls = sum(int(one._update_count) for one in self._logged())
+        return calls, getattr(self._trainer._results, "batch_size", None)
+
+    def values(self) -> dict[str, Any]:
+        """The scores that the trainer holds."""
+        return dict(self._trainer.callback_metrics)
+
+
+def flat(loaders: Any) -> Iterator[Any]:
+    """The single loaders of a sequence or a dict of them, also nested."""
+    if isinstance(loaders, (list, tuple, dict)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
+            yield from flat(loader)
+    elif loaders is not None:
+        yield loaders
+
+
 def verbose(trainer: Trainer, stage: str) -> bool:
     """Whether Lightning prints its own table after a ``validate`` or ``test``."""
     return stage in ("validate", "test") and bool(_read(trainer, f"{stage}_loop.verbose", False))
@@ -140,12 +208,14 @@ def logged_step(trainer: Trainer) -> int:
 
 __all__ = [
     "PRIVATE",
+    "Books",
     "Callback",
     "DummyLogger",
     "LightningModule",
     "Trainer",
     "advised_sync_dist",
     "dataloaders",
+    "flat",
     "has",
     "logged_step",
     "out_of_the_books",

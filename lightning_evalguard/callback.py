@@ -14,6 +14,7 @@ from lightning_evalguard._patch import Wrap
 from lightning_evalguard._ranks import ranks_of
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.data import DataCheck
 from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes import ModesCheck
 from lightning_evalguard.checks.rng import RngCheck
@@ -54,6 +55,8 @@ class EvalGuard(Callback):
         batch: Policy for outputs that depend on the other samples of the batch.
         rng: Policy for an evaluation that moves the shared generators, and so the training after
             it. ``"fix"`` puts them back, so that training is the same with and without it.
+        data: Policy for an evaluation set that is not the same each time, not counted once, or
+            shared with training, and for scores that are not what they claim.
         sync: Policy for lines of yours at which the host waits for the device, and on the CPU for
             those at which it would.
         sync_steps: Which steps of each stage are watched for syncs: the first so many, and every
@@ -91,6 +94,7 @@ class EvalGuard(Callback):
         stochastic: Policy = "error",
         batch: Policy = "error",
         rng: FixPolicy = "ignore",
+        data: Policy = "warn",
         sync: Policy = "warn",
         sync_steps: tuple[int, int] = (2, 50),
         allow: dict[str, list[str]] | None = None,
@@ -99,7 +103,7 @@ class EvalGuard(Callback):
     ) -> None:
         self._policies = check_policies(
             modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
-            sync=sync,
+            data=data, sync=sync,
         )  # fmt: skip
         check_policy("audit", audit, Audit)
         check_allow(allow)
@@ -138,6 +142,7 @@ class EvalGuard(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
+        data = DataCheck(_lightning.Books(trainer), self._explained)
         checks: list[Check] = [
             ModesCheck(self._expected),
             GradCheck(),
@@ -149,13 +154,14 @@ class EvalGuard(Callback):
             StochasticCheck(),
             BatchCheck(lambda: _batch_size(trainer)),
             RngCheck(restore=self._policies["rng"] == "fix"),
+            data,
             sync,
         ]
         ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            scores = _Scores(trainer, pl_module, Recorder(config, ranks), self._report)
+            scores = _Scores(trainer, pl_module, Recorder(config, ranks), self._report, data.reason)
         guard = Guard(
             [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
             self._allow,
@@ -224,6 +230,10 @@ class EvalGuard(Callback):
     def _run_of(self, trainer: Trainer) -> _Run | None:
         return next((run for run in self._runs if run.trainer is trainer), None)
 
+    def _explained(self) -> set[str | None]:
+        """Keys of the module's own that differ from the matrix's: told already."""
+        return {f.subject for f in self._report.findings if f.check == "metrics"}
+
     def _count(self, trainer: Trainer, stage: str) -> None:
         run = self._run_of(trainer)
         if run is not None and run.scores is not None and not trainer.sanity_checking:
@@ -231,6 +241,8 @@ class EvalGuard(Callback):
 
     def _log(self, trainer: Trainer, hook: str) -> None:
         run = self._run_of(trainer)
+        if run is not None:
+            run.guard.steps_over()
         if run is not None and run.scores is not None:
             run.scores.log_after(hook)
 
@@ -421,8 +433,14 @@ class _Scores:
     """The confusion matrix of one run, counted in the steps and logged when an epoch ends."""
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, recorder: Recorder, report: Report
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        recorder: Recorder,
+        report: Report,
+        reason: Callable[[str], str],
     ) -> None:
+        self._reason = reason
         self._trainer, self._module = trainer, module
         self._recorder, self._report = recorder, report
         self._ours: set[str] = set()
@@ -501,7 +519,9 @@ class _Scores:
                 name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
                 if name not in self._theirs:
                     self._log_scalar(name, value)
-                elif fact := result.difference(score, float(trainer.callback_metrics[name])):
+                elif fact := result.difference(
+                    score, float(trainer.callback_metrics[name]), self._reason(name)
+                ):
                     differing.append(_differs(name, fact, result))
         self._report.add(differing)
         if not trainer.is_global_zero:

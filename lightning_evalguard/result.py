@@ -165,12 +165,13 @@ class ConfusionResult:
         """What the accuracy hides, in one line; empty where it hides nothing."""
         return _insight(self)
 
-    def difference(self, score: str, theirs: float) -> str:
+    def difference(self, score: str, theirs: float, why: str = "") -> str:
         """How a value that the module logs under a score's name differs from ours, and why.
 
         Args:
             score: A name in `scores`.
             theirs: The module's value.
+            why: What is known of how the module got it.
 
         Returns:
             The fact, with the reason where one is known; empty where both agree.
@@ -182,7 +183,7 @@ class ConfusionResult:
             >>> print(confmat.result().difference("accuracy", 75.0))
             is 75.0000, expected 0.7500 (accuracy); it is in percent
         """
-        return _difference(self, score, theirs)
+        return _difference(self, score, theirs, why)
 
     def problems(self) -> list[str]:
         """One sentence for each kind of sample that could not be counted."""
@@ -272,7 +273,7 @@ def _insight(result: ConfusionResult) -> str:
     return ""
 
 
-def _difference(result: ConfusionResult, score: str, theirs: float) -> str:
+def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> str:
     ours = result.scores.get(score, math.nan)
     if math.isnan(ours) or math.isnan(theirs) or _close(ours, theirs):
         return ""
@@ -292,7 +293,8 @@ def _difference(result: ConfusionResult, score: str, theirs: float) -> str:
     same = [k for k, v in result.scores.items() if "/" not in k and _close(v, theirs)]
     if same:
         return f"{fact}; {theirs:.4f} is {same[0]}"
-    return f"{fact}; a mean of batch values or a metric that is not reset gives another value"
+    general = "a mean of batch values or a metric that is not reset gives another value"
+    return f"{fact}; {why or general}"
 
 
 def _close(a: float, b: float) -> bool:

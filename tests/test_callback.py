@@ -67,7 +67,7 @@ def test_the_scores_are_sklearns_and_can_be_monitored_in_either_order(
 def test_nothing_is_counted_in_the_sanity_check(trainer: Make) -> None:
     guard = EvalGuard()
     run = trainer(callbacks=[guard], limit_train_batches=1)
-    run.fit(Returns(), zoo.loader(), zoo.loader())
+    run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     assert guard.report.confusion["val"].total == 32
     assert guard.report.checked["batches"] == 4 + 2
 
@@ -75,7 +75,7 @@ def test_nothing_is_counted_in_the_sanity_check(trainer: Make) -> None:
 def test_tensorboard_and_csv_hold_the_scalars_and_the_figure(trainer: Make, tmp_path: Path) -> None:
     loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
     run = trainer(callbacks=[EvalGuard()], logger=loggers, max_epochs=2, log_every_n_steps=1)
-    run.fit(Returns(), zoo.loader(), zoo.loader())
+    run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     events = EventAccumulator(loggers[0].log_dir, size_guidance={"images": 0}).Reload()
     tags = events.Tags()
     assert {"val/accuracy", "val/f1_macro", "val/mcc", "val/f1_class/1"} <= set(tags["scalars"])
@@ -103,7 +103,7 @@ def test_a_key_that_the_module_logs_itself_stands(trainer: Make) -> None:
     guard = EvalGuard()
     run = trainer(callbacks=[guard], max_epochs=3)
     with pytest.warns(EvalGuardWarning, match=r"expected .* \[metrics\]") as told:
-        run.fit(LogsItsOwn(), zoo.loader(), zoo.loader())
+        run.fit(LogsItsOwn(), zoo.loader(), zoo.loader(seed=1))
     assert len([w for w in told if issubclass(w.category, EvalGuardWarning)]) == 2
     assert {f.subject for f in guard.report.findings} == {"val/accuracy", "val/mcc"}
     assert run.callback_metrics["val/accuracy"].item() == 0.5
@@ -121,7 +121,7 @@ def test_a_key_that_the_module_logs_right_is_no_finding(trainer: Make) -> None:
             return outputs
 
     guard = EvalGuard()
-    trainer(callbacks=[guard]).fit(LogsTheSame(), zoo.loader(), zoo.loader(30))
+    trainer(callbacks=[guard]).fit(LogsTheSame(), zoo.loader(), zoo.loader(30, seed=1))
     assert guard.report.findings == []
 
 
@@ -184,7 +184,7 @@ def test_an_empty_evaluation_gives_nan_and_one_warning(trainer: Make) -> None:
 
     guard = EvalGuard()
     with pytest.warns(EvalGuardWarning, match="no sample was counted") as told:
-        trainer(callbacks=[guard], max_epochs=2).fit(AllIgnored(), zoo.loader(), zoo.loader())
+        trainer(callbacks=[guard], max_epochs=2).fit(AllIgnored(), zoo.loader(), zoo.loader(seed=1))
     assert sum(issubclass(w.category, EvalGuardWarning) for w in told) == 1
     result = guard.report.confusion["val"]
     assert result.total == 0
@@ -208,7 +208,7 @@ def test_a_figure_that_cannot_be_written_costs_one_warning_an_epoch(
     (Path(logger.log_dir) / "confusion_matrix").write_text("in the way")
     with pytest.warns(EvalGuardWarning, match="CSVLogger did not take the confusion matrix"):
         run = trainer(callbacks=[EvalGuard()], logger=logger, log_every_n_steps=1)
-        run.fit(Returns(), zoo.loader(), zoo.loader())
+        run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     assert run.state.finished
 
 

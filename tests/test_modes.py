@@ -75,7 +75,7 @@ def test_a_module_awake_in_the_sanity_check_stops_the_fit(
 ) -> None:
     guard = EvalGuard()
     with pytest.raises(EvalGuardError, match="during the sanity check"):
-        trainer(callbacks=[guard]).fit(bug(), zoo.loader(), zoo.loader())
+        trainer(callbacks=[guard]).fit(bug(), zoo.loader(), zoo.loader(seed=1))
     assert breach(guard).stage == "sanity_check"
 
 
@@ -94,7 +94,7 @@ def test_a_module_asleep_in_training_stops_the_first_step(
 ) -> None:
     guard = EvalGuard()
     with pytest.raises(EvalGuardError, match="during training"):
-        trainer(callbacks=[guard]).fit(bug(), zoo.loader(), zoo.loader())
+        trainer(callbacks=[guard]).fit(bug(), zoo.loader(), zoo.loader(seed=1))
     found = breach(guard)
     assert (found.check, found.stage, found.subject) == ("modes", "fit", bug.subject)
     assert found.location == line_of(bug, "here")
@@ -109,7 +109,7 @@ def test_modes_not_put_back_after_the_last_validation_are_found_at_the_end(
     guard = EvalGuard()
     with pytest.raises(EvalGuardError, match="as before it"):
         trainer(callbacks=[guard], num_sanity_val_steps=sanity).fit(
-            bug(), zoo.loader(), zoo.loader()
+            bug(), zoo.loader(), zoo.loader(seed=1)
         )
 
 
@@ -117,7 +117,7 @@ def test_a_callback_that_samples_and_forgets_is_found_on_the_next_step(trainer: 
     guard = EvalGuard()
     with pytest.raises(EvalGuardError):
         trainer(callbacks=[zoo.SamplingCallback(), guard]).fit(
-            zoo.Honest(), zoo.loader(), zoo.loader()
+            zoo.Honest(), zoo.loader(), zoo.loader(seed=1)
         )
     assert breach(guard).location == line_of(zoo.SamplingCallback, "here")
     assert guard.report.checked["training_steps"] == 2
@@ -131,7 +131,7 @@ def test_a_frozen_part_woken_between_two_epochs_is_found(trainer: Make) -> None:
 
     guard = EvalGuard()
     with pytest.raises(EvalGuardError, match="although its parameters are frozen"):
-        trainer(callbacks=[guard], max_epochs=2).fit(WakesLater(), zoo.loader(), zoo.loader())
+        trainer(callbacks=[guard], max_epochs=2).fit(WakesLater(), zoo.loader(), zoo.loader(seed=1))
     assert {f.subject for f in guard.report.findings} == {"backbone.1", "backbone.3"}
 
 
@@ -143,12 +143,12 @@ def test_a_refit_after_an_exception_trains_in_train_mode(trainer: Make) -> None:
     unguarded, guarded = Fails(), Fails()
     for module, guards in ((unguarded, []), (guarded, [EvalGuard()])):
         with pytest.raises(KeyError):
-            trainer(callbacks=guards).fit(module, zoo.loader(), zoo.loader())
+            trainer(callbacks=guards).fit(module, zoo.loader(), zoo.loader(seed=1))
     assert not unguarded.training  # Lightning alone leaves it so
     assert all(m.training for m in guarded.modules())
     with pytest.raises(EvalGuardError, match="while its parameters train"):
         trainer(callbacks=[EvalGuard()], num_sanity_val_steps=0).fit(
-            unguarded, zoo.loader(), zoo.loader()
+            unguarded, zoo.loader(), zoo.loader(seed=1)
         )
 
 
@@ -158,7 +158,7 @@ def test_an_honest_program_is_silent(
 ) -> None:
     guard = EvalGuard(allow=honest.allow)
     run = trainer(callbacks=[guard], max_epochs=2)
-    run.fit(honest(), zoo.loader(), zoo.loader())
+    run.fit(honest(), zoo.loader(), zoo.loader(seed=1))
     assert guard.report.findings == []
     assert guard.report.checked["training_steps"] == 8
     assert guard.report.checked["evaluations"] == 3
@@ -192,7 +192,7 @@ def test_lightnings_own_callbacks_are_silent(callback: pl.Callback, trainer: Mak
         warnings.filterwarnings("ignore", ".*", UserWarning, "lightning")
         warnings.filterwarnings("error", category=EvalGuardWarning)
         trainer(callbacks=[guard, copy.deepcopy(callback)], max_epochs=3).fit(
-            zoo.Honest(), zoo.loader(), zoo.loader()
+            zoo.Honest(), zoo.loader(), zoo.loader(seed=1)
         )
     assert guard.report.findings == []
 
@@ -205,7 +205,7 @@ def test_compiled_modules_and_mixed_precision_are_silent(trainer: Make) -> None:
 
     guard = EvalGuard()
     trainer(callbacks=[guard], max_epochs=2, precision="bf16-mixed").fit(
-        Compiled(), zoo.loader(), zoo.loader()
+        Compiled(), zoo.loader(), zoo.loader(seed=1)
     )
     assert guard.report.findings == []
 
@@ -221,7 +221,7 @@ def test_a_lazy_module_that_the_first_step_materialises_is_silent(trainer: Make)
             return super().configure_optimizers()
 
     guard = EvalGuard()
-    trainer(callbacks=[guard]).fit(Lazy(), zoo.loader(), zoo.loader())
+    trainer(callbacks=[guard]).fit(Lazy(), zoo.loader(), zoo.loader(seed=1))
     assert guard.report.findings == guard.report.notes[1:] == []
 
 
@@ -229,8 +229,8 @@ def test_one_guard_serves_validate_then_fit_then_a_second_trainer(trainer: Make)
     guard, module = EvalGuard(), zoo.Honest()
     first = trainer(callbacks=[guard])
     first.validate(module, zoo.loader(), verbose=False)
-    first.fit(module, zoo.loader(), zoo.loader())
-    trainer(callbacks=[guard]).fit(module, zoo.loader(), zoo.loader())
+    first.fit(module, zoo.loader(), zoo.loader(seed=1))
+    trainer(callbacks=[guard]).fit(module, zoo.loader(), zoo.loader(seed=1))
     assert guard.report.findings == []
     assert guard.report.checked["evaluations"] == 5
 
@@ -243,23 +243,23 @@ def test_a_frozen_batch_norm_in_train_mode_is_a_suspicion(trainer: Make) -> None
 
     guard = EvalGuard()
     with pytest.warns(EvalGuardWarning, match="running statistics still move"):
-        trainer(callbacks=[guard], max_epochs=2).fit(Drifts(), zoo.loader(), zoo.loader())
+        trainer(callbacks=[guard], max_epochs=2).fit(Drifts(), zoo.loader(), zoo.loader(seed=1))
     assert breach(guard).subject == "backbone.1"
     assert not breach(guard).certain
     silent = EvalGuard(allow={"modes": ["backbone*"]})
-    trainer(callbacks=[silent]).fit(Drifts(), zoo.loader(), zoo.loader())
+    trainer(callbacks=[silent]).fit(Drifts(), zoo.loader(), zoo.loader(seed=1))
     assert silent.report.findings == []
 
 
 def test_expected_modes_replace_the_judgement(trainer: Make) -> None:
     guard = EvalGuard()
     guard.expect_modes(eval=["backbone*"])
-    trainer(callbacks=[guard]).fit(zoo.PartLoadedInEval(), zoo.loader(), zoo.loader())
+    trainer(callbacks=[guard]).fit(zoo.PartLoadedInEval(), zoo.loader(), zoo.loader(seed=1))
     assert guard.report.findings == []
     broken = EvalGuard()
     broken.expect_modes(eval=["backbone*"])
     with pytest.raises(EvalGuardError, match="as expect_modes says"):
-        trainer(callbacks=[broken]).fit(zoo.Honest(), zoo.loader(), zoo.loader())
+        trainer(callbacks=[broken]).fit(zoo.Honest(), zoo.loader(), zoo.loader(seed=1))
 
 
 def test_monte_carlo_dropout_is_one_switch_away(trainer: Make) -> None:
@@ -303,7 +303,7 @@ def test_fix_sets_the_flags_and_warns_once(bug: type[zoo.Honest], trainer: Make)
 def test_fix_repairs_training_too(bug: type[zoo.Honest], trainer: Make) -> None:
     guard, module = EvalGuard(modes="fix"), bug()
     with pytest.warns(EvalGuardWarning, match="Repaired"):
-        trainer(callbacks=[guard]).fit(module, zoo.loader(), zoo.loader())
+        trainer(callbacks=[guard]).fit(module, zoo.loader(), zoo.loader(seed=1))
     trains = [m for m in module.modules() if effect_of(m) is not None]
     frozen = issubclass(bug, zoo.FrozenBackbone)
     assert [m.training for m in trains] == [not frozen] * 2
@@ -344,7 +344,7 @@ def test_an_exception_inside_an_evaluation_puts_every_mode_back(
 def test_everything_patched_is_put_back(trainer: Make) -> None:
     original, run = nn.Module.train, trainer(callbacks=[EvalGuard(), EvalGuard()])
     hooks = len(torch.nn.modules.module._global_module_registration_hooks)
-    run.fit(zoo.Honest(), zoo.loader(), zoo.loader())
+    run.fit(zoo.Honest(), zoo.loader(), zoo.loader(seed=1))
     with pytest.raises(EvalGuardError):
         run.validate(zoo.WokenInEveryStep(), zoo.loader())
     assert nn.Module.train is original
@@ -415,7 +415,7 @@ def test_any_tree_in_any_modes_gets_every_mode_back(
     module = _AnyTree(make(), flags, fails)
     before = [m.training for m in module.modules()]
     run = trainer(callbacks=[EvalGuard(modes="warn")])
-    loaders = (zoo.loader(), zoo.loader()) if entry == "fit" else (zoo.loader(),)
+    loaders = (zoo.loader(), zoo.loader(seed=1)) if entry == "fit" else (zoo.loader(),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -433,7 +433,7 @@ def test_training_is_bit_identical_with_and_without_the_guard(
     def weights(guards: list[pl.Callback]) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         module = _AnyTree(make(), [], None)
-        trainer(callbacks=guards, max_epochs=2).fit(module, zoo.loader(), zoo.loader())
+        trainer(callbacks=guards, max_epochs=2).fit(module, zoo.loader(), zoo.loader(seed=1))
         return [*module.state_dict().values(), torch.get_rng_state()]
 
     pairs = zip(weights([]), weights([EvalGuard()]), strict=True)

@@ -1,6 +1,6 @@
 """The zoo: one tiny program for each way in which an evaluation lies, the honest way beside it."""
 
-from models import batch, grad, rng, state, stochastic
+from models import batch, data, grad, rng, state, stochastic
 from models.program import BATCH, CLASSES, FEATURES, PROGRAMS, Classifier, Program
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Classifier",
     "Program",
     "batch",
+    "data",
     "grad",
     "rng",
     "state",
