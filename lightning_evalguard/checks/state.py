@@ -336,7 +336,7 @@ class _Window:
         self._training_mark: Training | None = None
         self._kept_mark: dict[str, dict[str, Kept]] | None = None
         self._settings_mark: dict[str, Any] | None = None
-        self._shards: dict[str, int] = {}
+        self._shards: dict[str, tuple[int, int]] = {}
         self._replaced: set[str] = set()
         self._fresh: dict[str, weakref.ref[Tensor]] = {}
         self._products: dict[str, tuple[weakref.ref[Tensor], Site | None]] = {}
@@ -468,10 +468,13 @@ class _Window:
             for h in found
         ]
 
-    def _shard_versions(self) -> dict[str, int]:
+    def _shard_versions(self) -> dict[str, tuple[int, int]]:
         """Versions of the shards themselves: FSDP2 exchanges them for gathered parameters."""
+        # A DTensor counts what is written through it, its local tensor what is written to that.
         return {
-            n: version(h.tensor) for n, h in self._held.items() if hasattr(h.tensor, "to_local")
+            n: (version(h.tensor), version(getattr(h.tensor, "_local_tensor", h.tensor)))
+            for n, h in self._held.items()
+            if hasattr(h.tensor, "to_local")
         }
 
     def _is_cache(self, name: str) -> bool:
