@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from lightning_evalguard._loaders import Evaluated, Logged
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
@@ -187,7 +189,7 @@ def verbose(trainer: Trainer, stage: str) -> bool:
 
 def advised_sync_dist(trainer: Trainer, key: str) -> None:
     """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
-    if trainer.world_size == 1:
+    if not (dist.is_available() and dist.is_initialized()):
         return
     said = _read(trainer, "_results.warning_cache", None)
     if isinstance(said, set):
