@@ -143,8 +143,8 @@ class Ranks(Alone):
         self._steps = 0
         self._said: list[str] = []  # keys of ours that the others may still read
         self._gone: dict[int, _Gone] = {}
-        self._agreed: _Verdict | None = None
         self._apart = False
+        self._safely(self._arrive)
 
     def hold(self, findings: Sequence[Finding]) -> None:
         if self._apart:
@@ -185,11 +185,13 @@ class Ranks(Alone):
     def leave(self) -> None:
         if self._apart:
             return
-        gone = self._agreed or _Verdict(found=self._held.findings)
         for finding in self._held.findings:  # the exception under way hides them
             warn(finding)
+        self._go(_Gone(self._came + 1, self._held.findings))
+
+    def _go(self, gone: _Gone) -> None:
         self._held = Report()
-        self._safely(lambda: self._say_goodbye(_Gone(self._came + 1, gone.found, gone.text)))
+        self._safely(lambda: self._say_goodbye(gone))
         self._apart = True
 
     # what all heed
@@ -198,16 +200,16 @@ class Ranks(Alone):
         verdict = self._safely(lambda: self._settled(key, point, content))
         if verdict is None or verdict.late:
             if verdict is not None and _PATIENCE[point] == _LONG:
-                self._part(f"one of them did not come to the end of an evaluation in {_LONG:.0f} s")
+                self._part("one of them did not come to the end of an evaluation")
             if self._apart or point == "close":
                 self._stand_alone()
             return None
-        if verdict.text or point == "close":
-            self._safely(lambda: self._see_off(key))
         if verdict.text:
-            self._agreed, self._held = verdict, Report()
             self._report.add(f for f in verdict.found if f.rank != self.rank)
+            self._go(_Gone(self._came + 1, verdict.found, verdict.text))
             raise EvalGuardError(verdict.text, self._report)
+        if point == "close":
+            self._safely(lambda: self._see_off(key))
         return verdict.contents if verdict.all_there else None
 
     def _stand_alone(self) -> None:
@@ -252,6 +254,9 @@ class Ranks(Alone):
                 store.delete_key(old)
         return verdict
 
+    def _arrive(self) -> None:
+        self._store.add("ranks", 1)
+
     def _absent(self, point: str) -> None:
         key = str(self._came)
         came = self._store.add(f"{key}/came", 1 + _ABSENT)
@@ -262,14 +267,16 @@ class Ranks(Alone):
         # By short looks, not by a wait of the store's: that prints a warning of its own each time
         # it runs out, keeps Ctrl-C waiting, and cannot see that a rank is gone (torch 2.13).
         store, done = self._store, f"{key}/done"
-        until, pause = time.monotonic() + patience, _QUICKLY
+        since, pause = time.monotonic(), _QUICKLY
         while not store.check([done]):
             if pause == _SLOWLY:
                 self._see_who_is_gone()
                 came = store.add(f"{key}/came", 0)
                 if came % _ABSENT >= self._due(key):
                     return self._decide(key, came)
-                if time.monotonic() > until:
+                if store.add("ranks", 0) < self.world:  # on one of them there is no guard
+                    patience = _BRIEFLY
+                if time.monotonic() - since > patience:
                     return _read(store.compare_set(done, "", _LATE))
             time.sleep(pause)
             pause = min(1.5 * pause, _SLOWLY)
@@ -317,18 +324,24 @@ class Ranks(Alone):
     def _say_goodbye(self, gone: _Gone) -> None:
         self._store.set(f"gone/{self.rank}", _packed(gone))
         self._store.add("gone", 1)
+        if gone.text:  # all ranks raise it, those too that did not take part in the verdict
+            self._go_last("gone", self.world)
 
     def _see_off(self, key: str) -> None:
-        """The last verdict of the run was read; rank 0, which hosts the store, goes last."""
-        read = self._store.add(f"{key}/read", 1)
-        if self.rank:
-            return
-        until = time.monotonic() + _FAREWELL
-        while read < self._due(key) and time.monotonic() < until:
-            time.sleep(_QUICKLY)
-            read = self._store.add(f"{key}/read", 0)
-        self._forget(key)
-        self._store.delete_key(f"{key}/read")
+        """The last verdict of the run was read."""
+        self._store.add(f"{key}/read", 1)
+        if self._go_last(f"{key}/read", self._due(key)):
+            self._forget(key)
+            self._store.delete_key(f"{key}/read")
+            self._store.delete_key("ranks")
+
+    def _go_last(self, counter: str, due: int) -> bool:
+        """Whether this is rank 0, which hosts the store and waits until the others are done."""
+        until, pause = time.monotonic() + _FAREWELL, _QUICKLY
+        while self.rank == 0 and self._store.add(counter, 0) < due and time.monotonic() < until:
+            time.sleep(pause)
+            pause = min(1.5 * pause, _SLOWLY)
+        return self.rank == 0
 
     def _raise_alarm(self) -> None:
         """Nothing is expected, training goes on: tell the others that there is something."""
@@ -358,8 +371,12 @@ class Gathering(Ranks):
         text = _text(found, self.world) if found else ""
         return _Verdict(False, _ABSENT not in contents.values(), found, text, contents)
 
+    def _arrive(self) -> None:
+        return
+
     def _absent(self, point: str) -> None:
-        self._settled("", point, _ABSENT)
+        if _PATIENCE[point] == _LONG:
+            self._settled("", point, _ABSENT)
 
     def _see_off(self, key: str) -> None:
         return

@@ -1,12 +1,14 @@
-"""What each of two processes does, in a module that a spawned process is quick to import."""
+"""What each of several processes does, in a module that a spawned one is quick to import."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_evalguard._ranks import ranks_of
@@ -82,3 +84,53 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     pairs = many.stop().results["val"].most_confused(100)
     torch.save((said, pairs), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def counted(recorder: Recorder, net: nn.Module, loader: Any) -> tuple[Any, ...]:
+    """Total, matrix and scores of one evaluation."""
+    recorder.start("val", net, loader)
+    for x, y in loader:
+        recorder.before_step((x, y))
+        recorder.after_step({"logits": x[:, :CLASSES], "target": y}, (x, y))
+    recorded = recorder.stop()
+    result = recorded.results["val"]
+    names = ("accuracy", "f1_macro", "mcc")
+    return result.total, result.matrix.tolist(), *(repr(result.scores[n]) for n in names)
+
+
+def leaving_a_remainder(samples: int) -> list[int]:
+    return [size for size in range(2, samples + 2) if samples % size]
+
+
+def sweep(rank: int, world: int, port: str, folder: str, *sizes: str) -> None:
+    """Compare totals and scores over all ranks with those of one process, for each size."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    net, compared = nn.Linear(8, CLASSES), 0
+    for n in map(int, sizes):
+        dataset = data(n, seed=n)
+        once = counted(Recorder(), net, DataLoader(dataset, 16))
+        ranks = ranks_of(Report(), rank, world)
+        recorder = Recorder(ranks=ranks)
+        for shuffle in (False, True):
+            sampler = DistributedSampler(dataset, world, rank, shuffle)
+            for size in leaving_a_remainder(len(sampler)):
+                sampler.set_epoch(size)
+                ranks.expect("matrix", "end")
+                together = counted(recorder, net, DataLoader(dataset, size, sampler=sampler))
+                ranks.meet("end")
+                assert together == once, (n, shuffle, size, together, once)
+                compared += 1
+        ranks.expect("close")
+        ranks.meet("close")
+    store = dist.distributed_c10d._get_default_store()
+    torch.save((compared, store.num_keys()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":  # WORLD PORT FOLDER SIZE ...
+    # forked: what takes long, the imports, is done once
+    world, *rest = sys.argv[1:]
+    start_processes(sweep, (int(world), *rest), int(world), start_method="fork")
