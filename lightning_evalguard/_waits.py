@@ -70,7 +70,18 @@ _TO_HOST, _TO_DEVICE = "copy to the host", "copy to the device"
 _LIFTS = ("tensor(", "from_numpy(")
 _CLASSES_GIVEN = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")
 _SELF = frozenset({"self"})
+# Modules of int8 weights have kernels for the CPU alone: there they read their scales.
+_INT8 = os.path.join("ao", "nn", "quantized", "")
 _ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
+
+
+def _within_int8(frame: FrameType | None) -> bool:
+    """Whether a module of int8 weights runs, seen from torch's code around `frame`."""
+    for _ in range(8):  # the dispatch of one operator
+        if frame is None or _INT8 in frame.f_code.co_filename:
+            break
+        frame = frame.f_back
+    return frame is not None and _INT8 in frame.f_code.co_filename
 
 
 class _Here(threading.local):
@@ -484,6 +495,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the host would wait for a blocking operator on these arguments."""
         known = {self.of(a) for a in args if isinstance(a, Tensor)}
         if op == "_local_scalar_dense":
+            if True in known and _within_int8(frame):
+                return False
             within = getattr(self._running, "_opname", None)
             if within is not None and within not in _READS:
                 return within in _VALUES and True in known
