@@ -352,7 +352,8 @@ class Sample:
     def of(cls, op: Op, meant: bool) -> Sample:
         """Sample the first result; memory that nobody has written yet is zeroed first."""
         out = next(iter(tensors_in(op.out)), None)
-        while out is not None and hasattr(out, "__tensor_flatten__"):  # a wrapper: what it wraps first speaks for it
+        while out is not None and hasattr(out, "__tensor_flatten__"):
+            # a wrapper subclass, such as DTensor: the first tensor inside speaks for it
             out = getattr(out, out.__tensor_flatten__()[0][0])
         if out is None or out.numel() == 0 or out.layout is not torch.strided or out.is_meta:
             return cls(op.func, None, meant)
