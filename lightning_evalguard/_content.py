@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 VALUES = 64  # of each tensor of a sample, spread over it: all of a label, a grid of an image
 HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batches do not matter"
@@ -94,6 +95,26 @@ def whole(parts: Sequence[tuple[int, int, bool, str]]) -> dict[str, Any]:
         "hash": None if failed else f"{sum(totals) % _WORD:016x}",
         "hash_of": failed or HASH_OF,
     }
+
+
+def listed(dataloaders: Any) -> list[Any]:
+    """The loaders of an evaluation, given as one, as a sequence or as a dict of them."""
+    if isinstance(dataloaders, dict):
+        return list(dataloaders.values())
+    if isinstance(dataloaders, (list, tuple)):
+        return list(dataloaders)
+    return [dataloaders]
+
+
+def owned_of(loader: Any) -> int | None:
+    """How many of a loader's samples are this rank's own; None where its sampler repeats none."""
+    sampler = getattr(loader, "sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        sampler = getattr(batch_sampler, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
 def _columns(batch: Any, depth: int = 8) -> Iterator[Tensor]:

@@ -23,6 +23,8 @@ from lightning_evalguard.checks.stochastic import StochasticCheck
 from lightning_evalguard.checks.sync import SyncCheck
 from lightning_evalguard.confusion import ConfusionMetrics
 from lightning_evalguard.guard import Audit, Guard, Replays, check_allow, check_policies
+from lightning_evalguard.record import Records
+from lightning_evalguard.record import Run as Record
 from lightning_evalguard.recorder import Recorder
 from lightning_evalguard.report import (
     EvalGuardError,
@@ -70,6 +72,8 @@ class EvalGuard(Callback):
             sanity check, whose results nobody keeps, it is run again with every effect undone;
             elsewhere it is watched as it runs. ``"full"``: it is run again there too. ``"off"``:
             neither.
+        record: Where ``evalguard.json`` goes after each fit, validate and test: ``"auto"``, the
+            folder of the run's logger, and nowhere without a logger; a folder; None, nowhere.
 
     Attributes:
         report: What was verified and found, over all runs of this guard.
@@ -100,6 +104,7 @@ class EvalGuard(Callback):
         allow: dict[str, list[str]] | None = None,
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
         audit: Audit = "auto",
+        record: str | None = "auto",
     ) -> None:
         self._policies = check_policies(
             modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
@@ -117,6 +122,7 @@ class EvalGuard(Callback):
         self._allow = allow
         self._expected: list[tuple[str, bool]] = []
         self._runs: list[_Run] = []
+        self._records = Records(record, self._report)
 
     @property
     def report(self) -> Report:
@@ -175,7 +181,8 @@ class EvalGuard(Callback):
             ranks,
         )
         ended = partial(self._end, trainer)
-        self._runs.append(_Run(trainer, pl_module, guard, scores, ended, sync))
+        record = self._records.open(trainer)
+        self._runs.append(_Run(trainer, pl_module, guard, scores, ended, sync, record))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count(trainer, "val")
@@ -274,8 +281,10 @@ class _Run:
         scores: _Scores | None,
         ended: Callable[[BaseException], None],
         sync: SyncCheck,
+        record: Record,
     ) -> None:
         self.trainer = trainer
+        self.record = record
         self.sync = sync
         self.scores = scores
         self.guard = guard
@@ -318,8 +327,12 @@ class _Run:
             self.guard.close(self.now, error)
             self.ranks.expect("close")
             self.ranks.meet("close")
+        except BaseException as found:
+            error = found
+            raise
         finally:
             self.sync.write(self.guard.report)
+            self.record.close(error)
 
     def _until_error(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Put everything back as an exception leaves the stage: others may fail to be told of it.
@@ -342,6 +355,7 @@ class _Run:
         outer = self.now
         self.now = Moment("validate", rank=outer.rank)
         self._where(_stage(self.trainer))
+        self.record.begin(self.now.stage)
         self.ranks.expect(*self._points())
         try:
             self.guard.start(self.now)
@@ -356,7 +370,9 @@ class _Run:
                 raise
             self.now.batch = -1
             self.guard.stop(self.now)
-            self.ranks.meet("end")
+            seen = self.ranks.meet("end", self.record.seen())
+            results = self.scores.results if self.scores is not None else {}
+            self.record.end(self.now.stage, outputs, results, seen)
             if self.now.fitting:
                 self.ranks.expect("train")
             if self.scores is not None and not self.now.fitting:
@@ -378,11 +394,16 @@ class _Run:
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.scores is not None and args:
             self.scores.before_step(args[0], self.now.dataloader)
+        if args:
+            self.record.see(self.now.stage, self.now.dataloader, args[0], self._loaders)
         outputs = self.guard.step(self.now, step, *args, **kwargs)
         self.ranks.meet("audit")
         if self.scores is not None and args:
             self.scores.after_step(outputs, args[0], self.now.dataloader)
         return outputs
+
+    def _loaders(self) -> Any:
+        return _lightning.dataloaders(self.trainer)
 
     def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.now.stage == "fit":
@@ -448,9 +469,11 @@ class _Scores:
         self._told: set[str] = set()
         self._counting = False
         self._wrap: Wrap | None = None
+        self.results: dict[str, ConfusionResult] = {}  # of the last evaluation
 
     def start(self, stage: str, dataloaders: Any) -> None:
         trainer = self._trainer
+        self.results = {}
         self._counting = self._safely(
             lambda: self._recorder.start(
                 stage, self._module, dataloaders, getattr(trainer, "datamodule", None)
@@ -510,6 +533,7 @@ class _Scores:
         for sentence in recorded.notes:
             self._report.note(sentence)
         self._report.confusion.update(recorded.results)
+        self.results = recorded.results
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours
         differing = []

@@ -17,9 +17,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from lightning_evalguard import _files, ledger
-from lightning_evalguard._content import Content, whole
+from lightning_evalguard._content import Content, listed, owned_of, whole
 from lightning_evalguard._plain import plain
-from lightning_evalguard.recorder import listed, owned_of
 from lightning_evalguard.report import FORMAT, Report, warn_text
 
 REPORTS = "EVALGUARD_REPORTS"

@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DistributedSampler
 
 from lightning_evalguard import sources
+from lightning_evalguard._content import listed, owned_of
 from lightning_evalguard._ranks import Alone
 from lightning_evalguard.confusion import (
     ROOM,
@@ -528,26 +529,6 @@ def _inferred(result: ConfusionResult, layout: Layout) -> str:
     if result.ignored:
         said.append(f"targets of {layout.ignore_index} ignored")
     return "; ".join(said)
-
-
-def listed(dataloaders: Any) -> list[Any]:
-    """The loaders of an evaluation, given as one, as a sequence or as a dict of them."""
-    if isinstance(dataloaders, dict):
-        return list(dataloaders.values())
-    if isinstance(dataloaders, (list, tuple)):
-        return list(dataloaders)
-    return [dataloaders]
-
-
-def owned_of(loader: Any) -> int | None:
-    """How many of a loader's samples are this rank's own; None where its sampler repeats none."""
-    sampler = getattr(loader, "sampler", None)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    if not isinstance(sampler, DistributedSampler):
-        sampler = getattr(batch_sampler, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return None
-    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
 def _samples(batch: Any) -> int | None:

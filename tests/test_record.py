@@ -32,10 +32,9 @@ from lightning_evalguard import (
     ledger,
     record,
 )
-from lightning_evalguard._content import Content, whole
+from lightning_evalguard._content import Content, owned_of, whole
 from lightning_evalguard._plain import MASK, plain
 from lightning_evalguard.confusion import ConfusionMatrix
-from lightning_evalguard.recorder import owned_of
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
