@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -47,6 +47,7 @@ PRIVATE = {
     "_active_loop._combined_loader": "the loaders are those that the trainer names publicly",
     "_active_loop._combined_loader._mode": "loaders are taken for sequential",
     "_active_loop.max_batches": "no limit of batches is known",
+    "fit_loop.epoch_loop.val_loop._module_mode.mode": "no score is taken with dropout on",
     "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
     "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
     "validate_loop.verbose": "no table is printed after validate",
@@ -135,7 +136,7 @@ class Books:
             mode=str(_read(trainer, "_active_loop._combined_loader._mode", "sequential")),
             limits=list(_read(trainer, "_active_loop.max_batches", ())),
             setting=(name, limit) if limited else None,
-            training=list(flat(trainer.train_dataloader or ())),
+            training=list(flat(trainer.train_dataloader)),
             debugging=any(getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")),
         )
 
@@ -171,6 +172,47 @@ class Books:
     def values(self) -> dict[str, Any]:
         """The scores that the trainer holds."""
         return dict(self._trainer.callback_metrics)
+
+
+class ValidationLoop:
+    """What the loop that validates lends to the training score; see `training_score.Loop`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def step(self, batch: Any, batch_idx: int) -> tuple[Any, Any]:
+        """Run the module's own validation step; the batch as it got it, and what it returned."""
+        trainer: Any = self._trainer
+        loop, module, strategy = trainer._active_loop, trainer.lightning_module, trainer.strategy
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        # of the class: what is wrapped on the instance watches the evaluation's own steps
+        batch = type(strategy).batch_to_device(strategy, batch, dataloader_idx=0)
+        results = loop._results
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        several = loop._is_sequential and loop.num_dataloaders > 1
+        given = loop._build_kwargs(batch, batch_idx, 0 if several else None)
+        args = loop._build_step_args_from_hook_kwargs(given, "validation_step")
+        outer, module._current_fx_name = module._current_fx_name, "validation_step"
+        try:
+            return batch, type(strategy).validation_step(strategy, *args)
+        finally:
+            module._current_fx_name = outer
+            results.batch = results.batch_size = None
+
+    def scores(self) -> dict[str, Any]:
+        """What the steps logged, reduced over the epoch."""
+        results: Any = self._trainer._results
+        return dict(results.metrics(False)["callback"])
+
+    def books(self) -> AbstractContextManager[None]:
+        """What is logged inside stays there."""
+        return out_of_the_books(self._trainer)
+
+    def modes(self) -> dict[str, bool] | None:
+        """The mode in which each module trains, by its qualified name."""
+        found = _read(self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None)
+        return dict(found) if found is not None else None
 
 
 def flat(loaders: Any) -> Iterator[Any]:
@@ -215,6 +257,7 @@ __all__ = [
     "DummyLogger",
     "LightningModule",
     "Trainer",
+    "ValidationLoop",
     "advised_sync_dist",
     "dataloaders",
     "flat",

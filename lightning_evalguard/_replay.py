@@ -150,11 +150,11 @@ class Look:
         watch = Watch(writes, *subscribers)
         outcome = Outcome(watch)
         with ExitStack() as undo:
-            undo.enter_context(_counted())
+            undo.enter_context(counted())
             undo.enter_context(unchanged_world())
             undo.callback(self._held.restore)
             undo.callback(writes.restore)
-            undo.enter_context(_quietly())
+            undo.enter_context(quietly())
             undo.enter_context(_eagerly())
             if self._isolate is not None:
                 undo.enter_context(self._isolate())
@@ -177,7 +177,8 @@ class Look:
 
 
 @contextlib.contextmanager
-def _counted() -> Iterator[None]:
+def counted() -> Iterator[None]:
+    """What runs inside is a replay."""
     global _replays
     _replays += 1
     try:
@@ -187,7 +188,7 @@ def _counted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Nothing is printed, warned of or logged twice."""
     disabled = logging.root.manager.disable
     nowhere = io.StringIO()
@@ -212,4 +213,4 @@ def _eagerly() -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-__all__ = ["CannotReplay", "Look", "Outcome", "Witness", "replaying"]
+__all__ = ["CannotReplay", "Look", "Outcome", "Witness", "counted", "quietly", "replaying"]

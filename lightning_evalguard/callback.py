@@ -38,6 +38,7 @@ from lightning_evalguard.report import (
 )
 from lightning_evalguard.result import ConfusionResult
 from lightning_evalguard.sinks import write
+from lightning_evalguard.training_score import TrainingScore
 
 _STEPS = ("validation", "test", "predict")
 _LOOPS = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop", "predict_loop")
@@ -72,6 +73,9 @@ class EvalGuard(Callback):
             sanity check, whose results nobody keeps, it is run again with every effect undone;
             elsewhere it is watched as it runs. ``"full"``: it is run again there too. ``"off"``:
             neither.
+        train_score: How many batches of the training set are evaluated, in eval mode, after each
+            validation of a fit: logged as ``train_eval/<score>``, with its gap to the validation's
+            and what dropout does to it. 0: none.
         record: Where ``evalguard.json`` goes after each fit, validate and test: ``"auto"``, the
             folder of the run's logger, and nowhere without a logger; a folder; None, nowhere.
 
@@ -104,6 +108,7 @@ class EvalGuard(Callback):
         allow: dict[str, list[str]] | None = None,
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
         audit: Audit = "auto",
+        train_score: int = 0,
         record: str | None = "auto",
     ) -> None:
         self._policies = check_policies(
@@ -117,11 +122,15 @@ class EvalGuard(Callback):
         self._metrics = metrics
         self._report = Report()
         SyncCheck(sync_steps)  # refuses what is not two numbers
+        if train_score < 0:
+            raise ValueError(f"train_score={train_score}: expected a number of batches, 0 for none")
+        self._train_score = train_score
         self._sync_steps = sync_steps
         self._audit = audit
         self._allow = allow
         self._expected: list[tuple[str, bool]] = []
         self._runs: list[_Run] = []
+        self._train_scores: dict[Trainer, _TrainScore] = {}
         self._records = Records(record, self._report)
 
     @property
@@ -168,6 +177,10 @@ class EvalGuard(Callback):
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
             scores = _Scores(trainer, pl_module, Recorder(config, ranks), self._report, data.reason)
+        if self._train_score and trainer.state.fn == "fit":
+            self._train_scores[trainer] = _TrainScore(
+                trainer, pl_module, self._train_score, self._metrics, self._report
+            )
         guard = Guard(
             [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
             self._allow,
@@ -192,6 +205,8 @@ class EvalGuard(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, "on_validation_epoch_end")
+        if trainer in self._train_scores and not trainer.sanity_checking:
+            self._train_scores[trainer].after("on_validation_epoch_end")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, "on_test_epoch_end")
@@ -260,6 +275,8 @@ class EvalGuard(Callback):
 
     def _end(self, trainer: Trainer, error: BaseException | None = None) -> None:
         run = self._run_of(trainer)
+        if (score := self._train_scores.pop(trainer, None)) is not None:
+            score.stop()
         if run is not None:
             self._runs.remove(run)
             run.close(error)
@@ -448,6 +465,57 @@ class _Run:
         outputs = self.guard.train_step(self.now, step, *args, **kwargs)
         self.ranks.trained()
         return outputs
+
+
+class _TrainScore:
+    """The training score of one fit, taken when the module's own hook has logged its scores."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batches: int,
+        metrics: Literal["auto"] | ConfusionMetrics | None,
+        report: Report,
+    ) -> None:
+        self._trainer, self._module = trainer, module
+        self._wrap: Wrap | None = None
+        self._score: TrainingScore | None = None
+        if trainer.world_size > 1:
+            report.note("train_eval: no training score, because several processes train together")
+            return
+        config = metrics if isinstance(metrics, ConfusionMetrics) else None
+        self._score = TrainingScore(
+            module,
+            batches,
+            _lightning.ValidationLoop(trainer),
+            config,
+            metrics is not None,
+            report,
+            self._log,
+        )
+
+    def after(self, hook: str) -> None:
+        """Take it once the module's own `hook`, which Lightning calls next, is over."""
+        if self._score is not None:
+            self._wrap = Wrap(self._module, hook, self._take)
+
+    def stop(self) -> None:
+        if self._wrap is not None:
+            self._wrap.remove()
+            self._wrap = None
+
+    def _take(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.stop()
+        outputs = hook(*args, **kwargs)
+        if self._score is not None:
+            told = _lightning.Books(self._trainer).evaluated()
+            held = dict(self._trainer.callback_metrics)
+            self._score.evaluate(told.training, told.loaders, held)
+        return outputs
+
+    def _log(self, key: str, value: float) -> None:
+        self._module.log(key, value, on_step=False, on_epoch=True, add_dataloader_idx=False)
 
 
 class _Scores:

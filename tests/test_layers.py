@@ -20,7 +20,7 @@ LAYERS = [
     {"_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
     {"taps"},
     {"guard", "recorder", "_lightning"},
-    {"record"},
+    {"training_score", "record"},
     {"callback", "_sarif", "_show"},
     {"_attached", "_fixture", "_page"},
     {"_factory", "_pytest"},

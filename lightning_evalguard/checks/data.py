@@ -179,8 +179,9 @@ class DataCheck(Check):
             if self._steps and not self._opaque:
                 left = _LEFT.get(now.stage, "the evaluation before")
                 step = _loaders.source_of(getattr(type(self._root), _step_name(now), None))
-                values = {} if now.stage == "sanity_check" else self._loop.values()
-                facts += self._tally.facts(left, values, step)
+                scored = self._tally.facts(left, self._loop.values(), step)
+                # the sanity check's scores are thrown away, and the next evaluation's say more
+                facts += scored if now.stage != "sanity_check" else []
             facts += self._by_reading(mine, now, spent)
         return self._findings(now, facts)
 
