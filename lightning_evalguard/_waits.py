@@ -95,6 +95,7 @@ class _Here(threading.local):
 
 _here = _Here()
 _devices_open: list[Watch] = []  # also heard from the autograd engine's threads
+second_ears: list[Callable[[bool], object]] = []  # told when a wait is heard here, and its end
 
 
 def skip_dynamo(function: F) -> F:
@@ -314,11 +315,15 @@ def _timed(
     op: str, waits: bool, frame: FrameType, call: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
     _here.inside = True
+    for ear in second_ears:
+        ear(True)
     start = time.perf_counter()
     try:
         return call(*args, **kwargs)
     finally:
         seconds = time.perf_counter() - start
+        for ear in second_ears:
+            ear(False)
         _here.inside = False
         if waits:
             _tell(op, seconds, frame)

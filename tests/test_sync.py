@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sync_idioms as table
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, allow
+from lightning_evalguard._debug_mode import DebugMode
 from lightning_evalguard._waits import SUPPORTED, Watch
 from lightning_evalguard.checks.sync import SyncCheck
 
@@ -780,7 +781,11 @@ class TestOnADevice:
         waits = {s: n for s, n, _ in table.WAITS}
         quiet = "Exception" if on_the_rig() else ""  # values are garbage there
         module, where = plant(tmp_path, [*waits, *table.FREE], quiet)
-        found = heard(watch(fit, module.Planted(), module.Elsewhere(), **gpu), where)
+        guard = watch(fit, module.Planted(), module.Elsewhere(), **gpu)
+        found = heard(guard, where)
+        # what CUDA's own switch hears in all of it has a line
+        assert [note for note in guard.report.notes if "set_sync_debug_mode" in note] == []
+        assert torch.cuda.get_sync_debug_mode() == 0
         places = [p for p in PLACES if p != "test_step"]
         expected = {f"{p}: {s}": float(n) for p in places for s, n in waits.items()}
         assert sorted(found.items() - expected.items()) == []
@@ -799,6 +804,25 @@ class TestOnADevice:
                 return loss
 
         assert sites(watch(fit, Hooked(), **gpu), "user") == {"grad.sum().item()": 1.0}
+
+    def test_cudas_own_switch_hears_what_nobody_else_does_and_is_put_back(self) -> None:
+        number, shown = torch.ones(1, device="cuda"), warnings.showwarning
+        ear, watch_ = DebugMode(), Watch("cuda", lambda op, frame, seconds: None)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            before = list(warnings.filters), warnings.showwarning
+            ear.open()
+            number.item()
+            warnings.warn("the user's own", stacklevel=1)
+            watch_.open(())
+            number.item()
+            watch_.stop()
+            ear.close()
+            assert (list(warnings.filters), warnings.showwarning) == before
+        assert ear.unattributed == 1
+        assert [str(w.message) for w in said] == ["the user's own"]
+        assert torch.cuda.get_sync_debug_mode() == 0
+        assert warnings.showwarning is shown
 
     def test_the_time_that_the_host_waited_is_measured(self, fit: Fit) -> None:
         class Waits(Honest):
@@ -849,4 +873,4 @@ def test_on_cudas_dispatch_code_without_a_gpu() -> None:
         text=True,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "5 passed" in ran.stdout
+    assert "6 passed" in ran.stdout

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_evalguard._debug_mode import DebugMode
 from lightning_evalguard._source import expression_of, owner_of, site_of
 from lightning_evalguard._waits import KEYS, SUPPORTED, Watch, forget_compiled
 from lightning_evalguard.checks import Check, Moment
@@ -163,6 +164,7 @@ class SyncCheck(Check):
         self._allowed = allowed
         self._root: nn.Module | None = None
         self._watch: Watch | None = None
+        self._second: DebugMode | None = None
         self._moment: Moment | None = None  # of the open window
         self._stage = ""
         self._steps: Counter[str] = Counter()
@@ -193,6 +195,12 @@ class SyncCheck(Check):
         again = {key(record) for record in records}
         records += [record for record in report.syncs if key(record) not in again]
         report.syncs = sorted(records, key=_cost)
+        missed = self._second.unattributed if self._second is not None else 0
+        if missed:
+            report.note(
+                f"syncs: torch.cuda.set_sync_debug_mode saw {missed:,} waits more in the watched "
+                "steps, of operators that no line was found for"
+            )
         for note in self.notes:
             report.note(note)
 
@@ -240,6 +248,8 @@ class SyncCheck(Check):
 
     def _drop(self) -> None:
         self._root = self._moment = None
+        if self._second is not None:
+            self._second.close()
         if self._watch is not None:
             self._watch.stop()
 
@@ -259,6 +269,8 @@ class SyncCheck(Check):
         assert self._watch is not None
         if not self._watch.on_cpu:
             self._watch.open(())
+            if self._second is not None:
+                self._second.open()
             return
         # a hook of the user's may leave a part of the batch on the host: then nothing is known
         moves = getattr(type(root), "transfer_batch_to_device", None)
@@ -276,6 +288,8 @@ class SyncCheck(Check):
     def _leave(self) -> list[Finding]:
         findings = self._findings()
         self._moment = None
+        if self._second is not None:
+            self._second.close()
         if self._watch is not None:
             self._watch.close()
         return findings
@@ -290,6 +304,7 @@ class SyncCheck(Check):
                 self.notes.append(f"syncs: not watched on {device}, only on CPU, CUDA and MPS")
             else:
                 self._watch = Watch(device, self._hear)
+                self._second = DebugMode() if device == "cuda" else None
         return self._watch is not None
 
     # Waits
