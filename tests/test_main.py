@@ -1,0 +1,260 @@
+"""The command line: records shown and compared, and scripts that know nothing of the guard."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_evalguard import EvalGuard, Finding, Report, _files, record
+from lightning_evalguard.__main__ import main
+from models import modes as zoo
+from test_record import Scored
+
+SCRIPTS = Path(__file__).parent / "scripts"
+Make = Callable[..., pl.Trainer]
+pytestmark = pytest.mark.filterwarnings("ignore:Experiment logs directory")
+
+
+@dataclass
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run one command in an empty folder, as ``python -m lightning_evalguard ...``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("EVALGUARD", raising=False)
+
+    def run(*arguments: object) -> Done:
+        status = main([str(argument) for argument in arguments])
+        return Done(status, *capfd.readouterr())
+
+    return run
+
+
+# show and html
+
+
+@pytest.fixture
+def records(trainer: Make, tmp_path: Path) -> Path:
+    """Three runs: two on one set, the third on another."""
+    for seed in (1, 1, 2):
+        run = trainer(callbacks=[EvalGuard()], logger=CSVLogger(tmp_path))
+        module = Scored()
+        module.save_hyperparameters({"lr": seed, "depth": 3})
+        run.validate(module, zoo.loader(seed=seed), verbose=False)
+    return tmp_path / "lightning_logs"
+
+
+def test_one_record_is_shown_in_full(command: Callable[..., Done], records: Path) -> None:
+    done = command("show", records / "version_0")
+    assert done.status == 0
+    report = Report.load(records / "version_0" / "evalguard.json")
+    assert str(report) in done.out
+    assert "  validate · " in done.out
+    assert "val 32 samples #" in done.out
+
+
+def test_several_stand_side_by_side_with_what_differs(
+    command: Callable[..., Done], records: Path
+) -> None:
+    out = command("show", records).out
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert out.split()[:3] == ["version_0", "version_1", "version_2"]
+    assert lines["hparams.lr"].split() == ["hparams.lr", "1", "1", "2"]
+    assert "hparams.depth" not in lines
+    assert "git" not in lines  # of none
+    sets = lines["val set"].split("#")[1:]
+    assert sets[0].split()[0] == sets[1].split()[0] != sets[2].split()[0]
+    assert "val: scored on 2 different sets; its scores do not compare" in out
+    assert "do not compare" not in command("show", *sorted(records.glob("*"))[:2]).out
+
+
+def test_a_record_becomes_a_page(command: Callable[..., Done], records: Path) -> None:
+    done = command("html", records / "version_0")
+    assert done.out.strip() == str(records / "version_0" / "evalguard.html")
+    assert command("html", records / "version_0", "-o", "p.html").out.strip() == "p.html"
+    assert Path("p.html").read_text().startswith("<!doctype html>")
+
+
+def test_what_cannot_be_shown_is_said(command: Callable[..., Done], records: Path) -> None:
+    for arguments, words in (
+        (("show", "nowhere"), "nowhere"),
+        (("html", records), "holds 3 records, expected one"),
+        (("show", SCRIPTS), "no evalguard.json in"),
+        (("run",), "expected a script"),
+        (("run", "--baseline", "nowhere.json", "x.py"), "nowhere.json"),
+    ):
+        done = command(*arguments)
+        assert done.status == 2
+        assert words in done.err
+
+
+# run: three scripts that know nothing of the guard
+
+
+def test_a_clean_script_passes(command: Callable[..., Done]) -> None:
+    done = command("run", SCRIPTS / "plain.py")
+    assert "guards: ['AttachedGuard']" in done.out
+    assert done.status == 0, done.err
+    assert done.err.endswith("lightning-evalguard: 0 findings\n")
+
+
+def test_a_breach_fails_and_is_shown_at_its_line(
+    command: Callable[..., Done], tmp_path: Path
+) -> None:
+    script = SCRIPTS / "plain.py"
+    done = command("run", "--json", "f.json", "--sarif", "f.sarif", script, "--bug")
+    assert done.status == 1
+    assert done.err.count("Remove `self.net[1].train()`. [modes]") == 2  # as it ran; at the end
+    found = record.read(tmp_path / "f.json")
+    assert {f["check"] for f in found["report"]["findings"]} == {"modes"}
+    assert found["runs"][0]["run"] == "fit"
+    (result,) = json.loads((tmp_path / "f.sarif").read_text())["runs"][0]["results"]
+    line = result["locations"][0]["physicalLocation"]["region"]["startLine"]
+    assert "self.net[1].train()" in script.read_text().splitlines()[line - 1]
+
+
+def test_the_scripts_own_status_is_kept_and_its_own_guard_acts_alone(
+    command: Callable[..., Done],
+) -> None:
+    done = command("run", "--json", "f.json", SCRIPTS / "plain.py", "--guard", "--status", "3")
+    assert done.status == 3
+    assert "guards: ['AttachedGuard', 'EvalGuard']" in done.out
+    assert "the script ended with status 3" in done.err
+    assert len(record.read(Path("f.json"))["runs"]) == 1
+
+
+def test_the_packages_other_name_is_guarded(command: Callable[..., Done]) -> None:
+    done = command("run", SCRIPTS / "other_name.py")
+    assert done.status == 1
+    assert "Pass training=self.training. [stochastic]" in done.err
+
+
+def test_a_lightning_cli_is_guarded_as_a_module(
+    command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS), prepend=os.pathsep)
+    done = command(
+        "run", "--json", "f.json", "-m", "cli", "validate", "--model.bug=true",
+        "--model.api_key=hunter2", "--trainer.accelerator=cpu", "--trainer.logger=false",
+    )  # fmt: skip
+    assert done.status == 1
+    assert "[modes]" in done.err
+    assert "hunter2" not in Path("f.json").read_text()
+
+
+# run: what it makes of the records that the guards of a script leave
+
+BREACH = Finding("modes", "validate", "is in train mode", "Call `.eval()`.", "bn",
+                 location="train.py:3", expression="self.bn.train()")  # fmt: skip
+DOUBT = replace(BREACH, check="stochastic", subject="vae", certain=False)
+WAIT = replace(BREACH, check="sync", subject=None, expression="loss.item()")
+
+
+def leaves(*reports: Sequence[Finding]) -> str:
+    """A script in whose processes guards found these; it names the arguments that it got."""
+    for i, findings in enumerate(reports):
+        report = Report()
+        report.checked["batches"] = 1
+        report.add(findings)
+        Path(f"left-{i}.json").write_text(_files.json_text(record.content(report, [])))
+    Path("script.py").write_text(
+        "import glob, os, shutil, sys\n"
+        "print(sys.argv[1:], os.environ['EVALGUARD'])\n"
+        "for i, left in enumerate(sorted(glob.glob('left-*'))):\n"
+        "    shutil.copy(left, f\"{os.environ['EVALGUARD_REPORTS']}/evalguard-{i}.json\")\n"
+    )
+    return "script.py"
+
+
+@pytest.mark.parametrize(
+    ("findings", "status", "strictly"),
+    [((), 0, 0), ((DOUBT,), 0, 1), ((WAIT,), 0, 1), ((BREACH,), 1, 1)],
+    ids=["clean", "doubt", "sync", "breach"],
+)
+def test_what_counts(
+    findings: Sequence[Finding], status: int, strictly: int, command: Callable[..., Done]
+) -> None:
+    script = leaves(findings)
+    done = command("run", script)
+    assert done.status == status
+    assert done.err.count("  warning: ") == (0 if status else len(findings))
+    assert command("run", "--strict", script).status == strictly
+
+
+def test_arguments_after_the_script_are_its_own(
+    command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("run", leaves(()), "--strict", "-m").out == "['--strict', '-m'] warn\n"
+    monkeypatch.setenv("EVALGUARD", "error")
+    assert command("run", leaves(())).out == "[] error\n"
+
+
+def test_what_several_processes_found_at_one_place_is_one_finding(
+    command: Callable[..., Done],
+) -> None:
+    done = command("run", leaves([BREACH], [replace(BREACH, rank=1, stage="test")]))
+    assert "lightning-evalguard: 1 finding\n" in done.err
+    assert "(2x)" in done.err
+
+
+def test_a_baseline_lets_pass_what_stood_there_also_in_another_checkout(
+    command: Callable[..., Done], tmp_path: Path
+) -> None:
+    at = str(tmp_path / "train.py:3")
+    old, new = replace(BREACH, location=at), replace(BREACH, location=at, subject="other")
+    assert command("run", "--json", "old.json", leaves([old])).status == 1
+    moved = str(tmp_path / "train.py:97")
+    done = command("run", "--baseline", "old.json", leaves([replace(old, location=moved)]))
+    assert done.status == 0
+    assert done.err.endswith("lightning-evalguard: 0 findings, 1 more in the baseline\n")
+    written = Path("old.json").read_text().replace(str(tmp_path), "/elsewhere")
+    Path("old.json").write_text(written)
+    done = command("run", "--baseline", "old.json", "--sarif", "s.json", leaves([old, new]))
+    assert done.status == 1
+    assert "lightning-evalguard: 1 finding, 1 more in the baseline\n" in done.err
+    results = json.loads(Path("s.json").read_text())["runs"][0]["results"]
+    assert [r["baselineState"] for r in results] == ["unchanged", "new"]
+
+
+def test_a_script_without_a_trainer_does_not_pass(command: Callable[..., Done]) -> None:
+    done = command("run", leaves())
+    assert done.status == 2
+    assert "nothing was checked: no Trainer of the script ran under guard" in done.err
+
+
+def test_a_script_that_a_signal_ended_is_named(command: Callable[..., Done]) -> None:
+    Path("killed.py").write_text("import os; os.kill(os.getpid(), 9)")
+    killed = command("run", "killed.py")
+    assert killed.status == 137
+    assert "status 137 (SIGKILL)" in killed.err
+
+
+def test_it_is_a_module_of_the_package_that_needs_torch_alone() -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try:\n"
+        "    runpy.run_module('lightning_evalguard', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    print(sorted({'lightning', 'torchmetrics', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "COMMAND" in done.stdout
+    assert done.stdout.endswith("[]\n")
