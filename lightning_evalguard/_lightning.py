@@ -65,9 +65,8 @@ def has(trainer: Trainer, path: str) -> bool:
 
 def owner(trainer: Trainer, path: str) -> Any:
     """The object that holds what `PRIVATE` names `path`; None where it is missing."""
-    above, _, name = path.rpartition(".")
-    holder = _walk(trainer, above) if above else trainer
-    return holder if path in PRIVATE and hasattr(holder, name) else None
+    above = path.rpartition(".")[0]
+    return (_walk(trainer, above) if above else trainer) if has(trainer, path) else None
 
 
 def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
