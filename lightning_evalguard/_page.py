@@ -105,7 +105,7 @@ def _finding(finding: Finding) -> str:
         code = f"<pre><code>{escape(finding.expression)}</code></pre>"
     often = f"{finding.stage.replace('_', ' ')}{f', {finding.count:,}x' * (finding.count > 1)}"
     return (
-        f'<li class="{_kind(finding)}"><p>{place} <small>{often}</small></p>{code}'
+        f'<li class="{_kind(finding)}"><p>{place} <small>{escape(often)}</small></p>{code}'
         f'<p>{_code(finding.fact)}.</p><p class="mend">{_code(finding.remedy)}</p></li>'
     )
 
@@ -371,7 +371,7 @@ _STYLE = """
   --edge: #d8dee4; --right: #174a86; --wrong: #a63d0a; --good: #1a6b35; --doubt: #8a5300;
   --bad: #b3261e; --code: #eef1f4; --other: #e8eaed; --third: #6a4c93; }
 @media (prefers-color-scheme: dark) { :root { --page: #0f1317; --card: #171c22; --ink: #e6eaef;
-  --soft: #9aa5b1; --edge: #2f3842; --right: #2f6fbf; --wrong: #c2571d; --good: #57c27a;
+  --soft: #9aa5b1; --edge: #2f3842; --right: #2f6fbf; --wrong: #bd5216; --good: #57c27a;
   --doubt: #e0a44a; --bad: #ff8a80; --code: #222a33; --other: #262d35; --third: #b79ae0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);

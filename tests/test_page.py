@@ -1,0 +1,246 @@
+"""The page: whole, escaped, without network, and drawn by a browser in both schemes and widths."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_evalguard import Finding, Report, record
+from lightning_evalguard._page import page
+from lightning_evalguard.checks.sync import Sync
+from lightning_evalguard.confusion import ConfusionMatrix
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NASTY = "<script>alert('x')</script> & \"co\""
+
+
+class Outline(HTMLParser):
+    """What stands in a page; fails where its tags do not match."""
+
+    VOID = frozenset({"meta", "path", "circle", "polyline"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def of(self, tag: str) -> list[dict[str, Any]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def result(classes: int = 3, task: str = "multiclass", **more: Any) -> Any:
+    torch.manual_seed(0)
+    if task == "multilabel":
+        state = ConfusionMatrix(classes, "multilabel", preds_are="probs")
+        state.update(torch.rand(40, classes), torch.randint(2, (40, classes)))
+        return state.result()
+    state = ConfusionMatrix(classes, **more)
+    target = torch.arange(40 * classes) % classes
+    wrong = torch.rand(len(target)) < 0.2
+    state.update(torch.where(wrong, (target + 1) % classes, target), target)
+    return state.result([f"class {i}" for i in range(classes)])
+
+
+def run(epochs: int = 4, **more: Any) -> dict[str, Any]:
+    history = [
+        {"epoch": e, "step": 10 * e, "stage": "validate",
+         "scores": {"val/loss": 1 / (e + 1), "val/accuracy": e / 5, "train_eval/accuracy": e / 4,
+                    "val/f1_class/0": 0.5}}
+        for e in range(epochs)
+    ]  # fmt: skip
+    given: dict[str, Any] = {
+        "run": "fit", "started": "2026-11-26T01:02:03+00:00", "ended": "2026-11-26T01:22:33+00:00",
+        "error": None, "epoch": epochs, "step": 10 * epochs, "history": history, "confusion": {},
+        "evaluated_on": {"val": {"samples": 120, "hash": "2115e590" * 2, "hash_of": "all of it"}},
+        "checkpoint": {"path": "last.ckpt", "is": "best", "bytes": 3, "sha256": "ab" * 32},
+        "seed": {"PL_GLOBAL_SEED": "3", "torch": 3}, "model": "shop.models.Net",
+        "hyper_parameters": {"lr": 0.1, "hub": {"api_key": "***"}}, "data_hyper_parameters": {},
+        "precision": "32-true", "strategy": "SingleDeviceStrategy", "device": "cpu", "devices": 1,
+        "nodes": 1, "world_size": 1, "rank": 0, "versions": {"torch": "2.13.0"},
+        "git": {"revision": "0123456789", "changed_files": 2},
+    }  # fmt: skip
+    return given | more
+
+
+def rich() -> dict[str, Any]:
+    report = Report()
+    report.checked.update({"evaluations": 5, "batches": 40})
+    report.add(
+        [
+            Finding("modes", "validate", "is in train mode, expected eval mode", "Call `.eval()`.",
+                    "backbone.bn1", "BatchNorm2d", "src/model.py:88", "self.backbone.train()",
+                    leads="subject", count=3),
+            Finding("stochastic", "validate", "`torch.rand(3)` drew random numbers", "Allow it.",
+                    "", "Net", "src/model.py:9", "torch.rand(3)", certain=False),
+        ]
+    )  # fmt: skip
+    report.confusion = {"val": result(10), "test": result(3)}
+    report.syncs = [Sync("src/model.py:57", "loss.item()", "user", "fit", "item", 1.0, 0.31)]
+    report.note("val: multiclass, from `logits`")
+    runs = [run(), run(run="test", history=[], checkpoint=None, step=41)]
+    return record.content(report, runs)
+
+
+def test_it_needs_nothing_from_elsewhere_and_is_well_formed() -> None:
+    text = page(rich(), "logs/version_0/evalguard.json")
+    outline = Outline(text)
+    tags = {tag for tag, _ in outline.tags}
+    assert not tags & {"script", "link", "img", "iframe", "object"}
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "default-src 'none'" in text
+    assert outline.of("html") == [{"lang": "en"}]
+    assert "<title>version_0 · evaluation record</title>" in text
+
+
+def test_it_shows_everything_that_is_on_record() -> None:
+    text = page(rich())
+    for words in (
+        "1 finding</p>", "self.backbone.train()", "src/model.py:88", "validate, 3x",
+        "Call <code>.eval()</code>.", "Confusion matrix · test", "loss.item()", "0.31 ms",
+        "120 samples #2115e590", "last.ckpt", "0123456789, 2 files",
+        "hub.api_key", "***", "torch 2.13.0", "val: multiclass, from <code>logits</code>",
+        "<h1>Net</h1>", "2026-11-26 01:22 UTC",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_a_clean_record_says_so() -> None:
+    report = Report()
+    report.confusion["val"] = result()
+    text = page(record.content(report, []))
+    assert '<p class="verdict good">No findings</p>' in text
+    assert "<h2>Findings" not in text
+    Outline(text)
+
+
+def test_a_second_run_says_only_what_differs() -> None:
+    text = page(rich())
+    second = text[text.rindex("<details open>") :]
+    assert "<summary>test</summary>" in second
+    assert "precision" not in second
+    assert "4, 41" in second
+
+
+def test_names_are_text_and_never_markup() -> None:
+    report = Report()
+    report.add([Finding(NASTY, NASTY, NASTY, NASTY, NASTY, NASTY, f"{NASTY}:3", NASTY)])
+    state = ConfusionMatrix(2)
+    state.update(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
+    report.confusion[NASTY] = state.result([NASTY, "b"])
+    report.syncs = [Sync(f"{NASTY}:1", NASTY, NASTY, NASTY, NASTY, 1.0, None, NASTY)]
+    report.note(NASTY)
+    moments = [
+        {"epoch": i, "step": i, "stage": NASTY, "scores": {f"val/{NASTY}": float(i)}}
+        for i in range(2)
+    ]
+    nasty = run(run=NASTY, model=NASTY, hyper_parameters={NASTY: NASTY}, error=NASTY)
+    text = page(record.content(report, [nasty, run(history=moments)]), NASTY)
+    outline = Outline(text)
+    assert not outline.of("script")
+    assert not [attrs for _, attrs in outline.tags if "onerror" in attrs or "co" in attrs]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [result(2), result(40), result(4, "multilabel"), result(30, full=False), result(400)],
+    ids=["binary", "pooled", "multilabel", "no matrix", "many"],
+)
+def test_every_kind_of_result_has_a_page(one: Any) -> None:
+    report = Report()
+    report.confusion["val"] = one
+    text = page(record.content(report, []))
+    outline = Outline(text)
+    assert len(outline.of("table")) == 1 + (one.matrix is not None and one.task != "multilabel")
+    if one.num_classes > 20 and one.matrix is not None:
+        assert f"{one.num_classes - 19} others" in text
+    assert len(text) < 400_000
+
+
+def test_curves_join_what_is_measured_on_two_sets() -> None:
+    text = page(rich())
+    charts = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    (accuracy,) = [c for c in charts if "<b>accuracy</b>" in c]
+    assert accuracy.count("<polyline") == 2
+    assert "train_eval 0.750" in accuracy
+    assert "val 0.600" in accuracy
+    assert not [c for c in charts if "f1_class" in c]
+    assert "<h2>Epochs" not in page(record.content(Report(), [run(epochs=1)]))
+
+
+def test_tables_have_heads_and_can_be_scrolled_by_keyboard() -> None:
+    outline = Outline(page(rich()))
+    assert all(attrs.get("scope") in ("row", "col") for attrs in outline.of("th"))
+    assert len(outline.of("caption")) == len(outline.of("table"))
+    regions = [a for a in outline.of("div") if a.get("role") == "region"]
+    assert len(regions) == len(outline.of("table"))
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
+    assert all(a["role"] == "img" and a["aria-label"] for a in outline.of("svg"))
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_stands_out_in_both_schemes() -> None:
+    style = page(rich()).split("<style>")[1]
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", part))
+                   for part in style.split("@media (prefers-color-scheme: dark)")[:2])  # fmt: skip
+    for theme in (light, dark):
+        for ink in ("ink", "soft", "good", "doubt", "bad"):
+            for paper in ("page", "card"):
+                assert contrast(theme[ink], theme[paper]) >= 4.5, (ink, paper)
+        for hue in ("right", "wrong"):
+            assert contrast("#ffffff", theme[hue]) >= 4.5, hue
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_draws_it(width: int, dark: bool, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "page.html").write_text(page(rich()), encoding="utf-8")
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={width},5000",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}",
+        (tmp_path / "page.html").as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    with Image.open(tmp_path / "page.png") as drawn:
+        assert drawn.width == width  # nothing but a table's own box is wider than the window
+        found = {c: n for n, c in drawn.convert("RGB").getcolors(1 << 24) or ()}
+    paper, right, wrong = (
+        ((15, 19, 23), (47, 111, 191), (189, 82, 22)) if dark else
+        ((246, 247, 249), (23, 74, 134), (166, 61, 10))
+    )  # fmt: skip
+    assert found[paper] > 50_000
+    assert found[right] > 300
+    assert found[wrong] > 300
