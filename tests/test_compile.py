@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +18,10 @@ from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
 BACKENDS = ["eager", "aot_eager"]
+QUIET = {
+    "accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_checkpointing": False,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +43,11 @@ def compiled(backend: str, part: bool) -> pl.LightningModule:
     return module
 
 
+def validation() -> Any:
+    """Other samples than those of training."""
+    return zoo.loader(seed=1)
+
+
 def counted(run: Callable[[], Any]) -> dict[str, Any]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -54,7 +67,7 @@ def test_the_guard_adds_no_frame_no_graph_and_no_break(
 ) -> None:
     def weights(guards: list[pl.Callback]) -> list[torch.Tensor]:
         module = compiled(backend, part)
-        trainer(callbacks=guards, max_epochs=2).fit(module, zoo.loader(), zoo.loader())
+        trainer(callbacks=guards, max_epochs=2).fit(module, zoo.loader(), zoo.loader(seed=1))
         return [p.detach() for p in module.parameters()]
 
     guard = EvalGuard()
@@ -64,6 +77,34 @@ def test_the_guard_adds_no_frame_no_graph_and_no_break(
     assert guarded == bare
     assert guard.report.findings == []
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["wrapped", "in place"])
+def test_inductor_compiles_as_often_with_the_guard(part: str, tmp_path: Path) -> None:
+    """In processes and caches of their own: within one, inductor's counts do not repeat."""
+    said = []
+    for guard in ("", "EvalGuard()"):
+        code = (
+            "import json, sys\n"
+            "from test_compile import *\n"
+            "def run():\n"
+            f"    module = compiled('inductor', {part == 'wrapped'})\n"
+            f"    pl.Trainer(**QUIET, callbacks=[{guard}]).fit(module, zoo.loader(), validation())\n"
+            "print(json.dumps(counted(run)))\n"
+        )
+        cache = str(tmp_path / f"cache{guard}")
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said.append(ran.stdout.splitlines()[-1])
+    assert said[0] == said[1]
+    assert '"breaks": {}' in said[1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -16,7 +16,7 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 LAYERS = [
     {"report", "_source", "_allow", "_patch", "scores", "_files", "_plain"},
     {"_tree", "_dispatch", "_waits", "_lines", "_loaders", "_ranks", "_content", "result", "ledger"},
-    {"_state", "_rollback", "checks", "confusion", "plot"},
+    {"_state", "_rollback", "_debug_mode", "checks", "confusion", "plot"},
     {"_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
     {"taps"},
     {"guard", "recorder", "_lightning"},
