@@ -123,10 +123,12 @@ class Books:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self._results: Any = None
 
     def evaluated(self) -> Evaluated:
         """The loaders of the running evaluation, and those of training."""
         trainer = self._trainer
+        self._results = trainer._results  # the same until the evaluation is over
         name = "limit_test_batches" if trainer.testing else "limit_val_batches"
         limit = getattr(trainer, name, 1.0)
         limited = isinstance(limit, int) or limit < 1.0
@@ -139,14 +141,10 @@ class Books:
             debugging=any(getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")),
         )
 
-    def _logged(self) -> list[Any]:
-        results = self._trainer._results
-        return list(results.values()) if results is not None else []
-
     def logged(self) -> list[Logged]:
         """What the steps of the running evaluation logged, as long as it is not reset."""
         found = []
-        for one in self._logged():
+        for one in (self._results or {}).values():
             meta = getattr(one, "meta", None)
             if meta is None or not meta.on_epoch or one.has_reset:
                 continue
@@ -165,8 +163,9 @@ class Books:
 
     def pulse(self) -> tuple[int, int | None]:
         """How many values were logged so far, and the batch size taken from this batch."""
-        calls = sum(int(one._update_count) for one in self._logged())
-        return calls, getattr(self._trainer._results, "batch_size", None)
+        if self._results is None:
+            return 0, None
+        return sum(r._update_count for r in self._results.values()), self._results.batch_size
 
     def values(self) -> dict[str, Any]:
         """The scores that the trainer holds."""

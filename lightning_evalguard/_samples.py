@@ -195,7 +195,7 @@ def _file(thing: Any) -> str | None:
 
 
 _PLACES = 24  # columns by which rows are told apart before they are compared in full
-_CHUNK = 1 << 14  # rows
+_CHUNK = 1 << 12  # rows
 _TRIES = 4  # rows of a chunk compared in full with one query
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -166,7 +166,8 @@ class Tally:
 
     def _pulse(self, calls: int) -> tuple[int, ...]:
         """Grows when a step logs, updates a metric or keeps something in a list."""
-        held = sum(len(v) for _, v in _lists_of(self._root))
+        own = {} if self._root is None else vars(self._root)
+        held = sum(len(own.get(name, ())) for name in self._lists)
         return calls, sum(_count(one.metric).updates for one in self._metrics), held
 
     def _follow(self, outputs: Any, size: int) -> None:
