@@ -55,12 +55,9 @@ def page(record: Mapping[str, Any], title: str = "evalguard.json") -> str:
 def _head(report: Report, runs: Sequence[Mapping[str, Any]], title: str) -> str:
     certain = sum(is_error(f) for f in report.findings)
     others = len(report.findings) - certain
-    if certain:
-        kind, said = "bad", f"{certain} finding{'s' * (certain != 1)}"
-    elif others:
-        kind, said = "doubt", f"{others} warning{'s' * (others != 1)}"
-    else:
-        kind, said = "good", "No findings"
+    kind = "bad" if certain else "doubt" if others else "good"
+    counted = ((certain, "finding"), (others, "warning"))
+    said = ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counted if n) or "No findings"
     model = runs[-1]["model"].rpartition(".")[2] if runs else "No run"
     counts = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in report.checked.items())
     when = f"{_show.when(runs[-1])} · " if runs else ""
@@ -119,8 +116,9 @@ def _matrix(key: str, result: ConfusionResult) -> str:
     if result.matrix is not None and result.task != "multilabel":
         parts.append(_cells(result))
     parts.append(_classes(result))
+    verb = ":" if result.task == "multilabel" else " taken for"  # missed, false alarm
     confused = "".join(
-        f"<li>{count:,} of <b>{escape(true)}</b> taken for <b>{escape(predicted)}</b> "
+        f"<li>{count:,} of <b>{escape(true)}</b>{verb} <b>{escape(predicted)}</b> "
         f"<small>{share:.0%}</small></li>"
         for true, predicted, count, share in result.most_confused(5)
     )
@@ -166,6 +164,7 @@ def _cells(result: ConfusionResult) -> str:
         "Confusion matrix",
         f'<table class="cells{upright}"><caption>Rows are true, columns predicted; percent of the '
         f"row</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
+        "large" * (n > 12 or max(map(len, names)) > 10),
     )
 
 
@@ -190,12 +189,14 @@ def _classes(result: ConfusionResult) -> str:
     kind = "label" if result.task == "multilabel" else "class"
     names = (kind, "support", "precision", "recall", "F1")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    head = head.replace("<th", '<th class="text"', 1)
     head += '<th scope="col" class="text">taken for</th>' * has_worst
     hidden = f"<p>{more:,} with a higher F1 are not shown.</p>" if more > 0 else ""
     return _wide(
         "Scores of each class",
         f'<table class="classes"><caption>Each {kind}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>{hidden}",
+        " tall" * (len(table) > _CLASSES) + " large" * (max(len(r["class"]) for r in table) > 10),
     )
 
 
@@ -347,10 +348,11 @@ def _section(title: str, inside: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{inside}</section>\n"
 
 
-def _wide(label: str, table: str) -> str:
+def _wide(label: str, table: str, kind: str = "") -> str:
     """A table that scrolls in its own box, by keyboard too."""
     return (
-        f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">{table}</div>'
+        f'<div class="wide {kind}" role="region" aria-label="{escape(label)}" tabindex="0">'
+        f"{table}</div>"
     )
 
 
@@ -406,7 +408,10 @@ main > section { margin-top: 1.25rem; }
 .mend { font-weight: 600; } .why { color: var(--soft); max-width: 46rem; }
 .matrix { display: grid; gap: 1.5rem; align-items: start; margin-top: .75rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
-.wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid var(--right); }
+.wide { overflow-x: auto; } .large { grid-column: 1 / -1; }
+.tall { max-height: 36rem; overflow-y: auto; }
+.tall thead th { position: sticky; top: 0; background: var(--card); }
+ .wide:focus-visible { outline: 2px solid var(--right); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding-bottom: .4rem; }
 th, td { padding: .3rem .6rem; text-align: right; }
@@ -420,7 +425,7 @@ table:not(.cells) tr { border-bottom: 1px solid var(--edge); }
 .cells thead td { background: none; }
 .cells .right { --hue: var(--right); } .cells .wrong { --hue: var(--wrong); }
 .cells .other { --hue: var(--other); --v: 1 !important; } .cells .deep { color: #fff; }
-.cells th { white-space: nowrap; }
+.cells th, .classes th, .classes td { white-space: nowrap; }
 .cells tbody th { padding-left: 0; }
 .upright thead th { vertical-align: bottom; padding: .3rem .1rem; }
 .upright thead span { writing-mode: vertical-rl; transform: rotate(180deg); }

@@ -113,7 +113,7 @@ def test_it_needs_nothing_from_elsewhere_and_is_well_formed() -> None:
 def test_it_shows_everything_that_is_on_record() -> None:
     text = page(rich())
     for words in (
-        "1 finding</p>", "self.backbone.train()", "src/model.py:88", "validate, 3x",
+        "1 finding, 1 warning</p>", "self.backbone.train()", "src/model.py:88", "validate, 3x",
         "Call <code>.eval()</code>.", "Confusion matrix · test", "loss.item()", "0.31 ms",
         "120 samples #2115e590", "last.ckpt", "0123456789, 2 files",
         "hub.api_key", "***", "torch 2.13.0", "val: multiclass, from <code>logits</code>",
