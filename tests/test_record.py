@@ -492,3 +492,30 @@ def test_each_loader_has_its_own_set(logged: Make) -> None:
     run.test(Scored(), [zoo.loader(), zoo.loader(24, seed=3)], verbose=False)
     sets = written(run.log_dir)["runs"][0]["evaluated_on"]
     assert {k: v["samples"] for k, v in sets.items()} == {"test": 32, "test/dataloader_idx_1": 24}
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_record_that_hashes_what_one_would(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch, lightning.pytorch as pl\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from lightning.pytorch.loggers import CSVLogger\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "from lightning_evalguard import EvalGuard\n"
+        "from test_record import Scored\n"
+        "if __name__ == '__main__':\n"
+        "    data = TensorDataset(torch.arange(132.0).view(33, 4), torch.arange(33) % 3)\n"
+        "    pl.Trainer(accelerator='cpu', devices=2, strategy='ddp', callbacks=[EvalGuard()],\n"
+        "        logger=CSVLogger('.'), enable_progress_bar=False,\n"
+        "    ).test(Scored(), DataLoader(data, 5), verbose=False)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", script], check=True, cwd=tmp_path, timeout=240)
+    (path,) = tmp_path.rglob("evalguard*.json")
+    (run,) = written(path.parent)["runs"]
+    data = TensorDataset(torch.arange(132.0).view(33, 4), torch.arange(33) % 3)
+    seen = run["evaluated_on"]["test"]
+    assert {k: seen[k] for k in ("samples", "hash", "hash_of")} == hashed(data[:])
+    assert run["world_size"] == 2
+    (uses,) = tmp_path.rglob(ledger.NAME)
+    assert len(_files.read_lines(uses)) == 1
