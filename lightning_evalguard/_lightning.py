@@ -24,7 +24,7 @@ else:  # the user's script runs on the package's other name: do not load both
 
 _UNGUARDED = "these steps are not guarded, and the report says so"
 _UNSEEN = "this evaluation is not guarded, and the report says so"
-_NO_REPLAY = "no step is run again, and the report says so"
+_NO_REPLAY = "steps are watched as they run, and none is run again"
 
 PRIVATE = {
     "strategy.training_step": _UNGUARDED,

@@ -11,6 +11,7 @@ from lightning_evalguard import _lightning
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._lightning import Callback, LightningModule, Trainer
 from lightning_evalguard._patch import Wrap
+from lightning_evalguard._replay import replaying
 from lightning_evalguard._ranks import ranks_of
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
@@ -409,6 +410,8 @@ class _Run:
         return [*points, "end"]
 
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if replaying():  # by a second guard: this one saw the step already
+            return step(*args, **kwargs)
         if self.scores is not None and args:
             self.scores.before_step(args[0], self.now.dataloader)
         if args:
