@@ -332,8 +332,8 @@ class Ranks(Alone):
         self._store.add(f"{key}/read", 1)
         if self._go_last(f"{key}/read", self._due(key)):
             self._forget(key)
-            self._store.delete_key(f"{key}/read")
-            self._store.delete_key("ranks")
+            for counter in (f"{key}/read", "ranks", "gone"):
+                self._store.delete_key(counter)
 
     def _go_last(self, counter: str, due: int) -> bool:
         """Whether this is rank 0, which hosts the store and waits until the others are done."""

@@ -339,7 +339,7 @@ def swept(folder: Path, world: int, sizes: Any) -> int:
     done = script("two_ranks.py", world, free_port(), folder, *sizes, seconds=900)
     assert done.returncode == 0, done.stderr
     (compared,) = {torch.load(folder / f"{rank}.pt")[0] for rank in range(world)}
-    assert torch.load(folder / "0.pt")[1] < 20  # keys in the store
+    assert torch.load(folder / "0.pt")[1] < 6 * world  # keys in the store, most of them gloo's
     return int(compared)
 
 
@@ -430,6 +430,11 @@ def happened(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
+def _of_the_step(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Findings but the one about what DistributedSampler repeats, which is so in all of these."""
+    return [finding for finding in report["findings"] if finding["check"] != "data"]
+
+
 BREACHES = {
     "sanity check": "2 findings during the sanity check (epoch 0, step 0)",
     "first batch": "1 finding during validation (epoch 0, step 2)",
@@ -472,7 +477,7 @@ def test_equal_findings_name_all_ranks(happened: list[dict[str, Any]]) -> None:
 
 def test_each_report_holds_the_findings_of_all_ranks(happened: list[dict[str, Any]]) -> None:
     for rank in happened:
-        (finding,) = rank["first batch"][3]["findings"]
+        (finding,) = _of_the_step(rank["first batch"][3])
         assert finding["rank"] == 1
 
 
@@ -510,7 +515,7 @@ def test_a_clean_evaluation_takes_one_collective_and_leaves_nothing(
         ]
         assert max(keys) <= 12
         assert total == 27
-        assert report["findings"] == []
+        assert _of_the_step(report) == []
 
 
 def test_pairs_of_many_classes_take_one_more_collective(happened: list[dict[str, Any]]) -> None:
@@ -532,7 +537,7 @@ def test_what_is_unusual_and_right_is_counted(happened: list[dict[str, Any]], na
     for rank in happened:
         value, error, waited, report = rank[name]
         assert (value, error) == (VALUES[name], "")
-        assert report["findings"] == []
+        assert _of_the_step(report) == []
         assert waited < 10
 
 
@@ -558,9 +563,17 @@ def test_a_guard_on_rank_0_alone_waits_once_and_says_so(happened: list[dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("catch", [[], ["catch"]], ids=["raised", "caught"])
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork"])
-@pytest.mark.parametrize("batch", [0, 3])
+@pytest.mark.parametrize(
+    ("strategy", "batch", "catch"),
+    [
+        ("ddp", 0, []),
+        ("ddp", 3, []),
+        ("ddp", 3, ["catch"]),
+        ("ddp_spawn", 3, []),
+        ("ddp_fork", 3, []),  # what notebooks use
+        ("ddp_fork", 0, ["catch"]),
+    ],
+)
 def test_every_launcher_ends_all_its_processes(
     strategy: str, batch: int, catch: list[str], tmp_path: Path
 ) -> None:
