@@ -6,7 +6,7 @@ import logging
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -271,6 +271,18 @@ OF_CALLBACKS = (
 )  # fmt: skip
 
 
+QUICK_IN_FIT = {
+    "setup", "configure_optimizers", "on_train_start", "training_step", "optimizer_step",
+    "on_validation_model_eval", "on_validation_start", "validation_step",
+    "on_validation_epoch_end", "on_validation_model_train", "on_fit_end",
+}  # fmt: skip
+
+
+def some_quick(names: Sequence[str], quick: Container[str]) -> list[Any]:
+    """Parameters of which all but the `quick` ones are marked slow."""
+    return [pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in names]
+
+
 class UserError(Exception):
     """A user's bug."""
 
@@ -311,7 +323,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("hook", IN_FIT)
+@pytest.mark.parametrize("hook", some_quick(IN_FIT, QUICK_IN_FIT))
 def test_an_exception_in_a_hook_or_step_of_a_fit(
     hook: str, error: type[BaseException], trainer: Make, tmp_path: Path
 ) -> None:
@@ -323,7 +335,9 @@ def test_an_exception_in_a_hook_or_step_of_a_fit(
 @pytest.mark.parametrize(
     "stage", ["validate", *(pytest.param(s, marks=pytest.mark.slow) for s in ("test", "predict"))]
 )
-@pytest.mark.parametrize("hook", IN_EVALUATION)
+@pytest.mark.parametrize(
+    "hook", some_quick(IN_EVALUATION, {"on_{}_model_eval", "{}_step", "on_{}_epoch_end"})
+)
 def test_an_exception_in_a_hook_or_step_of_an_evaluation(
     hook: str, stage: str, error: type[BaseException], trainer: Make, tmp_path: Path
 ) -> None:
@@ -332,7 +346,9 @@ def test_an_exception_in_a_hook_or_step_of_an_evaluation(
     assert run.error is not None
 
 
-@pytest.mark.parametrize("hook", OF_CALLBACKS)
+@pytest.mark.parametrize(
+    "hook", some_quick(OF_CALLBACKS, {"setup", "on_sanity_check_end", "on_train_end", "teardown"})
+)
 @pytest.mark.parametrize(
     "first",
     [
@@ -443,7 +459,7 @@ TRAINERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(settings, id=name, marks=[] if i < 6 else pytest.mark.slow)
+        pytest.param(settings, id=name, marks=[] if i < 4 else pytest.mark.slow)
         for i, (name, settings) in enumerate(TRAINERS.items())
     ],
 )
@@ -478,12 +494,10 @@ def test_barebones_has_a_matrix_and_logs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "mode"),
     [
-        ("fit", "power"),
         *(
             pytest.param(method, mode, marks=pytest.mark.slow)  # each trial collects garbage
             for method in STAGES
             for mode in ("power", "binsearch")
-            if (method, mode) != ("fit", "power")
         ),
     ],
 )
@@ -491,10 +505,13 @@ def test_the_batch_size_scaler(method: str, mode: str, trainer: Make, tmp_path: 
     class Sized(Net):
         batch_size = 2
 
-        def loader(self) -> Any:
+        def train_dataloader(self) -> Any:
             return zoo.loader(SAMPLES, batch_size=self.batch_size)
 
-        train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+        def val_dataloader(self) -> Any:
+            return zoo.loader(SAMPLES, batch_size=self.batch_size, seed=1)
+
+        test_dataloader = predict_dataloader = val_dataloader
 
     def scenario(run: Play) -> None:
         tuned = Tuner(run.trainer(default_root_dir=run.folder))
@@ -586,18 +603,20 @@ def test_a_trainer_that_validates_inside_its_own_fit_fails_as_it_does_bare(
     assert isinstance(run.error, AssertionError)  # Lightning's own
 
 
-def test_two_guards_on_one_trainer_say_the_same(trainer: Make, tmp_path: Path) -> None:
-    other = EvalGuard()
+@pytest.mark.parametrize("audit", ["auto", "full"])
+def test_two_guards_on_one_trainer_say_the_same(audit: Any, trainer: Make, tmp_path: Path) -> None:
+    other = EvalGuard(audit=audit)
 
     def scenario(run: Play) -> None:
         made = run.trainer(*([other] if run.guards else []))
         made.fit(run.module)
         made.validate(run.module, verbose=False)
 
-    run, _ = compare(scenario, trainer, tmp_path)
+    run, guard = compare(scenario, trainer, tmp_path)
     assert run.error is None
     assert other.report.confusion["val"].matrix.tolist() == run.tally.matrix("val")
     assert other.report.findings == []
+    assert other.report.checked["batches"] == guard.report.checked["batches"] - 2  # of `again`
 
 
 @pytest.mark.parametrize("stage", ["validate", "fit"])

@@ -70,6 +70,7 @@ class Lit(pl.LightningModule):
     totals = (SAMPLES, SAMPLES)  # of val and test
     settings: ClassVar[dict[str, Any]] = {}  # of the trainer
     guard: ClassVar[dict[str, Any]] = {}  # of the guard, while a bug is planted
+    silent: ClassVar[dict[str, Any]] = {}  # of the guard, always
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class CompiledInPlace(Compiled):
         return made
 
 
-@case()
+@case(pytest.mark.slow)
 class CompiledPart(Compiled):
     def build(self) -> nn.Module:
         made = net()
@@ -197,7 +198,7 @@ class Scripted(Dropping):
         return torch.jit.script(net())
 
 
-@case()
+@case(pytest.mark.slow)
 class Traced(Dropping):
     """A trace has its mode baked in."""
 
@@ -269,7 +270,7 @@ class QuantizedAwareTraining(Lit):
     on_test_end = on_predict_end = on_validation_end
 
 
-@case()
+@case(pytest.mark.slow)
 class QuantizedStatically(Dropping):
     stages = STAGES
 
@@ -296,7 +297,7 @@ class Lazy(Lit):
             self(torch.ones(8, 4))
 
 
-@case()
+@case(pytest.mark.slow)
 class WeightNorm(Lit):
     def build(self) -> nn.Module:
         made = net()
@@ -333,7 +334,7 @@ class ActivationCheckpointing(Checkpointed):
     pass
 
 
-@case()
+@case(pytest.mark.slow)
 class ReentrantCheckpointing(Checkpointed):
     reentrant = True
 
@@ -394,7 +395,7 @@ class Pair(NamedTuple):
     label: Tensor
 
 
-@case()
+@case(pytest.mark.slow)
 class NamedTupleBatches(Batched):
     @staticmethod
     def collate(items: list[Any]) -> Any:
@@ -531,12 +532,17 @@ class DataloaderIter(Iterating):
 class Combined(Lit):
     mode = ""
     stages = ("fit", "validate", "test")  # Lightning predicts from a sequence only
-    loaders = ({"n": 20}, {"n": 12, "seed": 5})
 
     def of(self, seed: int = 0) -> Any:
-        return CombinedLoader([loader(**kwargs) for kwargs in self.loaders], self.mode)
+        return CombinedLoader([loader(20, seed), loader(12, seed + 5)], self.mode)
 
-    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = of
+    def train_dataloader(self) -> Any:
+        return self.of()
+
+    def val_dataloader(self) -> Any:
+        return self.of(1)
+
+    test_dataloader = predict_dataloader = val_dataloader
 
     def read(self, batch: Any) -> Any:
         """All that the loaders gave at once."""
@@ -544,8 +550,11 @@ class Combined(Lit):
         return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
-@case()
+@case(pytest.mark.slow)
 class CombinedMinSize(Combined):
+    """It leaves samples out, which the data check says."""
+
+    silent: ClassVar[dict[str, Any]] = {"data": "ignore"}
     mode = "min_size"
     totals = (16 + 12, 16 + 12)
 
@@ -556,8 +565,11 @@ class CombinedMaxSize(Combined):
     totals = (20 + 12, 20 + 12)
 
 
-@case()
+@case(pytest.mark.slow)
 class CombinedMaxSizeCycle(Combined):
+    """It repeats samples, which the data check says."""
+
+    silent: ClassVar[dict[str, Any]] = {"data": "ignore"}
     mode = "max_size_cycle"
     totals = (20 + 12 + 8, 20 + 12 + 8)
 
@@ -611,22 +623,22 @@ class BFloat16Mixed(Precise):
     settings: ClassVar[dict[str, Any]] = {"precision": "bf16-mixed"}
 
 
-@case()
+@case(pytest.mark.slow)
 class BFloat16True(Precise):
     settings: ClassVar[dict[str, Any]] = {"precision": "bf16-true"}
 
 
-@case()
+@case(pytest.mark.slow)
 class Float64True(Precise):
     settings: ClassVar[dict[str, Any]] = {"precision": "64-true"}
 
 
-@case()
+@case(pytest.mark.slow)
 class Float16True(Precise):
     settings: ClassVar[dict[str, Any]] = {"precision": "16-true"}
 
 
-@case()
+@case(pytest.mark.slow)
 class Float16Mixed(Precise):
     settings: ClassVar[dict[str, Any]] = {"precision": "16-mixed"}
 
@@ -676,7 +688,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("lit", CASES)
 def test_honest_is_silent_bit_exact_and_counted(lit: type[Lit], trainer: Make) -> None:
     weights, random_state, predicted = run(lit, trainer, [])
-    guard = EvalGuard()
+    guard = EvalGuard(**lit.silent)
     theirs = run(lit, trainer, [guard])
     assert same(weights, theirs[0])
     assert torch.equal(random_state, theirs[1])
@@ -690,7 +702,7 @@ def test_honest_is_silent_bit_exact_and_counted(lit: type[Lit], trainer: Make) -
 
 @pytest.mark.parametrize("lit", CASES)
 def test_a_planted_bug_is_found(lit: type[Lit], trainer: Make) -> None:
-    guard = EvalGuard(**lit.guard)
+    guard = EvalGuard(**lit.silent | lit.guard)
     with pytest.raises(EvalGuardError):
         run(lit, trainer, [guard], bug=True)
     assert {f.check for f in guard.report.findings} >= set(lit.checks)
