@@ -11,8 +11,8 @@ from lightning_evalguard import _lightning
 from lightning_evalguard._allow import allowed
 from lightning_evalguard._lightning import Callback, LightningModule, Trainer
 from lightning_evalguard._patch import Wrap
-from lightning_evalguard._replay import replaying
 from lightning_evalguard._ranks import ranks_of
+from lightning_evalguard._replay import replaying
 from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.data import DataCheck
