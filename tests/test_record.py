@@ -395,7 +395,7 @@ def test_another_set_has_another_hash() -> None:
         [torch.rand(3, 5, 5), torch.rand(3, 6, 6)], (["a", "b"], [1, 2]),
         torch.zeros(2, 3, dtype=torch.uint16), torch.rand(2, 2).to(torch.complex64),
     ],
-    ids=str,
+    ids=["float16", "bfloat16", "empty", "scalar", "uneven", "strings", "uint16", "complex"],
 )  # fmt: skip
 def test_any_tensors_have_a_hash(batch: Any) -> None:
     assert hashed(batch)["hash"] is not None
