@@ -18,9 +18,11 @@ from lightning_evalguard._loaders import Evaluated, Logged
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 else:  # the user's script runs on the package's other name: do not load both
     from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.loggers.logger import DummyLogger
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 _UNGUARDED = "these steps are not guarded, and the report says so"
 _UNSEEN = "this evaluation is not guarded, and the report says so"
@@ -240,6 +242,24 @@ def advised_sync_dist(trainer: Trainer, key: str) -> None:
         )
 
 
+class _Key(str):
+    """A key with its loader in it, which does not say so."""
+
+    def __contains__(self, part: str) -> bool:
+        return part != "/dataloader_idx_" and super().__contains__(part)
+
+
+def log(module: LightningModule, key: str, value: float) -> None:
+    """Log the score of one evaluation, under exactly this key."""
+    settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "max"}
+    settings["add_dataloader_idx"] = False
+    try:
+        module.log(key, value, **settings)
+    except MisconfigurationException:
+        # Up to 2.5.0 Lightning refuses the name of a loader, also where it is not to add one.
+        module.log(_Key(key), value, **settings)
+
+
 def logged_step(trainer: Trainer) -> int:
     """The step under which Lightning logs an evaluation's scalars."""
     if trainer.state.fn != "fit":
@@ -260,6 +280,7 @@ __all__ = [
     "dataloaders",
     "flat",
     "has",
+    "log",
     "logged_step",
     "out_of_the_books",
     "owner",

@@ -636,9 +636,7 @@ class _Scores:
             return
         # Equal on every rank already: no `sync_dist`, which would be one collective a key.
         _lightning.advised_sync_dist(self._trainer, key)
-        self._module.log(
-            key, value, on_step=False, on_epoch=True, reduce_fx="max", add_dataloader_idx=False
-        )
+        _lightning.log(self._module, key, value)
         self._ours.add(key)
 
     def _safely(self, act: Callable[[], None]) -> bool:
