@@ -209,7 +209,7 @@ def guard() -> Any:
     from lightning_evalguard import EvalGuard
 
     said: dict[str, Any] = dict.fromkeys(CHECKS, "warn")
-    return EvalGuard(**said, sync="ignore", metrics=None)
+    return EvalGuard(**said)
 
 
 def run(
@@ -299,6 +299,8 @@ def _compare(fresh: Fresh, entry: str, with_guard: bool) -> dict[str, Any]:
             raise
         except Exception as e:
             return compared | {"error": one_line(e)}
+        # the guard's own scores are logged beside the model's
+        guarded["logged"] = {k: v for k, v in guarded["logged"].items() if k in bare["logged"]}
         compared["differs"] = [what for what in bare if bare[what] != guarded[what]]
         if compared["differs"]:
             again, _, _ = run(fresh, entry, guarded=False, idle=idle)
