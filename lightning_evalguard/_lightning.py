@@ -245,7 +245,7 @@ def advised_sync_dist(trainer: Trainer, key: str) -> None:
 class _Key(str):
     """A key with its loader in it, which does not say so."""
 
-    def __contains__(self, part: str) -> bool:
+    def __contains__(self, part: Any) -> bool:
         return part != "/dataloader_idx_" and super().__contains__(part)
 
 
