@@ -16,13 +16,13 @@ import torch.distributed as dist
 from lightning_evalguard._loaders import Evaluated, Logged
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 else:  # the user's script runs on the package's other name: do not load both
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.loggers.logger import DummyLogger
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 _UNGUARDED = "these steps are not guarded, and the report says so"
 _UNSEEN = "this evaluation is not guarded, and the report says so"

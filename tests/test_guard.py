@@ -122,7 +122,7 @@ def test_every_check_looks_at_the_calls_of_a_plain_loop(make: type[nn.Module], c
 def test_a_dependence_on_the_batch_is_a_suspicion_in_a_plain_loop() -> None:
     net = Centres()
     with (
-        pytest.warns(EvalGuardWarning, match=r"`x - x.mean\(0\)`.*\[batch\]"),
+        pytest.warns(EvalGuardWarning, match=r"x - x.mean\(0\)`.*\[batch\]"),
         evaluating(net, audit="full"),
     ):
         net(torch.randn(6, 4))
