@@ -385,6 +385,22 @@ def test_an_exception_while_another_is_told(trainer: Make, tmp_path: Path) -> No
     assert isinstance(run.error, ValueError)
 
 
+def test_an_exception_before_the_stage_while_another_fails_is_mended_by_the_next_use(
+    trainer: Make,
+) -> None:
+    class FailsToHear(pl.Callback):
+        def on_exception(self, *_: Any) -> None:
+            raise ValueError("a bug in a callback")
+
+    before, module = shared(), failing(Net, "configure_optimizers", UserError)
+    made = trainer(callbacks=[FailsToHear(), EvalGuard()])
+    with pytest.raises(ValueError, match="a bug in a callback"):
+        made.fit(module)
+    assert shared() != before  # Lightning tells no callback after the one that failed
+    made.validate(module, verbose=False)
+    assert shared() == before
+
+
 # other ends
 
 
