@@ -30,6 +30,7 @@ class LineTrace:
 
     Attributes:
         found: The last line that changed each value, by its name.
+        error: What looking raised, if it did: nothing is raised into the code that is followed.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LineTrace:
         live: bool = False,
     ) -> None:
         self.found: dict[str, Site] = {}
+        self.error: Exception | None = None
         self._values = values
         self._left, self._seconds = _MOST, seconds
         self._live = live
@@ -60,7 +62,7 @@ class LineTrace:
             self._active = False
             sys.settrace(self._others)
             if self._last is not None and self._goes_on():
-                self._look(None)
+                self._compare(None)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -75,6 +77,12 @@ class LineTrace:
 
     def _goes_on(self) -> bool:
         return self._left > 0 and self._seconds > 0
+
+    def _compare(self, at: tuple[CodeType, int] | None) -> None:
+        try:
+            self._look(at)
+        except Exception as error:  # noqa: BLE001 - ours, and it would surface in their line
+            self.error, self._left = error, 0
 
     def _look(self, at: tuple[CodeType, int] | None) -> None:
         """Compare, for the last line, and take `at` for the one that runs next."""
@@ -99,7 +107,7 @@ class LineTrace:
     def _inside(self, frame: FrameType, event: str, _: Any) -> Any:
         if not self._goes_on():
             return None
-        self._look((frame.f_code, frame.f_lineno))
+        self._compare((frame.f_code, frame.f_lineno))
         if event == "return":  # what is left of the caller's line comes next
             caller = frame.f_back
             while caller is not None and owner_of(caller.f_code.co_filename) in LIBRARIES:
@@ -126,6 +134,8 @@ def lines_that_change(
     )
     with trace:
         run()
+    if trace.error is not None:
+        raise trace.error
     return trace.found
 
 

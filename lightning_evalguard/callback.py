@@ -33,6 +33,7 @@ from lightning_evalguard.report import (
     FixPolicy,
     Policy,
     Report,
+    broke,
     check_policy,
     warn,
     warn_text,
@@ -194,8 +195,8 @@ class EvalGuard(Callback):
             ),
             ranks,
         )
-        ended = partial(self._end, trainer)
         record = self._records.open(trainer)
+        ended = partial(self._end, trainer)
         self._runs.append(_Run(trainer, pl_module, guard, scores, ended, sync, record))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,7 +350,10 @@ class _Run:
             error = found
             raise
         finally:
-            self.sync.write(self.guard.report)
+            try:
+                self.sync.write(self.guard.report)
+            except Exception as fault:  # noqa: BLE001 - our own bug must not stop a training run
+                broke(self.guard.report, "the list of syncs", "", fault)
             self.record.close(error)
 
     def _until_error(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -399,37 +403,6 @@ class _Run:
         finally:
             self.now = outer
 
-    def _points(self) -> list[str]:
-        """Where the ranks meet in the evaluation that begins; equal on all of them."""
-        stage = self.now.stage
-        kind = "validate" if stage == "sanity_check" else stage
-        points = ["audit"] if kind not in self._kinds else []
-        self._kinds.add(kind)
-        if self.scores is not None and stage in ("validate", "test"):
-            points.append("matrix")
-        return [*points, "end"]
-
-    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if replaying():  # by a second guard: this one saw the step already
-            return step(*args, **kwargs)
-        if self.scores is not None and args:
-            self.scores.before_step(args[0], self.now.dataloader)
-        if args:
-            self.record.see(self.now.stage, self.now.dataloader, args[0], self._loaders)
-        outputs = self.guard.step(self.now, step, *args, **kwargs)
-        self.ranks.meet("audit")
-        if self.scores is not None and args:
-            self.scores.after_step(outputs, args[0], self.now.dataloader)
-        return outputs
-
-    def _loaders(self) -> Any:
-        return _lightning.dataloaders(self.trainer)
-
-    def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.now.stage == "fit":
-            return move(*args, **kwargs)
-        return self.guard.move(self.now, move, *args, **kwargs)
-
     @contextmanager
     def _hooks_followed(self) -> Iterator[None]:
         """The profiler brackets every hook and fetch by name: follow them line by line."""
@@ -463,6 +436,37 @@ class _Run:
     def _is_late(self, action: str) -> bool:
         return self.now.batch > 1 and ("_batch_" in action or action.endswith("_next"))
 
+    def _points(self) -> list[str]:
+        """Where the ranks meet in the evaluation that begins; equal on all of them."""
+        stage = self.now.stage
+        kind = "validate" if stage == "sanity_check" else stage
+        points = ["audit"] if kind not in self._kinds else []
+        self._kinds.add(kind)
+        if self.scores is not None and stage in ("validate", "test"):
+            points.append("matrix")
+        return [*points, "end"]
+
+    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if replaying():  # by a second guard: this one saw the step already
+            return step(*args, **kwargs)
+        if self.scores is not None and args:
+            self.scores.before_step(args[0], self.now.dataloader)
+        if args:
+            self.record.see(self.now.stage, self.now.dataloader, args[0], self._loaders)
+        outputs = self.guard.step(self.now, step, *args, **kwargs)
+        self.ranks.meet("audit")
+        if self.scores is not None and args:
+            self.scores.after_step(outputs, args[0], self.now.dataloader)
+        return outputs
+
+    def _loaders(self) -> Any:
+        return _lightning.dataloaders(self.trainer)
+
+    def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.now.stage == "fit":
+            return move(*args, **kwargs)
+        return self.guard.move(self.now, move, *args, **kwargs)
+
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")
         outputs = self.guard.train_step(self.now, step, *args, **kwargs)
@@ -481,7 +485,7 @@ class _TrainScore:
         metrics: Literal["auto"] | ConfusionMetrics | None,
         report: Report,
     ) -> None:
-        self._trainer, self._module = trainer, module
+        self._trainer, self._module, self._report = trainer, module, report
         self._wrap: Wrap | None = None
         self._score: TrainingScore | None = None
         if trainer.world_size > 1:
@@ -512,9 +516,13 @@ class _TrainScore:
         self.stop()
         outputs = hook(*args, **kwargs)
         if self._score is not None:
-            told = _lightning.Books(self._trainer).evaluated()
-            held = dict(self._trainer.callback_metrics)
-            self._score.evaluate(told.training, told.loaders, held)
+            try:
+                told = _lightning.Books(self._trainer).evaluated()
+                held = dict(self._trainer.callback_metrics)
+                self._score.evaluate(told.training, told.loaders, held)
+            except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+                broke(self._report, "the training score", "the rest of the run", error)
+                self._score = None
         return outputs
 
     def _log(self, key: str, value: float) -> None:
@@ -629,7 +637,9 @@ class _Scores:
             warn_text(sentence)
         for key, result in recorded.results.items():
             for failure in write(trainer.loggers, key, result, _lightning.logged_step(trainer)):
-                warn_text(failure)
+                if failure not in self._told:
+                    self._told.add(failure)
+                    warn_text(failure)
 
     def _log_scalar(self, key: str, value: float) -> None:
         if self._trainer.barebones:
@@ -643,15 +653,12 @@ class _Scores:
         """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
         try:
             act()
-        except (ValueError, EvalGuardError):
-            raise  # the user's arguments do not fit what the step gives; or what all ranks raise
+        except EvalGuardError:
+            raise  # what all ranks raise
         except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
-            sentence = (
-                "the confusion matrix failed inside lightning-evalguard and is off for this "
-                f"evaluation: {type(error).__name__}: {error}"
-            )
-            self._report.note(sentence)
-            warn_text(f"{sentence}. Training goes on; please report it.")
+            if self._recorder.explicit and isinstance(error, ValueError):
+                raise  # the user's arguments do not fit what the step gives
+            broke(self._report, "the confusion matrix", "its evaluation", error)
             return False
         return True
 

@@ -31,9 +31,9 @@ from lightning_evalguard.report import (
     FixPolicy,
     Policy,
     Report,
+    broke,
     check_policy,
     warn,
-    warn_text,
 )
 
 Allow = Mapping[str, Sequence[str]]
@@ -137,6 +137,8 @@ class Guard:
         """The evaluation is over; raises what is found only where no `error` ended it."""
         if error is None:
             self.report.checked["evaluations"] += 1
+        if self._lines is not None and self._lines.error is not None:
+            broke(self.report, "following hooks line by line", "this stage", self._lines.error)
         self._all("stop", lambda check: check.stop(now, error), quiet=error is not None)
 
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -332,6 +334,10 @@ class Guard:
                     return self._shown_again(now, look)
             except CannotReplay as error:
                 why = str(error)
+            except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+                self._replays = replace(self._replays, audit="off")
+                broke(self.report, "the closer look at a step", "the rest of the run", error)
+                why = "it failed"
         self.report.note(f"a step was not run again for a closer look: {why}")
         return self._ask("saw", lambda c: c.saw(now, None, None))
 
@@ -419,12 +425,7 @@ class Guard:
         check = pair[0]
         with suppress(Exception):  # it is broken, but what it patched must not stay
             check.close(Moment("fit"))
-        sentence = (
-            f"the `{check.name}` check failed inside lightning-evalguard and is off for the rest "
-            f"of the run: {type(error).__name__}: {error}"
-        )
-        self.report.note(sentence)
-        warn_text(f"{sentence}. Training goes on; please report it.")
+        broke(self.report, f"the `{check.name}` check", "the rest of the run", error)
 
 
 def _repaired(finding: Finding) -> Finding:

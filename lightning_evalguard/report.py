@@ -297,6 +297,23 @@ def warn_text(message: str, location: str | None = None) -> None:
     warnings.warn_explicit(message, EvalGuardWarning, path, int(line))
 
 
+def broke(report: Report, what: str, off: str, error: Exception) -> None:
+    """Say once that something of ours failed: training goes on without it.
+
+    Args:
+        report: Where it is noted.
+        what: What failed.
+        off: What is off now, and for how long; empty where nothing is.
+        error: Why.
+    """
+    sentence = f"{what} failed inside lightning-evalguard"
+    sentence += f" and is off for {off}" if off else ""
+    if not any(note.startswith(sentence) for note in report.notes):
+        sentence += f": {type(error).__name__}: {error}"
+        report.note(sentence)
+        warn_text(f"{sentence}. Training goes on; please report it.")
+
+
 def check_policy(name: str, policy: str, allowed: Any) -> None:
     """Refuse a policy that `allowed` (a ``Literal``) does not list.
 

@@ -169,7 +169,8 @@ class Hooked(pl.LightningModule):
     def train_dataloader(self) -> Any:
         return DataLoader(TensorDataset(torch.ones(8, 4)), batch_size=4)
 
-    val_dataloader = train_dataloader
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(torch.zeros(8, 4)), batch_size=4)
 
 
 def test_a_line_of_a_hook_is_named(fit: Any) -> None:

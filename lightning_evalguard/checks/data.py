@@ -98,9 +98,17 @@ class DataCheck(Check):
         self._loop = loop
         self._explained = explained
         self.notes: list[str] = []
-        self.open(None, Moment("fit"))
+        self._forget(None)
 
-    def open(self, root: nn.Module | None, now: Moment) -> Iterable[Finding]:
+    def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
+        self._forget(root)
+        return ()
+
+    def close(self, now: Moment) -> Iterable[Finding]:
+        self._forget(None)
+        return ()
+
+    def _forget(self, root: nn.Module | None) -> None:
         self._root = root
         self._tally = Tally()
         self._sets: dict[tuple[str, int], _Set] = {}
@@ -112,11 +120,6 @@ class DataCheck(Check):
         self._broke_at: str | None = None
         self._began = 0.0
         self._allowance = _AT_FIRST
-        return ()
-
-    def close(self, now: Moment) -> Iterable[Finding]:
-        self.open(None, now)
-        return ()
 
     def start(self, now: Moment) -> Iterable[Finding]:
         self._evaluated = None
