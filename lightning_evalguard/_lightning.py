@@ -62,7 +62,7 @@ _GONE = object()
 
 def has(trainer: Trainer, path: str) -> bool:
     """Whether this Lightning has what `PRIVATE` names `path`."""
-    return _read(trainer, path) is not _GONE
+    return path in PRIVATE and _walk(trainer, path) is not _GONE
 
 
 def owner(trainer: Trainer, path: str) -> Any:
@@ -74,11 +74,13 @@ def owner(trainer: Trainer, path: str) -> Any:
 def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
     """What stands at a path of `PRIVATE`."""
     thing = _walk(trainer, path) if path in PRIVATE else _GONE
-    return default if thing is _GONE else thing
+    return default if thing is _GONE or thing is None else thing
 
 
 def _walk(thing: Any, path: str) -> Any:
     for name in path.split("."):
+        if thing is None:  # there is none in this stage: a prediction logs nothing
+            return None
         if name == "warning_cache":  # stands in the module of the class
             thing = sys.modules.get(type(thing).__module__)
         thing = getattr(thing, name, _GONE)
@@ -97,9 +99,10 @@ def out_of_the_books(trainer: Trainer) -> Iterator[None]:
     """What is logged inside goes into a collection of its own, and to loggers that drop it."""
     loop, connector = _read(trainer, "_active_loop"), trainer._logger_connector
     loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
-    loop._results = type(results)(training=results.training)
-    for name in ("batch", "batch_size", "dataloader_idx"):
-        setattr(loop._results, name, getattr(results, name))
+    if results is not None:
+        loop._results = type(results)(training=results.training)
+        for name in ("batch", "batch_size", "dataloader_idx"):
+            setattr(loop._results, name, getattr(results, name))
     trainer.loggers = [DummyLogger() for _ in loggers]
     try:
         yield
