@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow
+from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow, evaluating
 from lightning_evalguard.callback import EvalGuard
 from models.program import CLASSES, FEATURES, Classifier
 
@@ -193,6 +193,22 @@ def test_graphs_in_an_attribute_are_certain(report_of: Any) -> None:
     (finding,) = report_of(KeepsGraphs()).findings
     assert (finding.subject, finding.certain) == ("outputs", True)
     assert finding.expression == "with torch.enable_grad():"
+
+
+@pytest.mark.parametrize("audit", ["auto", "full"])
+def test_the_weights_that_autocast_keeps_are_no_graph(audit: Any) -> None:
+    class SwitchesOn(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return super().forward(x)
+
+    def cast(net: nn.Module) -> None:
+        with evaluating(net, audit=audit), torch.autocast("cpu", torch.bfloat16):
+            net(torch.ones(4, FEATURES))
+
+    cast(nn.Linear(FEATURES, CLASSES))
+    with pytest.raises(EvalGuardError, match="recorded an autograd graph"):
+        cast(SwitchesOn(FEATURES, CLASSES))
 
 
 def test_grad_mode_contexts_are_as_they_were_after_a_run(report_of: Any) -> None:

@@ -289,7 +289,8 @@ class Recorded(Subscriber):
             self.first = _switches.last or _At(op.site, op.module)
 
 
-_NO_GRAPH = frozenset({"detach", "detach_", "zeros_like", "ones_like", "empty_like"})
+# A cast alone: autocast casts weights for its cache in grad mode, whatever mode it finds.
+_NO_GRAPH = frozenset({"detach", "detach_", "zeros_like", "ones_like", "empty_like", "_to_copy"})
 
 
 class _Switches:
