@@ -17,6 +17,7 @@ _NOISE = (
     r".*does not have many workers which may be a bottleneck",
     r"The number of training batches .* is smaller than the logging interval",
     r"Found .* module\(s\) in eval mode",  # names nothing; the modes check does
+    r"Detected KeyboardInterrupt",  # a warning up to Lightning 2.4
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own pytree call
 )
 
