@@ -655,7 +655,7 @@ class _Scores:
             act()
         except EvalGuardError:
             raise  # what all ranks raise
-        except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+        except Exception as error:  # our own bug must not stop a training run
             if self._recorder.explicit and isinstance(error, ValueError):
                 raise  # the user's arguments do not fit what the step gives
             broke(self._report, "the confusion matrix", "its evaluation", error)

@@ -100,12 +100,14 @@ class Guard:
         self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
         self._followed: set[str] = set()
+        self._located: dict[tuple[Any, ...], Finding] = {}
 
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`."""
         self._root = root
         self._shown.clear()
         self._followed.clear()
+        self._located.clear()
         self._all("open", lambda check: check.open(root, now))
 
     def close(self, now: Moment, error: BaseException | None = None) -> None:
@@ -367,7 +369,9 @@ class Guard:
         for pair in self._hearing(event):
             check, policy = pair
             try:
-                findings = [f for f in ask(check) if not self._is_allowed(f)]
+                findings = [
+                    f for f in map(self._with_known_line, ask(check)) if not self._is_allowed(f)
+                ]
                 if findings and policy == "fix":
                     check.fix()
             except CannotReplay:
@@ -403,6 +407,16 @@ class Guard:
                 warn(_repaired(finding) if policy == "fix" else finding)
         if fatal and not quiet:
             self.ranks.hold(fatal)
+
+    def _with_known_line(self, finding: Finding) -> Finding:
+        """The line at which the same was found before stands for an evaluation not followed."""
+        same = (finding.check, finding.stage, finding.subject, finding.fact)
+        if finding.location is not None:
+            self._located[same] = finding
+        elif (known := self._located.get(same)) is not None:
+            where = {k: getattr(known, k) for k in ("location", "expression", "function")}
+            return replace(finding, **where)
+        return finding
 
     def _is_allowed(self, finding: Finding) -> bool:
         where = (finding.location or "").rpartition(":")[0]

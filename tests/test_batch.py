@@ -45,7 +45,9 @@ def loader(samples: int = 16, **kwargs: Any) -> DataLoader[Any]:
 
 
 def guarded(trainer: Make, module: pl.LightningModule, data: Any = None, **kwargs: Any) -> Report:
-    guard = EvalGuard(**({"batch": "warn", "metrics": None, "sync": "ignore"} | kwargs))
+    guard = EvalGuard(
+        data="ignore", **({"batch": "warn", "metrics": None, "sync": "ignore"} | kwargs)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_evalguard.guard.warn", lambda finding: None)
         trainer(callbacks=[guard]).fit(module, loader(), loader() if data is None else data)

@@ -90,7 +90,8 @@ def test_inductor_compiles_as_often_with_the_guard(part: str, tmp_path: Path) ->
             "from test_compile import *\n"
             "def run():\n"
             f"    module = compiled('inductor', {part == 'wrapped'})\n"
-            f"    pl.Trainer(**QUIET, callbacks=[{guard}]).fit(module, zoo.loader(), validation())\n"
+            f"    trainer = pl.Trainer(**QUIET, callbacks=[{guard}])\n"
+            "    trainer.fit(module, zoo.loader(), validation())\n"
             "print(json.dumps(counted(run)))\n"
         )
         cache = str(tmp_path / f"cache{guard}")

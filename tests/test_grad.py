@@ -27,7 +27,7 @@ def report_of(trainer: Callable[..., pl.Trainer]) -> Callable[..., Report]:
 
     def run(module: pl.LightningModule, entry: str = "fit", **kwargs: Any) -> Report:
         ours = {k: kwargs.pop(k) for k in tuple(kwargs) if k in ("grad", "allow", "audit")}
-        guard = EvalGuard(metrics=None, sync="ignore", **ours)
+        guard = EvalGuard(data="ignore", metrics=None, sync="ignore", **ours)
         made = trainer(callbacks=[guard], **kwargs)
         with warnings.catch_warnings(), contextlib.suppress(EvalGuardError):
             warnings.simplefilter("ignore", EvalGuardWarning)
@@ -235,4 +235,4 @@ def test_a_compiled_module_is_compiled_as_often_as_without_the_guard(
         trainer(callbacks=list(callbacks), max_epochs=2).fit(module)
         return counts
 
-    assert frames(EvalGuard(metrics=None, sync="ignore")) == frames() > 0
+    assert frames(EvalGuard(data="ignore", metrics=None, sync="ignore")) == frames() > 0

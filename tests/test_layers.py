@@ -15,7 +15,17 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 # Each file may import from the layers before its own.
 LAYERS = [
     {"report", "_source", "_allow", "_patch", "scores", "_files", "_plain"},
-    {"_tree", "_dispatch", "_waits", "_lines", "_loaders", "_ranks", "_content", "result", "ledger"},
+    {
+        "_tree",
+        "_dispatch",
+        "_waits",
+        "_lines",
+        "_loaders",
+        "_ranks",
+        "_content",
+        "result",
+        "ledger",
+    },
     {"_state", "_rollback", "_debug_mode", "checks", "confusion", "plot"},
     {"_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
     {"taps"},

@@ -376,7 +376,7 @@ def test_two_ranks_count_every_sample_once_in_one_reduction(tmp_path: Path) -> N
     assert pairs == theirs
     x, y = data(33).tensors
     once = confusion_matrix(y, x[:, :CLASSES].argmax(1), labels=list(range(CLASSES)))
-    for epoch, (calls, results, _, warnings) in first.items():
+    for calls, results, _, warnings in first.values():
         # DistributedSampler repeats one sample; it does not count, shuffled or not.
         for key in ("val", "val/dataloader_idx_1", "val/dataloader_idx_2"):
             assert results[key][:2] == (once.tolist(), Counted.classes)

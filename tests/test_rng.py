@@ -61,7 +61,7 @@ def same(a: State, b: State) -> bool:
 
 
 def test_with_fix_training_is_the_same_with_and_without_validation(trainer: MakeTrainer) -> None:
-    guard = EvalGuard(rng="fix", stochastic="ignore", metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", rng="fix", stochastic="ignore", metrics=None, sync="ignore")
     guarded = trained(trainer, guard)
     assert same(guarded, trained(trainer, limit_val_batches=0))
     assert not same(guarded, trained(trainer))
@@ -69,12 +69,12 @@ def test_with_fix_training_is_the_same_with_and_without_validation(trainer: Make
 
 
 def test_by_default_the_guard_changes_no_generator(trainer: MakeTrainer) -> None:
-    guard = EvalGuard(stochastic="ignore", metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", stochastic="ignore", metrics=None, sync="ignore")
     assert same(trained(trainer, guard), trained(trainer))
 
 
 def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> None:
-    guard = EvalGuard(rng="warn", stochastic="ignore", metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", rng="warn", stochastic="ignore", metrics=None, sync="ignore")
     trained(trainer, guard)
     assert [f.check for f in guard.report.findings] == ["rng"] * 3
     assert str(guard.report.findings[0]) == (
@@ -86,7 +86,7 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
 
 
 def test_the_seed_that_a_loader_draws_is_told_apart(trainer: MakeTrainer) -> None:
-    guard = EvalGuard(rng="error", metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", rng="error", metrics=None, sync="ignore")
     with pytest.raises(EvalGuardError, match=r"outside its steps \(each `iter\(DataLoader\)`"):
         trainer(callbacks=[guard]).fit(Classifier())
 
@@ -96,7 +96,7 @@ def test_a_loader_with_a_generator_of_its_own_is_left_alone(trainer: MakeTrainer
         def val_dataloader(self) -> Any:
             return DataLoader(samples(2), batch_size=BATCH, generator=torch.Generator())
 
-    guard = EvalGuard(rng="error", metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", rng="error", metrics=None, sync="ignore")
     trainer(callbacks=[guard]).fit(Own())
     assert guard.report.findings == []
 
@@ -107,7 +107,7 @@ def test_with_fix_generators_come_back_after_an_exception_too(trainer: MakeTrain
             super().validation_step(batch, batch_idx)
             raise KeyError("x")
 
-    guard = EvalGuard(rng="fix", stochastic="ignore", metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", rng="fix", stochastic="ignore", metrics=None, sync="ignore")
     made = trainer(callbacks=[guard], num_sanity_val_steps=0)
     module = Fails()
     before = torch.get_rng_state(), random.getstate()

@@ -224,7 +224,7 @@ def test_every_style_gives_sklearns_matrix(trainer: Any, style: type[Net]) -> No
 
 @pytest.mark.parametrize("style", [s for s in MULTICLASS if s is not Bootstrapped])
 def test_every_style_works_with_a_bare_guard(trainer: Any, style: type[Net]) -> None:
-    guard, net = EvalGuard(), style()
+    guard, net = EvalGuard(data="ignore"), style()
     made = trainer(callbacks=[guard])
     made.fit(net, loader(), loader())
     result = guard.report.confusion["val"]
@@ -255,7 +255,7 @@ class HuggingFace(pl.LightningModule):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_hugging_face_model_that_returns_its_loss(trainer: Any) -> None:
     pytest.importorskip("transformers")
-    guard, net = EvalGuard(), HuggingFace()
+    guard, net = EvalGuard(data="ignore"), HuggingFace()
     x, y = torch.randint(0, 30, (20, 7)), torch.randint(0, C, (20, 7))
     y[:, 5:] = -100
     trainer(callbacks=[guard]).validate(net, loader(TensorDataset(x, y), 8), verbose=False)

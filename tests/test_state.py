@@ -33,7 +33,7 @@ def report_of(fit: Fit) -> Callable[..., Report]:
 
     def run(module: pl.LightningModule, *callbacks: Any, **kwargs: Any) -> Report:
         trainers = {k: kwargs.pop(k) for k in tuple(kwargs) if k not in ("state", "allow", "audit")}
-        guard = EvalGuard(metrics=None, sync="ignore", **kwargs)
+        guard = EvalGuard(data="ignore", metrics=None, sync="ignore", **kwargs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EvalGuardWarning)
             with contextlib.suppress(EvalGuardError):
@@ -420,7 +420,7 @@ def test_attributes_whose_memory_is_reused_are_not_mistaken(fit: Fit) -> None:
         module.net = nn.Sequential(
             nn.utils.weight_norm(nn.Linear(FEATURES, 16)), nn.Linear(16, CLASSES)
         )
-    guard = EvalGuard(metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", metrics=None, sync="ignore")
     trainer = fit(module, guard)
     trainer.validate(module, verbose=False)
     assert guard.report.findings == []
@@ -481,7 +481,7 @@ def test_no_batch_is_held_beyond_its_step(fit: Fit) -> None:
         fit(Looks(), *callbacks)
         return alive
 
-    assert left(EvalGuard(metrics=None, sync="ignore")) == left()
+    assert left(EvalGuard(data="ignore", metrics=None, sync="ignore")) == left()
 
 
 def test_a_guarded_fit_gives_the_same_weights_bit_for_bit(fit: Fit) -> None:
@@ -495,7 +495,7 @@ def test_a_guarded_fit_gives_the_same_weights_bit_for_bit(fit: Fit) -> None:
         return {**module.state_dict(), "rng": torch.get_rng_state()}
 
     bare = weights()
-    guarded = weights(EvalGuard(metrics=None, sync="ignore"))
+    guarded = weights(EvalGuard(data="ignore", metrics=None, sync="ignore"))
     assert all(torch.equal(t, guarded[name]) for name, t in bare.items())
 
 

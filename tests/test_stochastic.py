@@ -52,7 +52,9 @@ def loader() -> DataLoader[Any]:
 
 
 def guarded(trainer: Make, module: pl.LightningModule, entry: str = "fit", **kwargs: Any) -> Report:
-    guard = EvalGuard(**({"stochastic": "warn", "metrics": None, "sync": "ignore"} | kwargs))
+    guard = EvalGuard(
+        data="ignore", **({"stochastic": "warn", "metrics": None, "sync": "ignore"} | kwargs)
+    )
     made = trainer(callbacks=[guard])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_evalguard.guard.warn", lambda finding: None)
@@ -361,10 +363,10 @@ def test_a_debugger_keeps_its_trace_function(
 
 
 def test_certain_findings_stop_the_run_and_suspicions_warn(trainer: Make) -> None:
-    guard = EvalGuard(metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", metrics=None, sync="ignore")
     with pytest.raises(EvalGuardError, match=r"Pass training=self\.training"):
         trainer(callbacks=[guard]).fit(model(lambda self, x: F.dropout(x)), loader(), loader())
-    guard = EvalGuard(metrics=None, sync="ignore")
+    guard = EvalGuard(data="ignore", metrics=None, sync="ignore")
     with pytest.warns(EvalGuardWarning, match="randn_like") as warned:
         trainer(callbacks=[guard]).fit(
             model(lambda self, x: x + torch.randn_like(x)), loader(), loader()

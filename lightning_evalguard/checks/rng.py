@@ -31,9 +31,11 @@ class RngCheck(Check):
         self._at_start: list[Generators] = []
         self._before: Generators | None = None
         self._steps: set[str] = set()
+        self._named: dict[str, Site] = {}
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._at_start.clear()
+        self._named.clear()
         return ()
 
     def standing(self) -> Mapping[str, Any]:
@@ -65,7 +67,9 @@ class RngCheck(Check):
         if error is not None or now.stage == "sanity_check":
             return ()
         moved = Generators.capture().moved(at_start)
-        return [_finding(g, g in self._steps, now, self.lines.get(g)) for g in moved]
+        # a line that was named once stands for the evaluations that are not followed
+        self._named |= {g: self.lines[g] for g in moved if g in self.lines}
+        return [_finding(g, g in self._steps, now, self._named.get(g)) for g in moved]
 
 
 _NAMES = {"torch": "torch's", "python": "Python's", "numpy": "NumPy's"}
