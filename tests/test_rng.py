@@ -77,8 +77,10 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
     guard = EvalGuard(data="ignore", rng="warn", stochastic="ignore", metrics=None, sync="ignore")
     trained(trainer, guard)
     assert [f.check for f in guard.report.findings] == ["rng"] * 3
-    assert str(guard.report.findings[0]) == (
-        "validation: the evaluation moved torch's global generator in its steps, expected training "
+    where, said = str(guard.report.findings[0]).split(": ", 1)
+    assert where.endswith("test_rng.py:43")
+    assert said == (
+        "the evaluation moved torch's global generator in its steps, expected training "
         "to draw the same numbers with and without it (3x). Draw from a generator of its own, or "
         'pass rng="fix". [rng]'
     )
