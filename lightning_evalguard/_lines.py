@@ -48,8 +48,12 @@ class LineTrace:
         self._before: Mapping[str, Any] = {}
         self._others: Any = None
         self._active = False
+        self._depth = 0
 
     def __enter__(self) -> LineTrace:
+        self._depth += 1
+        if self._depth > 1:  # a hook within a hook, or within the step
+            return self
         self._others = sys.gettrace()
         self._active = self._goes_on() and not (self._live and self._others is not None)
         self._last = None
@@ -58,9 +62,11 @@ class LineTrace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._active:
+        self._depth -= 1
+        if self._active and not self._depth:
             self._active = False
-            sys.settrace(self._others)
+            if sys.gettrace() == self._outside:  # else a debugger began meanwhile
+                sys.settrace(self._others)
             if self._last is not None and self._goes_on():
                 self._compare(None)
 

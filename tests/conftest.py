@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def _quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_traces() -> Iterator[None]:
+    before = sys.gettrace()
+    yield
+    assert sys.gettrace() is before
 
 
 @pytest.fixture

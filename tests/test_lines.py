@@ -118,6 +118,21 @@ def test_what_is_found_apart_wins_and_stands_alone_meanwhile() -> None:
     assert {n: s.function for n, s in trace.found.items()} == {"flag": "second", "x": "first"}
 
 
+def test_a_trace_within_itself_ends_with_the_outer_one() -> None:
+    box, tracing = Box(), sys.gettrace()
+    trace = LineTrace(lambda: {"flag": box.flag}, live=True)
+
+    def hook() -> None:
+        with trace:
+            box.flag = True
+
+    with trace:
+        hook()
+        assert sys.gettrace() is not tracing
+    assert sys.gettrace() is tracing
+    assert trace.found["flag"].expression == "box.flag = True"
+
+
 def test_a_live_trace_gives_way_to_a_debugger_and_ends_with_its_time() -> None:
     box, seen = Box(), []
 
