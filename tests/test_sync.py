@@ -181,7 +181,7 @@ def test_each_idiom_is_found_at_its_line_and_each_near_miss_is_silent(
     tested = EvalGuard(metrics=None, audit="off", sync_steps=(0, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvalGuardWarning)
-        trainer(callbacks=[tested]).test(module.Planted(), verbose=False)  # inference mode
+        trainer(callbacks=[tested], inference_mode=False).test(module.Planted(), verbose=False)
     found = heard(guard, where) | heard(tested, where)
     expected = {f"{p}: {s}": float(n) for p in PLACES for s, n in waits.items() if n}
     assert sorted(found.items() - expected.items()) == []  # precision
@@ -752,6 +752,29 @@ def test_the_example_prints_its_five_and_the_mended_one_none(
     planted, _, mended = capsys.readouterr().out.partition("Mended: ")
     assert planted.count("[user]") == 5
     assert mended.strip() == "0 syncs"
+
+
+def test_steps_under_inference_mode_keep_their_bits_on_the_cpu(
+    trainer: Callable[..., pl.Trainer],
+) -> None:
+    class Recurrent(Honest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 4, batch_first=True)
+            self.seen: list[Tensor] = []
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.seen.append(self.gru(batch[0].unsqueeze(0))[0].clone())
+
+    def outputs(*guards: EvalGuard) -> list[Tensor]:
+        torch.manual_seed(0)
+        module = Recurrent()
+        trainer(callbacks=list(guards)).validate(module, verbose=False)
+        return module.seen
+
+    guard = EvalGuard(metrics=None, data="ignore")
+    assert all(torch.equal(a, b) for a, b in zip(outputs(), outputs(guard), strict=True))
+    assert any("under inference mode were not watched" in note for note in guard.report.notes)
 
 
 # On a device: a real one, or CUDA's dispatch code on the stand-in for its runtime
