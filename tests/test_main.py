@@ -51,8 +51,9 @@ def command(
 
 
 @pytest.fixture
-def records(trainer: Make, tmp_path: Path) -> Path:
-    """Three runs: two on one set, the third on another."""
+def records(trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three runs outside of any checkout: two on one set, the third on another."""
+    monkeypatch.setattr(record, "git", lambda: None)  # it is asked once a process, wherever that is
     for seed in (1, 1, 2):
         run = trainer(callbacks=[EvalGuard()], logger=CSVLogger(tmp_path))
         module = Scored()
