@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from types import FrameType
 from typing import Any
@@ -148,6 +150,28 @@ def modules_around(frame: FrameType | None) -> Iterator[nn.Module]:
         frame = frame.f_back
 
 
+class _Depth(threading.local):
+    """How many `aside` blocks are entered in this thread."""
+
+    asides = 0
+
+
+_depth = _Depth()
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Compute something of the guard's own: no `Watch` entered outside hears what runs inside.
+
+    With two guards on one trainer, the one works within what the other watches.
+    """
+    _depth.asides += 1
+    try:
+        yield
+    finally:
+        _depth.asides -= 1
+
+
 class Subscriber:
     """Told of every operator; override what is needed."""
 
@@ -175,6 +199,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._before = [s for s in subscribers if type(s).before is not Subscriber.before]
         self._after = [s for s in subscribers if type(s).after is not Subscriber.after]
         self._index = 0
+        self._depth = _depth.asides
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -188,6 +213,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if _depth.asides != self._depth:
+            return func(*args, **(kwargs or {}))
         op = Op(func, args, kwargs or {}, self._index)
         self._index += 1
         for subscriber in tuple(self._before):
@@ -296,6 +323,7 @@ __all__ = [
     "Op",
     "Subscriber",
     "Watch",
+    "aside",
     "blinds_compiled",
     "compiles",
     "modules_around",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_evalguard._allow import CHECKS, CONSEQUENCES, allow
-from lightning_evalguard._dispatch import Subscriber, Watch, blinds_compiled, compiles
+from lightning_evalguard._dispatch import Subscriber, Watch, aside, blinds_compiled, compiles
 from lightning_evalguard._lines import LineTrace
 from lightning_evalguard._ranks import Alone, processes
 from lightning_evalguard._replay import CannotReplay, Look
@@ -332,7 +332,7 @@ class Guard:
                     beside=self._replays.beside(),
                     isolate=self._replays.isolate,
                 )
-                with look:
+                with aside(), look:
                     return self._shown_again(now, look)
             except CannotReplay as error:
                 why = str(error)
@@ -369,11 +369,12 @@ class Guard:
         for pair in self._hearing(event):
             check, policy = pair
             try:
-                findings = [
-                    f for f in map(self._with_known_line, ask(check)) if not self._is_allowed(f)
-                ]
-                if findings and policy == "fix":
-                    check.fix()
+                with aside():
+                    findings = [
+                        f for f in map(self._with_known_line, ask(check)) if not self._is_allowed(f)
+                    ]
+                    if findings and policy == "fix":
+                        check.fix()
             except CannotReplay:
                 raise
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run

@@ -646,6 +646,20 @@ def test_a_breach_under_two_guards_leaves_nothing(stage: str, trainer: Make) -> 
     assert (shared(), modes(module), [g._runs for g in guards]) == (before, flags, [[], []])
 
 
+@pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_of_two_guards_each_finds_what_it_finds_alone(seed: int, trainer: Make) -> None:
+    def found(n: int) -> list[list[tuple[str, str | None, str]]]:
+        torch.manual_seed(seed)
+        guards = [EvalGuard(modes="warn", state="warn", batch="warn") for _ in range(n)]
+        trainer(callbacks=guards).validate(zoo.WokenInEveryStep(), zoo.loader(), verbose=False)
+        return [[(f.check, f.location, f.fact) for f in guard.report.findings] for guard in guards]
+
+    (alone,) = found(1)
+    assert {"modes", "state", "batch"} <= {check for check, _, _ in alone}
+    assert found(2) == [alone, alone]
+
+
 def test_one_guard_serves_one_trainer_after_another(trainer: Make, tmp_path: Path) -> None:
     def scenario(run: Play) -> None:
         for settings in ({"max_epochs": 1}, {"fast_dev_run": 1}, {"max_epochs": 1}):

@@ -13,10 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
-from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_evalguard._allow import allowed
-from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, tensors_in
+from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, aside, tensors_in
 from lightning_evalguard._hidden import where_hidden
 from lightning_evalguard._replay import Look
 from lightning_evalguard._source import Site, user_site
@@ -182,7 +181,7 @@ class Rows(Subscriber):
 
         def hook(module: nn.Module, args: Any, outputs: Any) -> None:
             if not _is_metric(module):
-                with _disable_current_modes():  # our own operators are none of the step's
+                with aside():  # our own operators are none of the step's
                     self.returned(outputs, module)
 
         handle = _module.register_module_forward_hook(hook)
@@ -344,9 +343,12 @@ def _finding(now: Moment, at: _Other) -> Finding:
     said = f"`{site.expression}`" if site is not None else "the step"
     norm = "batch_norm" in at.op
     if norm:
-        fact = f"{said} normalises with the batch in eval mode, expected running statistics"
+        mode = "train" if module.training else "eval"
+        fact = f"{said} normalises with the batch in {mode} mode, expected running statistics"
         remedy = "Pass its running statistics, and training=self.training."
-        if at.mend:
+        if module.training:
+            remedy = "Leave it in eval mode during an evaluation."
+        elif at.mend:
             remedy = at.mend
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             remedy = "Pass track_running_stats=True, or use a norm of each sample (GroupNorm)."
