@@ -214,7 +214,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if _depth.asides != self._depth:
-            return func(*args, **(kwargs or {}))
+            return below(func, args, kwargs or {})
         op = Op(func, args, kwargs or {}, self._index)
         self._index += 1
         for subscriber in tuple(self._before):
@@ -222,7 +222,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 subscriber.before(op)
             except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
                 self._drop(subscriber, error)
-        op.out = func(*args, **op.kwargs)
+        op.out = below(func, args, op.kwargs)
         for subscriber in tuple(self._after):
             try:
                 subscriber.after(op)
@@ -234,6 +234,40 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failures.append((subscriber, error.with_traceback(None)))
         self._before = [s for s in self._before if s is not subscriber]
         self._after = [s for s in self._after if s is not subscriber]
+
+
+_MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.PythonTLSSnapshot
+)
+
+
+def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator inside ``__torch_dispatch__`` to the bit as it runs without a mode.
+
+    Below a mode torch excludes the keys above it. Under inference mode an operator arrives whole
+    there, and what it calls inside then misses those keys: a view of a weight no longer asks for a
+    gradient, and ``matmul`` folds other than it would. So the keys of the call are restored.
+    """
+    if not torch.is_inference_mode_enabled() or _keeps_views(func):
+        return func(*args, **kwargs)
+    with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+        if torch._C._len_torch_dispatch_stack():  # the next mode restores them for itself
+            return func(*args, **kwargs)
+        with torch._C._ExcludeDispatchKeyGuard(_MODES):
+            return func(*args, **kwargs)
+
+
+@functools.cache
+def _keeps_views(func: Any) -> bool:
+    """Whether an operator has been at the keys above a mode before it arrives there."""
+    if not isinstance(func, torch._ops.OpOverload) or _NO_SNAPSHOT:
+        return True
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "ADInplaceOrView")  # type: ignore[no-untyped-call]
+    )
+
+
+_NO_SNAPSHOT = not hasattr(torch._C, "_RestorePythonTLSSnapshot")
 
 
 def _schema(func: Any) -> Any:
@@ -324,6 +358,7 @@ __all__ = [
     "Subscriber",
     "Watch",
     "aside",
+    "below",
     "blinds_compiled",
     "compiles",
     "modules_around",

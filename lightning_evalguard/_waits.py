@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
+from lightning_evalguard._dispatch import below
 from lightning_evalguard._source import PLUMBING, expression_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,6 +64,9 @@ _BLOCKING = (
 _READS = frozenset(
     {"_local_scalar_dense", "item", "is_nonzero", "allclose", "histc", "_linalg_check_errors"}
 )
+# Under inference mode an operator arrives whole. These read numbers of their own beside those that
+# they are given: they are seen into, which moves no bit, for no matrix is multiplied there.
+_SEEN_INTO = frozenset({"one_hot", "narrow", "quantile", "nanquantile"})
 # These read the value they are given, if it is a tensor on the device: `x[mask] = tensor`.
 _VALUES = frozenset({"masked_fill", "masked_fill_", "index_put", "index_put_", "_index_put_impl_"})
 _INDEXES = frozenset({"index", "index_put", "index_put_"})
@@ -539,14 +543,15 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if torch.is_inference_mode_enabled() and not types and _is_composite(func):
-            # without autograd a composite operator arrives whole: see into it here too
+        if getattr(func, "_opname", "") in _SEEN_INTO and not types:
             with self:
-                return func.decompose(*args, **kwargs or {})
+                seen = func.decompose(*args, **kwargs or {})
+            if seen is not NotImplemented:
+                return seen
         outer = self._running, self._args
         self._running, self._args = func, args
         try:
-            out = func(*args, **kwargs) if kwargs else func(*args)
+            out = below(func, args, kwargs or {})
         finally:
             self._running, self._args = outer
         known = self._known
@@ -608,15 +613,6 @@ skip_dynamo(Places.__torch_dispatch__)
 def _text_of_call(frame: FrameType, skip: frozenset[str]) -> str:
     near = nearest(frame, skip)
     return expression_of(near) if near is not None else ""
-
-
-@functools.cache
-def _is_composite(func: Any) -> bool:
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    name = func.name()  # type: ignore[no-untyped-call]
-    return has(name, "CompositeImplicitAutograd") and not has(name, "CPU")
 
 
 def _held(tensor: Tensor) -> Callable[[], Tensor]:

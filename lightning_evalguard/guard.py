@@ -284,14 +284,6 @@ class Guard:
     def _watch(self, now: Moment) -> dict[str, Subscriber]:
         if self._root is None or blinds_compiled(self._root):
             return {}
-        if torch.is_inference_mode_enabled():
-            # There composite operators take another path under any dispatch mode: nn.GRU and
-            # cross-attention then differ in the last bit (torch 2.13).
-            self.report.note(
-                f"the first step of {now.stage} was not watched operator by operator, because that "
-                'would move its last bit under inference mode; audit="full" runs it again instead'
-            )
-            return {}
         return self._subscribers(now)
 
     def _subscribers(self, now: Moment) -> dict[str, Subscriber]:

@@ -95,6 +95,44 @@ def test_what_draws_nothing_is_not_taken_for_a_draw(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# Below a mode torch excludes the keys above it, and operators that arrive whole take other paths.
+WHOLE = {
+    "Linear of a transposed batch": (nn.Linear(8, 20), (torch.randn(2, 8, 8).transpose(0, 1),)),
+    "GRU": (nn.GRU(24, 20, 2, batch_first=True), (torch.randn(3, 7, 24),)),
+    "RNN": (nn.RNN(16, 8), (torch.randn(5, 2, 16).transpose(0, 1),)),
+    "LSTM": (nn.LSTM(16, 8, 2, bidirectional=True), (torch.randn(5, 2, 16),)),
+    "attention": (nn.MultiheadAttention(16, 2), (torch.randn(9, 3, 16),) * 3),
+    "encoder": (nn.TransformerEncoderLayer(16, 2), (torch.randn(9, 3, 16),)),
+    "decoder": (nn.TransformerDecoderLayer(16, 2), (torch.randn(9, 3, 16), torch.randn(5, 3, 16))),
+}
+
+
+def leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value if isinstance(value, (list, tuple)) else ()
+    return [leaf for item in items for leaf in leaves(item)]
+
+
+@MODES
+@pytest.mark.parametrize("name", WHOLE)
+def test_results_are_the_same_to_the_bit(
+    name: str, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
+    module, args = WHOLE[name]
+    module.eval()
+    for autocast in (False, True):
+        with mode(), torch.autocast("cpu", enabled=autocast):
+            bare = leaves(module(*args))
+            with Watch(Log(lambda op: op.name)):
+                once = leaves(module(*args))
+                with Watch(Log(lambda op: op.name)):
+                    twice = leaves(module(*args))
+        assert [t.dtype for t in bare] == [t.dtype for t in once] == [t.dtype for t in twice]
+        assert all(map(torch.equal, bare, once))
+        assert all(map(torch.equal, bare, twice))
+
+
 def test_an_operator_knows_where_it_stands() -> None:
     class Head(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

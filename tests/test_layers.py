@@ -18,7 +18,6 @@ LAYERS = [
     {
         "_tree",
         "_dispatch",
-        "_waits",
         "_lines",
         "_loaders",
         "_ranks",
@@ -26,8 +25,8 @@ LAYERS = [
         "result",
         "ledger",
     },
-    {"_state", "_rollback", "_debug_mode", "checks", "confusion", "plot"},
-    {"_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
+    {"_state", "_rollback", "_waits", "checks", "confusion", "plot"},
+    {"_debug_mode", "_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
     {"taps"},
     {"guard", "recorder", "_lightning"},
     {"training_score", "record"},

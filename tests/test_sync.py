@@ -181,7 +181,7 @@ def test_each_idiom_is_found_at_its_line_and_each_near_miss_is_silent(
     tested = EvalGuard(metrics=None, audit="off", sync_steps=(0, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvalGuardWarning)
-        trainer(callbacks=[tested], inference_mode=False).test(module.Planted(), verbose=False)
+        trainer(callbacks=[tested]).test(module.Planted(), verbose=False)
     found = heard(guard, where) | heard(tested, where)
     expected = {f"{p}: {s}": float(n) for p in PLACES for s, n in waits.items() if n}
     assert sorted(found.items() - expected.items()) == []  # precision
@@ -754,7 +754,7 @@ def test_the_example_prints_its_five_and_the_mended_one_none(
     assert mended.strip() == "0 syncs"
 
 
-def test_steps_under_inference_mode_keep_their_bits_on_the_cpu(
+def test_steps_under_inference_mode_are_watched_and_keep_their_bits(
     trainer: Callable[..., pl.Trainer],
 ) -> None:
     class Recurrent(Honest):
@@ -765,6 +765,7 @@ def test_steps_under_inference_mode_keep_their_bits_on_the_cpu(
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.seen.append(self.gru(batch[0].unsqueeze(0))[0].clone())
+            self.seen[-1].sum().item()
 
     def outputs(*guards: EvalGuard) -> list[Tensor]:
         torch.manual_seed(0)
@@ -772,9 +773,12 @@ def test_steps_under_inference_mode_keep_their_bits_on_the_cpu(
         trainer(callbacks=list(guards)).validate(module, verbose=False)
         return module.seen
 
-    guard = EvalGuard(metrics=None, data="ignore")
-    assert all(torch.equal(a, b) for a, b in zip(outputs(), outputs(guard), strict=True))
-    assert any("under inference mode were not watched" in note for note in guard.report.notes)
+    guard = EvalGuard(metrics=None, data="ignore", sync_steps=(0, 1))
+    with pytest.warns(EvalGuardWarning, match="would make the host wait"):
+        watched = outputs(guard)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(), watched, strict=True))
+    assert sites(guard, "user", "validate") == {"self.seen[-1].sum().item()": 1.0}
+    assert guard.report.notes == []
 
 
 # On a device: a real one, or CUDA's dispatch code on the stand-in for its runtime

@@ -260,28 +260,10 @@ class SyncCheck(Check):
         watched = n < self._first or self._is_due(n)
         findings = self._findings() if watched else self._leave()
         if watched and self._root is not None and self._ready(self._root, args):
-            if self._moves_bits():
-                return findings + self._leave()
             self._moment, self._stage = dataclasses.replace(now), stage
             self._watched[stage] += 1
             self._enter(self._root, args)
         return findings
-
-    def _moves_bits(self) -> bool:
-        """Whether following tensors through the operators would move the step's last bit.
-
-        There composite operators take another path under any dispatch mode: nn.GRU and
-        cross-attention then differ (torch 2.13).
-        """
-        if self._watch is None or not self._watch.on_cpu or not torch.is_inference_mode_enabled():
-            return False
-        note = (
-            "syncs: on the CPU, steps under inference mode were not watched, because that would "
-            "move their last bit; Trainer(inference_mode=False) has them watched"
-        )
-        if note not in self.notes:
-            self.notes.append(note)
-        return True
 
     def _enter(self, root: nn.Module, args: tuple[Any, ...]) -> None:
         assert self._watch is not None
