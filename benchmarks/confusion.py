@@ -1,6 +1,6 @@
 """The confusion matrix against torchmetrics, paired in one run: update, reduction, figure.
 
-    python benchmarks/confusion.py [--quick] [--plot]
+    python benchmarks/confusion.py [--quick] [--plot] [--device cuda]
 
 Each pair is timed in turn, call by call, and the median of the ratios is printed: what else the
 machine does meanwhile falls on both alike. Ratios above 1 are in our favour.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -60,10 +61,12 @@ def paired(
 def clock(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def updates(budget: float, classes: tuple[int, ...], batches: tuple[int, ...]) -> None:
+def updates(budget: float, classes: tuple[int, ...], batches: tuple[int, ...], device: str) -> None:
     print("one batch as the guard counts it, logits float32 (labels where marked *)\n")
     print("| classes | batch | ours, ms | confusion matrix | 8-metric collection |")
     print("|---:|---:|---:|---:|---:|")
@@ -71,13 +74,15 @@ def updates(budget: float, classes: tuple[int, ...], batches: tuple[int, ...]) -
         for n in batches:
             scored = n * c <= LARGEST
             preds = torch.randn(n, c) if scored else torch.randint(c, (n,))
-            target = torch.randint(c, (n,))
+            preds, target = preds.to(device), torch.randint(c, (n,), device=device)
             ours = ConfusionMatrix(c, preds_are="logits" if scored else "labels", full=c <= 2048)
             theirs = tm.MulticlassConfusionMatrix(c, validate_args=False)
             # At 10,000 classes its matrices are 800 MB each, three of them.
             many = collection(c) if c < 10_000 else None
             timed = [
-                partial(m.update, preds, target) for m in (ours, theirs, many) if m is not None
+                partial(m.to(device).update, preds, target)
+                for m in (ours, theirs, many)
+                if m is not None
             ]
             with torch.inference_mode():
                 mine, ratios = paired(timed[0], timed[1:], budget)
@@ -142,15 +147,18 @@ def figures(plot: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, in about a minute")
+    parser.add_argument("--device", default="cpu", help="another than the CPU: updates alone")
     parser.add_argument("--plot", action="store_true", help="torchmetrics' plot at 100 classes too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.quick:
-        updates(0.3, (2, 10, 100, 1_000), (32, 2_048))
+        updates(0.3, (2, 10, 100, 1_000), (32, 2_048), options.device)
     else:
-        updates(1.0, CLASSES, BATCHES)
+        updates(0.3 if options.device != "cpu" else 1.0, CLASSES, BATCHES, options.device)
+    if options.device != "cpu":
+        sys.exit()
     print("\nreduction over two gloo processes, ms\n")
     print("| classes | ours, one all_reduce | 8-metric collection | ratio |")
     print("|---:|---:|---:|---:|", flush=True)

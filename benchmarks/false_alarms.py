@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 CHECKS = ("modes", "grad", "state", "stochastic", "batch")
+ACCELERATOR = "cpu"
 
 
 # --- one model, many times ----------------------------------------------------------------------
@@ -90,6 +91,8 @@ def digest(found: list[Tensor]) -> str:
 def generators() -> str:
     """Digest of the states of the three global generators."""
     h = hashlib.blake2b(torch.get_rng_state().numpy().tobytes(), digest_size=12)
+    if torch.cuda.is_initialized():
+        h.update(torch.cuda.get_rng_state().numpy().tobytes())
     h.update(repr(random.getstate()).encode())
     name, keys, *rest = np.random.get_state()
     h.update(keys.tobytes() + repr((name, rest)).encode())
@@ -224,8 +227,9 @@ def run(
     loader = DataLoader([batch, batch], batch_size=None)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
-            accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+            accelerator=ACCELERATOR, devices=1, max_epochs=1, default_root_dir=folder,
+            logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
             callbacks=[recorder, *([watch] if watch else [])],
         )  # fmt: skip
         seed(3)
@@ -409,20 +413,25 @@ def chosen(args: argparse.Namespace) -> list[Architecture]:
         every = [a for a in every if any(fnmatch.fnmatch(a.name, p) for p in args.only)]
     if args.sample and args.sample < len(every):
         every = sorted(random.Random(0).sample(every, args.sample), key=lambda a: a.name)
-    return every
+    part, parts = map(int, args.shard.split("/"))
+    return every[part - 1 :: parts]
 
 
 def main() -> None:
+    global ACCELERATOR
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="shell patterns on names")
     parser.add_argument("--sample", type=int, metavar="N", help="N of them, the same each time")
+    parser.add_argument("--shard", default="1/1", metavar="K/N", help="the K-th of N parts")
+    parser.add_argument("--accelerator", default="cpu", help="where Lightning runs them")
     parser.add_argument("--out", type=Path, default=Path("false_alarms.jsonl"))
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--timeout", type=int, default=120, help="seconds for one architecture")
     parser.add_argument("--without-guard", action="store_true", help="only what is true of them")
     args = parser.parse_args()
+    ACCELERATOR = args.accelerator
 
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)

@@ -1,6 +1,6 @@
 """What the default guard costs: whole fits with and without it, in turn; the median ratio counts.
 
-python benchmarks/overhead.py [--pairs 15] [--only transformer]
+python benchmarks/overhead.py [--pairs 15] [--only transformer] [--accelerator gpu]
 """
 
 from __future__ import annotations
@@ -91,11 +91,13 @@ def thousand() -> tuple[Any, Any]:
     return Classifier(net), {"train_dataloaders": train, "val_dataloaders": val}
 
 
-def seconds(make: Callable[[], tuple[Any, Any]], guards: list[Any], epochs: int) -> float:
+def seconds(
+    make: Callable[[], tuple[Any, Any]], guards: list[Any], epochs: int, accelerator: str
+) -> float:
     torch.manual_seed(0)
     module, data = make()
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False,
+        accelerator=accelerator, max_epochs=epochs, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=guards,
     )  # fmt: skip
     start = time.perf_counter()
@@ -107,17 +109,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--only", default="")
+    parser.add_argument("--accelerator", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'fit of':12} {'bare s':>8} {'guarded s':>10} {'median ratio':>13}  (ratios min-max)")
     for make, epochs in ((digits, 2), (transformer, 2), (mlp, 2), (thousand, 2)):
         if given.only not in make.__name__:
             continue
-        seconds(make, [EvalGuard()], 1)
+        seconds(make, [EvalGuard()], 1, given.accelerator)
         bare, guarded = [], []
         for i in range(given.pairs):
             for guard in (False, True) if i % 2 else (True, False):
-                took = seconds(make, [EvalGuard()] if guard else [], epochs)
+                guards = [EvalGuard()] if guard else []
+                took = seconds(make, guards, epochs, given.accelerator)
                 (guarded if guard else bare).append(took)
         ratios = sorted(g / b for g, b in zip(guarded, bare, strict=True))
         print(

@@ -3,6 +3,7 @@
     python benchmarks/sync.py mlp 200 11     # model, steps, pairs
     python benchmarks/sync.py bert 60 3
     python benchmarks/sync.py bert 14 0  # one watched step alone
+    python benchmarks/sync.py bert 60 7 gpu
 
 Both fits of a pair see the same data and seeds; their weights are compared bit for bit. The ratio
 is taken of wall time and of processor time, which other programs on the machine disturb less. The
@@ -78,14 +79,16 @@ class Clock(pl.Callback):
         self.at.append(time.process_time())
 
 
-def fit(model: type[Mlp], steps: int, *callbacks: pl.Callback) -> tuple[float, float, list[Tensor]]:
+def fit(
+    model: type[Mlp], steps: int, accelerator: str, *callbacks: pl.Callback
+) -> tuple[float, float, list[Tensor]]:
     gc.collect()  # a Trainer and its module hold each other
     torch.manual_seed(0)
     size = 4 if model is Bert else 8
     data = TensorDataset(torch.randn(steps * size, 32), torch.randint(0, 10, (steps * size,)))
     module = model()
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        accelerator=accelerator, max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
     )  # fmt: skip
     wall, cpu = time.perf_counter(), time.process_time()
@@ -99,18 +102,22 @@ def guard(**kwargs: Any) -> EvalGuard:
     return EvalGuard(**{k: v for k, v in OFF.items() if k in takes}, **kwargs)
 
 
-def main(name: str = "mlp", steps: str = "200", pairs: str = "11") -> None:
+def main(
+    name: str = "mlp", steps: str = "200", pairs: str = "11", accelerator: str = "cpu"
+) -> None:
     warnings.simplefilter("ignore")
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    torch.backends.cuda.enable_flash_sdp(False)  # whose backward pass is not the same twice
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     model, n = {"mlp": Mlp, "bert": Bert}[name], int(steps)
-    fit(model, 3, guard(sync="ignore"))
-    fit(model, 3, guard())
+    fit(model, 3, accelerator, guard(sync="ignore"))
+    fit(model, 3, accelerator, guard())
     ratios = []
     for k in range(int(pairs)):
         order = [guard(sync="ignore"), guard()]
-        runs = [fit(model, n, g) for g in (order if k % 2 else order[::-1])]
+        runs = [fit(model, n, accelerator, g) for g in (order if k % 2 else order[::-1])]
         bare, watched = runs if k % 2 else runs[::-1]
         assert all(torch.equal(a, b) for a, b in zip(bare[2], watched[2], strict=True))
         ratios.append((watched[0] / bare[0], watched[1] / bare[1]))
@@ -119,7 +126,7 @@ def main(name: str = "mlp", steps: str = "200", pairs: str = "11") -> None:
         print(f"{name}: {what} time, median ratio {statistics.median(values):.3f} ({spread})")
     clock = Clock()
     windows = guard(sync_steps=(n // 2, 10**9))
-    fit(model, n, clock, windows)
+    fit(model, n, accelerator, clock, windows)
     took = [b - a for a, b in zip(clock.at, clock.at[1:])]  # noqa: B905
     inside, outside = took[2 : n // 2 - 1], took[n // 2 + 1 :]
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,11 +44,11 @@ def _nobody_traces() -> Iterator[None]:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
-    """``trainer(**kwargs)``: one epoch on the CPU that writes and prints nothing."""
+    """``trainer(**kwargs)``: one epoch that writes and prints nothing, on the CPU by default."""
 
     def make(**kwargs: Any) -> pl.Trainer:
         settings: dict[str, Any] = {
-            "accelerator": "cpu",
+            "accelerator": os.environ.get("EVALGUARD_TEST_ACCELERATOR", "cpu"),
             "devices": 1,
             "max_epochs": 1,
             "logger": False,
