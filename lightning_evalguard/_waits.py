@@ -38,7 +38,7 @@ from lightning_evalguard._dispatch import below
 from lightning_evalguard._source import PLUMBING, expression_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
-Hear = Callable[[str, FrameType, float], None]
+Hear = Callable[[str, FrameType | None, float], None]
 
 SUPPORTED = hasattr(torch.library, "get_kernel")  # torch >= 2.9
 KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS"}
@@ -111,6 +111,14 @@ def skip_dynamo(function: F) -> F:
     return function
 
 
+def _caller(depth: int = 1) -> FrameType | None:
+    """Who called the caller; None on the autograd engine's threads, where nobody in Python did."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(depth):
+        frame = frame.f_back if frame is not None else None
+    return frame
+
+
 def _heard_by() -> Sequence[Watch]:
     if _here.watches:
         return _here.watches
@@ -119,7 +127,7 @@ def _heard_by() -> Sequence[Watch]:
     return ()
 
 
-def _tell(op: str, seconds: float, frame: FrameType) -> None:
+def _tell(op: str, seconds: float, frame: FrameType | None) -> None:
     for watch in tuple(_heard_by()):
         watch.tell(op, frame, seconds)
 
@@ -129,8 +137,8 @@ class Watch:
 
     Args:
         device_type: ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        hear: Called with the operator, the Python frame it was called from, and the seconds it
-            took.
+        hear: Called with the operator, the Python frame it was called from (None in the backward
+            pass on a device, which runs on threads of its own), and the seconds it took.
 
     Attributes:
         error: What `hear` raised, if it did: nothing is raised into the code that is watched.
@@ -153,7 +161,7 @@ class Watch:
         """Whether nothing waits, and it is found out what would."""
         return self._key == "CPU"
 
-    def tell(self, op: str, frame: FrameType, seconds: float) -> None:
+    def tell(self, op: str, frame: FrameType | None, seconds: float) -> None:
         """A wait was seen."""
         try:
             self._hear(op, frame, seconds)
@@ -316,7 +324,13 @@ def _once() -> None:
 
 
 def _timed(
-    op: str, waits: bool, frame: FrameType, call: Callable[..., Any], /, *args: Any, **kwargs: Any
+    op: str,
+    waits: bool,
+    frame: FrameType | None,
+    call: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     _here.inside = True
     for ear in second_ears:
@@ -340,7 +354,7 @@ def _blocking(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         if _here.inside or not _heard_by():
             return call(keys, *args, **kwargs)
         waits = kwargs.get("output_size") is None
-        return _timed(op, waits, sys._getframe(1), call, keys, *args, **kwargs)
+        return _timed(op, waits, _caller(), call, keys, *args, **kwargs)
 
     return kernel
 
@@ -352,7 +366,7 @@ def _blocking_on_cpu(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         places = _here.places
         if places is None or _here.inside:
             return call(keys, *args, **kwargs)
-        frame = sys._getframe(1)
+        frame = _caller()
         waits = kwargs.get("output_size") is None and places.waits(op, args, frame)
         return _timed(op, waits, frame, call, keys, *args, **kwargs)
 
@@ -366,7 +380,7 @@ def _copying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         if non_blocking or dst.device.type == src.device.type or _here.inside or not _heard_by():
             return call(keys, dst, src, non_blocking)
         op = _TO_HOST if dst.device.type == "cpu" else _TO_DEVICE
-        return _timed(op, True, sys._getframe(1), call, keys, dst, src, non_blocking)
+        return _timed(op, True, _caller(), call, keys, dst, src, non_blocking)
 
     return kernel
 
@@ -376,7 +390,7 @@ def _reading(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling() or _here.inside or not _heard_by():
             return original(tensor, *args, **kwargs)
         waits = tensor.device.type in ("cuda", "mps")
-        return _timed(name, waits, sys._getframe(1), original, tensor, *args, **kwargs)
+        return _timed(name, waits, _caller(), original, tensor, *args, **kwargs)
 
     return method
 
@@ -387,7 +401,7 @@ def _reading_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., An
             return original(tensor, *args, **kwargs)
         places = _here.places
         waits = places.on_device(tensor)
-        out = _timed(name, waits, sys._getframe(1), original, tensor, *args, **kwargs)
+        out = _timed(name, waits, _caller(), original, tensor, *args, **kwargs)
         return places.moved(tensor, out, False) if name == "cpu" else out
 
     return method
@@ -397,7 +411,7 @@ def _moving_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or _here.places is None or _here.inside:
             return original(tensor, *args, **kwargs)
-        places, frame = _here.places, sys._getframe(1)
+        places, frame = _here.places, _caller()
         before = places.on_device(tensor)
         out = original(tensor, *args, **kwargs)
         after = places.destination(frame, *args, **kwargs)
@@ -417,7 +431,7 @@ def _making_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or _here.places is None or _here.inside:
             return original(tensor, *args, **kwargs)
-        places, frame = _here.places, sys._getframe(1)
+        places, frame = _here.places, _caller()
         waits = bool(places.of(tensor)) and "device" not in kwargs
         out = _timed(_TO_DEVICE, waits, frame, original, tensor, *args, **kwargs)
         if waits:
@@ -431,7 +445,7 @@ def _synchronizing(name: str, original: Callable[..., Any]) -> Callable[..., Any
     def synchronize(*args: Any, **kwargs: Any) -> Any:
         if _here.inside or not _heard_by():
             return original(*args, **kwargs)
-        return _timed(name, True, sys._getframe(1), original, *args, **kwargs)
+        return _timed(name, True, _caller(), original, *args, **kwargs)
 
     return synchronize
 
@@ -500,7 +514,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # what a compiled function returns was made by no operator
         return _compiled_anything() if known is None else known
 
-    def waits(self, op: str, args: tuple[Any, ...], frame: FrameType) -> bool:
+    def waits(self, op: str, args: tuple[Any, ...], frame: FrameType | None) -> bool:
         """Whether the host would wait for a blocking operator on these arguments."""
         known = {self.of(a) for a in args if isinstance(a, Tensor)}
         if op == "_local_scalar_dense":
@@ -519,13 +533,13 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = _flat(self._args)
         return any(self.of(tensor) for tensor in inputs) or _compiled_anything()
 
-    def destination(self, frame: FrameType, *args: Any, **kwargs: Any) -> bool | None:
+    def destination(self, frame: FrameType | None, *args: Any, **kwargs: Any) -> bool | None:
         """Where ``tensor.to(*args, **kwargs)`` would move it; None for a change of dtype."""
         for arg in (*args, *kwargs.values()):
             if isinstance(arg, Tensor):
                 return self.of(arg)
             if isinstance(arg, (str, torch.device)):
-                return "cpu" not in expression_of(frame)
+                return frame is None or "cpu" not in expression_of(frame)
         return None
 
     def leave(self) -> None:
@@ -568,7 +582,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         on_device = True
         name = self._previous = getattr(func, "_opname", "")
         if none or name == "lift_fresh":
-            on_device = self._made(name, sys._getframe(1))
+            on_device = self._made(name, _caller())
         elif name == "copy_":
             self._copied(*args)
             return out  # `args[0]` stays where it is
@@ -584,7 +598,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.put(out[1], False)  # the batch sizes, which RNNs read
         return out
 
-    def _made(self, op: str, frame: FrameType) -> bool | None:
+    def _made(self, op: str, frame: FrameType | None) -> bool | None:
         """Where a tensor made from nothing lives, by the source text of the call."""
         text = _text_of_call(frame, _SELF)
         if "device" in text and not _ON_CPU.search(text):
@@ -598,19 +612,19 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _copied(self, dst: Tensor, src: Tensor, non_blocking: bool = False) -> None:
         there, here = self.of(dst), self.of(src)
         if not non_blocking and not _here.inside and {there, here} == {True, False}:
-            _tell(_TO_DEVICE if there else _TO_HOST, 0.0, sys._getframe(2))
+            _tell(_TO_DEVICE if there else _TO_HOST, 0.0, _caller(2))
 
     def _indexed(self, tensor: Tensor, indices: Sequence[Tensor | None], *_: Any) -> None:
         if self.of(tensor):
             for index in indices:
                 if index is not None and self.of(index) is False and not _here.inside:
-                    _tell(_TO_DEVICE, 0.0, sys._getframe(2))
+                    _tell(_TO_DEVICE, 0.0, _caller(2))
 
 
 skip_dynamo(Places.__torch_dispatch__)
 
 
-def _text_of_call(frame: FrameType, skip: frozenset[str]) -> str:
+def _text_of_call(frame: FrameType | None, skip: frozenset[str]) -> str:
     near = nearest(frame, skip)
     return expression_of(near) if near is not None else ""
 

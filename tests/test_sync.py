@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import importlib.util
 import os
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import sync_idioms as table
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, allow
 from lightning_evalguard._debug_mode import DebugMode
-from lightning_evalguard._waits import SUPPORTED, Watch
+from lightning_evalguard._waits import SUPPORTED, Watch, _caller
 from lightning_evalguard.checks.sync import SyncCheck
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="torch >= 2.9 has get_kernel")
@@ -840,6 +841,20 @@ class TestOnADevice:
 
         assert sites(watch(fit, Hooked(), **gpu), "user") == {"grad.sum().item()": 1.0}
 
+    def test_what_the_backward_pass_waits_for_on_its_own_thread_is_autograds(
+        self, fit: Fit
+    ) -> None:
+        class Masked(Honest):
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                values = self(batch[0])
+                with allow("sync", reason="the test is about the way back"):
+                    return values[values > 0].sum()
+
+        guard = watch(fit, Masked(), **gpu)
+        heard = [s for s in guard.report.syncs if s.owner == "autograd" and s.stage == "fit"]
+        assert [(s.location, s.op, s.per_step) for s in heard] == [("", "nonzero", 1.0)]
+        assert str(heard[0]).startswith("`the backward pass` (nonzero), 1.0 per training step")
+
     def test_cudas_own_switch_hears_what_nobody_else_does_and_is_put_back(self) -> None:
         number, shown = torch.ones(1, device="cuda"), warnings.showwarning
         ear, watch_ = DebugMode(), Watch("cuda", lambda op, frame, seconds: None)
@@ -886,6 +901,18 @@ class TestOnADevice:
         assert first > 15.0 > 5.0 > second  # who comes first waits for all that was queued
 
 
+def test_a_kernel_that_nobody_in_python_called_has_no_caller() -> None:
+    callers, done = [], threading.Event()
+
+    def kernel() -> None:
+        callers.append(_caller())
+        done.set()
+
+    _thread.start_new_thread(kernel, ())  # as on the autograd engine's threads
+    assert done.wait(5)
+    assert callers == [None]
+
+
 @pytest.mark.cuda
 def test_on_cudas_dispatch_code_without_a_gpu() -> None:
     python = os.environ.get("EVALGUARD_CUDA_PYTHON") or sys.executable
@@ -908,4 +935,4 @@ def test_on_cudas_dispatch_code_without_a_gpu() -> None:
         text=True,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "6 passed" in ran.stdout
+    assert "7 passed" in ran.stdout

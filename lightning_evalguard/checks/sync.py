@@ -78,7 +78,8 @@ class Sync:
     """One place at which the host waits for the device.
 
     Attributes:
-        location: ``file:line`` of the user's code, or of the library where no user code asked.
+        location: ``file:line`` of the user's code, or of the library where no user code asked;
+            empty for what the backward pass does on threads of its own.
         expression: The source text there.
         owner: ``user``, ``lightning``, ``torchmetrics``, ``autograd``, or another package.
         stage: ``fit``, ``validate`` (the sanity check too), ``test`` or ``predict``.
@@ -112,8 +113,9 @@ class Sync:
         cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
         owner = f"{self.owner}, {self.via}" if self.via else self.owner
         mend = f". {self.remedy}" if self.remedy else ""
+        place = f"{_short(shown_path(self.location))}: " if self.location else ""
         return (
-            f"{_short(shown_path(self.location))}: `{self.expression}` ({self.op}), "
+            f"{place}`{self.expression}` ({self.op}), "
             f"{self.per_step:.1f} per {_STEPS.get(self.stage, 'step')}{cost} [{owner}]{mend}"
         )
 
@@ -309,7 +311,7 @@ class SyncCheck(Check):
 
     # Waits
 
-    def _hear(self, op: str, frame: FrameType, seconds: float) -> None:
+    def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
         assert self._watch is not None
         on_cpu = self._watch.on_cpu
         at = _where(frame, on_cpu)
@@ -430,7 +432,7 @@ def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
                 user = frame
         frame = frame.f_back
     if near is None:
-        return _Where("", "", "", "autograd", "", inside, hook)
+        return _Where("", "the backward pass", "", "autograd", "", inside, hook)
     shown = site_of(user or near)
     if not owner:
         owner = _NAMES.get(owner_of(near.f_code.co_filename), owner_of(near.f_code.co_filename))
