@@ -260,14 +260,11 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @functools.cache
 def _keeps_views(func: Any) -> bool:
     """Whether an operator has been at the keys above a mode before it arrives there."""
-    if not isinstance(func, torch._ops.OpOverload) or _NO_SNAPSHOT:
+    if not isinstance(func, torch._ops.OpOverload):
         return True
     return bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "ADInplaceOrView")  # type: ignore[no-untyped-call]
     )
-
-
-_NO_SNAPSHOT = not hasattr(torch._C, "_RestorePythonTLSSnapshot")
 
 
 def _schema(func: Any) -> Any:
