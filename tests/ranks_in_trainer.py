@@ -363,6 +363,24 @@ ASKED["fsdp2, mode"] = lambda guard: fsdp2(lambda net: net.get_submodule("1").tr
 ASKED["fsdp2, shard"] = lambda guard: fsdp2(write_shard)
 
 
+def without_a_store(name: str) -> Callable[[EvalGuard], Any]:
+    """A scenario on a torch that has taken its private way to the group's store away."""
+
+    def act(guard: EvalGuard) -> Any:
+        theirs = dist.distributed_c10d
+        taken = theirs._get_default_store
+        del theirs._get_default_store
+        try:
+            return SCENARIOS[name](guard)
+        finally:
+            theirs._get_default_store = taken
+
+    return act
+
+
+ASKED |= {f"without a store, {name}": without_a_store(name) for name in SCENARIOS}
+
+
 def main(rank: int, port: str, folder: str, *only: str) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "NODE_RANK": "0",

@@ -555,6 +555,36 @@ def test_a_fault_of_ours_on_one_rank_costs_the_matrix_alone(
     assert notes[0].startswith("the confusion matrix failed inside lightning-evalguard")
 
 
+WITHOUT_A_STORE: dict[str, Any] = {
+    "sanity check": EvalGuardError,
+    "first batch": EvalGuardError,
+    "first batch, own collectives": EvalGuardError,
+    "last batch": EvalGuardError,
+    "test, last batch": EvalGuardError,
+    "rank 0 alone": EvalGuardError,
+    "first training step": EvalGuardError,
+    "empty_rank_and_a_breach": EvalGuardError,
+    "empty_rank": 27,
+    "two_guards": [25, 25],
+}
+
+
+def test_without_the_groups_store_the_ranks_agree_over_collectives(tmp_path: Path) -> None:
+    names = [f"without a store, {name}" for name in WITHOUT_A_STORE]
+    done = script("ranks_in_trainer.py", free_port(), tmp_path, *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    for name, expected in zip(names, WITHOUT_A_STORE.values(), strict=True):
+        (value, error, waited, _), (other, same, _, _) = (rank[name] for rank in ranks)
+        assert (name, error) == (name, same)
+        assert waited < 10
+        if expected is EvalGuardError:
+            assert error.startswith("EvalGuardError: ")
+            assert f"on rank {0 if 'rank 0' in name or 'empty' in name else 1}" in error
+        else:
+            assert (value, other, error) == (expected, expected, "")
+
+
 def test_a_guard_on_rank_0_alone_waits_once_and_says_so(happened: list[dict[str, Any]]) -> None:
     notes, error, waited, _ = happened[0]["guard_on_rank_0_only"]
     assert error == ""
