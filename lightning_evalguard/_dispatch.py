@@ -12,7 +12,6 @@ import functools
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from types import FrameType
 from typing import Any
@@ -150,26 +149,23 @@ def modules_around(frame: FrameType | None) -> Iterator[nn.Module]:
         frame = frame.f_back
 
 
-class _Depth(threading.local):
-    """How many `aside` blocks are entered in this thread."""
+class _Aside(threading.local):
+    """``with aside:`` no `Watch` entered outside hears what runs inside, in this thread.
 
-    asides = 0
-
-
-_depth = _Depth()
-
-
-@contextmanager
-def aside() -> Iterator[None]:
-    """Compute something of the guard's own: no `Watch` entered outside hears what runs inside.
-
-    With two guards on one trainer, the one works within what the other watches.
+    For what the guard computes for itself: with two guards on one trainer, the one works within
+    what the other watches. A class of its own, for it is entered many times a step.
     """
-    _depth.asides += 1
-    try:
-        yield
-    finally:
-        _depth.asides -= 1
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+aside = _Aside()
 
 
 class Subscriber:
@@ -199,7 +195,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._before = [s for s in subscribers if type(s).before is not Subscriber.before]
         self._after = [s for s in subscribers if type(s).after is not Subscriber.after]
         self._index = 0
-        self._depth = _depth.asides
+        self._depth = aside.depth
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -213,7 +209,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if _depth.asides != self._depth:
+        if aside.depth != self._depth:
             return below(func, args, kwargs or {})
         op = Op(func, args, kwargs or {}, self._index)
         self._index += 1

@@ -324,7 +324,7 @@ class Guard:
                     beside=self._replays.beside(),
                     isolate=self._replays.isolate,
                 )
-                with aside(), look:
+                with aside, look:
                     return self._shown_again(now, look)
             except CannotReplay as error:
                 why = str(error)
@@ -361,7 +361,7 @@ class Guard:
         for pair in self._hearing(event):
             check, policy = pair
             try:
-                with aside():
+                with aside:
                     findings = [
                         f for f in map(self._with_known_line, ask(check)) if not self._is_allowed(f)
                     ]

@@ -186,7 +186,7 @@ class Rows(Subscriber):
 
         def hook(module: nn.Module, args: Any, outputs: Any) -> None:
             if not _is_metric(module):
-                with aside():  # our own operators are none of the step's
+                with aside:  # our own operators are none of the step's
                     self.returned(outputs, module)
 
         handle = _module.register_module_forward_hook(hook)
