@@ -622,10 +622,11 @@ class _Scores:
                 name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
                 if name not in self._theirs:
                     self._log_scalar(name, value)
-                elif fact := result.difference(
-                    score, float(trainer.callback_metrics[name]), self._reason(name)
-                ):
-                    differing.append(_differs(name, fact, result))
+                    continue
+                theirs = float(trainer.callback_metrics[name])
+                fact, remedy = result.explained(score, theirs, self._reason(name))
+                if fact:
+                    differing.append(_differs(name, fact, remedy, result))
         self._report.add(differing)
         if not trainer.is_global_zero:
             return
@@ -707,14 +708,13 @@ def _why_not(trainer: Trainer) -> str | None:
     return _lightning.why_not_again(trainer)
 
 
-def _differs(key: str, fact: str, result: ConfusionResult) -> Finding:
+def _differs(key: str, fact: str, remedy: str, result: ConfusionResult) -> Finding:
     """The module logs `key` itself, with another value than the matrix gives."""
     return Finding(
         check="metrics",
         stage="test" if key.startswith("test") else "validate",
         fact=fact,
-        remedy="Log the metric object itself and reset it each epoch, or delete the line and let "
-        "this value be logged.",
+        remedy=remedy,
         subject=key,
         leads="subject",
         epoch=result.epoch,

@@ -28,6 +28,9 @@ _NEAR = 1_000
 # On the CPU, max finds value and index in six tenths of the time of argmax; among many classes the
 # highest of each block comes first, since amax is vectorised there and neither is (torch 2.13).
 _FEW, _MANY, _BLOCK = 32, 256, 64
+# Up to so many scores one search is faster than a comparison for each cut. Beyond, comparisons are
+# written in the type of what they compare, since those into bool are not vectorised: a fifth.
+_FEW_SCORES = 1024
 
 
 class ConfusionMetrics:
@@ -162,6 +165,8 @@ class Layout:
         top_k: Each k of the top-k accuracies.
         full: Whether the matrix itself is kept.
         exact: False where `num_classes` is only the room there is.
+        by_batch: Whether logits of batches that have all of them in [0, 1] are counted apart,
+            which torchmetrics takes for probabilities.
     """
 
     task: Task
@@ -172,25 +177,34 @@ class Layout:
     top_k: tuple[int, ...] = ()
     full: bool = True
     exact: bool = True
+    by_batch: bool = False
 
     @property
     def cuts(self) -> tuple[float, ...]:
         """Where the number line is cut: a binary score's column is how many cuts lie below it."""
         low, high = _TINY, _ABOVE_ONE
-        logit = math.log(self.threshold / (1 - self.threshold))
         return {
-            "logits": (logit,),
+            "logits": tuple(sorted({self.logit, self.threshold})),
             "probs": (low, self.threshold, high),
             "labels": (-0.5, 0.5, 1.5),
-            "unknown": tuple(sorted({low, logit, self.threshold, high})),
-        }[self.preds_are]
+            "unknown": tuple(sorted({low, self.logit, self.threshold, high})),
+        }["unknown" if self.by_batch else self.preds_are]
 
-    def answers(self, preds_are: str) -> list[int]:
-        """What each column between `cuts` says, read as `preds_are`: 0, 1, or 2 for neither."""
+    @property
+    def logit(self) -> float:
+        """Of the threshold."""
+        return math.log(self.threshold / (1 - self.threshold))
+
+    def answers(self, preds_are: str, cut: float | None = None) -> list[int]:
+        """What each column between `cuts` says, read as `preds_are`: 0, 1, or 2 for neither.
+
+        Args:
+            preds_are: ``logits``, ``probs`` or ``labels``.
+            cut: Where logits are cut, by default at the logit of the threshold.
+        """
         edges = [-math.inf, *self.cuts, math.inf]
         if preds_are == "logits":
-            cut = math.log(self.threshold / (1 - self.threshold))
-            return [int(low >= cut) for low in edges[:-1]]
+            return [int(low >= (self.logit if cut is None else cut)) for low in edges[:-1]]
         below, cut, above = (
             (-0.5, 0.5, 1.5) if preds_are == "labels" else (_TINY, self.threshold, _ABOVE_ONE)
         )
@@ -229,9 +243,8 @@ class Layout:
         low, high = self.rows
         if self.task == "multiclass" and not self.full:
             return (high - low + 2) + 2 * (self.num_classes + 1)
-        return (self.num_classes if self.task == "multilabel" else 1) * (
-            (high - low + 1) * self.width
-        )
+        labels = self.num_classes if self.task == "multilabel" else 1
+        return (1 + self.by_batch) * labels * (high - low + 1) * self.width
 
     def split(self, table: Tensor) -> tuple[Tensor, int, int]:
         """Rows of the classes, and how many targets were ignored and out of range.
@@ -267,6 +280,7 @@ class ConfusionMatrix(Metric):
         full: Keep the matrix; else support, predicted and hits of each class, and the confused
             pairs as keys in a buffer that is compacted when it is full.
         exact: False where `num_classes` is only the room there is.
+        by_batch: Count the logits of batches apart that have all of them in [0, 1].
         kwargs: As of `torchmetrics.Metric`.
 
     Example:
@@ -284,6 +298,7 @@ class ConfusionMatrix(Metric):
     counts: Tensor
     hits: Tensor
     _one: Tensor
+    _edges: Tensor
 
     def __init__(
         self,
@@ -296,13 +311,14 @@ class ConfusionMatrix(Metric):
         top_k: tuple[int, ...] = (),
         full: bool = True,
         exact: bool = True,
+        by_batch: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if task == "binary":
             num_classes = 2
         self.layout = layout = Layout(
-            task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact
+            task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact, by_batch
         )
         self._rows, self._width, self._near = layout.rows, layout.width, layout.near
         self._cuts = layout.cuts if task != "multiclass" else ()
@@ -313,6 +329,7 @@ class ConfusionMatrix(Metric):
             self.add_state("counts", zeros, dist_reduce_fx="sum")
             self.add_state("hits", torch.zeros(len(top_k), dtype=torch.long), dist_reduce_fx="sum")
             self.register_buffer("_one", torch.ones(1, dtype=torch.long), persistent=False)
+            self.register_buffer("_edges", torch.tensor(self._cuts), persistent=False)
             self._pairs = None if full or task != "multiclass" else _Pairs(num_classes)
 
     @classmethod
@@ -367,6 +384,9 @@ class ConfusionMatrix(Metric):
         else:
             p = scores.argmax(dim=1, keepdim=True)
             top, p = scores.gather(1, p).squeeze(1), p.squeeze(1)
+        if on_cpu and top.numel() > _FEW_SCORES and top.dtype == torch.float32:
+            nan = torch.ne(top, top, out=torch.empty_like(top)).mul_(scores.shape[1])
+            return torch.maximum(p, nan.long())
         return p.masked_fill_(top.isnan(), scores.shape[1])
 
     def _row(self, target: Tensor) -> Tensor:
@@ -412,23 +432,41 @@ class ConfusionMatrix(Metric):
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
         if preds.dtype in (torch.float16, torch.bfloat16):
             preds = preds.float()  # or the cut itself would be rounded to 16 bits
-        column = (preds > self._cuts[0]).long()
-        for cut in self._cuts[1:]:
-            column += preds > cut
-        if preds.is_floating_point():
-            column.masked_fill_(preds.isnan(), self._width - 1)
+        column = self._column(preds)
         if target.is_floating_point():
             # Only 0 and 1 are answers: a share, as of soft labels, is out of range; NaN too.
             beyond = self._rows[1] - (not self._near)
             target = torch.where(target == target.trunc(), target, beyond)
         index = self._cell(column, self._row(target.long()), 0)
+        tables = 1 + self.layout.by_batch
         if many:
             labels = self.layout.num_classes
             if preds.ndim < 2 or preds.shape[1] != labels:
                 raise ValueError(f"preds {tuple(preds.shape)} do not have {labels} labels in dim 1")
-            offset = torch.arange(labels, device=index.device) * (self.layout.bins // labels)
+            offset = torch.arange(labels, device=index.device)
+            offset *= self.layout.bins // tables // labels
             index = index.view(preds.shape).add_(offset.view(-1, *[1] * (preds.ndim - 2)))
+        if tables == 2:
+            low, high = preds.aminmax()
+            index.add_((low >= 0) & (high <= 1), alpha=self.layout.bins // 2)
         return index.reshape(-1)
+
+    def _column(self, preds: Tensor) -> Tensor:
+        """How many cuts lie below each of `preds`; one more than all of them for NaN."""
+        device = preds.device.type
+        few = device == "cuda" or (device == "cpu" and preds.numel() <= _FEW_SCORES)
+        if few and preds.dtype == torch.float32:
+            column = torch.bucketize(preds.contiguous(), self._edges)
+            return column.masked_fill_(preds.isnan(), self._width - 1)
+        if preds.dtype == torch.bool:
+            preds = preds.byte()
+        column, each = torch.empty_like(preds), torch.empty_like(preds)
+        torch.gt(preds, self._cuts[0], out=column)
+        for cut in self._cuts[1:]:
+            column += torch.gt(preds, cut, out=each)
+        if preds.is_floating_point():
+            column.add_(torch.ne(preds, preds, out=each), alpha=self._width - 1)
+        return column.long()
 
     def compute(self) -> Tensor:
         """The matrix ``(C, C)``, rows the targets; ``(L, 2, 2)`` for a multilabel task.
@@ -602,15 +640,13 @@ def _read_yes_or_no(
     layout: Layout, counts: Tensor, pairs: tuple[Tensor, Tensor] | None, least: int
 ) -> ConfusionResult:
     labels = layout.num_classes if layout.task == "multilabel" else 1
-    table = counts.view(labels, -1, layout.width).transpose(0, 1)
-    rows, ignored, out_of_range = layout.split(table)  # (2, L, columns)
+    tables = counts.view(1 + layout.by_batch, labels, -1, layout.width).transpose(1, 2)
+    rows, ignored, out_of_range = layout.split(tables.sum(0))  # (2, L, columns)
     preds_are = layout.preds_are
     if preds_are == "unknown":
         outside = [i for i, a in enumerate(layout.answers("probs")) if a == 2]
         preds_are = "logits" if rows[:, :, outside].any() else "probs"
-    cells = torch.zeros(labels, 2, 3, dtype=torch.long)
-    for column, answer in enumerate(layout.answers(preds_are)):
-        cells[:, :, answer] += rows[:, :, column].T
+    cells = _answered(rows, layout.answers(preds_are))
     matrix = cells[:, :, :2].clone()
     common: dict[str, Any] = {
         "ignored": ignored,
@@ -618,6 +654,7 @@ def _read_yes_or_no(
         "nan_preds": int(rows[:, :, -1].sum()),
         "unusable_preds": int(cells[:, :, 2].sum()),
         "preds_are": preds_are,
+        "misread": _misread(layout, tables) if preds_are == "logits" else (),
     }
     if layout.task == "binary":
         matrix = matrix[0]
@@ -634,6 +671,40 @@ def _read_yes_or_no(
         judged=matrix.sum((1, 2)),
         **common,
     )
+
+
+def _answered(rows: Tensor, answers: Sequence[int]) -> Tensor:
+    """Cells ``(L, 2, 3)`` of rows ``(2, L, columns)``: no, yes and neither."""
+    cells = torch.zeros(rows.shape[1], 2, 3, dtype=torch.long)
+    for column, answer in enumerate(answers):
+        cells[:, :, answer] += rows[:, :, column].T
+    return cells
+
+
+def _misread(layout: Layout, tables: Tensor) -> tuple[tuple[Tensor, str], ...]:
+    """What is counted where logits are taken for something else, and how to say so.
+
+    Args:
+        layout: How they are laid out.
+        tables: Counts ``(1, rows, L, columns)``, or ``(2, ...)`` if `layout` is by batch.
+    """
+    logits, *inside = (layout.split(table)[0] for table in tables)
+    said = []
+    for rows in inside:
+        if n := int(rows.sum()):
+            guessed = _answered(logits, layout.answers("logits"))
+            guessed += _answered(rows, layout.answers("probs"))
+            unit = "answers" if layout.task == "multilabel" else "samples"
+            said.append(
+                (guessed, f"the logits of {n:,} {unit} were taken for probabilities, because all "
+                 "of their batch lie in [0, 1]")
+            )  # fmt: skip
+    if layout.logit != layout.threshold:
+        rows = sum(inside, logits)
+        cut = _answered(rows, layout.answers("logits", layout.threshold))
+        said.append((cut, f"it cuts logits at {layout.threshold:g}, expected {layout.logit:g}"))
+    one = layout.task == "binary"
+    return tuple((cells[0, :, :2] if one else cells[:, :, :2], why) for cells, why in said)
 
 
 def _blockwise_max(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from lightning_evalguard.confusion import (
 )
 from lightning_evalguard.result import ConfusionResult
 from lightning_evalguard.sources import Pair
-from lightning_evalguard.taps import LossTap, MetricTap, refusal
+from lightning_evalguard.taps import LossTap, MetricTap, metrics_of, refusal
 
 
 @dataclass
@@ -298,6 +298,9 @@ class Recorder:
         if layout is None:
             known = len(entry.names) if entry.names else entry.known
             layout = sources.layout_of(pair, self.config, known)
+            if layout.preds_are in ("logits", "unknown") and layout.task != "multiclass":
+                guesses = self._module is not None and any(metrics_of(self._module))
+                layout = replace(layout, by_batch=guesses)
         state = ConfusionMatrix.of(layout).to(pair.preds.device)
         return _Source(kind, {name}, layout, state, pair.source)
 
@@ -474,7 +477,8 @@ class Recorder:
         """What the first evaluation showed stays so for the run."""
         assert entry.layout is not None
         if entry.layout.preds_are == "unknown" and result.total:
-            entry.layout = replace(entry.layout, preds_are=result.preds_are)
+            by_batch = entry.layout.by_batch and result.preds_are == "logits"
+            entry.layout = replace(entry.layout, preds_are=result.preds_are, by_batch=by_batch)
             if (source := entry.chosen) is not None:
                 source.layout = entry.layout
                 source.state = ConfusionMatrix.of(entry.layout).to(source.state.device)

@@ -68,6 +68,8 @@ class ConfusionResult:
     step: int | None = None
     pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     judged: Tensor | None = field(default=None, repr=False)
+    # Matrices that logits give which are taken for something else, and how to say so.
+    misread: tuple[tuple[Tensor, str], ...] = field(default=(), repr=False)
 
     @property
     def total(self) -> int:
@@ -183,6 +185,10 @@ class ConfusionResult:
             >>> print(confmat.result().difference("accuracy", 75.0))
             is 75.0000, expected 0.7500 (accuracy); it is in percent
         """
+        return self.explained(score, theirs, why)[0]
+
+    def explained(self, score: str, theirs: float, why: str = "") -> tuple[str, str]:
+        """As `difference`, and what to do about it."""
         return _difference(self, score, theirs, why)
 
     def problems(self) -> list[str]:
@@ -273,28 +279,47 @@ def _insight(result: ConfusionResult) -> str:
     return ""
 
 
-def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> str:
+_OR = "or delete the line and let this value be logged."
+_LOG_IT = f"Log the metric object itself and reset it each epoch, {_OR}"
+
+
+def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> tuple[str, str]:
     ours = result.scores.get(score, math.nan)
     if math.isnan(ours) or math.isnan(theirs) or _close(ours, theirs):
-        return ""
+        return "", ""
     fact = f"is {theirs:.4f}, expected {ours:.4f} ({score})"
+    for matrix, how in result.misread:
+        if _close(theirs, _of_yes_or_no(matrix).get(score, math.nan)):
+            return f"{fact}; {how}", f"Give it `logits.sigmoid()`, {_OR}"
+    why = _reason(result, score, theirs, ours) or why
+    general = "a mean of batch values or a metric that is not reset gives another value"
+    return f"{fact}; {why or general}", _LOG_IT
+
+
+def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:
+    """Scores of a binary matrix ``(2, 2)``, or of one for each label ``(L, 2, 2)``."""
+    if matrix.ndim == 2:
+        return _scores.multiclass(matrix.sum(1), matrix.sum(0), matrix.diagonal())
+    support, predicted = matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)
+    return _scores.multilabel(support, predicted, matrix[:, 1, 1], matrix.sum((1, 2)))
+
+
+def _reason(result: ConfusionResult, score: str, theirs: float, ours: float) -> str:
+    """Which other score the value is, if any."""
     if _close(ours, theirs / 100):
-        return f"{fact}; it is in percent"
+        return "it is in percent"
     averaged = score.split("_")[0] in ("precision", "recall", "f1")
     if averaged and _close(theirs, result.scores.get("accuracy", math.nan)):
-        return f"{fact}; {theirs:.4f} is the accuracy, which micro averaging gives"
+        return f"{theirs:.4f} is the accuracy, which micro averaging gives"
     if score.endswith("_macro"):
         each = _scores.per_class(
             result.support, result.predicted, result.true_positives, result.judged
         )
         everyone = getattr(each, score.removesuffix("_macro"), None)
         if everyone is not None and _close(theirs, float(everyone.mean())):
-            return f"{fact}; classes that do not occur count as 0 in it"
+            return "classes that do not occur count as 0 in it"
     same = [k for k, v in result.scores.items() if "/" not in k and _close(v, theirs)]
-    if same:
-        return f"{fact}; {theirs:.4f} is {same[0]}"
-    general = "a mean of batch values or a metric that is not reset gives another value"
-    return f"{fact}; {why or general}"
+    return f"{theirs:.4f} is {same[0]}" if same else ""
 
 
 def _close(a: float, b: float) -> bool:

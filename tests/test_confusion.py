@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics.classification import BinaryStatScores, MultilabelStatScores
 from torchmetrics.functional import classification as tm
 
 from lightning_evalguard.confusion import ConfusionMatrix, ConfusionMetrics
@@ -90,10 +91,65 @@ def test_any_yes_or_no_answers_give_sklearns_matrix(
         many = ConfusionMatrix(labels, "multilabel", preds_are=kind, threshold=threshold)
         many.update(preds, target)
         assert many.compute().tolist() == expected.tolist()
-    one = ConfusionMatrix(2, "binary", preds_are=kind, threshold=threshold)
-    one.update(preds[:, 0], target[:, :1])
     first = confusion_matrix(target[:, 0].long(), exact[:, 0], labels=[0, 1])
-    assert one.compute().tolist() == first.tolist()
+    for by_batch in (False, kind == "logits"):
+        one = ConfusionMatrix(2, "binary", preds_are=kind, threshold=threshold, by_batch=by_batch)
+        for p, t in zip(preds[:, 0].split(7), target[:, :1].split(7), strict=True):
+            one.update(p, t)
+        assert one.compute().tolist() == first.tolist()
+
+
+@pytest.mark.parametrize("preds_are", ["logits", "probs", "unknown"])
+def test_many_scores_at_once_fall_where_few_do(preds_are: str) -> None:
+    edges = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.5, 1.0, -1e-30, 1 + 1e-6, 1e-30]
+    preds = torch.cat((torch.tensor(edges), torch.randn(10_000)))
+    target = torch.randint(2, preds.shape)
+    few, many = (ConfusionMatrix(2, "binary", preds_are=preds_are) for _ in range(2))
+    many.update(preds, target)
+    for p, t in zip(preds.split(1000), target.split(1000), strict=True):
+        few.update(p, t)
+    assert few.counts.tolist() == many.counts.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batches=st.lists(st.tuples(st.floats(-2, 2), st.floats(0.1, 3)), min_size=1, max_size=5),
+    threshold=st.sampled_from([0.5, 0.3, 0.8]),
+    labels=st.integers(1, 3),
+    ignored=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_what_a_guess_by_batch_counts_is_torchmetrics_own(
+    batches: list[tuple[float, float]], threshold: float, labels: int, ignored: bool, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    common: dict[str, Any] = {"threshold": threshold, "ignore_index": -100}
+    theirs: Any = BinaryStatScores(**common)
+    if labels > 1:
+        theirs = MultilabelStatScores(labels, average=None, **common)
+    task: Any = "multilabel" if labels > 1 else "binary"
+    ours = ConfusionMatrix(labels, task, preds_are="logits", by_batch=True, **common)
+    inside = 0
+    for low, spread in batches:
+        shape = (4, labels) if labels > 1 else (4,)
+        preds = low + spread * torch.rand(shape, generator=g)
+        target = torch.randint(0, 2, shape, generator=g)
+        target[0] = -100 if ignored else 1
+        ours.update(preds, target)
+        theirs.update(preds, target)
+        if ((preds >= 0) & (preds <= 1)).all():
+            inside += int((target >= 0).sum())
+    tp, fp, tn, fn, _ = theirs.compute().unbind(-1)
+    expected = torch.stack((tn, fp, fn, tp), -1).unflatten(-1, (2, 2)).tolist()
+    found = {why: matrix for matrix, why in ours.result().misread}
+    guessed = [matrix for why, matrix in found.items() if "taken for probabilities" in why]
+    if not inside:
+        assert guessed == []
+        assert ours.compute().tolist() == expected
+        return
+    (matrix,) = guessed
+    assert matrix.tolist() == expected
+    assert any(f"the logits of {inside} " in why for why in found)
 
 
 def test_targets_out_of_range_are_counted_and_corrupt_nothing() -> None:
@@ -176,6 +232,11 @@ CASES: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = [
     ({"num_classes": 5, "top_k": (1, 3)}, torch.randn(8, 5, 2), torch.randint(5, (8, 2))),
     ({"num_classes": 5, "full": False}, torch.randn(8, 5), torch.randint(5, (8,))),
     ({"task": "binary", "preds_are": "unknown"}, torch.randn(8), torch.randint(2, (8,))),
+    (
+        {"task": "binary", "preds_are": "unknown", "by_batch": True},
+        torch.randn(5000),
+        torch.randint(2, (5000,)),
+    ),
     (
         {"num_classes": 3, "task": "multilabel", "preds_are": "logits"},
         torch.randn(8, 3),

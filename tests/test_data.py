@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils.data import (
     TensorDataset,
     random_split,
 )
+from torchmetrics.classification import BinaryAccuracy, MultilabelF1Score
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
 from lightning_evalguard._loaders import parts, repeated, shared
@@ -117,6 +119,80 @@ def test_a_difference_from_the_matrix_is_told_with_its_reason(trainer: Make) -> 
     with pytest.warns(EvalGuardWarning, match="it is the mean of 4 batches' values"):
         run(trainer, OwnF1(), guard, max_epochs=1)
     assert [f.check for f in guard.report.findings] == ["metrics"]
+
+
+class Spam(pl.LightningModule):
+    """Its one feature is the logit; of its three batches the last has all of them in [0, 1]."""
+
+    def __init__(self, score: Callable[[Any, Tensor, Tensor], Any], labels: int = 1) -> None:
+        super().__init__()
+        self.acc, self.f1 = BinaryAccuracy(), MultilabelF1Score(2)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.score = score
+        logits = [-1.0, 2.0, 0.3, -0.2, 3.0, 0.2, -2.0, 0.4, 0.1, 0.3, 0.7, 0.9]
+        x = torch.tensor(logits)
+        y = (x > 0).long()
+        if labels == 2:
+            x, y = torch.stack((x, x), 1), torch.stack((y, y), 1)
+        self.data = TensorDataset(x, y)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.data, 4)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.score(self, batch[0] * self.scale, batch[1])
+
+
+def metric_of_logits(net: Any, logits: Tensor, target: Tensor) -> None:
+    net.acc(logits, target)
+    net.log("val/accuracy", net.acc)
+
+
+def metric_of_logits_beside_outputs(net: Any, logits: Tensor, target: Tensor) -> Any:
+    metric_of_logits(net, logits, target)
+    return {"logits": logits, "target": target}
+
+
+def metric_of_many_labels(net: Any, logits: Tensor, target: Tensor) -> None:
+    net.f1(logits, target)
+    net.log("val/f1_macro", net.f1)
+
+
+def cut_by_hand(net: Any, logits: Tensor, target: Tensor) -> Tensor:
+    right = (logits > 0.5) == target.bool()
+    net.log("val/accuracy", right.float().mean(), batch_size=len(target))
+    return F.binary_cross_entropy_with_logits(logits, target.float())
+
+
+def metric_of_probabilities(net: Any, logits: Tensor, target: Tensor) -> None:
+    metric_of_logits(net, logits.sigmoid(), target)
+
+
+@pytest.mark.parametrize(
+    ("score", "labels", "said"),
+    [
+        (
+            metric_of_logits,
+            1,
+            "is 0.8333, expected 1.0000 (accuracy); the logits of 4 samples were taken for "
+            "probabilities, because all of their batch lie in [0, 1]. Give it",
+        ),
+        (metric_of_logits_beside_outputs, 1, "the logits of 4 samples were taken for"),
+        (metric_of_many_labels, 2, "the logits of 8 answers were taken for"),
+        (cut_by_hand, 1, "expected 1.0000 (accuracy); it cuts logits at 0.5, expected 0. Give it"),
+        (metric_of_probabilities, 1, ""),
+    ],
+)
+def test_logits_that_are_taken_for_probabilities_are_the_reason(
+    trainer: Make, score: Callable[..., Any], labels: int, said: str
+) -> None:
+    guard = EvalGuard(sync="ignore")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer(callbacks=[guard]).validate(Spam(score, labels), verbose=False)
+    warned = [str(w.message) for w in told if issubclass(w.category, EvalGuardWarning)]
+    assert [said in text for text in warned] == [True] * bool(said)
+    assert [f.check for f in guard.report.findings] == ["metrics"] * bool(said)
 
 
 # --- what is honest -----------------------------------------------------------------------------
