@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_evalguard import scores as _scores
+from lightning_evalguard._highest import highest
 from lightning_evalguard.result import ConfusionResult, Task
 
 PredsAre = Literal["logits", "probs", "labels"]
@@ -25,9 +26,6 @@ _PAIRS = 1 << 20  # keys that wait for compaction, 8 MiB
 # An ignored target at most this far from the classes has a row of its own, as have the values
 # between: to read that row as ignored costs nothing, to look for the value costs two operators.
 _NEAR = 1_000
-# On the CPU, max finds value and index in six tenths of the time of argmax; among many classes the
-# highest of each block comes first, since amax is vectorised there and neither is (torch 2.13).
-_FEW, _MANY, _BLOCK = 32, 256, 64
 # Up to so many scores one search is faster than a comparison for each cut. Beyond, comparisons are
 # written in the type of what they compare, since those into bool are not vectorised: a fifth.
 _FEW_SCORES = 1024
@@ -364,30 +362,13 @@ class ConfusionMatrix(Metric):
             raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
         if preds.shape[:1] + preds.shape[1 + scored :] != target.shape:
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
-        p = self._best(preds) if scored else preds.long().clamp(-1, c)
+        p = highest(preds) if scored else preds.long().clamp(-1, c)
         t = target.long()
         if self.layout.top_k and scored:
             self._count_hits(preds, p, t)
         if not self.layout.full:
             return self._vectors(p.reshape(-1), t.reshape(-1))
         return self._cell(p, self._row(t), 1)
-
-    def _best(self, scores: Tensor) -> Tensor:
-        """Index of the highest score; the number of classes where one is NaN, which is highest."""
-        if not scores.is_floating_point():
-            return scores.argmax(dim=1)
-        on_cpu = scores.device.type == "cpu"
-        if on_cpu and scores.ndim == 2 and scores.shape[0] >= _BLOCK and scores.shape[1] >= _MANY:
-            top, p = _blockwise_max(scores)
-        elif on_cpu or scores.shape[1] <= _FEW:
-            top, p = scores.max(dim=1)
-        else:
-            p = scores.argmax(dim=1, keepdim=True)
-            top, p = scores.gather(1, p).squeeze(1), p.squeeze(1)
-        if on_cpu and top.numel() > _FEW_SCORES and top.dtype == torch.float32:
-            nan = torch.ne(top, top, out=torch.empty_like(top)).mul_(scores.shape[1])
-            return torch.maximum(p, nan.long())
-        return p.masked_fill_(top.isnan(), scores.shape[1])
 
     def _row(self, target: Tensor) -> Tensor:
         row = target.clamp(*self._rows)
@@ -705,19 +686,6 @@ def _misread(layout: Layout, tables: Tensor) -> tuple[tuple[Tensor, str], ...]:
         said.append((cut, f"it cuts logits at {layout.threshold:g}, expected {layout.logit:g}"))
     one = layout.task == "binary"
     return tuple((cells[0, :, :2] if one else cells[:, :, :2], why) for cells, why in said)
-
-
-def _blockwise_max(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """``scores.max(dim=1)`` of ``(N, C)``: the first block that has the highest, then in it."""
-    n, c = scores.shape
-    best = scores.unfold(1, _BLOCK, _BLOCK).amax(dim=2)
-    if c % _BLOCK:
-        best = torch.cat((best, scores[:, -_BLOCK:].amax(dim=1, keepdim=True)), dim=1)
-    top, block = best.max(dim=1)
-    start = block.mul_(_BLOCK).clamp_(max=c - _BLOCK)  # the last block overlaps the one before
-    rows = torch.arange(0, n * c, c, device=scores.device).add_(start)
-    inside = scores.reshape(-1).unfold(0, _BLOCK, 1).index_select(0, rows)
-    return top, start.add_(inside.max(dim=1).indices)
 
 
 def _is_int(value: Any) -> bool:

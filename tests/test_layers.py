@@ -14,7 +14,7 @@ import lightning_evalguard
 PACKAGE = Path(lightning_evalguard.__file__).parent
 # Each file may import from the layers before its own.
 LAYERS = [
-    {"report", "_source", "_allow", "_patch", "scores", "_files", "_plain"},
+    {"report", "_source", "_allow", "_patch", "scores", "_files", "_plain", "_highest"},
     {
         "_tree",
         "_dispatch",
