@@ -39,8 +39,9 @@ class ConfusionMetrics:
         class_names: One name a class. By default those of the dataset's ``classes``, else indices.
         task: ``binary``, ``multiclass`` or ``multilabel``.
         preds_are: What floating-point predictions of a binary or multilabel model are: ``logits``
-            or ``probs``. By default told by the key or the loss they came with, else by the whole
-            first evaluation: probabilities if every value lies in [0, 1]. Never by batch.
+            or ``probs``. By default told by the key they came with or a loss that is given the same
+            ones, else by whole evaluations: probabilities until a value lies outside [0, 1], and
+            from then on logits. Never by batch.
         threshold: Probability above which a binary or multilabel prediction is positive. Logits
             are compared with its logit, so that no sigmoid rounds them.
         ignore_index: Target that is not counted; by default -100, as in PyTorch's losses, or what
@@ -156,8 +157,8 @@ class Layout:
     Attributes:
         task: ``binary``, ``multiclass`` or ``multilabel``.
         num_classes: Classes, or labels of a multilabel task.
-        preds_are: ``logits``, ``probs``, ``labels``, or ``unknown`` until the first evaluation is
-            over, for binary and multilabel tasks.
+        preds_are: ``logits``, ``probs``, ``labels``, or for binary and multilabel tasks
+            ``unknown`` until a value has shown that they are logits.
         threshold: As in `ConfusionMetrics`.
         ignore_index: Target that is not counted.
         top_k: Each k of the top-k accuracies.
@@ -537,6 +538,7 @@ def read(
     pairs: tuple[Tensor, Tensor] | None = None,
     least: int = 2,
     per_class: int = 20,
+    logits: bool = False,
 ) -> ConfusionResult:
     """Read a state: what was counted, what could not be, and every score.
 
@@ -548,9 +550,12 @@ def read(
         pairs: Keys and counts of confused pairs, where the matrix is not kept.
         least: Classes there are at least, where the layout only gives their room.
         per_class: Classes up to which ``f1_class/<name>`` is among the scores.
+        logits: Whether scores of an ``unknown`` kind are known to be logits by now.
     """
-    read_task = _read_multiclass if layout.task == "multiclass" else _read_yes_or_no
-    result = read_task(layout, counts, pairs, least)
+    if layout.task == "multiclass":
+        result = _read_multiclass(layout, counts, pairs, least)
+    else:
+        result = _read_yes_or_no(layout, counts, logits)
     n = result.num_classes
     result.class_names = tuple(class_names) if class_names else tuple(str(i) for i in range(n))
     if result.task == "multilabel":
@@ -617,16 +622,27 @@ def _unusable(layout: Layout, n: int) -> dict[str, Any]:
     return {"unusable_preds" if layout.preds_are == "labels" else "nan_preds": n}
 
 
-def _read_yes_or_no(
-    layout: Layout, counts: Tensor, pairs: tuple[Tensor, Tensor] | None, least: int
-) -> ConfusionResult:
+def are_logits(layout: Layout, counts: Tensor) -> bool:
+    """Whether scores of an ``unknown`` kind are logits, for one at least lies outside [0, 1]."""
+    if layout.preds_are != "unknown":
+        return False
+    outside = [i for i, a in enumerate(layout.answers("probs")) if a == 2]
+    rows, *_ = layout.split(_tables(layout, counts).sum(0))
+    return bool(rows[:, :, outside].any())
+
+
+def _tables(layout: Layout, counts: Tensor) -> Tensor:
+    """Counts of yes-or-no answers, ``(1 or 2, rows, L, columns)``."""
     labels = layout.num_classes if layout.task == "multilabel" else 1
-    tables = counts.view(1 + layout.by_batch, labels, -1, layout.width).transpose(1, 2)
+    return counts.view(1 + layout.by_batch, labels, -1, layout.width).transpose(1, 2)
+
+
+def _read_yes_or_no(layout: Layout, counts: Tensor, logits: bool) -> ConfusionResult:
+    tables = _tables(layout, counts)
     rows, ignored, out_of_range = layout.split(tables.sum(0))  # (2, L, columns)
     preds_are = layout.preds_are
     if preds_are == "unknown":
-        outside = [i for i, a in enumerate(layout.answers("probs")) if a == 2]
-        preds_are = "logits" if rows[:, :, outside].any() else "probs"
+        preds_are = "logits" if logits or are_logits(layout, counts) else "probs"
     cells = _answered(rows, layout.answers(preds_are))
     matrix = cells[:, :, :2].clone()
     common: dict[str, Any] = {

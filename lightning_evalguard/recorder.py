@@ -21,6 +21,7 @@ from lightning_evalguard.confusion import (
     ConfusionMatrix,
     ConfusionMetrics,
     Layout,
+    are_logits,
     read,
 )
 from lightning_evalguard.result import ConfusionResult
@@ -80,6 +81,16 @@ class _Source:
     position: int = 0
 
 
+def _corroborate(candidates: Sequence[_Source]) -> None:
+    """What a loss takes its scores for holds of a metric that is given the same ones."""
+    for one in candidates:
+        if one.kind != "metric" or one.layout.preds_are != "unknown" or not one.layout.by_batch:
+            continue
+        for other in candidates:
+            if other.kind == "loss" and any(x.is_of(y) for x in one.preds for y in other.preds):
+                one.layout = replace(one.layout, preds_are=other.layout.preds_are)
+
+
 def _asks_other(one: _Source, chosen: _Source) -> bool:
     """Whether two sources of a step are two questions, and not one that was put twice."""
     a, b = one.layout, chosen.layout
@@ -114,6 +125,7 @@ class _Loader:
     dropped: str = ""
     batches: int = 0
     untrimmed: int = 0
+    in_doubt: bool = False  # an evaluation's scores were read as probabilities: none lay outside
     failed: str = ""
     saw: str = ""
     told: set[str] = field(default_factory=set)
@@ -145,6 +157,7 @@ class Recorder:
         self._taps_metrics = self.config.source is None or only is not None
         self._taps_losses = self.config.source is None or source == "loss"
         self._found = False
+        self._logits: set[str] = set()  # sources of which one score has shown that they are
 
     def start(
         self, stage: str, module: nn.Module, dataloaders: Any = None, datamodule: Any = None
@@ -233,6 +246,10 @@ class Recorder:
                 )
             return
         if entry.chosen is None:
+            if entry.layout is None and arranged.preds_are is None:
+                said = {c.layout.preds_are for c in entry.candidates
+                        if c.kind == "loss" and _known(arranged.preds, c.preds)}  # fmt: skip
+                arranged = replace(arranged, preds_are=said.pop() if len(said) == 1 else None)
             entry.candidates = []
             entry.chosen = self._new(entry, "outputs", "", arranged)
         try:
@@ -263,12 +280,16 @@ class Recorder:
         self._losses.close()
         recorded = Recorded()
         entries = self._agree(recorded)
-        for entry, counts, hits, pairs in self._reduced(entries):
+        reduced = self._reduced(entries)
+        self._logits |= {
+            e.source for e, counts, *_ in reduced if e.layout and are_logits(e.layout, counts)
+        }
+        for entry, counts, hits, pairs in reduced:
             assert entry.layout is not None
             fits = entry.names is not None and len(entry.names) == entry.layout.num_classes
             result = read(
                 entry.layout, counts, hits, entry.names if fits else None,
-                pairs, entry.least, self.config.per_class,
+                pairs, entry.least, self.config.per_class, entry.source in self._logits,
             )  # fmt: skip
             result.source, result.epoch, result.step = entry.source, epoch, step
             self._settle(entry, result)
@@ -343,6 +364,7 @@ class Recorder:
                 return
             entry.candidates.append(known)
         self._count(entry, known, arranged)
+        _corroborate(entry.candidates)
 
     def _choose(self) -> None:
         """The first batch is over: metrics come before losses, then what saw the most."""
@@ -476,9 +498,10 @@ class Recorder:
     def _settle(self, entry: _Loader, result: ConfusionResult) -> None:
         """What the first evaluation showed stays so for the run."""
         assert entry.layout is not None
-        if entry.layout.preds_are == "unknown" and result.total:
-            by_batch = entry.layout.by_batch and result.preds_are == "logits"
-            entry.layout = replace(entry.layout, preds_are=result.preds_are, by_batch=by_batch)
+        if entry.layout.preds_are == "unknown" and result.preds_are == "logits":
+            # For good: one score outside [0, 1] shows it. That none lies there does not show that
+            # they are probabilities: those of a model that has hardly learned may all lie inside.
+            entry.layout = replace(entry.layout, preds_are="logits")
             if (source := entry.chosen) is not None:
                 source.layout = entry.layout
                 source.state = ConfusionMatrix.of(entry.layout).to(source.state.device)
@@ -491,6 +514,15 @@ class Recorder:
         if "source" not in entry.told:
             entry.told.add("source")
             recorded.notes.append(f"{entry.key}: {_inferred(result, layout)}")
+        if layout.preds_are == "unknown" and result.total:
+            entry.in_doubt = True
+        elif entry.in_doubt:
+            entry.in_doubt = False
+            recorded.warnings.append(
+                f"{entry.key}: the scores are logits, for some lie outside [0, 1]; until now "
+                "none did, so they were taken for probabilities. "
+                'Pass ConfusionMetrics(preds_are="logits")'
+            )
         if not result.total and "empty" not in entry.told:
             entry.told.add("empty")
             recorded.warnings.append(f"{entry.key}: no sample was counted, so every score is NaN")

@@ -346,6 +346,92 @@ def test_a_single_logit_is_binary(trainer: Any, style: Any) -> None:
         assert result.preds_are == ("probs" if "Sigmoid" in style.__name__ else "logits")
 
 
+class Beginner(Binary):
+    """Its logits all lie in [0, 1] at first, as those of a model that has hardly learned."""
+
+    def __init__(self, step: Callable[[Any, torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.acc = BinaryAccuracy()
+        self.step, self.scale = step, 0.1
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self.net(batch[0])[:, 0] * self.scale + 0.3
+        return self.step(self, logits, batch[1])
+
+
+LOSS = F.binary_cross_entropy_with_logits
+BEGINNERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "metric": (lambda m, z, y: m.acc(z, y), ["probs", "logits"]),
+    "metric and loss": (lambda m, z, y: (m.acc(z, y), LOSS(z, y.float())), ["logits"] * 2),
+    "loss and metric": (lambda m, z, y: (LOSS(z, y.float()), m.acc(z, y)), ["logits"] * 2),
+    "of sigmoid": (
+        lambda m, z, y: (LOSS(z, y.float()), m.acc(z.sigmoid(), y)),
+        ["probs"] * 2,
+    ),
+    "of the sigmoid the loss is given": (
+        lambda m, z, y: (lambda p: (m.acc(p, y), F.binary_cross_entropy(p, y.float())))(
+            z.sigmoid()
+        ),
+        ["probs"] * 2,
+    ),
+    "returned": (lambda m, z, y: {"preds": z, "target": y}, ["probs", "logits"]),
+    "returned beside a loss": (
+        lambda m, z, y: {"preds": z, "target": y, "loss": LOSS(z, y.float())},
+        ["logits"] * 2,
+    ),
+    "returned sigmoid": (
+        lambda m, z, y: {"preds": z.sigmoid(), "target": y, "loss": LOSS(z, y.float())},
+        ["probs"] * 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BEGINNERS)
+def test_logits_of_a_beginner_are_told_by_the_loss_or_as_soon_as_one_lies_outside(
+    trainer: Any, case: str
+) -> None:
+    step, read_as = BEGINNERS[case]
+    drive, net, dataset = Drive(), Beginner(step), data(classes=2)
+    made = trainer(callbacks=[drive])
+    for scale, kind in zip((0.1, 9.0, 0.1), [*read_as, read_as[-1]], strict=True):
+        net.scale = scale
+        made.validate(net, loader(dataset), verbose=False)
+        with torch.no_grad():
+            logits = net.net(dataset.tensors[0])[:, 0] * scale + 0.3
+        cut = 0.5 if case in ("metric", "returned") and kind == "probs" else 0.0
+        result = drive.results["val"]
+        assert result.preds_are == kind
+        expected = confusion_matrix(dataset.tensors[1], logits > cut, labels=[0, 1])
+        assert result.matrix.tolist() == expected.tolist()
+    warned = [text for recorded in drive.recorded for text in recorded.warnings]
+    assert len(warned) == (read_as == ["probs", "logits"])
+    assert all('Pass ConfusionMetrics(preds_are="logits")' in text for text in warned)
+
+
+class TwoBinary(Binary):
+    """One metric of two loaders, of which only the second has logits outside [0, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acc = BinaryAccuracy()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        logits = self.net(batch[0])[:, 0]
+        self.acc(logits if dataloader_idx else logits / 10 + 0.3, batch[1])
+
+
+def test_what_one_loader_shows_of_a_source_holds_for_the_other(trainer: Any) -> None:
+    drive, net, dataset = Drive(), TwoBinary(), data(classes=2)
+    trainer(callbacks=[drive]).validate(net, [loader(dataset), loader(dataset)], verbose=False)
+    with torch.no_grad():
+        logits = net.net(dataset.tensors[0])[:, 0]
+    for key, scores in (("val", logits / 10 + 0.3), ("val/dataloader_idx_1", logits)):
+        result = drive.results[key]
+        assert ((scores < 0) | (scores > 1)).any() == (key != "val")
+        assert result.preds_are == "logits"
+        assert result.matrix.tolist() == confusion_matrix(dataset.tensors[1], scores > 0).tolist()
+
+
 class Multilabel(Binary):
     def __init__(self) -> None:
         super().__init__(3)
