@@ -38,7 +38,7 @@ from lightning_evalguard.report import (
     warn,
     warn_text,
 )
-from lightning_evalguard.result import ConfusionResult
+from lightning_evalguard.result import ConfusionResult, Difference
 from lightning_evalguard.sinks import write
 from lightning_evalguard.training_score import TrainingScore
 
@@ -624,9 +624,13 @@ class _Scores:
                     self._log_scalar(name, value)
                     continue
                 theirs = float(trainer.callback_metrics[name])
-                fact, remedy = result.explained(score, theirs, self._reason(name))
-                if fact:
-                    differing.append(_differs(name, fact, remedy, result))
+                difference = result.explained(score, theirs, self._reason(name))
+                if difference.rounds:
+                    if (key := f"rounds {name}") not in self._told:
+                        self._told.add(key)
+                        self._report.note(f"`{name}` {difference.fact}")
+                elif difference.fact:
+                    differing.append(_differs(name, difference, result))
         self._report.add(differing)
         if not trainer.is_global_zero:
             return
@@ -708,13 +712,13 @@ def _why_not(trainer: Trainer) -> str | None:
     return _lightning.why_not_again(trainer)
 
 
-def _differs(key: str, fact: str, remedy: str, result: ConfusionResult) -> Finding:
+def _differs(key: str, difference: Difference, result: ConfusionResult) -> Finding:
     """The module logs `key` itself, with another value than the matrix gives."""
     return Finding(
         check="metrics",
         stage="test" if key.startswith("test") else "validate",
-        fact=fact,
-        remedy=remedy,
+        fact=difference.fact,
+        remedy=difference.remedy,
         subject=key,
         leads="subject",
         epoch=result.epoch,

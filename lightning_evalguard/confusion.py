@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from lightning_evalguard import scores as _scores
 from lightning_evalguard._highest import highest
-from lightning_evalguard.result import ConfusionResult, Task
+from lightning_evalguard.result import ConfusionResult, Misread, Task
 
 PredsAre = Literal["logits", "probs", "labels"]
 
@@ -166,6 +166,8 @@ class Layout:
         exact: False where `num_classes` is only the room there is.
         by_batch: Whether logits of batches that have all of them in [0, 1] are counted apart,
             which torchmetrics takes for probabilities.
+        rounded: Of scores in 16 bits the highest logit whose sigmoid, in 16 bits too, is not above
+            the threshold.
     """
 
     task: Task
@@ -177,16 +179,18 @@ class Layout:
     full: bool = True
     exact: bool = True
     by_batch: bool = False
+    rounded: float | None = None
 
     @property
     def cuts(self) -> tuple[float, ...]:
         """Where the number line is cut: a binary score's column is how many cuts lie below it."""
         low, high = _TINY, _ABOVE_ONE
+        logits = {self.logit, self.threshold, self.logit if self.rounded is None else self.rounded}
         return {
-            "logits": tuple(sorted({self.logit, self.threshold})),
+            "logits": tuple(sorted(logits)),
             "probs": (low, self.threshold, high),
             "labels": (-0.5, 0.5, 1.5),
-            "unknown": tuple(sorted({low, self.logit, self.threshold, high})),
+            "unknown": tuple(sorted(logits | {low, high})),
         }["unknown" if self.by_batch else self.preds_are]
 
     @property
@@ -280,6 +284,7 @@ class ConfusionMatrix(Metric):
             pairs as keys in a buffer that is compacted when it is full.
         exact: False where `num_classes` is only the room there is.
         by_batch: Count the logits of batches apart that have all of them in [0, 1].
+        rounded: Count the logits apart that lie between the threshold's and this one.
         kwargs: As of `torchmetrics.Metric`.
 
     Example:
@@ -311,14 +316,16 @@ class ConfusionMatrix(Metric):
         full: bool = True,
         exact: bool = True,
         by_batch: bool = False,
+        rounded: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if task == "binary":
             num_classes = 2
         self.layout = layout = Layout(
-            task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact, by_batch
-        )
+            task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact, by_batch,
+            rounded,
+        )  # fmt: skip
         self._rows, self._width, self._near = layout.rows, layout.width, layout.near
         self._cuts = layout.cuts if task != "multiclass" else ()
         # An inference tensor, as made inside trainer.validate(), could not be written in the next
@@ -678,30 +685,45 @@ def _answered(rows: Tensor, answers: Sequence[int]) -> Tensor:
     return cells
 
 
-def _misread(layout: Layout, tables: Tensor) -> tuple[tuple[Tensor, str], ...]:
-    """What is counted where logits are taken for something else, and how to say so.
+def _misread(layout: Layout, tables: Tensor) -> tuple[Misread, ...]:
+    """What is counted where logits are taken for something else, or rounded.
 
     Args:
         layout: How they are laid out.
         tables: Counts ``(1, rows, L, columns)``, or ``(2, ...)`` if `layout` is by batch.
     """
     logits, *inside = (layout.split(table)[0] for table in tables)
-    said = []
-    for rows in inside:
-        if n := int(rows.sum()):
-            guessed = _answered(logits, layout.answers("logits"))
-            guessed += _answered(rows, layout.answers("probs"))
-            unit = "answers" if layout.task == "multilabel" else "samples"
-            said.append(
-                (guessed, f"the logits of {n:,} {unit} were taken for probabilities, because all "
-                 "of their batch lie in [0, 1]")
-            )  # fmt: skip
+    rows = sum(inside, logits)
+    exact = layout.answers("logits")
+    rounded = exact if layout.rounded is None else layout.answers("logits", layout.rounded)
+    unit = "answer" if layout.task == "multilabel" else "sample"
+    found = []
+
+    def add(cells: Tensor, how: str, **kwargs: Any) -> None:
+        matrix = cells[0, :, :2] if layout.task == "binary" else cells[:, :, :2]
+        found.append(Misread(matrix, how, **kwargs))
+
+    if rounded != exact:
+        n = int(rows[:, :, [i for i, a in enumerate(exact) if a != rounded[i]]].sum())
+        add(
+            _answered(rows, rounded),
+            f"of {n:,} {unit}{'s' * (n > 1)} the sigmoid, in 16 bits, is rounded to the other side "
+            f"of {layout.threshold:g}",
+            rounds=True,
+        )
+    for part in inside:
+        if n := int(part.sum()):
+            add(
+                _answered(logits, rounded) + _answered(part, layout.answers("probs")),
+                f"the logits of {n:,} {unit}{'s' * (n > 1)} were taken for probabilities, because "
+                "all of their batch lie in [0, 1]",
+            )
     if layout.logit != layout.threshold:
-        rows = sum(inside, logits)
-        cut = _answered(rows, layout.answers("logits", layout.threshold))
-        said.append((cut, f"it cuts logits at {layout.threshold:g}, expected {layout.logit:g}"))
-    one = layout.task == "binary"
-    return tuple((cells[0, :, :2] if one else cells[:, :, :2], why) for cells, why in said)
+        add(
+            _answered(rows, layout.answers("logits", layout.threshold)),
+            f"it cuts logits at {layout.threshold:g}, expected {layout.logit:g}",
+        )
+    return tuple(found)
 
 
 def _is_int(value: Any) -> bool:

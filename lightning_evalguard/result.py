@@ -28,6 +28,29 @@ class Confused(NamedTuple):
     share: float
 
 
+class Misread(NamedTuple):
+    """What is counted where logits are taken for something else than they are.
+
+    ``matrix`` is ``(2, 2)``, or ``(L, 2, 2)`` of a multilabel task; ``rounds`` is whether they are
+    only rounded.
+    """
+
+    matrix: Tensor
+    how: str
+    rounds: bool = False
+
+
+class Difference(NamedTuple):
+    """How a value that a module logs under a score's name differs from the matrix's.
+
+    ``fact`` is empty where it does not; ``rounds`` is whether rounding alone is the reason.
+    """
+
+    fact: str = ""
+    remedy: str = ""
+    rounds: bool = False
+
+
 @dataclass(eq=False)
 class ConfusionResult:
     """Confusion matrix and scores of one evaluation.
@@ -68,8 +91,7 @@ class ConfusionResult:
     step: int | None = None
     pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     judged: Tensor | None = field(default=None, repr=False)
-    # Matrices that logits give which are taken for something else, and how to say so.
-    misread: tuple[tuple[Tensor, str], ...] = field(default=(), repr=False)
+    misread: tuple[Misread, ...] = field(default=(), repr=False)
 
     @property
     def total(self) -> int:
@@ -185,9 +207,9 @@ class ConfusionResult:
             >>> print(confmat.result().difference("accuracy", 75.0))
             is 75.0000, expected 0.7500 (accuracy); it is in percent
         """
-        return self.explained(score, theirs, why)[0]
+        return self.explained(score, theirs, why).fact
 
-    def explained(self, score: str, theirs: float, why: str = "") -> tuple[str, str]:
+    def explained(self, score: str, theirs: float, why: str = "") -> Difference:
         """As `difference`, and what to do about it."""
         return _difference(self, score, theirs, why)
 
@@ -283,17 +305,18 @@ _OR = "or delete the line and let this value be logged."
 _LOG_IT = f"Log the metric object itself and reset it each epoch, {_OR}"
 
 
-def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> tuple[str, str]:
+def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> Difference:
     ours = result.scores.get(score, math.nan)
     if math.isnan(ours) or math.isnan(theirs) or _close(ours, theirs):
-        return "", ""
+        return Difference()
     fact = f"is {theirs:.4f}, expected {ours:.4f} ({score})"
-    for matrix, how in result.misread:
-        if _close(theirs, _of_yes_or_no(matrix).get(score, math.nan)):
-            return f"{fact}; {how}", f"Give it `logits.sigmoid()`, {_OR}"
+    for misread in result.misread:
+        if _close(theirs, _of_yes_or_no(misread.matrix).get(score, math.nan)):
+            remedy = f"Give it `logits{'.float()' * misread.rounds}.sigmoid()`, {_OR}"
+            return Difference(f"{fact}; {misread.how}", remedy, misread.rounds)
     why = _reason(result, score, theirs, ours) or why
     general = "a mean of batch values or a metric that is not reset gives another value"
-    return f"{fact}; {why or general}", _LOG_IT
+    return Difference(f"{fact}; {why or general}", _LOG_IT)
 
 
 def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:

@@ -195,17 +195,29 @@ def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) ->
     if config.task not in (None, pair.task):
         raise ValueError(f"task={config.task!r}: {pair.source} is {pair.task}")
     number = asked or said or pair.num_classes or known
+    kind = _kind(pair, config, scored)
+    threshold = config.threshold if config.threshold != 0.5 else pair.threshold or 0.5
+    halves = pair.preds.dtype in (torch.float16, torch.bfloat16)
+    sigmoids = halves and pair.task != "multiclass" and kind in ("logits", "unknown")
     ignore = config.ignore_index if config.ignore_index is not None else pair.ignore_index
     return Layout(
         task=pair.task,
         num_classes=number or ROOM,
-        preds_are=_kind(pair, config, scored),
-        threshold=config.threshold if config.threshold != 0.5 else pair.threshold or 0.5,
+        preds_are=kind,
+        threshold=threshold,
         ignore_index=-100 if ignore is None else ignore,
         top_k=(config.top_k or pair.top_k) if scored else (),
         full=(number or ROOM) <= config.max_full_classes or pair.task != "multiclass",
         exact=number is not None,
+        rounded=_highest_not_above(threshold, pair.preds.dtype) if sigmoids else None,
     )
+
+
+def _highest_not_above(threshold: float, dtype: torch.dtype) -> float:
+    """The highest of all numbers in 16 bits whose sigmoid, in 16 bits too, is not above."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every[every.isfinite()]
+    return float(every[~(every.sigmoid() > threshold)].max())
 
 
 def _kind(pair: Pair, config: ConfusionMetrics, scored: bool) -> str:

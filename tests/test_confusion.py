@@ -6,6 +6,7 @@ import math
 import pickle
 import weakref
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torchmetrics.classification import BinaryStatScores, MultilabelStatScores
 from torchmetrics.functional import classification as tm
 
 from lightning_evalguard.confusion import ConfusionMatrix, ConfusionMetrics
+from lightning_evalguard.sources import Pair, layout_of
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -117,22 +119,27 @@ def test_many_scores_at_once_fall_where_few_do(preds_are: str) -> None:
     threshold=st.sampled_from([0.5, 0.3, 0.8]),
     labels=st.integers(1, 3),
     ignored=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_what_a_guess_by_batch_counts_is_torchmetrics_own(
-    batches: list[tuple[float, float]], threshold: float, labels: int, ignored: bool, seed: int
-) -> None:
+    batches: list[tuple[float, float]], threshold: float, labels: int, ignored: bool, dtype: Any,
+    seed: int,
+) -> None:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     common: dict[str, Any] = {"threshold": threshold, "ignore_index": -100}
     theirs: Any = BinaryStatScores(**common)
     if labels > 1:
         theirs = MultilabelStatScores(labels, average=None, **common)
     task: Any = "multilabel" if labels > 1 else "binary"
-    ours = ConfusionMatrix(labels, task, preds_are="logits", by_batch=True, **common)
+    target = torch.randint(0, 2, (3, labels)[: 1 + (labels > 1)])
+    layout = layout_of(Pair(target.to(dtype), target, "", task), ConfusionMetrics(**common))
+    assert (layout.rounded is None) == (dtype == torch.float32)
+    ours = ConfusionMatrix.of(replace(layout, preds_are="logits", by_batch=True))
     inside = 0
     for low, spread in batches:
         shape = (4, labels) if labels > 1 else (4,)
-        preds = low + spread * torch.rand(shape, generator=g)
+        preds = (low + spread * torch.rand(shape, generator=g)).to(dtype)
         target = torch.randint(0, 2, shape, generator=g)
         target[0] = -100 if ignored else 1
         ours.update(preds, target)
@@ -141,11 +148,12 @@ def test_what_a_guess_by_batch_counts_is_torchmetrics_own(
             inside += int((target >= 0).sum())
     tp, fp, tn, fn, _ = theirs.compute().unbind(-1)
     expected = torch.stack((tn, fp, fn, tp), -1).unflatten(-1, (2, 2)).tolist()
-    found = {why: matrix for matrix, why in ours.result().misread}
+    found = {misread.how: misread.matrix for misread in ours.result().misread}
     guessed = [matrix for why, matrix in found.items() if "taken for probabilities" in why]
     if not inside:
         assert guessed == []
-        assert ours.compute().tolist() == expected
+        rounded = [matrix for why, matrix in found.items() if "rounded" in why]
+        assert [*rounded, ours.compute()][0].tolist() == expected
         return
     (matrix,) = guessed
     assert matrix.tolist() == expected

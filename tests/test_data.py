@@ -195,6 +195,23 @@ def test_logits_that_are_taken_for_probabilities_are_the_reason(
     assert [f.check for f in guard.report.findings] == ["metrics"] * bool(said)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_only_16_bits_round_is_noted_and_warned_of_by_nobody(
+    trainer: Make, dtype: torch.dtype
+) -> None:
+    def score(net: Any, logits: Tensor, target: Tensor) -> None:
+        metric_of_logits(net, torch.where(logits == 0.3, 0.0005, logits).to(dtype), target)
+
+    guard, spam = EvalGuard(sync="ignore"), Spam(score)
+    spam.data = TensorDataset(spam.data.tensors[0][:8], spam.data.tensors[1][:8])
+    trainer(callbacks=[guard]).validate(spam, verbose=False)
+    assert guard.report.findings == []
+    noted = [note for note in guard.report.notes if "`val/accuracy` is 0.8750, expected 1" in note]
+    assert [note.partition("; ")[2] for note in noted] == [
+        "of 1 sample the sigmoid, in 16 bits, is rounded to the other side of 0.5"
+    ]
+
+
 # --- what is honest -----------------------------------------------------------------------------
 
 
