@@ -70,6 +70,10 @@ _SEEN_INTO = frozenset({"one_hot", "narrow", "quantile", "nanquantile"})
 # These read the value they are given, if it is a tensor on the device: `x[mask] = tensor`.
 _VALUES = frozenset({"masked_fill", "masked_fill_", "index_put", "index_put_", "_index_put_impl_"})
 _INDEXES = frozenset({"index", "index_put", "index_put_"})
+# Their gradients torch computes by other formulas below a dispatch mode, whose last bits differ: of
+# a loss where precisions are mixed, of masked_fill where the value is trained.
+_LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
+_FORMULAS = _LOSSES | {"prod", "masked_fill"}
 _TO_HOST, _TO_DEVICE = "copy to the host", "copy to the device"
 _LIFTS = ("tensor(", "from_numpy(")
 _CLASSES_GIVEN = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")
@@ -142,11 +146,13 @@ class Watch:
 
     Attributes:
         error: What `hear` raised, if it did: nothing is raised into the code that is watched.
+        missed_backward: Whether a backward pass ran unseen, for it would have moved bits.
     """
 
     def __init__(self, device_type: str, hear: Hear) -> None:
         self.device_type = device_type
         self.error: Exception | None = None
+        self.missed_backward = False
         self._hear = hear
         self._key = KEYS[device_type]
         self._is_open = False
@@ -185,6 +191,7 @@ class Watch:
             if _here.places is None:
                 _here.places = Places()
                 _here.places.__enter__()  # type: ignore[no-untyped-call]
+            _here.places.moves_bits = False
             for tensor in on_device:
                 _here.places.put(tensor, True)
 
@@ -265,6 +272,7 @@ def _operators(installed: _Installed, key: str) -> None:
             installed.patch(Tensor, name, _reading_on_cpu)
         installed.patch(Tensor, "to", _moving_on_cpu)
         installed.patch(Tensor, "new_tensor", _making_on_cpu)
+        installed.patch(torch.autograd, "_engine_run_backward", _differentiating_on_cpu)
         return
     for name in ("__repr__", "__format__"):  # one event, not the forty reads inside
         installed.patch(Tensor, name, _reading)
@@ -441,6 +449,22 @@ def _making_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     return method
 
 
+def _differentiating_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        places = _here.places
+        if places is None or not places.moves_bits:
+            return original(*args, **kwargs)
+        for watch in _here.watches:
+            watch.missed_backward = True
+        places.leave()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            places.return_after_backward()
+
+    return run
+
+
 def _synchronizing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def synchronize(*args: Any, **kwargs: Any) -> Any:
         if _here.inside or not _heard_by():
@@ -481,6 +505,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._running: Any = None
         self._previous = ""  # the operator that ran before
         self._args: tuple[Any, ...] = ()  # of the operator that runs
+        self.moves_bits = False  # the backward pass of what ran would be computed otherwise here
 
     def put(self, tensor: Tensor, on_device: bool) -> None:
         """Say where a tensor lives."""
@@ -554,6 +579,14 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for mode in reversed(above):
             _push_mode(mode)
 
+    def return_after_backward(self) -> None:
+        """Enter again, after `leave`. The gradients are where their parameters are."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+        for refer, on_device in list(self._known.values()):
+            tensor = refer()
+            if isinstance(tensor, torch.nn.Parameter) and tensor.grad is not None:
+                self.put(tensor.grad, on_device)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -581,6 +614,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     elif place[1]:
                         on_device = True
         name = self._previous = getattr(func, "_opname", "")
+        if name in _FORMULAS and _moves_bits(name, [*_flat(args), *_flat((kwargs or {}).values())]):
+            self.moves_bits = True
         if none or name == "lift_fresh":
             on_device = self._made(name, _caller())
         elif name == "copy_":
@@ -633,7 +668,15 @@ def _held(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 
 
-def _flat(args: tuple[Any, ...]) -> Iterator[Tensor]:
+def _moves_bits(op: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether the gradient of one of `_FORMULAS` is another below a dispatch mode."""
+    if op == "masked_fill":
+        tensors = tensors[2:]  # the value, if it is a tensor
+    mixed = len({t.dtype for t in tensors if t.is_floating_point()}) > 1
+    return any(t.requires_grad for t in tensors) and (mixed or op not in _LOSSES)
+
+
+def _flat(args: Iterable[Any]) -> Iterator[Tensor]:
     for arg in args:
         for tensor in arg if isinstance(arg, (list, tuple)) else (arg,):
             if isinstance(tensor, Tensor):

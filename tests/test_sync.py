@@ -566,7 +566,8 @@ def state_of_torch() -> list[Any]:
         for op in ("_local_scalar_dense", "nonzero", "_unique2", "bincount", "equal")
     ]
     modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return [*(vars(Tensor).get(m) for m in methods), *kernels, *modes]
+    backward = torch.autograd._engine_run_backward
+    return [*(vars(Tensor).get(m) for m in methods), backward, *kernels, *modes]
 
 
 class _Stops(Honest):
@@ -698,6 +699,54 @@ def test_training_is_the_same_bit_for_bit(fit: Fit) -> None:
         weights.append([p.detach().clone() for p in module.parameters()])
         assert not any(attributes for _, attributes in module.copies)
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+class Formulas(Honest):
+    """Its gradients torch computes by other formulas below a dispatch mode."""
+
+    def __init__(self, loss: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+        self.fill = nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return self.loss(self, self(x), y)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.layer.weight.grad.norm().item()
+
+
+LOSSES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "mixed precisions": lambda m, z, y: F.binary_cross_entropy_with_logits(
+        z, F.one_hot(y, 4).float(), pos_weight=torch.tensor(0.6)
+    ),
+    "prod": lambda m, z, y: ((z.prod(1) - y) ** 2).mean(),
+    "masked_fill": lambda m, z, y: (
+        torch.randn(512, 64) * z.repeat(64, 16).masked_fill(z.repeat(64, 16) > 0.1, m.fill)
+    ).mean(),
+    "the same precision": lambda m, z, y: F.binary_cross_entropy_with_logits(
+        z, F.one_hot(y, 4).to(z.dtype), pos_weight=torch.tensor(0.6)
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_backward_pass_whose_bits_a_watch_would_move_is_left_alone(fit: Fit, loss: str) -> None:
+    weights = []
+    for steps in ((0, 10**9), (0, 1)):
+        torch.manual_seed(0)
+        module = Formulas(LOSSES[loss])
+        guard = EvalGuard(metrics=None, audit="off", sync_steps=steps, data="ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EvalGuardWarning)
+            precision = "64-true" if "precision" in loss else "32-true"
+            fit(module, guard, max_epochs=2, precision=precision, num_sanity_val_steps=0)
+        weights.append([p.detach().clone() for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert sites(guard, "user")["self.layer.weight.grad.norm().item()"] == 1.0
+    noted = [note for note in guard.report.notes if "backward pass was not watched" in note]
+    assert len(noted) == (loss != "the same precision")
 
 
 def test_parameters_can_be_swapped_inside_a_window(fit: Fit) -> None:

@@ -203,6 +203,11 @@ class SyncCheck(Check):
                 f"syncs: torch.cuda.set_sync_debug_mode saw {missed:,} waits more in the watched "
                 "steps, of operators that no line was found for"
             )
+        if self._watch is not None and self._watch.missed_backward:
+            report.note(
+                "syncs: a backward pass was not watched, for torch computes the gradients of prod, "
+                "masked_fill and binary cross entropy of mixed precisions otherwise while it is"
+            )
         for note in self.notes:
             report.note(note)
 
