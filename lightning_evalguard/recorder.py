@@ -516,7 +516,7 @@ class Recorder:
             recorded.notes.append(f"{entry.key}: {_inferred(result, layout)}")
         if layout.preds_are == "unknown" and result.total:
             entry.in_doubt = True
-        elif entry.in_doubt:
+        elif entry.in_doubt and result.preds_are == "logits":
             entry.in_doubt = False
             recorded.warnings.append(
                 f"{entry.key}: the scores are logits, for some lie outside [0, 1]; until now "

@@ -352,7 +352,7 @@ class Beginner(Binary):
     def __init__(self, step: Callable[[Any, torch.Tensor, torch.Tensor], Any]) -> None:
         super().__init__()
         self.acc = BinaryAccuracy()
-        self.step, self.scale = step, 0.1
+        self.step, self.scale, self.counts = step, 0.1, True
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         logits = self.net(batch[0])[:, 0] * self.scale + 0.3
@@ -406,6 +406,17 @@ def test_logits_of_a_beginner_are_told_by_the_loss_or_as_soon_as_one_lies_outsid
     warned = [text for recorded in drive.recorded for text in recorded.warnings]
     assert len(warned) == (read_as == ["probs", "logits"])
     assert all('Pass ConfusionMetrics(preds_are="logits")' in text for text in warned)
+
+
+def test_an_evaluation_of_nothing_settles_no_doubt(trainer: Any) -> None:
+    net = Beginner(lambda m, z, y: {"preds": z, "target": y if m.counts else y * 0 - 100})
+    drive = Drive()
+    made = trainer(callbacks=[drive])
+    for net.counts in (True, False, True):
+        made.validate(net, loader(data(classes=2)), verbose=False)
+    warned = [text for recorded in drive.recorded for text in recorded.warnings]
+    assert warned == ["val: no sample was counted, so every score is NaN"]
+    assert drive.results["val"].preds_are == "probs"
 
 
 class TwoBinary(Binary):
