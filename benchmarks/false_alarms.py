@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader
 
 CHECKS = ("modes", "grad", "state", "stochastic", "batch")
 ACCELERATOR = "cpu"
+PRECISION: Any = "32-true"
 
 
 # --- one model, many times ----------------------------------------------------------------------
@@ -228,6 +229,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator=ACCELERATOR, devices=1, max_epochs=1, default_root_dir=folder,
+            precision=PRECISION,
             logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
             callbacks=[recorder, *([watch] if watch else [])],
@@ -418,7 +420,7 @@ def chosen(args: argparse.Namespace) -> list[Architecture]:
 
 
 def main() -> None:
-    global ACCELERATOR
+    global ACCELERATOR, PRECISION
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -426,12 +428,14 @@ def main() -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="N of them, the same each time")
     parser.add_argument("--shard", default="1/1", metavar="K/N", help="the K-th of N parts")
     parser.add_argument("--accelerator", default="cpu", help="where Lightning runs them")
+    parser.add_argument("--precision", default="32-true", help="as of the Trainer")
     parser.add_argument("--out", type=Path, default=Path("false_alarms.jsonl"))
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--timeout", type=int, default=120, help="seconds for one architecture")
     parser.add_argument("--without-guard", action="store_true", help="only what is true of them")
     args = parser.parse_args()
     ACCELERATOR = args.accelerator
+    PRECISION = args.precision
 
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)

@@ -235,6 +235,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.DispatchKeySet(
     torch._C.DispatchKey.PythonTLSSnapshot
 )
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+# By a sweep over torch's own list of operators, under autocast: none other gives other bits.
+_CAST_INSIDE = frozenset({"_trilinear", "linalg_pinv", "_transformer_encoder_layer_fwd"})
 
 
 def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -243,9 +246,22 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Below a mode torch excludes the keys above it. Under inference mode an operator arrives whole
     there, and what it calls inside then misses those keys: a view of a weight no longer asks for a
     gradient, and ``matmul`` folds other than it would. So the keys of the call are restored.
+    Without inference mode autocast alone is missed, in the few kernels that call what it casts.
     """
-    if not torch.is_inference_mode_enabled() or _keeps_views(func):
-        return func(*args, **kwargs)
+    if torch.is_inference_mode_enabled() and not _keeps_views(func):
+        return _from_the_top(func, args, kwargs)
+    if getattr(func, "_opname", "") in _CAST_INSIDE:
+        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+            cast = torch.is_autocast_enabled("cpu")
+        if cast:
+            include = torch._C._dispatch_tls_local_include_set()
+            exclude = torch._C._dispatch_tls_local_exclude_set() - _AUTOCAST
+            with torch._C._ForceDispatchKeyGuard(include, exclude):
+                return func(*args, **kwargs)
+    return func(*args, **kwargs)
+
+
+def _from_the_top(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
         if torch._C._len_torch_dispatch_stack():  # the next mode restores them for itself
             return func(*args, **kwargs)

@@ -103,6 +103,11 @@ WHOLE = {
     "LSTM": (nn.LSTM(16, 8, 2, bidirectional=True), (torch.randn(5, 2, 16),)),
     "attention": (nn.MultiheadAttention(16, 2), (torch.randn(9, 3, 16),) * 3),
     "encoder": (nn.TransformerEncoderLayer(16, 2), (torch.randn(9, 3, 16),)),
+    "encoder, batch first": (
+        nn.TransformerEncoderLayer(16, 2, batch_first=True),
+        (torch.randn(3, 9, 16),),
+    ),
+    "bilinear": (nn.Bilinear(8, 6, 5), (torch.randn(3, 8), torch.randn(3, 6))),
     "decoder": (nn.TransformerDecoderLayer(16, 2), (torch.randn(9, 3, 16), torch.randn(5, 3, 16))),
 }
 
@@ -131,6 +136,15 @@ def test_results_are_the_same_to_the_bit(
         assert [t.dtype for t in bare] == [t.dtype for t in once] == [t.dtype for t in twice]
         assert all(map(torch.equal, bare, once))
         assert all(map(torch.equal, bare, twice))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_kernels_call_is_cast_as_without_a_mode(grad: bool) -> None:
+    matrix = torch.randn(5, 5)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+        bare = torch.linalg.pinv(matrix)
+        with Watch(Log(lambda op: op.name)):
+            assert bare.dtype == torch.linalg.pinv(matrix).dtype == torch.bfloat16
 
 
 def test_an_operator_knows_where_it_stands() -> None:

@@ -362,6 +362,28 @@ def test_a_table_that_grows_and_is_saved_is_found(report_of: Any) -> None:
     assert (finding.subject, finding.certain) == ("table", True)
 
 
+class _FollowsPrecision(Classifier):
+    """A table in the precision of what arrives, and `gains` beside it."""
+
+    def __init__(self, persistent: bool, gains: float) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.rand(FEATURES), persistent=persistent)
+        self.gains = gains
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, _ = batch
+        self.table = self.table.to(torch.bfloat16) + self.gains
+        self(x * self.table)
+
+
+@pytest.mark.parametrize(("persistent", "gains"), [(False, 0.0), (True, 0.0), (False, 1.0)])
+def test_a_table_that_follows_the_precision_is_left_alone_unless_it_is_saved_or_gains(
+    persistent: bool, gains: float, report_of: Any
+) -> None:
+    report = report_of(_FollowsPrecision(persistent, gains))
+    assert [f.subject for f in report.findings] == ["table"] * bool(persistent or gains)
+
+
 # --- plain attributes -----------------------------------------------------------------------------
 
 

@@ -478,11 +478,15 @@ class _Window:
         }
 
     def _is_cache(self, name: str) -> bool:
-        """Whether a buffer is no state: not in the state_dict, and made anew with another shape."""
+        """Whether a buffer is no state: not in the state_dict, made anew in another shape or type.
+
+        Positions grow with the longest batch, and follow the precision that autocast computes in.
+        """
         before, now = self._held.get(name), self._inventory.held.get(name)
         if before is None or now is None or before.kind != "buffer" or now.persistent:
             return False
-        return before.tensor is not now.tensor and before.tensor.shape != now.tensor.shape
+        was, is_now = before.tensor, now.tensor
+        return was is not is_now and (was.shape, was.dtype) != (is_now.shape, is_now.dtype)
 
     def _trained(self, now: Training) -> list[_Change]:
         """Gradients and `requires_grad` that a step changed."""
