@@ -236,8 +236,14 @@ _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.Dispatc
     torch._C.DispatchKey.PythonTLSSnapshot
 )
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-# By a sweep over torch's own list of operators, under autocast: none other gives other bits.
-_CAST_INSIDE = frozenset({"_trilinear", "linalg_pinv", "_transformer_encoder_layer_fwd"})
+_CONJUGATED = torch._C.DispatchKeySet(torch._C.DispatchKey.Conjugate) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.Negative
+)
+# Kernels that call what autocast casts or what views a tensor as its conjugate: by a sweep over
+# torch's own list of operators.
+_CALLS_BACK = frozenset(
+    {"_trilinear", "linalg_pinv", "linalg_lstsq", "_transformer_encoder_layer_fwd"}
+)
 
 
 def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -246,19 +252,19 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Below a mode torch excludes the keys above it. Under inference mode an operator arrives whole
     there, and what it calls inside then misses those keys: a view of a weight no longer asks for a
     gradient, and ``matmul`` folds other than it would. So the keys of the call are restored.
-    Without inference mode autocast alone is missed, in the few kernels that call what it casts.
+    Without inference mode only a few kernels miss some, which are given those back.
     """
     if torch.is_inference_mode_enabled() and not _keeps_views(func):
         return _from_the_top(func, args, kwargs)
-    if getattr(func, "_opname", "") in _CAST_INSIDE:
-        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
-            cast = torch.is_autocast_enabled("cpu")
-        if cast:
-            include = torch._C._dispatch_tls_local_include_set()
-            exclude = torch._C._dispatch_tls_local_exclude_set() - _AUTOCAST
-            with torch._C._ForceDispatchKeyGuard(include, exclude):
-                return func(*args, **kwargs)
-    return func(*args, **kwargs)
+    if getattr(func, "_opname", "") not in _CALLS_BACK:
+        return func(*args, **kwargs)
+    with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+        casts = torch.is_autocast_enabled("cpu")
+    missed = _CONJUGATED | _AUTOCAST if casts else _CONJUGATED
+    include = torch._C._dispatch_tls_local_include_set()
+    exclude = torch._C._dispatch_tls_local_exclude_set() - missed
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
+        return func(*args, **kwargs)
 
 
 def _from_the_top(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -73,7 +73,7 @@ _INDEXES = frozenset({"index", "index_put", "index_put_"})
 # Their gradients torch computes by other formulas below a dispatch mode, whose last bits differ: of
 # a loss where precisions are mixed, of masked_fill where the value is trained.
 _LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
-_FORMULAS = _LOSSES | {"prod", "masked_fill"}
+_FORMULAS = _LOSSES | {"prod", "masked_fill", "masked_fill_"}
 _TO_HOST, _TO_DEVICE = "copy to the host", "copy to the device"
 _LIFTS = ("tensor(", "from_numpy(")
 _CLASSES_GIVEN = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")
@@ -670,7 +670,7 @@ def _held(tensor: Tensor) -> Callable[[], Tensor]:
 
 def _moves_bits(op: str, tensors: Sequence[Tensor]) -> bool:
     """Whether the gradient of one of `_FORMULAS` is another below a dispatch mode."""
-    if op == "masked_fill":
+    if op.startswith("masked_fill"):
         tensors = tensors[2:]  # the value, if it is a tensor
     mixed = len({t.dtype for t in tensors if t.is_floating_point()}) > 1
     return any(t.requires_grad for t in tensors) and (mixed or op not in _LOSSES)

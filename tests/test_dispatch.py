@@ -147,6 +147,18 @@ def test_what_kernels_call_is_cast_as_without_a_mode(grad: bool) -> None:
             assert bare.dtype == torch.linalg.pinv(matrix).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_kernels_call_sees_a_conjugate_as_one(grad: bool) -> None:
+    matrix = torch.randn(5, 3, dtype=torch.complex64, requires_grad=grad)
+    bare = torch.linalg.pinv(matrix), *torch.linalg.lstsq(matrix, matrix + 1, driver="gels")[:2]
+    with Watch(Log(lambda op: op.name)):
+        inside = (
+            torch.linalg.pinv(matrix),
+            *torch.linalg.lstsq(matrix, matrix + 1, driver="gels")[:2],
+        )
+    assert all(map(torch.equal, bare, inside))
+
+
 def test_an_operator_knows_where_it_stands() -> None:
     class Head(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
