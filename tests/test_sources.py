@@ -355,7 +355,7 @@ class Beginner(Binary):
         self.step, self.scale, self.counts = step, 0.1, True
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        logits = self.net(batch[0])[:, 0] * self.scale + 0.3
+        logits = self.net(batch[0])[:, 0].tanh() * self.scale + 0.3
         return self.step(self, logits, batch[1])
 
 
@@ -397,7 +397,7 @@ def test_logits_of_a_beginner_are_told_by_the_loss_or_as_soon_as_one_lies_outsid
         net.scale = scale
         made.validate(net, loader(dataset), verbose=False)
         with torch.no_grad():
-            logits = net.net(dataset.tensors[0])[:, 0] * scale + 0.3
+            logits = net.net(dataset.tensors[0])[:, 0].tanh() * scale + 0.3
         cut = 0.5 if case in ("metric", "returned") and kind == "probs" else 0.0
         result = drive.results["val"]
         assert result.preds_are == kind
@@ -428,7 +428,7 @@ class TwoBinary(Binary):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         logits = self.net(batch[0])[:, 0]
-        self.acc(logits if dataloader_idx else logits / 10 + 0.3, batch[1])
+        self.acc(logits * 9 if dataloader_idx else logits.tanh() / 10 + 0.3, batch[1])
 
 
 def test_what_one_loader_shows_of_a_source_holds_for_the_other(trainer: Any) -> None:
@@ -436,7 +436,8 @@ def test_what_one_loader_shows_of_a_source_holds_for_the_other(trainer: Any) -> 
     trainer(callbacks=[drive]).validate(net, [loader(dataset), loader(dataset)], verbose=False)
     with torch.no_grad():
         logits = net.net(dataset.tensors[0])[:, 0]
-    for key, scores in (("val", logits / 10 + 0.3), ("val/dataloader_idx_1", logits)):
+    inside, beyond = logits.tanh() / 10 + 0.3, logits * 9
+    for key, scores in (("val", inside), ("val/dataloader_idx_1", beyond)):
         result = drive.results[key]
         assert ((scores < 0) | (scores > 1)).any() == (key != "val")
         assert result.preds_are == "logits"
