@@ -255,7 +255,11 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Without inference mode only a few kernels miss some, which are given those back.
     """
     if torch.is_inference_mode_enabled() and not _keeps_views(func):
-        return _from_the_top(func, args, kwargs)
+        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+            if torch._C._len_torch_dispatch_stack():  # the next mode restores them for itself
+                return func(*args, **kwargs)
+            with torch._C._ExcludeDispatchKeyGuard(_MODES):
+                return func(*args, **kwargs)
     if getattr(func, "_opname", "") not in _CALLS_BACK:
         return func(*args, **kwargs)
     with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
@@ -265,14 +269,6 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     exclude = torch._C._dispatch_tls_local_exclude_set() - missed
     with torch._C._ForceDispatchKeyGuard(include, exclude):
         return func(*args, **kwargs)
-
-
-def _from_the_top(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
-        if torch._C._len_torch_dispatch_stack():  # the next mode restores them for itself
-            return func(*args, **kwargs)
-        with torch._C._ExcludeDispatchKeyGuard(_MODES):
-            return func(*args, **kwargs)
 
 
 @functools.cache

@@ -85,7 +85,7 @@ _ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
 
 def _within_int8(frame: FrameType | None) -> bool:
     """Whether a module of int8 weights runs, seen from torch's code around `frame`."""
-    for _ in range(8):  # the dispatch of one operator
+    for _ in range(12):  # the dispatch of one operator, and ours
         if frame is None or _INT8 in frame.f_code.co_filename:
             break
         frame = frame.f_back
