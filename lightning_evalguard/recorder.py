@@ -496,7 +496,7 @@ class Recorder:
         return ConfusionMatrix.of(layout)  # this rank saw nothing
 
     def _settle(self, entry: _Loader, result: ConfusionResult) -> None:
-        """What the first evaluation showed stays so for the run."""
+        """What an evaluation has shown for good stays so for the run."""
         assert entry.layout is not None
         if entry.layout.preds_are == "unknown" and result.preds_are == "logits":
             # For good: one score outside [0, 1] shows it. That none lies there does not show that

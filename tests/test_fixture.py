@@ -100,7 +100,7 @@ def test_what_is_only_warned_of_fails_the_test_itself(inner: pytest.Pytester) ->
             with evalguard.evaluating(model):
                 model(torch.ones(2, 2))
 
-        @pytest.mark.xfail(strict=True)
+        @pytest.mark.xfail(strict=True, reason="it draws, and the fixture fails it")
         def test_expected(evalguard):
             validate(evalguard, "draws")
         """,

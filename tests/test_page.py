@@ -220,7 +220,7 @@ def test_text_stands_out_in_both_schemes() -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which .ci/run installs")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 500])
 def test_a_browser_draws_it(width: int, dark: bool, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def shows_the_matrix(colours: dict[tuple[int, int, int], int]) -> bool:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which .ci/run installs")
 def test_tensorboards_page_shows_the_matrix(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path / "logs")
     with served("tensorboard.main", "--logdir", str(tmp_path / "logs")) as address:
@@ -337,7 +337,7 @@ def test_tensorboards_page_shows_the_matrix(tmp_path: Path) -> None:
 
 @dashboard
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which .ci/run installs")
 def test_mlflows_page_shows_the_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow.server")
     from lightning.pytorch.loggers import MLFlowLogger
