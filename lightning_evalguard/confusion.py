@@ -435,7 +435,7 @@ class ConfusionMatrix(Metric):
             offset = torch.arange(labels, device=index.device)
             offset *= self.layout.bins // tables // labels
             index = index.view(preds.shape).add_(offset.view(-1, *[1] * (preds.ndim - 2)))
-        if tables == 2:
+        if tables == 2 and preds.numel():
             low, high = preds.aminmax()
             index.add_((low >= 0) & (high <= 1), alpha=self.layout.bins // 2)
         return index.reshape(-1)

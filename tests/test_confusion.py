@@ -143,6 +143,7 @@ def test_what_a_guess_by_batch_counts_is_torchmetrics_own(
         target = torch.randint(0, 2, shape, generator=g)
         target[0] = -100 if ignored else 1
         ours.update(preds, target)
+        ours.update(preds[:0], target[:0])  # of which a sampler repeated every sample
         theirs.update(preds, target)
         if ((preds >= 0) & (preds <= 1)).all():
             inside += int((target >= 0).sum())
