@@ -23,8 +23,8 @@ import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 from torchmetrics import classification as tm
 
-from lightning_evalguard.confusion import ConfusionMatrix
-from lightning_evalguard.plot import figure, png
+from lightning_evalguard.confusion.figure import figure, png
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
 
 CLASSES = (2, 10, 100, 1_000, 10_000)
 BATCHES = (32, 256, 2_048, 16_384, 65_536)

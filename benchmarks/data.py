@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_evalguard import EvalGuard
-from lightning_evalguard.checks.data import DataCheck
+from lightning_evalguard.checks.data.check import DataCheck
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore")

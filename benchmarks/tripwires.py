@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_evalguard.checks import Check, Moment
 from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
-from lightning_evalguard.checks.modes import ModesCheck
-from lightning_evalguard.checks.state import StateCheck
-from lightning_evalguard.checks.stochastic import StochasticCheck
+from lightning_evalguard.checks.modes.check import ModesCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.guard import Guard, Replays
 from lightning_evalguard.report import Report
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_evalguard import evaluating
-from lightning_evalguard.confusion import ConfusionMatrix
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
 
 torch.manual_seed(0)
 images, labels = (torch.tensor(column) for column in load_digits(return_X_y=True))

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_evalguard.confusion import ConfusionMatrix
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
 
 # 200 messages, 40 of them spam: 30 are caught, 10 slip through, 6 honest ones are filtered out.
 target = torch.tensor([1] * 40 + [0] * 160)

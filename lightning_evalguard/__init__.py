@@ -10,21 +10,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lightning_evalguard.allow import allow
 from lightning_evalguard.report import EvalGuardError, EvalGuardWarning, Finding, Report
 
 if TYPE_CHECKING:
     from lightning_evalguard.callback import EvalGuard as EvalGuard
-    from lightning_evalguard.confusion import ConfusionMetrics as ConfusionMetrics
-    from lightning_evalguard.guard import allow as allow
-    from lightning_evalguard.guard import evaluating as evaluating
+    from lightning_evalguard.confusion.matrix import ConfusionMetrics as ConfusionMetrics
+    from lightning_evalguard.evaluation import evaluating as evaluating
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "EvalGuard": "callback",
     "ConfusionMetrics": "confusion",
-    "allow": "guard",
-    "evaluating": "guard",
+    "evaluating": "evaluation",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_evalguard import record
+from lightning_evalguard.record import run as record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def _found(paths: Sequence[Path]) -> list[Path]:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from lightning_evalguard._show import beside, one
+    from lightning_evalguard.views.terminal import beside, one
 
     found = [(path, record.read(path)) for path in _found(given.paths)]
     print(one(*found[0]) if len(found) == 1 else beside(found))  # noqa: T201
@@ -65,8 +65,8 @@ def _show(given: argparse.Namespace) -> int:
 
 
 def _html(given: argparse.Namespace) -> int:
-    from lightning_evalguard import _files
-    from lightning_evalguard._page import page
+    from lightning_evalguard.record import files as _files
+    from lightning_evalguard.views.page import page
 
     path, *others = _found([given.path])
     if others:
@@ -78,7 +78,7 @@ def _html(given: argparse.Namespace) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from lightning_evalguard._runner import run
+    from lightning_evalguard.ci import run
 
     if not given.command:
         raise ValueError("run: expected a script, or -m and a module")

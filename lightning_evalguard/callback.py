@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from lightning_evalguard import _lightning
-from lightning_evalguard._allow import allowed
-from lightning_evalguard._lightning import Callback, LightningModule, Trainer
-from lightning_evalguard._patch import Wrap
-from lightning_evalguard._ranks import ranks_of
-from lightning_evalguard._replay import replaying
-from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.batch import BatchCheck
-from lightning_evalguard.checks.data import DataCheck
+from lightning_evalguard.checks.check import Check
+from lightning_evalguard.checks.data.check import DataCheck
 from lightning_evalguard.checks.grad import GradCheck
-from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.rng import RngCheck
-from lightning_evalguard.checks.state import StateCheck
-from lightning_evalguard.checks.stochastic import StochasticCheck
-from lightning_evalguard.checks.sync import SyncCheck
-from lightning_evalguard.confusion import ConfusionMetrics
+from lightning_evalguard.checks.scores.check import ScoresCheck
+from lightning_evalguard.checks.selection.check import SelectionCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
+from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.checks.weights.check import WeightsCheck
+from lightning_evalguard.confusion.matrix import ConfusionMetrics
+from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Audit, Guard, Replays, check_allow, check_policies
-from lightning_evalguard.record import Records
-from lightning_evalguard.record import Run as Record
-from lightning_evalguard.recorder import Recorder
+from lightning_evalguard.ranks import ranks_of
+from lightning_evalguard.record.run import Records
 from lightning_evalguard.report import (
-    EvalGuardError,
-    Finding,
     FixPolicy,
     Policy,
     Report,
-    broke,
     check_policy,
-    warn,
-    warn_text,
 )
-from lightning_evalguard.result import ConfusionResult, Difference
-from lightning_evalguard.sinks import write
-from lightning_evalguard.training_score import TrainingScore
-
-_STEPS = ("validation", "test", "predict")
-_LOOPS = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop", "predict_loop")
+from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
+from lightning_evalguard.trainer.run import Run, accumulates, batch_size, out_of_the_books, why_not
+from lightning_evalguard.trainer.scores import Scores
+from lightning_evalguard.trainer.training_score import TrainScoreOfFit
 
 
 class EvalGuard(Callback):
@@ -64,6 +55,15 @@ class EvalGuard(Callback):
             shared with training, and for scores that are not what they claim.
         sync: Policy for lines of yours at which the host waits for the device, and on the CPU for
             those at which it would.
+        weights: Policy for weights that were never loaded, never trained or never averaged.
+        scores: Policy for logged scores that are not what they claim.
+        selection: Policy for checkpoints and stops chosen by a score that does not justify it.
+        groups: Which samples belong together (one patient, one speaker): the name of an attribute
+            or column, or a callable that takes a sample and gives its group.
+        outcomes: Whether the record keeps one bit a sample, right or wrong, so that two runs can
+            be compared sample by sample.
+        budget: Share of an evaluation's time that looking again and again may cost; 1.0 looks at
+            every batch.
         sync_steps: Which steps of each stage are watched for syncs: the first so many, and every
             so many from there on; on the CPU the gaps double (50, 100, 200, ...).
         allow: Per check, glob patterns of qualified names, source files or functions whose
@@ -106,6 +106,12 @@ class EvalGuard(Callback):
         rng: FixPolicy = "ignore",
         data: Policy = "warn",
         sync: Policy = "warn",
+        weights: Policy = "warn",
+        scores: Policy = "warn",
+        selection: Policy = "warn",
+        groups: str | Callable[..., Any] | None = None,
+        outcomes: bool = False,
+        budget: float = 0.01,
         sync_steps: tuple[int, int] = (2, 50),
         allow: dict[str, list[str]] | None = None,
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
@@ -115,13 +121,20 @@ class EvalGuard(Callback):
     ) -> None:
         self._policies = check_policies(
             modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
-            data=data, sync=sync,
+            data=data, sync=sync, weights=weights, scores=scores, selection=selection,
         )  # fmt: skip
         check_policy("audit", audit, Audit)
         check_allow(allow)
         if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
             raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
+        if not (groups is None or isinstance(groups, str) or callable(groups)):
+            raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
+        if not isinstance(outcomes, bool):
+            raise ValueError(f"outcomes={outcomes!r}: expected True or False")
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
+            raise ValueError(f"budget={budget!r}: expected a share above 0 and up to 1")
         self._metrics = metrics
+        self._groups, self._outcomes, self._budget = groups, outcomes, budget
         self._report = Report()
         SyncCheck(sync_steps)  # refuses what is not two numbers
         if train_score < 0:
@@ -131,8 +144,8 @@ class EvalGuard(Callback):
         self._audit = audit
         self._allow = allow
         self._expected: list[tuple[str, bool]] = []
-        self._runs: list[_Run] = []
-        self._train_scores: dict[Trainer, _TrainScore] = {}
+        self._runs: list[Run] = []
+        self._train_scores: dict[Trainer, TrainScoreOfFit] = {}
         self._records = Records(record, self._report)
 
     @property
@@ -166,21 +179,24 @@ class EvalGuard(Callback):
             StateCheck(
                 lambda: trainer.optimizers,
                 lambda: [config.scheduler for config in trainer.lr_scheduler_configs],
-                lambda: _accumulates(trainer),
+                lambda: accumulates(trainer),
             ),
             StochasticCheck(),
-            BatchCheck(lambda: _batch_size(trainer)),
+            BatchCheck(lambda: batch_size(trainer)),
             RngCheck(restore=self._policies["rng"] == "fix"),
             data,
             sync,
+            WeightsCheck(),
+            ScoresCheck(),
+            SelectionCheck(),
         ]
         ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            scores = _Scores(trainer, pl_module, Recorder(config, ranks), self._report, data.reason)
+            scores = Scores(trainer, pl_module, Recorder(config, ranks), self._report, data.reason)
         if self._train_score and trainer.state.fn == "fit":
-            self._train_scores[trainer] = _TrainScore(
+            self._train_scores[trainer] = TrainScoreOfFit(
                 trainer, pl_module, self._train_score, self._metrics, self._report
             )
         guard = Guard(
@@ -190,14 +206,14 @@ class EvalGuard(Callback):
             Replays(
                 self._audit,
                 beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
-                isolate=lambda: _out_of_the_books(trainer, scores),
-                why_not=lambda: _why_not(trainer),
+                isolate=lambda: out_of_the_books(trainer, scores),
+                why_not=lambda: why_not(trainer),
             ),
             ranks,
         )
         record = self._records.open(trainer)
         ended = partial(self._end, trainer)
-        self._runs.append(_Run(trainer, pl_module, guard, scores, ended, sync, record))
+        self._runs.append(Run(trainer, pl_module, guard, scores, ended, sync, record))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count(trainer, "val")
@@ -251,12 +267,12 @@ class EvalGuard(Callback):
     ) -> None:
         self._end(trainer, exception)
 
-    def _run_of(self, trainer: Trainer) -> _Run | None:
+    def _run_of(self, trainer: Trainer) -> Run | None:
         return next((run for run in self._runs if run.trainer is trainer), None)
 
     def _explained(self) -> set[str | None]:
         """Keys of the module's own that differ from the matrix's: told already."""
-        return {f.subject for f in self._report.findings if f.check == "metrics"}
+        return {f.subject for f in self._report.findings if f.check == "scores"}
 
     def _count(self, trainer: Trainer, stage: str) -> None:
         run = self._run_of(trainer)
@@ -282,454 +298,3 @@ class EvalGuard(Callback):
         if run is not None:
             self._runs.remove(run)
             run.close(error)
-
-
-class _Run:
-    """One fit, validate, test or predict of one trainer under guard.
-
-    No callback hook is the last before the user's step or the first after it: the step is
-    guarded through the strategy's methods, the evaluation through its loop's `run`, both wrapped
-    on the instance. User signatures, overrides, compilation and pickling stay as they are.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        guard: Guard,
-        scores: _Scores | None,
-        ended: Callable[[BaseException], None],
-        sync: SyncCheck,
-        record: Record,
-    ) -> None:
-        self.trainer = trainer
-        self.record = record
-        self.sync = sync
-        self.scores = scores
-        self.guard = guard
-        self.ended = ended
-        self.ranks = guard.ranks
-        self._kinds: set[str] = set()
-        if trainer.state.fn == "fit":
-            self.ranks.expect("train")
-        self.now = Moment("fit", rank=trainer.global_rank)
-        guard.open(module, self.now)
-        guard.report.checked["modules"] = max(
-            guard.report.checked["modules"], sum(1 for _ in module.modules())
-        )
-        self._wraps: list[Wrap] = []
-        self._wrap("_run_stage", self._until_error)
-        self._wrap("strategy.training_step", self._train_step)
-        for step in _STEPS:
-            self._wrap(f"strategy.{step}_step", self._step)
-        self._wrap("strategy.batch_to_device", self._move)
-        for loop in _LOOPS:
-            self._wrap(f"{loop}.run", self._evaluate)
-
-    def _wrap(self, path: str, around: Callable[..., Any]) -> None:
-        """Put `around` in front of one of the trainer's methods, where this Lightning has it."""
-        owner = _lightning.owner(self.trainer, path)
-        if owner is None:
-            self.guard.report.note(f"this Lightning has no `trainer.{path}`: it was not guarded")
-        else:
-            self._wraps.append(Wrap(owner, path.rpartition(".")[2], around))
-
-    def close(self, error: BaseException | None) -> None:
-        if self.scores is not None:
-            self.scores.abort()
-        for wrap in self._wraps:
-            wrap.remove()
-        self._where("fit")
-        if error is not None:
-            self.ranks.leave()
-        try:
-            self.guard.close(self.now, error)
-            self.ranks.expect("close")
-            self.ranks.meet("close")
-        except BaseException as found:
-            error = found
-            raise
-        finally:
-            try:
-                self.sync.write(self.guard.report)
-            except Exception as fault:  # noqa: BLE001 - our own bug must not stop a training run
-                broke(self.guard.report, "the list of syncs", "", fault)
-            self.record.close(error)
-
-    def _until_error(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Put everything back as an exception leaves the stage: others may fail to be told of it.
-
-        Lightning calls `on_exception` of one callback after the other, and of none after one that
-        raises.
-        """
-        try:
-            return run(*args, **kwargs)
-        except BaseException as error:
-            self.ended(error)
-            raise
-
-    def _where(self, stage: str) -> None:
-        now, trainer = self.now, self.trainer
-        now.stage, now.epoch, now.step = stage, trainer.current_epoch, trainer.global_step
-        now.fitting = trainer.state.fn == "fit"
-
-    def _evaluate(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        outer = self.now
-        self.now = Moment("validate", rank=outer.rank)
-        self._where(_stage(self.trainer))
-        self.record.begin(self.now.stage)
-        self.ranks.expect(*self._points())
-        try:
-            self.guard.start(self.now)
-            try:
-                with self._hooks_followed():
-                    outputs = run(*args, **kwargs)
-            except BaseException as error:
-                self.ranks.leave()
-                if self.scores is not None:
-                    self.scores.abort()
-                self.guard.stop(self.now, error)
-                raise
-            self.now.batch = -1
-            self.guard.stop(self.now)
-            seen = self.ranks.meet("end", self.record.seen())
-            results = self.scores.results if self.scores is not None else {}
-            self.record.end(self.now.stage, outputs, results, seen)
-            if self.now.fitting:
-                self.ranks.expect("train")
-            if self.scores is not None and not self.now.fitting:
-                self.scores.show(self.now.stage)
-            return outputs
-        finally:
-            self.now = outer
-
-    @contextmanager
-    def _hooks_followed(self) -> Iterator[None]:
-        """The profiler brackets every hook and fetch by name: follow them line by line."""
-        if not self.guard.follows:
-            yield
-            return
-        following = ExitStack()
-        inside: list[str] = []
-
-        def start(start: Callable[[str], None], action: str) -> None:
-            start(action)
-            if not (inside or action.startswith("[Strategy]") or self._is_late(action)):
-                inside.append(action)
-                following.enter_context(self.guard.following())
-
-        def stop(stop: Callable[[str], None], action: str) -> None:
-            if inside == [action]:
-                inside.clear()
-                following.close()
-            stop(action)
-
-        profiler = self.trainer.profiler  # type: ignore[attr-defined]
-        wraps = Wrap(profiler, "start", start), Wrap(profiler, "stop", stop)
-        try:
-            yield
-        finally:
-            following.close()
-            for wrap in wraps:
-                wrap.remove()
-
-    def _is_late(self, action: str) -> bool:
-        return self.now.batch > 1 and ("_batch_" in action or action.endswith("_next"))
-
-    def _points(self) -> list[str]:
-        """Where the ranks meet in the evaluation that begins; equal on all of them."""
-        stage = self.now.stage
-        kind = "validate" if stage == "sanity_check" else stage
-        points = ["audit"] if kind not in self._kinds else []
-        self._kinds.add(kind)
-        if self.scores is not None and stage in ("validate", "test"):
-            points.append("matrix")
-        return [*points, "end"]
-
-    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if replaying():  # by a second guard: this one saw the step already
-            return step(*args, **kwargs)
-        if self.scores is not None and args:
-            self.scores.before_step(args[0], self.now.dataloader)
-        if args:
-            self.record.see(self.now.stage, self.now.dataloader, args[0], self._loaders)
-        outputs = self.guard.step(self.now, step, *args, **kwargs)
-        self.ranks.meet("audit")
-        if self.scores is not None and args:
-            self.scores.after_step(outputs, args[0], self.now.dataloader)
-        return outputs
-
-    def _loaders(self) -> Any:
-        return _lightning.dataloaders(self.trainer)
-
-    def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.now.stage == "fit":
-            return move(*args, **kwargs)
-        return self.guard.move(self.now, move, *args, **kwargs)
-
-    def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._where("fit")
-        outputs = self.guard.train_step(self.now, step, *args, **kwargs)
-        self.ranks.trained()
-        return outputs
-
-
-class _TrainScore:
-    """The training score of one fit, taken when the module's own hook has logged its scores."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        batches: int,
-        metrics: Literal["auto"] | ConfusionMetrics | None,
-        report: Report,
-    ) -> None:
-        self._trainer, self._module, self._report = trainer, module, report
-        self._wrap: Wrap | None = None
-        self._score: TrainingScore | None = None
-        if trainer.world_size > 1:
-            report.note("train_eval: no training score, because several processes train together")
-            return
-        config = metrics if isinstance(metrics, ConfusionMetrics) else None
-        self._score = TrainingScore(
-            module,
-            batches,
-            _lightning.ValidationLoop(trainer),
-            config,
-            metrics is not None,
-            report,
-            self._log,
-        )
-
-    def after(self, hook: str) -> None:
-        """Take it once the module's own `hook`, which Lightning calls next, is over."""
-        if self._score is not None:
-            self._wrap = Wrap(self._module, hook, self._take)
-
-    def stop(self) -> None:
-        if self._wrap is not None:
-            self._wrap.remove()
-            self._wrap = None
-
-    def _take(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.stop()
-        outputs = hook(*args, **kwargs)
-        if self._score is not None:
-            try:
-                told = _lightning.Books(self._trainer).evaluated()
-                held = dict(self._trainer.callback_metrics)
-                self._score.evaluate(told.training, told.loaders, held)
-            except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
-                broke(self._report, "the training score", "the rest of the run", error)
-                self._score = None
-        return outputs
-
-    def _log(self, key: str, value: float) -> None:
-        self._module.log(key, value, on_step=False, on_epoch=True, add_dataloader_idx=False)
-
-
-class _Scores:
-    """The confusion matrix of one run, counted in the steps and logged when an epoch ends."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        recorder: Recorder,
-        report: Report,
-        reason: Callable[[str], str],
-    ) -> None:
-        self._reason = reason
-        self._trainer, self._module = trainer, module
-        self._recorder, self._report = recorder, report
-        self._ours: set[str] = set()
-        self._theirs: set[str] = set()
-        self._told: set[str] = set()
-        self._counting = False
-        self._wrap: Wrap | None = None
-        self.results: dict[str, ConfusionResult] = {}  # of the last evaluation
-
-    def start(self, stage: str, dataloaders: Any) -> None:
-        trainer = self._trainer
-        self.results = {}
-        self._counting = self._safely(
-            lambda: self._recorder.start(
-                stage, self._module, dataloaders, getattr(trainer, "datamodule", None)
-            )
-        )
-
-    def before_step(self, batch: Any, dataloader_idx: int) -> None:
-        if self._counting:
-            self._counting = self._safely(lambda: self._recorder.before_step(batch, dataloader_idx))
-
-    def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
-        if self._counting:
-            self._counting = self._safely(
-                lambda: self._recorder.after_step(outputs, batch, dataloader_idx)
-            )
-
-    def log_after(self, hook: str) -> None:
-        """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
-        if self._counting:
-            self._counting = False
-            self._wrap = Wrap(self._module, hook, self._log)
-        else:
-            self._recorder.ranks.skip("matrix")
-
-    def show(self, stage: str) -> None:
-        """Print the table of a `validate` or `test` on its own, where Lightning prints its own."""
-        if not (self._trainer.is_global_zero and _lightning.verbose(self._trainer, stage)):
-            return
-        key = {"validate": "val"}.get(stage, stage)
-        for name, result in self._report.confusion.items():
-            if name.split("/")[0] == key:
-                print(f"{name}: {result}")  # noqa: T201 - beside the table that Lightning prints
-
-    def paused(self) -> AbstractContextManager[None]:
-        return self._recorder.paused()
-
-    def abort(self) -> None:
-        self._counting = False
-        self._unwrap()
-        self._recorder.abort()
-
-    def _unwrap(self) -> None:
-        if self._wrap is not None:
-            self._wrap.remove()
-            self._wrap = None
-
-    def _log(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._unwrap()
-        outputs = hook(*args, **kwargs)
-        self._safely(self._read)
-        self._recorder.ranks.skip("matrix")  # where that failed
-        return outputs
-
-    def _read(self) -> None:
-        trainer = self._trainer
-        recorded = self._recorder.stop(trainer.current_epoch, trainer.global_step)
-        for sentence in recorded.notes:
-            self._report.note(sentence)
-        self._report.confusion.update(recorded.results)
-        self.results = recorded.results
-        logged = set(trainer.callback_metrics)
-        self._theirs |= logged - self._ours
-        differing = []
-        for key, result in recorded.results.items():
-            stage, _, loader = key.partition("/")
-            for score, value in result.scores.items():
-                name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
-                if name not in self._theirs:
-                    self._log_scalar(name, value)
-                    continue
-                theirs = float(trainer.callback_metrics[name])
-                difference = result.explained(score, theirs, self._reason(name))
-                if difference.rounds:
-                    if (key := f"rounds {name}") not in self._told:
-                        self._told.add(key)
-                        self._report.note(f"`{name}` {difference.fact}")
-                elif difference.fact:
-                    differing.append(_differs(name, difference, result))
-        self._report.add(differing)
-        if not trainer.is_global_zero:
-            return
-        for finding in differing:
-            if finding.subject not in self._told:
-                self._told.add(str(finding.subject))
-                warn(finding)
-        for sentence in recorded.warnings:
-            warn_text(sentence)
-        for key, result in recorded.results.items():
-            for failure in write(trainer.loggers, key, result, _lightning.logged_step(trainer)):
-                if failure not in self._told:
-                    self._told.add(failure)
-                    warn_text(failure)
-
-    def _log_scalar(self, key: str, value: float) -> None:
-        if self._trainer.barebones:
-            return
-        # Equal on every rank already: no `sync_dist`, which would be one collective a key.
-        _lightning.advised_sync_dist(self._trainer, key)
-        _lightning.log(self._module, key, value)
-        self._ours.add(key)
-
-    def _safely(self, act: Callable[[], None]) -> bool:
-        """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
-        try:
-            act()
-        except EvalGuardError:
-            raise  # what all ranks raise
-        except Exception as error:  # our own bug must not stop a training run
-            if self._recorder.explicit and isinstance(error, ValueError):
-                raise  # the user's arguments do not fit what the step gives
-            broke(self._report, "the confusion matrix", "its evaluation", error)
-            return False
-        return True
-
-
-@contextmanager
-def _out_of_the_books(trainer: Trainer, scores: _Scores | None) -> Iterator[None]:
-    """A replay is neither logged nor counted."""
-    with (
-        _lightning.out_of_the_books(trainer),
-        scores.paused() if scores is not None else nullcontext(),
-    ):
-        yield
-
-
-def _batch_size(trainer: Trainer) -> int | None:
-    """The most samples that a loader of the running evaluation puts in a batch, where it says."""
-    sizes = []
-    for loader in _flat(_lightning.dataloaders(trainer)):
-        size = getattr(loader, "batch_size", None)
-        if size is None:
-            return None
-        sizes.append(size)
-    return max(sizes, default=None)
-
-
-def _flat(loaders: Any) -> Iterator[Any]:
-    if isinstance(loaders, (list, tuple, dict)):
-        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
-            yield from _flat(loader)
-    else:
-        yield loaders
-
-
-def _accumulates(trainer: Trainer) -> bool:
-    """Whether gradients that stand between two steps are still needed."""
-    return (
-        trainer.accumulate_grad_batches > 1 or not trainer.lightning_module.automatic_optimization
-    )
-
-
-def _why_not(trainer: Trainer) -> str | None:
-    """Why steps of `trainer` must not be run again."""
-    # A replay on one rank alone would wait for the others in the step's first collective.
-    if trainer.world_size > 1:
-        return "several processes evaluate together"
-    return _lightning.why_not_again(trainer)
-
-
-def _differs(key: str, difference: Difference, result: ConfusionResult) -> Finding:
-    """The module logs `key` itself, with another value than the matrix gives."""
-    return Finding(
-        check="metrics",
-        stage="test" if key.startswith("test") else "validate",
-        fact=difference.fact,
-        remedy=difference.remedy,
-        subject=key,
-        leads="subject",
-        epoch=result.epoch,
-        step=result.step,
-        certain=False,
-    )
-
-
-def _stage(trainer: Trainer) -> str:
-    if trainer.sanity_checking:
-        return "sanity_check"
-    if trainer.testing:
-        return "test"
-    return "predict" if trainer.predicting else "validate"

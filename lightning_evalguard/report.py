@@ -193,8 +193,8 @@ class Report:
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """The report that `to_dict` made `plain` of."""
         # The one way upwards: these know how their own records read, and need torch.
-        from lightning_evalguard.checks.sync import Sync
-        from lightning_evalguard.result import ConfusionResult
+        from lightning_evalguard.checks.sync.check import Sync
+        from lightning_evalguard.confusion.result import ConfusionResult
 
         report = cls()
         report.findings = [_record(Finding, f) for f in plain["findings"]]

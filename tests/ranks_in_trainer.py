@@ -24,13 +24,15 @@ from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_evalguard import ConfusionMetrics, EvalGuard, Report, _ranks, sources
-from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard import ConfusionMetrics, EvalGuard, Report
+from lightning_evalguard import ranks as _ranks
 from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
-from lightning_evalguard.checks.modes import ModesCheck
-from lightning_evalguard.checks.state import StateCheck
-from lightning_evalguard.checks.stochastic import StochasticCheck
+from lightning_evalguard.checks.modes.check import ModesCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
+from lightning_evalguard.confusion import sources
 from lightning_evalguard.guard import Guard, Replays, why_not_again
 
 CLASSES = 3

@@ -500,7 +500,7 @@ class _Runtime:
 
 def run_each(device: str) -> Iterator[tuple[str, int, int]]:
     """Run every idiom on `device`: its source, how often a wait was heard, and was made."""
-    from lightning_evalguard._waits import Watch
+    from lightning_evalguard.checks.sync.overrides import Watch
 
     heard: list[str] = []
     watch = Watch(device, lambda op, frame, seconds: heard.append(op))

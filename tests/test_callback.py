@@ -103,7 +103,7 @@ def test_a_key_that_the_module_logs_itself_stands(trainer: Make) -> None:
 
     guard = EvalGuard()
     run = trainer(callbacks=[guard], max_epochs=3)
-    with pytest.warns(EvalGuardWarning, match=r"expected .* \[metrics\]") as told:
+    with pytest.warns(EvalGuardWarning, match=r"expected .* \[scores\]") as told:
         run.fit(LogsItsOwn(), zoo.loader(), zoo.loader(seed=1))
     assert len([w for w in told if issubclass(w.category, EvalGuardWarning)]) == 2
     assert {f.subject for f in guard.report.findings} == {"val/accuracy", "val/mcc"}

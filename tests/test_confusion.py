@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import BinaryStatScores, MultilabelStatScores
 from torchmetrics.functional import classification as tm
 
-from lightning_evalguard.confusion import ConfusionMatrix, ConfusionMetrics
-from lightning_evalguard.sources import Pair, layout_of
+from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics
+from lightning_evalguard.confusion.sources import Pair, layout_of
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -352,7 +352,7 @@ def test_many_classes_keep_exact_vectors_and_exact_confused_pairs() -> None:
 def test_a_full_key_buffer_is_compacted_without_losing_a_pair(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lightning_evalguard.confusion._PAIRS", 16)
+    monkeypatch.setattr("lightning_evalguard.confusion.matrix._PAIRS", 16)
     confmat = ConfusionMatrix(10, full=False)
     preds, target = torch.randint(10, (40, 25)), torch.randint(10, (40, 25))
     for p, t in zip(preds, target, strict=True):

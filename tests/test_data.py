@@ -28,8 +28,8 @@ from torch.utils.data import (
 from torchmetrics.classification import BinaryAccuracy, MultilabelF1Score
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
-from lightning_evalguard._loaders import parts, repeated, shared
-from lightning_evalguard._samples import Budget, Rows, content, digest, rows, twins, undisturbed
+from lightning_evalguard.data.loaders import parts, repeated, shared
+from lightning_evalguard.data.samples import Budget, Rows, content, digest, rows, twins, undisturbed
 from models import data as zoo
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
 
@@ -118,7 +118,7 @@ def test_a_difference_from_the_matrix_is_told_with_its_reason(trainer: Make) -> 
     guard = EvalGuard(sync="ignore")
     with pytest.warns(EvalGuardWarning, match="it is the mean of 4 batches' values"):
         run(trainer, OwnF1(), guard, max_epochs=1)
-    assert [f.check for f in guard.report.findings] == ["metrics"]
+    assert [f.check for f in guard.report.findings] == ["scores"]
 
 
 class Spam(pl.LightningModule):
@@ -192,7 +192,7 @@ def test_logits_that_are_taken_for_probabilities_are_the_reason(
         trainer(callbacks=[guard]).validate(Spam(score, labels), verbose=False)
     warned = [str(w.message) for w in told if issubclass(w.category, EvalGuardWarning)]
     assert [said in text for text in warned] == [True] * bool(said)
-    assert [f.check for f in guard.report.findings] == ["metrics"] * bool(said)
+    assert [f.check for f in guard.report.findings] == ["scores"] * bool(said)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, Watch
+from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, Watch
 
 MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 

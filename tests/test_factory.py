@@ -11,8 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from lightning_evalguard import EvalGuard, _factory
-from lightning_evalguard._attached import AttachedGuard
+from lightning_evalguard import EvalGuard
+from lightning_evalguard import attach as _factory
+from lightning_evalguard.trainer.attached import AttachedGuard
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
@@ -29,7 +30,7 @@ def test_both_packages_know_the_factory() -> None:
 
 def test_gated_off_it_loads_nothing() -> None:
     code = (
-        "import sys, lightning_evalguard._factory as f\n"
+        "import sys, lightning_evalguard.attach as f\n"
         "before = set(sys.modules)\n"
         "assert f.callbacks() == []\n"
         "assert not {'torch', 'numpy', 'lightning'} & set(sys.modules)\n"

@@ -18,24 +18,21 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_evalguard import (
-    EvalGuard,
-    EvalGuardWarning,
-    _lines,
-    _replay,
-    plot,
-    recorder,
-    sinks,
-    training_score,
-)
+from lightning_evalguard import EvalGuard, EvalGuardWarning
 from lightning_evalguard.checks.batch import BatchCheck
-from lightning_evalguard.checks.data import DataCheck
+from lightning_evalguard.checks.data.check import DataCheck
 from lightning_evalguard.checks.grad import GradCheck
-from lightning_evalguard.checks.modes import ModesCheck
+from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.rng import RngCheck
-from lightning_evalguard.checks.state import StateCheck
-from lightning_evalguard.checks.stochastic import StochasticCheck
-from lightning_evalguard.checks.sync import SyncCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
+from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.confusion import figure as plot
+from lightning_evalguard.confusion import loggers as sinks
+from lightning_evalguard.confusion import recorder
+from lightning_evalguard.instruments import lines as _lines
+from lightning_evalguard.instruments import replay as _replay
+from lightning_evalguard.trainer import training_score
 
 CHECKS = (
     ModesCheck, GradCheck, StateCheck, StochasticCheck, BatchCheck, RngCheck, DataCheck, SyncCheck,

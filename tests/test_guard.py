@@ -20,8 +20,8 @@ from lightning_evalguard import (
     allow,
     evaluating,
 )
-from lightning_evalguard._allow import allowed
-from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.allow import allowed
+from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.guard import Guard
 
 

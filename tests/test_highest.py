@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_evalguard._highest import highest
+from lightning_evalguard.confusion.highest import highest
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -12,78 +12,144 @@ import pytest
 import lightning_evalguard
 
 PACKAGE = Path(lightning_evalguard.__file__).parent
-# Each file may import from the layers before its own.
-LAYERS = [
-    {"report", "_source", "_allow", "_patch", "scores", "_files", "_plain", "_highest"},
-    {
-        "_tree",
-        "_dispatch",
-        "_lines",
-        "_loaders",
-        "_ranks",
-        "_content",
-        "result",
-        "ledger",
-    },
-    {"_state", "_rollback", "_waits", "checks", "confusion", "plot"},
-    {"_debug_mode", "_samples", "_tally", "_writes", "_hidden", "_replay", "sources", "sinks"},
-    {"taps"},
-    {"guard", "recorder", "_lightning"},
-    {"training_score", "record"},
-    {"callback", "_sarif", "_show"},
-    {"_attached", "_fixture", "_page"},
-    {"_factory", "_pytest"},
-    {"_runner"},
+# A room may import from the rooms before its own, and within itself.
+FLOORS = [
+    {"checks/registry"},
+    {"report", "stages", "allow"},
+    {"instruments", "ranks", "record/files", "record/plain", "record/ledger"},
+    {"model", "data"},
+    {"confusion"},
+    {"record"},
+    {"checks/check"},
+    {"checks"},
+    {"guard"},
+    {"views"},
+    {"trainer", "evaluation"},
+    {"callback"},
+    {"trainer/attached"},
+    {"attach", "testing"},
+    {"ci"},
     {"__init__", "__main__"},
 ]
-CHECKS_SEE = 3  # a check's file may import from the layers up to this one
-STDLIB_ONLY = {"report", "_source", "_allow", "_patch", "_files", "_plain", "ledger", "_factory"}
-UPWARDS = {"report": {"result", "checks"}}  # Report.load, when it is called
+STDLIB_ONLY = {
+    "report", "stages", "allow", "attach", "checks/registry", "instruments/source",
+    "instruments/patch", "record/files", "record/plain", "record/ledger",
+}  # fmt: skip
+UPWARDS = {
+    "report": {"confusion/result", "checks/sync/check"},  # Report.load, when it is called
+    "attach": {"trainer/attached"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level names of what a file imports, ``.name`` for a file of this package."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def name_of(path: Path) -> str:
+    """``checks/modes/check`` for the file of that name; a folder's own file has its name."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """What a file imports: ``torch``, and ``lightning_evalguard.checks.check`` for its own."""
+    imported = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            if node.module == "lightning_evalguard":
-                found |= {f"lightning_evalguard.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
+            folder = PACKAGE.parent / node.module.replace(".", "/")
+            names = {alias.name for alias in node.names}
+            files = {n for n in names if (folder / n).is_dir() or (folder / f"{n}.py").is_file()}
+            imported |= {f"{node.module}.{name}" for name in files}
+            if names - files:
+                imported.add(node.module)
+    return imported
+
+
+def inner(tree: ast.AST) -> set[str]:
+    """The files of this package that a file imports, as `name_of` has them."""
+    ours = "lightning_evalguard."
+    return {n.removeprefix(ours).replace(".", "/") for n in imports(tree) if n.startswith(ours)}
+
+
+def floor(name: str) -> int:
+    """The floor of a file: of its own name, else of the folder that it lies in."""
+    while name:
+        for number, rooms in enumerate(FLOORS):
+            if name in rooms:
+                return number
+        name = name.rpartition("/")[0]
+    raise AssertionError("a file without a floor")
+
+
+def room(name: str) -> str:
+    """The room of a file: a rule of its own within the checks, else the folder or file."""
+    parts = name.split("/")
+    return "/".join(parts[:2]) if parts[0] == "checks" else parts[0]
+
+
+def upward(name: str, tree: ast.AST) -> set[str]:
+    """The imports of a file that do not lead downward."""
+    found = set()
+    for other in inner(tree) - UPWARDS.get(name, set()):
+        below = floor(other) < floor(name)
+        beside = floor(other) == floor(name) and room(other) == room(name)
+        if not (below or beside):
+            found.add(other)
     return found
 
 
-def inner(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imports(path) if name.startswith("lightning_evalguard.")}
+def parsed(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def layer(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_lead_downward_and_rules_know_no_sibling(path: Path) -> None:
+    if name_of(path) != "__init__":
+        assert upward(name_of(path), parsed(path)) == set()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
-def test_a_file_imports_only_from_the_layers_before_it(path: Path) -> None:
-    for name in inner(path):
-        if name in lightning_evalguard.__all__ or name in UPWARDS.get(path.stem, ()):
-            continue
-        assert layer(name) < layer(path.stem), name
+def test_the_test_of_direction_can_fail() -> None:
+    up = ast.parse("from lightning_evalguard.guard import Guard")
+    assert upward("checks/modes/check", up) == {"guard"}
+    sibling = ast.parse("from lightning_evalguard.checks.grad import GradCheck")
+    assert upward("checks/modes/check", sibling) == {"checks/grad"}
+    within = ast.parse("from lightning_evalguard.checks.modes import training")
+    assert upward("checks/modes/check", within) == set()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("checks/*.py")), ids=lambda p: p.stem)
-def test_a_check_imports_no_sibling_and_nothing_above(path: Path) -> None:
-    for name in inner(path) - {"checks"}:
-        assert layer(name) <= CHECKS_SEE, name
-    siblings = {n for n in imports(path) if n.startswith("lightning_evalguard.checks.")}
-    assert siblings == set()
+def circles(arrows: dict[str, set[str]]) -> set[str]:
+    """The files from which imports lead back to themselves."""
+    circular = set()
+    for start in arrows:
+        reached: set[str] = set()
+        ahead = set(arrows[start])
+        while ahead:
+            name = ahead.pop()
+            reached.add(name)
+            ahead |= arrows.get(name, set()) - reached
+        if start in reached:
+            circular.add(start)
+    return circular
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_no_circle_of_imports() -> None:
+    """Imports for annotations alone count too."""
+    arrows = {
+        n: inner(parsed(p)) - UPWARDS.get(n, set())
+        for p in FILES
+        if (n := name_of(p)) != "__init__"
+    }
+    assert circles(arrows) == set()
+
+
+def test_the_test_for_circles_can_fail() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_one_file_imports_lightning(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imports(path)}
-    assert path.stem == "_lightning" or not roots & {"lightning", "pytorch_lightning"}
-    if path.stem in STDLIB_ONLY:
+    roots = {name.split(".")[0] for name in imports(parsed(path))}
+    lightning = roots & {"lightning", "pytorch_lightning"}
+    assert name_of(path) == "trainer/lightning" or not lightning
+    if name_of(path) in STDLIB_ONLY:
         assert roots <= {*sys.stdlib_module_names, "lightning_evalguard"}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard, EvalGuardError
-from lightning_evalguard._lines import LineTrace, lines_that_change
+from lightning_evalguard.instruments.lines import LineTrace, lines_that_change
 
 
 class Box:

@@ -14,8 +14,10 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_evalguard import EvalGuard, Finding, Report, _files, record
+from lightning_evalguard import EvalGuard, Finding, Report
 from lightning_evalguard.__main__ import main
+from lightning_evalguard.record import files as _files
+from lightning_evalguard.record import run as record
 from models import modes as zoo
 from test_record import Scored
 

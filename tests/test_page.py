@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_evalguard import Finding, Report, record
-from lightning_evalguard._page import page
-from lightning_evalguard.checks.sync import Sync
-from lightning_evalguard.confusion import ConfusionMatrix
+from lightning_evalguard import Finding, Report
+from lightning_evalguard.checks.sync.check import Sync
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.record import run as record
+from lightning_evalguard.views.page import page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = "<script>alert('x')</script> & \"co\""

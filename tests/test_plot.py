@@ -9,9 +9,9 @@ import weakref
 import numpy as np
 import torch
 
-from lightning_evalguard.confusion import ConfusionMatrix
-from lightning_evalguard.plot import figure, most_confused_classes, png
-from lightning_evalguard.result import ConfusionResult
+from lightning_evalguard.confusion.figure import figure, most_confused_classes, png
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.result import ConfusionResult
 
 
 def result_of(matrix: np.ndarray, names: list[str] | None = None) -> ConfusionResult:

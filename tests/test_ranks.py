@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from lightning_evalguard import EvalGuardError, EvalGuardWarning, Finding, Report, _ranks
-from lightning_evalguard._ranks import Alone, Ranks, processes, ranks_of
-from lightning_evalguard.recorder import Recorder
+from lightning_evalguard import EvalGuardError, EvalGuardWarning, Finding, Report
+from lightning_evalguard import ranks as _ranks
+from lightning_evalguard.confusion.recorder import Recorder
+from lightning_evalguard.ranks import Alone, Ranks, processes, ranks_of
 
 Act = Callable[[Ranks], Any]
 POINTS = ("audit", "matrix", "end")

@@ -28,13 +28,13 @@ from lightning_evalguard import (
     EvalGuardError,
     EvalGuardWarning,
     Report,
-    _files,
-    ledger,
-    record,
 )
-from lightning_evalguard._content import Content, owned_of, whole
-from lightning_evalguard._plain import MASK, plain
-from lightning_evalguard.confusion import ConfusionMatrix
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.data.fingerprint import Content, owned_of, whole
+from lightning_evalguard.record import files as _files
+from lightning_evalguard.record import ledger
+from lightning_evalguard.record import run as record
+from lightning_evalguard.record.plain import MASK, plain
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
@@ -246,7 +246,7 @@ def test_two_processes_never_write_the_same_file(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from lightning_evalguard import _files
+        from lightning_evalguard.record import files as _files
         while not Path(sys.argv[1], "go").exists():
             time.sleep(0.001)
         for i in range(20):
@@ -278,7 +278,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(moment: str, tmp_p
     code = """
         import os, signal, sys
         from pathlib import Path
-        from lightning_evalguard import _files
+        from lightning_evalguard.record import files as _files
         setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         _files.write_over(Path(sys.argv[1]), "new" * 100000)
     """
@@ -468,7 +468,7 @@ def test_lines_of_two_processes_do_not_mix(tmp_path: Path) -> None:
     code = """
         import json, sys
         from pathlib import Path
-        from lightning_evalguard import _files
+        from lightning_evalguard.record import files as _files
         for i in range(200):
             _files.append_line(Path(sys.argv[1]), json.dumps({"by": sys.argv[2] * 200, "i": i}))
     """

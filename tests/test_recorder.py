@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
-from lightning_evalguard._patch import Wrap
-from lightning_evalguard.confusion import ConfusionMatrix, ConfusionMetrics
-from lightning_evalguard.recorder import Recorded, Recorder
+from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics
+from lightning_evalguard.confusion.recorder import Recorded, Recorder
+from lightning_evalguard.instruments.patch import Wrap
 from two_ranks import CLASSES, Counted, data, rank_of_two
 
 

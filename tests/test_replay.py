@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard
-from lightning_evalguard._dispatch import Op, Subscriber
-from lightning_evalguard._replay import CannotReplay, Look, replaying
-from lightning_evalguard._rollback import Generators, generator_state, same_state
+from lightning_evalguard.instruments.dispatch import Op, Subscriber
+from lightning_evalguard.instruments.replay import CannotReplay, Look, replaying
+from lightning_evalguard.instruments.rollback import Generators, generator_state, same_state
 
 MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 
@@ -218,7 +218,7 @@ def test_any_steps_one_after_the_other_are_undone(steps: list[Callable[..., Any]
 
 
 def test_nothing_is_copied_but_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_evalguard import _rollback
+    from lightning_evalguard.instruments import rollback as _rollback
 
     copied: list[int] = []
     as_bytes = _rollback._as_bytes
@@ -273,7 +273,7 @@ def test_a_write_that_cannot_be_saved_does_not_happen(monkeypatch: pytest.Monkey
     def full(storage: Any) -> Tensor:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("lightning_evalguard._rollback._as_bytes", full)
+    monkeypatch.setattr("lightning_evalguard.instruments.rollback._as_bytes", full)
     m = nn.Linear(2, 2)
     before = m.weight.clone()
 
@@ -433,7 +433,7 @@ def test_a_check_that_fails_while_it_watches_costs_one_warning(
     trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lightning_evalguard import EvalGuardWarning
-    from lightning_evalguard.checks.stochastic import Draws
+    from lightning_evalguard.checks.stochastic.check import Draws
 
     def broken(self: Draws, op: Op) -> None:
         raise AttributeError("our own bug")
@@ -454,7 +454,7 @@ def test_nothing_is_run_again_where_several_processes_evaluate(
 ) -> None:
     guard = EvalGuard(data="ignore", metrics=None, sync="ignore", grad="ignore")
     monkeypatch.setattr(
-        "lightning_evalguard.callback._why_not", lambda _: "several processes evaluate together"
+        "lightning_evalguard.callback.why_not", lambda _: "several processes evaluate together"
     )
     trainer(callbacks=[guard]).fit(Logs(), loader(), loader())
     assert guard.report.checked["replayed_steps"] == 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from lightning_evalguard import scores
+from lightning_evalguard.confusion import scores
 
 
 def counts(target: list[int], preds: list[int], classes: int) -> tuple[torch.Tensor, ...]:

@@ -24,9 +24,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_evalguard.confusion import ConfusionMatrix
-from lightning_evalguard.result import ConfusionResult
-from lightning_evalguard.sinks import write
+from lightning_evalguard.confusion.loggers import write
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.result import ConfusionResult
 
 
 def result() -> ConfusionResult:

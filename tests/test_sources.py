@@ -28,8 +28,8 @@ from torchmetrics.classification import (
 from torchmetrics.wrappers import BootStrapper, ClasswiseWrapper
 
 from lightning_evalguard import EvalGuard
-from lightning_evalguard.confusion import ConfusionMetrics
-from lightning_evalguard.taps import metrics_of
+from lightning_evalguard.confusion.matrix import ConfusionMetrics
+from lightning_evalguard.confusion.taps import metrics_of
 from test_recorder import Drive, Net, data, expected, loader
 
 C = 5

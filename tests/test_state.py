@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow
-from lightning_evalguard._state import PIECE, Inventory, Prints, kept
-from lightning_evalguard._tree import registrations
 from lightning_evalguard.callback import EvalGuard
+from lightning_evalguard.model.tensors import PIECE, Inventory, Prints, kept
+from lightning_evalguard.model.tree import registrations
 from models.program import BATCH, CLASSES, FEATURES, Classifier
 
 Fit = Callable[..., pl.Trainer]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Report, allow
-from lightning_evalguard.checks import Moment
-from lightning_evalguard.checks.stochastic import StochasticCheck
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
 
 Make = Callable[..., pl.Trainer]
 HERE = "tests/test_stochastic.py"

@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sync_idioms as table
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, allow
-from lightning_evalguard._debug_mode import DebugMode
-from lightning_evalguard._waits import SUPPORTED, Watch, _caller
-from lightning_evalguard.checks.sync import SyncCheck
+from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.checks.sync.debug_mode import DebugMode
+from lightning_evalguard.checks.sync.overrides import SUPPORTED, Watch, _caller
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="torch >= 2.9 has get_kernel")
 
@@ -414,7 +414,7 @@ def test_a_wrong_choice_of_windows_is_refused(steps: Any) -> None:
 def test_below_torch_2_9_the_report_says_that_nothing_was_watched(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_evalguard.checks.sync.SUPPORTED", False)
+    monkeypatch.setattr("lightning_evalguard.checks.sync.check.SUPPORTED", False)
     guard = watch(fit, ReadsItsLoss())
     assert guard.report.syncs == []
     assert "is below 2.9" in str(guard.report)
@@ -659,7 +659,7 @@ def test_our_own_failure_is_told_and_surfaces_in_no_item(
     def fails(*_: Any) -> None:
         raise LookupError("lost")
 
-    monkeypatch.setattr("lightning_evalguard.checks.sync._where", fails)
+    monkeypatch.setattr("lightning_evalguard.checks.sync.check._where", fails)
     before = state_of_torch()
     with pytest.warns(EvalGuardWarning, match="LookupError: lost"):
         fit(ReadsItsLoss(), EvalGuard(metrics=None, sync="error"))

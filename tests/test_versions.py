@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_evalguard import EvalGuard, _lightning
+from lightning_evalguard import EvalGuard
+from lightning_evalguard.trainer import lightning as _lightning
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]

@@ -11,9 +11,9 @@ from torch import nn
 from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_evalguard._ranks import ranks_of
-from lightning_evalguard.confusion import ConfusionMetrics
-from lightning_evalguard.recorder import Recorder
+from lightning_evalguard.confusion.matrix import ConfusionMetrics
+from lightning_evalguard.confusion.recorder import Recorder
+from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.report import Report
 
 CLASSES = 5

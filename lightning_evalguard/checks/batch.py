@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lightning_evalguard._allow import allowed
-from lightning_evalguard._dispatch import ModuleNames, Op, Subscriber, aside, tensors_in
-from lightning_evalguard._hidden import where_hidden
-from lightning_evalguard._replay import Look
-from lightning_evalguard._source import Site, user_site
-from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.allow import allowed
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, aside, tensors_in
+from lightning_evalguard.instruments.replay import Look
+from lightning_evalguard.instruments.source import Site, user_site
+from lightning_evalguard.model.attributes import where_hidden
 from lightning_evalguard.report import Finding
 
 _FEWEST = 4  # samples of a batch that is worth halving

@@ -12,16 +12,16 @@ import torch
 import torch.utils._contextlib
 from torch import nn
 
-from lightning_evalguard._allow import allowed
-from lightning_evalguard._dispatch import Op, Subscriber, tensors_in
-from lightning_evalguard._source import Site
-from lightning_evalguard._state import Inventory, Kept, is_metric, kept, tensors_of
-from lightning_evalguard._tree import registrations
-from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.allow import allowed
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.instruments.dispatch import Op, Subscriber, tensors_in
+from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.model.tensors import Inventory, Kept, is_metric, kept, tensors_of
+from lightning_evalguard.model.tree import registrations
 from lightning_evalguard.report import Finding
 
 if TYPE_CHECKING:
-    from lightning_evalguard._replay import Look
+    from lightning_evalguard.instruments.replay import Look
 
 _CLOSELY = 2  # batches of an evaluation after which the model's attributes are looked at
 _EXPECTED = "expected torch.no_grad() or inference_mode()"
@@ -127,7 +127,7 @@ class GradCheck(Check):
         self._sizes = sizes
         return findings
 
-    # a witness (see `_replay.Witness`)
+    # a witness (see `checks.check.Check`)
 
     def tripped(self) -> bool:
         """Whether the step that just ended left grad mode on, or a graph."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_evalguard._rollback import Generators
-from lightning_evalguard._source import Site
-from lightning_evalguard.checks import Check, Moment
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.instruments.rollback import Generators
+from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding
 
 

@@ -1,0 +1,1 @@
+"""Is every module in the mode it should be in?"""

@@ -1,0 +1,1 @@
+"""Is a logged score what it claims?"""

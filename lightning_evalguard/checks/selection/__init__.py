@@ -1,0 +1,1 @@
+"""Does the score justify what is chosen by it?"""

@@ -1,0 +1,1 @@
+"""Does an evaluation draw random numbers?"""

@@ -1,0 +1,1 @@
+"""Where does the host wait for the device?"""

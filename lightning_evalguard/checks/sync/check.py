@@ -1,0 +1,494 @@
+"""At which line does the host wait for the device, how often, and for how long?"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.sync.debug_mode import DebugMode
+from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch, forget_compiled
+from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
+from lightning_evalguard.report import Finding, Report, shown_path
+
+_STEPS = {
+    "fit": "training step",
+    "validate": "validation step",
+    "test": "test step",
+    "predict": "prediction step",
+}
+_OPS = {
+    "_local_scalar_dense": "item",
+    "_unique": "unique",
+    "_unique2": "unique",
+    "unique_dim": "unique",
+    "_ctc_loss": "ctc_loss",
+    "cpu": "copy to the host",
+    "tolist": "copy to the host",
+    "numpy": "copy to the host",
+    "__array__": "copy to the host",
+    "__repr__": "print",
+    "__format__": "print",
+}
+_READ = "Keep the tensor; read it once after the last batch, or log it with self.log."
+_LATER = "Collect the tensors; take their unique values once after the last batch."
+_SIZE = (
+    "The size of the result is known to the device alone: use torch.where, or weigh by the mask."
+)
+_REMEDIES = {
+    "item": _READ,
+    "print": "Print after the last batch, or log it with self.log.",
+    "copy to the host": "Keep it on the device; copy it once after the last batch.",
+    "copy to the device": "Make it once in __init__ with self.register_buffer, or copy from pinned "
+    "memory with non_blocking=True.",
+    "nonzero": _SIZE,
+    "masked_select": _SIZE,
+    "unique": _LATER,
+    "unique_consecutive": _LATER,
+    "bincount": "Count with torch.zeros(n, device=x.device).scatter_add_(0, x, ones): its size is "
+    "known.",
+    "equal": "Keep (a == b).all() as a tensor.",
+    "repeat_interleave": "Pass output_size=.",
+    "ctc_loss": "Pass targets and lengths as int32 tensors on the CPU: cuDNN takes them so.",
+    "synchronize": "Leave it out of the step.",
+}
+# Of a torchmetrics object: what its validation waits for, and what its counting waits for.
+_VALIDATES = frozenset({"unique", "item"})
+_BRANCH = "Choose with torch.where, or decide on a number that the host has."
+# What the source text says when a number is read for its own sake, and not to branch on it.
+_READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
+# The hooks that Lightning calls for every batch; what happens in the others is not a cost a step.
+_EVERY_BATCH = re.compile("batch|step|backward|zero_grad|gradient|^forward$")
+_LOOPS = frozenset({"advance", "_evaluation_step", "_predict_step"})
+
+
+@dataclass(frozen=True)
+class Sync:
+    """One place at which the host waits for the device.
+
+    Attributes:
+        location: ``file:line`` of the user's code, or of the library where no user code asked;
+            empty for what the backward pass does on threads of its own.
+        expression: The source text there.
+        owner: ``user``, ``lightning``, ``torchmetrics``, ``autograd``, or another package.
+        stage: ``fit``, ``validate`` (the sanity check too), ``test`` or ``predict``.
+        op: What makes the host wait: ``item``, ``nonzero``, ``copy to the host``, ...
+        per_step: How often, per watched step of the stage.
+        milliseconds: How long the host waited, per watched step; None on the CPU, where it would.
+        via: ``file:line`` in the library, where the user's line calls one.
+        allowed: Whether it happened inside ``allow("sync")``.
+    """
+
+    location: str
+    expression: str
+    owner: str
+    stage: str
+    op: str
+    per_step: float
+    milliseconds: float | None
+    via: str = ""
+    allowed: bool = False
+
+    @property
+    def remedy(self) -> str:
+        """What mends a metric that waits inside torchmetrics; empty for any other owner."""
+        if self.owner != "torchmetrics" or not self.via:
+            return ""
+        if self.op in _VALIDATES:
+            return "Pass validate_args=False to the metric."
+        return "Let the guard's own matrix count: it never waits."
+
+    def __str__(self) -> str:
+        cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
+        owner = f"{self.owner}, {self.via}" if self.via else self.owner
+        mend = f". {self.remedy}" if self.remedy else ""
+        place = f"{_short(shown_path(self.location))}: " if self.location else ""
+        return (
+            f"{place}`{self.expression}` ({self.op}), "
+            f"{self.per_step:.1f} per {_STEPS.get(self.stage, 'step')}{cost} [{owner}]{mend}"
+        )
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Whose wait it is, read off the Python stack."""
+
+    location: str
+    expression: str
+    function: str
+    owner: str
+    via: str
+    inside: str  # the file of torch that the owner called
+    hook: str
+
+
+class SyncCheck(Check):
+    """Lists every line at which the host waits for the device; only the user's own are findings.
+
+    A window reaches from one step to the next, so that the backward pass, the optimizer, the
+    progress bar, loggers and callbacks are inside. On the CPU nothing waits: there it says what
+    would wait in a run on a device.
+
+    Args:
+        sync_steps: Which steps of each stage are watched: the first so many, and every so many
+            from there on; on the CPU the gaps double (50, 100, 200, ...).
+        allowed: Whether the running code is inside ``allow("sync")``.
+
+    Attributes:
+        notes: What was not watched, one sentence each.
+
+    Raises:
+        ValueError: If `sync_steps` is not two numbers, the first >= 0 and the second >= 1.
+    """
+
+    name = "sync"
+
+    def __init__(
+        self,
+        sync_steps: tuple[int, int] = (2, 50),
+        allowed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if len(sync_steps) != 2 or sync_steps[0] < 0 or sync_steps[1] < 1:
+            raise ValueError(f"sync_steps={sync_steps!r}: expected (first steps, every n-th step)")
+        self.notes: list[str] = []
+        self._first, self._every = sync_steps
+        self._allowed = allowed
+        self._root: nn.Module | None = None
+        self._watch: Watch | None = None
+        self._second: DebugMode | None = None
+        self._moment: Moment | None = None  # of the open window
+        self._stage = ""
+        self._steps: Counter[str] = Counter()
+        self._watched: Counter[str] = Counter()
+        self._sites: dict[tuple[str, _Where, str, bool], list[float]] = {}
+        self._said: set[tuple[str, str]] = set()
+
+    def records(self) -> list[Sync]:
+        """One record a site, dearest first."""
+        on_cpu = self._watch is None or self._watch.on_cpu
+        merged: dict[tuple[Any, ...], list[float]] = {}
+        for (stage, at, op, allowed), (count, seconds) in self._sites.items():
+            key = (at.location, at.expression, at.owner, stage, op, at.via, allowed)
+            total = merged.setdefault(key, [0, 0.0])
+            total[0] += count
+            total[1] += seconds
+        found = []
+        for (location, text, owner, stage, op, via, allowed), (count, seconds) in merged.items():
+            n = self._watched[stage]
+            spent = None if on_cpu else 1e3 * seconds / n
+            found.append(Sync(location, text, owner, stage, op, count / n, spent, via, allowed))
+        return sorted(found, key=_cost)
+
+    def write(self, report: Report) -> None:
+        """Put the records of this run, and what was not watched, in `report`."""
+        records = self.records()
+        key = operator.attrgetter("stage", "location", "expression", "op", "via", "owner")
+        again = {key(record) for record in records}
+        records += [record for record in report.syncs if key(record) not in again]
+        report.syncs = sorted(records, key=_cost)
+        missed = self._second.unattributed if self._second is not None else 0
+        if missed:
+            report.note(
+                f"syncs: torch.cuda.set_sync_debug_mode saw {missed:,} waits more in the watched "
+                "steps, of operators that no line was found for"
+            )
+        if self._watch is not None and self._watch.missed_backward:
+            report.note(
+                "syncs: a backward pass was not watched, for torch computes the gradients of prod, "
+                "masked_fill and binary cross entropy of mixed precisions otherwise while it is"
+            )
+        for note in self.notes:
+            report.note(note)
+
+    def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
+        self._root = root
+        if not any(hasattr(module, "_orig_mod") for module in root.modules()):
+            forget_compiled()
+        return ()
+
+    def close(self, now: Moment) -> Iterable[Finding]:
+        findings = self._safely(self._leave)
+        self._drop()
+        return findings
+
+    def start(self, now: Moment) -> Iterable[Finding]:
+        return self._safely(self._leave)
+
+    def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        return self._safely(self._step, now, args)
+
+    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        return ()
+
+    def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+        return self._safely(self._leave)
+
+    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        return self._safely(self._step, now, args)
+
+    def after_train_step(self, now: Moment) -> Iterable[Finding]:
+        return ()
+
+    def fix(self) -> None:
+        return
+
+    # Windows
+
+    def _safely(self, do: Callable[..., list[Finding]], *args: Any) -> list[Finding]:
+        """Whatever goes wrong, nothing stays replaced in torch."""
+        try:
+            return do(*args)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        self._root = self._moment = None
+        if self._second is not None:
+            self._second.close()
+        if self._watch is not None:
+            self._watch.stop()
+
+    def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
+        stage = "validate" if now.stage == "sanity_check" else now.stage
+        n = self._steps[stage]
+        self._steps[stage] += 1
+        watched = n < self._first or self._is_due(n)
+        findings = self._findings() if watched else self._leave()
+        if watched and self._root is not None and self._ready(self._root, args):
+            self._moment, self._stage = dataclasses.replace(now), stage
+            self._watched[stage] += 1
+            self._enter(self._root, args)
+        return findings
+
+    def _enter(self, root: nn.Module, args: tuple[Any, ...]) -> None:
+        assert self._watch is not None
+        if not self._watch.on_cpu:
+            self._watch.open(())
+            if self._second is not None:
+                self._second.open()
+            return
+        # a hook of the user's may leave a part of the batch on the host: then nothing is known
+        moves = getattr(type(root), "transfer_batch_to_device", None)
+        known = moves is None or moves.__module__.startswith(("lightning.", "pytorch_lightning."))
+        batch = _tensors(args) if known else ()
+        self._watch.open(itertools.chain(root.parameters(), root.buffers(), batch))
+
+    def _is_due(self, n: int) -> bool:
+        times, rest = divmod(n, self._every)
+        if rest or self._watch is None or not self._watch.on_cpu:
+            return not rest
+        # on the CPU a watched step is slower, and there is no wait to measure again and again
+        return times & (times - 1) == 0
+
+    def _leave(self) -> list[Finding]:
+        findings = self._findings()
+        self._moment = None
+        if self._second is not None:
+            self._second.close()
+        if self._watch is not None:
+            self._watch.close()
+        return findings
+
+    def _ready(self, root: nn.Module, args: tuple[Any, ...]) -> bool:
+        if self._watch is None and not self.notes:
+            tensors = itertools.chain(root.parameters(), root.buffers(), _tensors(args))
+            device = next((t.device.type for t in tensors), "cpu")
+            if not SUPPORTED:
+                self.notes.append(f"syncs: not watched; torch {torch.__version__} is below 2.9")
+            elif device not in KEYS:
+                self.notes.append(f"syncs: not watched on {device}, only on CPU, CUDA and MPS")
+            else:
+                self._watch = Watch(device, self._hear)
+                self._second = DebugMode() if device == "cuda" else None
+        return self._watch is not None
+
+    # Waits
+
+    def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
+        assert self._watch is not None
+        on_cpu = self._watch.on_cpu
+        at = _where(frame, on_cpu)
+        if at is None or (at.hook and not _EVERY_BATCH.search(at.hook)):
+            return
+        op = _OPS.get(op, op)
+        if on_cpu and op == "copy to the device" and "apply_func.py:" in (at.via or at.location):
+            return  # Lightning copies with non_blocking=True where there is a device
+        site = self._sites.setdefault((self._stage, at, op, self._allowed()), [0, 0.0])
+        site[0] += 1
+        site[1] += seconds
+
+    def _findings(self) -> list[Finding]:
+        """The user's own sites that were not said yet, one finding each."""
+        if self._watch is not None and self._watch.error is not None:
+            error, self._watch.error = self._watch.error, None
+            raise error
+        now = self._moment
+        if now is None:
+            return []
+        found: dict[tuple[str, str], tuple[_Where, str, list[float]]] = {}
+        for (stage, at, op, allowed), (count, seconds) in self._sites.items():
+            site = (at.location, at.expression)
+            if at.owner != "user" or allowed or stage != self._stage or site in self._said:
+                continue
+            total = found.setdefault(site, (at, op, [0, 0.0]))[2]
+            total[0] += count
+            total[1] += seconds
+        self._said.update(found)
+        return [self._finding(now, *each) for each in found.values()]
+
+    def _finding(self, now: Moment, at: _Where, op: str, cost: list[float]) -> Finding:
+        assert self._watch is not None
+        n = self._watched[self._stage]
+        on_cpu = self._watch.on_cpu
+        often = f"{cost[0] / n:.1f} per {_STEPS.get(self._stage, 'step')}"
+        spent = "" if on_cpu else f" ({1e3 * cost[1] / n:.2f} ms)"
+        makes = "would make" if on_cpu else "makes"
+        return Finding(
+            "sync",
+            now.stage,
+            f"`{at.expression}` {makes} the host wait for the device, {often}{spent}",
+            _remedy(op, at),
+            location=at.location,
+            expression=at.expression,
+            function=at.function,
+            epoch=now.epoch,
+            step=now.step,
+            rank=now.rank,
+            count=int(cost[0]),
+        )
+
+
+def _cost(sync: Sync) -> tuple[float, float, str]:
+    return -(sync.milliseconds or 0.0), -sync.per_step, sync.location
+
+
+def _remedy(op: str, at: _Where) -> str:
+    if "distributions" in at.inside:
+        return "Pass validate_args=False."
+    if "grad_scaler" in at.inside:
+        return "Train in bfloat16, which needs no scaler; a scaler needs this one read."
+    if "clip_grad" in at.inside:
+        return "Pass error_if_nonfinite=False."
+    if op == "item" and not _READS.search(at.expression):
+        return _BRANCH
+    return _REMEDIES.get(op, _READ)
+
+
+def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
+    """Whose wait it is: the nearest owner outside torch, and the user's line that led there.
+
+    None where it is not a cost of the step: a data loader's work, a compilation, what the guard's
+    checks look at, and, on the CPU, the optimizer's step counter, which lives on the host.
+    """
+    near: FrameType | None = None
+    user: FrameType | None = None
+    owner = inside = hook = ""
+    while frame is not None:
+        code = frame.f_code
+        file = code.co_filename
+        who = owner_of(file)
+        if who == "torch":
+            folder = file.rpartition(f"{os.sep}torch{os.sep}")[2]
+            if folder.startswith(_COMPILING):
+                return None
+            if on_cpu and folder.startswith(_DATA):
+                return None
+            if near is None:
+                if on_cpu and folder.startswith("optim"):
+                    return None
+                inside = folder
+                if code.co_name == "_engine_run_backward":
+                    owner = "autograd"
+        elif who in ("lightning", "pytorch_lightning"):
+            if file.endswith(f"trainer{os.sep}call.py"):
+                hook = frame.f_locals.get("hook_name", "outside")
+                break
+            if f"{os.sep}loops{os.sep}" in file:
+                if on_cpu and file.endswith("fetchers.py"):
+                    return None
+                if f"{os.sep}optimization{os.sep}" not in file and code.co_name not in _LOOPS:
+                    return None
+                near = near or frame
+                break
+            near = near or frame
+        elif who == "self":
+            ours = near is not None and owner_of(near.f_code.co_filename) == "self"
+            if file.endswith(("replay.py", "lines.py")) or (ours and file.endswith("guard.py")):
+                return None
+            if near is None and not file.endswith(_OURS):
+                near = frame
+        elif who != "stdlib":
+            if near is None and on_cpu and code.co_name in _CPU_BRANCH:
+                return None
+            near = near or frame
+            if user is None and who == "user":
+                user = frame
+        frame = frame.f_back
+    if near is None:
+        return _Where("", "the backward pass", "", "autograd", "", inside, hook)
+    shown = site_of(user or near)
+    if not owner:
+        owner = _NAMES.get(owner_of(near.f_code.co_filename), owner_of(near.f_code.co_filename))
+    via = "" if user is None or near is user else _library_place(near)
+    text = expression_of(user or near)
+    if text.startswith(("if ", "elif ", "while ")):
+        text = shown.expression.rstrip(":")  # Python 3.11 takes the whole statement for its test
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return _Where(shown.location, text, shown.function, owner, via, inside, hook)
+
+
+_COMPILING = tuple(
+    os.path.join(*p)
+    for p in (
+        ("_dynamo", "convert_frame"),
+        ("_inductor", "compile_fx"),
+        ("_subclasses", "fake_tensor"),
+    )
+)
+_DATA = os.path.join("utils", "data")
+_CPU_BRANCH = frozenset({"normalize_logits_if_needed"})  # torchmetrics: another code on a device
+_OURS = ("overrides.py", "dispatch.py")
+_NAMES = {
+    "pytorch_lightning": "lightning",
+    "lightning_fabric": "lightning",
+    "self": "lightning_evalguard",
+}
+
+
+def _library_place(frame: FrameType) -> str:
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _short(place: str) -> str:
+    for site in ("site-packages", "dist-packages"):
+        place = place.rpartition(f"{os.sep}{site}{os.sep}")[2]
+    return place
+
+
+def _tensors(batch: Any, depth: int = 8) -> Iterator[Tensor]:
+    """Every tensor in a batch, as Lightning would find it to move it."""
+    inner: Iterable[Any] = ()
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, nn.utils.rnn.PackedSequence):
+        inner = (batch.data, batch.sorted_indices, batch.unsorted_indices)  # sizes: on the host
+    elif isinstance(batch, Mapping):
+        inner = batch.values()
+    elif isinstance(batch, (list, tuple)):
+        inner = batch
+    elif dataclasses.is_dataclass(batch) or hasattr(batch, "to"):
+        inner = getattr(batch, "__dict__", {}).values()
+    for value in inner if depth else ():
+        yield from _tensors(value, depth - 1)

@@ -1,0 +1,1 @@
+"""Whose weights are scored?"""

@@ -1,0 +1,154 @@
+"""Runs a script under guard and judges what was found, for CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_evalguard.attach import VARIABLE
+from lightning_evalguard.record import files as _files
+from lightning_evalguard.record import run as record
+from lightning_evalguard.report import Finding, Report
+from lightning_evalguard.views.sarif import is_error, merged, sarif
+
+NOTHING_CHECKED = 2
+
+
+@dataclass
+class Outcome:
+    """What became of a script.
+
+    Attributes:
+        status: Its exit status.
+        report: What all its guards, in all its processes, verified and found.
+        runs: Their runs, as in ``evalguard.json``.
+    """
+
+    status: int
+    report: Report = field(default_factory=Report)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    strict: bool = False,
+    sarif_path: Path | None = None,
+    json_path: Path | None = None,
+    baseline: Path | None = None,
+) -> int:
+    """Run ``python *command`` under guard, print what was found, and return the exit status.
+
+    Args:
+        command: A script and its arguments, or ``-m``, a module and its arguments.
+        strict: Whether suspicions and warnings count too.
+        sarif_path: Where to write SARIF.
+        json_path: Where to write the findings and runs, which may serve as a baseline.
+        baseline: Such a file: what stands in it does not count.
+
+    Returns:
+        The script's own status where that is not 0; 1 where something was found that counts; 2
+        where nothing was checked; else 0.
+
+    Raises:
+        ValueError: If `baseline` is no such file.
+    """
+    root = _root()
+    known = None if baseline is None else _known(baseline, root)
+    outcome = watch(command)
+    findings = merged(outcome.report.findings, root)
+    if json_path is not None:
+        content = record.content(outcome.report, outcome.runs)
+        text = _files.json_text(content | {"fingerprints": list(findings)})
+        _files.write_over(json_path, text + "\n")
+    if sarif_path is not None:
+        script = None if command[0] == "-m" else Path(command[0])
+        log = sarif(findings, root, script, known, outcome.status)
+        _files.write_over(sarif_path, json.dumps(log, indent=1) + "\n")
+    fresh = [f for same, f in findings.items() if known is None or same not in known]
+    counts = [f for f in fresh if strict or is_error(f)]
+    checked = any(outcome.report.checked.values())
+    lines = [f"lightning-evalguard: {_summary(fresh, len(findings) - len(fresh))}"]
+    lines += [f"  {'' if f in counts else 'warning: '}{f}" for f in fresh]
+    if outcome.status:
+        lines.append(f"  the script ended with status {_named(outcome.status)}")
+    if not checked:
+        lines.append("  nothing was checked: no Trainer of the script ran under guard")
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    if outcome.status:
+        return outcome.status
+    return 1 if counts else 0 if checked else NOTHING_CHECKED
+
+
+def watch(command: Sequence[str]) -> Outcome:
+    """Run ``python *command`` with a guard in each of its Trainers."""
+    with tempfile.TemporaryDirectory(prefix="evalguard-") as folder:
+        environment = {**os.environ, record.REPORTS: folder}
+        environment.setdefault(VARIABLE, "warn")
+        outcome = Outcome(_status([sys.executable, *command], environment))
+        for path in record.found_at(Path(folder)):
+            _merge(outcome, path)
+    return outcome
+
+
+def _merge(outcome: Outcome, path: Path) -> None:
+    theirs, all_of_them = Report.load(path), outcome.report
+    # what several ranks see at one place is one finding
+    all_of_them.add(replace(finding, rank=0) for finding in theirs.findings)
+    all_of_them.checked.update(theirs.checked)
+    all_of_them.confusion.update(theirs.confusion)
+    all_of_them.syncs += [sync for sync in theirs.syncs if sync not in all_of_them.syncs]
+    for note in theirs.notes:
+        all_of_them.note(note)
+    outcome.runs += record.read(path)["runs"]
+
+
+def _status(command: Sequence[str], environment: dict[str, str]) -> int:
+    with subprocess.Popen(command, env=environment) as script:
+        while True:
+            try:
+                status = script.wait()
+                break
+            except KeyboardInterrupt:
+                continue  # the script got it too, and ends as it likes
+    return status if status >= 0 else 128 - status
+
+
+def _known(baseline: Path, root: Path) -> set[str]:
+    """Fingerprints of what stands in a baseline, perhaps of another machine's checkout."""
+    written = record.read(baseline)
+    if "fingerprints" in written:
+        return set(written["fingerprints"])
+    return set(merged(Report.load(baseline).findings, root))
+
+
+def _summary(fresh: Sequence[Finding], known: int) -> str:
+    said = f"{len(fresh)} finding{'s' * (len(fresh) != 1)}"
+    return f"{said}, {known} more in the baseline" if known else said
+
+
+def _named(status: int) -> str:
+    if status > 128:
+        try:
+            return f"{status} ({signal.Signals(status - 128).name})"
+        except ValueError:
+            pass
+    return str(status)
+
+
+def _root() -> Path:
+    """Of the checkout, to which review tools relate paths; else the working directory."""
+    command = ("git", "rev-parse", "--show-toplevel")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return Path.cwd()
+    return Path(done.stdout.strip())

@@ -1,0 +1,237 @@
+"""One small function a logger: the matrix, the table and the figure in the form it shows best."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_evalguard.confusion.result import ConfusionResult
+
+
+def write(loggers: Iterable[Any], key: str, result: ConfusionResult, step: int) -> list[str]:
+    """Write `result` to every logger that can show it.
+
+    A logger is known by the name of its class or of a class it derives from, so that Lightning
+    and ``pytorch_lightning`` are the same and neither is imported.
+
+    Args:
+        loggers: The Trainer's loggers.
+        key: ``val``, ``test``, ``val/dataloader_idx_1``, ...
+        result: Of the evaluation.
+        step: The step under which the scalars are logged.
+
+    Returns:
+        One sentence for each logger that failed, naming it. Training goes on.
+    """
+    known = [(logger, _SINKS[name]) for logger in loggers if (name := _name(logger)) in _SINKS]
+    if not known:
+        return []
+    picture = _Picture(key, result)
+    tried = (_tried(sink, logger, key, result, picture, step) for logger, sink in known)
+    return [failure for failure in tried if failure]
+
+
+def _tried(
+    sink: _Sink, logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> str:
+    try:
+        sink(logger, key, result, picture, step)
+    except Exception as error:  # noqa: BLE001 - a dashboard that is down must not stop training
+        text = str(error).strip().split("\n")[0]
+        return (
+            f"{key}: {type(logger).__name__} did not take the confusion matrix: "
+            f"{type(error).__name__}{': ' + text if text else ''}"
+        )
+    return ""
+
+
+class _Picture:
+    """The figure, drawn when the first sink wants it."""
+
+    def __init__(self, key: str, result: ConfusionResult) -> None:
+        self._key, self._result = key, result
+        self._figure: Any = None
+
+    def figure(self) -> Any:
+        if self._figure is None:
+            from lightning_evalguard.confusion.figure import figure
+
+            self._figure = figure(self._result, _title(self._key, self._result))
+        return self._figure
+
+    def png(self) -> bytes:
+        from lightning_evalguard.confusion.figure import png
+
+        return png(self.figure())
+
+    def image(self) -> Any:
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(self.png()))
+        return image.convert("RGB")
+
+
+def _title(key: str, result: ConfusionResult) -> str:
+    said = [f"{key} confusion matrix"]
+    if result.epoch is not None:
+        said.append(f"epoch {result.epoch}")
+    if result.step is not None:
+        said.append(f"step {result.step:,}")
+    return " · ".join(said)
+
+
+def _name(logger: Any) -> str:
+    return next((c.__name__ for c in type(logger).__mro__ if c.__name__ in _SINKS), "")
+
+
+def _tensorboard(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
+    # close=False: the figure is not pyplot's, there is nothing to close.
+    logger.experiment.add_figure(
+        f"{key}/confusion_matrix", picture.figure(), global_step=step, close=False
+    )
+
+
+def _csv(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    folder = Path(logger.log_dir) / "confusion_matrix"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{key.replace('/', '_')}-step={step}"
+    (folder / f"{name}.png").write_bytes(picture.png())
+    for suffix, text in _csv_texts(result).items():
+        (folder / f"{name}{suffix}.csv").write_text(text, encoding="utf-8", newline="")
+
+
+def _mlflow(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    client, run = logger.experiment, logger.run_id
+    name = f"confusion_matrix/{key.replace('/', '_')}-step={step}"
+    client.log_figure(run, picture.figure(), f"{name}.png")
+    for suffix, text in _csv_texts(result).items():  # which its page shows as a table
+        client.log_text(run, text, f"{name}{suffix}.csv")
+
+
+def _wandb(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    wandb = import_module("wandb")
+
+    head, rows = _classes(result)
+    logged: dict[str, Any] = {
+        f"{key}/confusion_matrix_figure": wandb.Image(picture.image()),
+        f"{key}/per_class": wandb.Table(columns=head, data=rows[:_WANDB_ROWS]),
+    }
+    if _is_square(result):
+        from lightning_evalguard.confusion.figure import shown
+
+        matrix, names = shown(result, 50)
+        cells = [
+            [true, predicted, int(matrix[i, j])]
+            for i, true in enumerate(names)
+            for j, predicted in enumerate(names)
+        ]
+        columns = ["Actual", "Predicted", "nPredictions"]
+        logged[f"{key}/confusion_matrix"] = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns=columns, data=cells),
+            {column: column for column in columns},
+            {"title": _title(key, result)},
+        )
+    # Not step=, which is W&B's own count: a lower one is dropped. Lightning's logger does the same.
+    logger.experiment.log({**logged, "trainer/global_step": step})
+
+
+def _comet(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    experiment, name = logger.experiment, key.replace("/", "_")
+    experiment.log_figure(f"{key}/confusion_matrix", picture.figure(), step=step)
+    head, rows = _classes(result)
+    experiment.log_table(f"{name}-classes-step={step}.csv", rows, headers=head)
+    if _is_square(result):
+        from lightning_evalguard.confusion.figure import shown
+
+        matrix, names = shown(result, 50)
+        experiment.log_confusion_matrix(
+            matrix=matrix.tolist(),
+            labels=names,
+            title=_title(key, result),
+            row_label="true",
+            column_label="predicted",
+            max_categories=len(names),
+            file_name=f"{name}-confusion-matrix-step={step}.json",
+            step=step,
+            epoch=result.epoch,
+        )
+
+
+def _aim(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    aim = import_module("aim")
+
+    run, where = logger.experiment, {"subset": key}
+    image = aim.Image(picture.image(), caption=_title(key, result))
+    run.track(image, name="confusion_matrix", step=step, epoch=result.epoch, context=where)
+    text = aim.Text(str(result))
+    run.track(text, name="per_class", step=step, epoch=result.epoch, context=where)
+
+
+def _trackio(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+    trackio = import_module("trackio")
+
+    head, rows = _classes(result)
+    logger.experiment.log(
+        {
+            f"{key}/confusion_matrix": trackio.Image(picture.image()),
+            f"{key}/per_class": trackio.Table(columns=head, data=rows),
+        },
+        step=step,
+    )
+
+
+def _litlogger(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
+    litlogger = import_module("litlogger")
+
+    experiment = logger.experiment
+    experiment[f"{key}/confusion_matrix"].append(litlogger.Image(picture.image()), step=step)
+    experiment[f"{key}/per_class"].append(litlogger.Text(str(result)), step=step)
+
+
+def _is_square(result: ConfusionResult) -> bool:
+    return result.matrix is not None and result.task != "multilabel"
+
+
+def _classes(result: ConfusionResult) -> tuple[list[str], list[list[Any]]]:
+    table = result.table()
+    return list(table[0]), [list(row.values()) for row in table]
+
+
+def _csv_texts(result: ConfusionResult) -> dict[str, str]:
+    """By the end of the file's name: the per-class table, and the matrix where it is kept."""
+    texts = {"-classes": _csv_text(*_classes(result))}
+    if result.matrix is not None and _is_square(result):
+        rows = zip(result.class_names, result.matrix.tolist(), strict=True)
+        head = ["true \\ predicted", *result.class_names]
+        texts[""] = _csv_text(head, [[name, *counts] for name, counts in rows])
+    return texts
+
+
+def _csv_text(head: list[str], rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *rows])
+    return text.getvalue()
+
+
+_WANDB_ROWS = 10_000  # more are refused
+_Sink = Callable[[Any, str, "ConfusionResult", _Picture, int], None]
+_SINKS: dict[str, _Sink] = {
+    "TensorBoardLogger": _tensorboard,
+    "CSVLogger": _csv,
+    "WandbLogger": _wandb,
+    "MLFlowLogger": _mlflow,
+    "CometLogger": _comet,
+    "AimLogger": _aim,
+    "TrackioLogger": _trackio,
+    "LitLogger": _litlogger,
+}

@@ -1,0 +1,417 @@
+"""What one evaluation counted: the matrix, its scores, and how they read in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.confusion import scores as _scores
+
+Task = Literal["binary", "multiclass", "multilabel"]
+
+
+class Confused(NamedTuple):
+    """One cell off the diagonal: `count` samples of `true` were predicted as `predicted`.
+
+    ``share`` is relative to all samples of `true`. Of a multilabel task, one label: `true` is the
+    label and `predicted` is ``missed`` or ``false alarm``.
+    """
+
+    true: str
+    predicted: str
+    count: int  # type: ignore[assignment]
+    share: float
+
+
+class Misread(NamedTuple):
+    """What is counted where logits are taken for something else than they are.
+
+    ``matrix`` is ``(2, 2)``, or ``(L, 2, 2)`` of a multilabel task; ``rounds`` is whether they are
+    only rounded.
+    """
+
+    matrix: Tensor
+    how: str
+    rounds: bool = False
+
+
+class Difference(NamedTuple):
+    """How a value that a module logs under a score's name differs from the matrix's.
+
+    ``fact`` is empty where it does not; ``rounds`` is whether rounding alone is the reason.
+    """
+
+    fact: str = ""
+    remedy: str = ""
+    rounds: bool = False
+
+
+@dataclass(eq=False)
+class ConfusionResult:
+    """Confusion matrix and scores of one evaluation.
+
+    Attributes:
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        matrix: Counts ``(C, C)``, int64 on the CPU: rows the targets, columns the predictions;
+            ``(L, 2, 2)`` for a multilabel task; None above ``max_full_classes``.
+        support: Samples of each class in the targets, ``(C,)``.
+        predicted: Samples predicted as each class, ``(C,)``.
+        true_positives: Samples of each class predicted as such, ``(C,)``.
+        class_names: One name a class.
+        ignored: Targets equal to ``ignore_index``; not counted elsewhere.
+        out_of_range: Targets outside the classes; not counted elsewhere.
+        nan_preds: Predictions that are NaN; not counted elsewhere.
+        unusable_preds: Predictions that are no class, or no probability; not counted elsewhere.
+        preds_are: ``logits``, ``probs`` or ``labels``: what the scores were taken for.
+        scores: Every score by name, see `lightning_evalguard.confusion.scores`.
+        source: Where predictions and targets came from.
+        epoch: Trainer's epoch, where known.
+        step: Trainer's global step, where known.
+    """
+
+    task: Task
+    matrix: Tensor | None
+    support: Tensor
+    predicted: Tensor
+    true_positives: Tensor
+    class_names: tuple[str, ...]
+    ignored: int = 0
+    out_of_range: int = 0
+    nan_preds: int = 0
+    unusable_preds: int = 0
+    preds_are: str = "labels"
+    scores: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    epoch: int | None = None
+    step: int | None = None
+    pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    judged: Tensor | None = field(default=None, repr=False)
+    misread: tuple[Misread, ...] = field(default=(), repr=False)
+
+    @property
+    def total(self) -> int:
+        """Samples in the matrix (answers, for a multilabel task)."""
+        return int((self.support if self.judged is None else self.judged).sum())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of labels."""
+        return len(self.support)
+
+    def most_confused(self, k: int = 5) -> list[Confused]:
+        """The `k` largest cells off the diagonal, largest first.
+
+        Example:
+            >>> from lightning_evalguard.confusion.matrix import ConfusionMatrix
+            >>> confmat = ConfusionMatrix(3)
+            >>> confmat.update(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 2, 2]))
+            >>> confmat.result(["cat", "dog", "fox"]).most_confused(1)
+            [Confused(true='fox', predicted='dog', count=2, share=1.0)]
+        """
+        n, names = self.num_classes, self.class_names
+        if self.task == "multilabel":
+            wrong = torch.stack(
+                (self.support - self.true_positives, self.predicted - self.true_positives), dim=1
+            )
+            assert self.judged is not None
+            of = torch.stack((self.support, self.judged - self.support), dim=1)
+            found = _largest(wrong.flatten(), k)
+            what = ("missed", "false alarm")
+            return [
+                Confused(names[i // 2], what[i % 2], m, m / max(1, int(of.flatten()[i])))
+                for i, m in found
+            ]
+        if self.pairs is not None:
+            keys, counts = self.pairs
+            found = [(int(keys[i]), m) for i, m in _largest(counts, k)]
+        elif self.matrix is not None:
+            found = _largest((self.matrix - self.matrix.diag().diag()).flatten(), k)
+        else:
+            found = []
+        return [
+            Confused(names[i // n], names[i % n], m, m / int(self.support[i // n]))
+            for i, m in found
+        ]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a class: ``class``, ``support``, ``predicted``, scores, and what it is taken for.
+
+        ``confused_with`` is the class that most of its errors went to, ``confused`` how many did.
+        """
+        each = _scores.per_class(self.support, self.predicted, self.true_positives, self.judged)
+        worst = self._worst_by_class()
+        return [
+            {
+                "class": name,
+                "support": s,
+                "predicted": p,
+                "precision": pr,
+                "recall": rc,
+                "f1": f1,
+                "specificity": sp,
+                "confused_with": worst.get(i, ("", 0))[0],
+                "confused": worst.get(i, ("", 0))[1],
+            }
+            for i, (name, s, p, pr, rc, f1, sp) in enumerate(
+                zip(
+                    self.class_names,
+                    self.support.tolist(),
+                    self.predicted.tolist(),
+                    *(x.tolist() for x in each),
+                    strict=True,
+                )
+            )
+        ]
+
+    def _worst_by_class(self) -> dict[int, tuple[str, int]]:
+        names, n = self.class_names, self.num_classes
+        if self.task == "multilabel":
+            return {}
+        if self.pairs is not None:
+            worst: dict[int, tuple[str, int]] = {}
+            for key, m in zip(*(x.tolist() for x in self.pairs), strict=True):
+                if m > worst.get(key // n, ("", 0))[1]:
+                    worst[key // n] = names[key % n], m
+            return worst
+        if self.matrix is None:
+            return {}
+        count, column = (self.matrix - self.matrix.diag().diag()).max(dim=1)
+        rows = zip(count.tolist(), column.tolist(), strict=True)
+        return {i: (names[j], m) for i, (m, j) in enumerate(rows) if m}
+
+    @property
+    def insight(self) -> str:
+        """What the accuracy hides, in one line; empty where it hides nothing."""
+        return _insight(self)
+
+    def difference(self, score: str, theirs: float, why: str = "") -> str:
+        """How a value that the module logs under a score's name differs from ours, and why.
+
+        Args:
+            score: A name in `scores`.
+            theirs: The module's value.
+            why: What is known of how the module got it.
+
+        Returns:
+            The fact, with the reason where one is known; empty where both agree.
+
+        Example:
+            >>> from lightning_evalguard.confusion.matrix import ConfusionMatrix
+            >>> confmat = ConfusionMatrix(3)
+            >>> confmat.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]))
+            >>> print(confmat.result().difference("accuracy", 75.0))
+            is 75.0000, expected 0.7500 (accuracy); it is in percent
+        """
+        return self.explained(score, theirs, why).fact
+
+    def explained(self, score: str, theirs: float, why: str = "") -> Difference:
+        """As `difference`, and what to do about it."""
+        return _difference(self, score, theirs, why)
+
+    def problems(self) -> list[str]:
+        """One sentence for each kind of sample that could not be counted."""
+        what = "label" if self.task == "multilabel" else "class"
+        said = (
+            (self.out_of_range, f"target{{s}} outside the {self.num_classes} {what}es"),
+            (self.nan_preds, "prediction{s} that {are} NaN"),
+            (
+                self.unusable_preds,
+                "prediction{s} outside [0, 1]" if self.preds_are == "probs" else
+                f"prediction{{s}} outside the {self.num_classes} {what}es",
+            ),
+        )  # fmt: skip
+        return [
+            f"{n:,} " + text.format(s="s" * (n > 1), are="are" if n > 1 else "is")
+            for n, text in said
+            if n
+        ]
+
+    def __str__(self) -> str:
+        return _shown(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data that ``json.dumps`` takes."""
+        return {
+            "task": self.task,
+            "class_names": list(self.class_names),
+            "matrix": None if self.matrix is None else self.matrix.tolist(),
+            "support": self.support.tolist(),
+            "predicted": self.predicted.tolist(),
+            "true_positives": self.true_positives.tolist(),
+            "total": self.total,
+            "ignored": self.ignored,
+            "out_of_range": self.out_of_range,
+            "nan_preds": self.nan_preds,
+            "unusable_preds": self.unusable_preds,
+            "preds_are": self.preds_are,
+            "scores": {k: v if math.isfinite(v) else None for k, v in self.scores.items()},
+            "most_confused": [pair._asdict() for pair in self.most_confused(20)],
+            "source": self.source,
+            "epoch": self.epoch,
+            "step": self.step,
+            "pairs": None if self.pairs is None else [x.tolist() for x in self.pairs],
+            "judged": None if self.judged is None else self.judged.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ConfusionResult:
+        """The result that `to_dict` made `plain` of."""
+        given = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        for name in ("matrix", "support", "predicted", "true_positives", "judged"):
+            if given.get(name) is not None:
+                given[name] = torch.tensor(given[name], dtype=torch.int64)
+        if given.get("pairs") is not None:
+            keys, counts = (torch.tensor(x, dtype=torch.int64) for x in given["pairs"])
+            given["pairs"] = keys, counts
+        given["class_names"] = tuple(given["class_names"])
+        given["scores"] = {k: math.nan if v is None else v for k, v in given["scores"].items()}
+        return cls(**given)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ConfusionResult):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # it holds tensors
+
+
+def _insight(result: ConfusionResult) -> str:
+    s = result.scores
+    if result.task == "multilabel" or not result.total:
+        return ""
+    recall = _scores.per_class(result.support, result.predicted, result.true_positives).recall
+    seen = result.support > 0
+    if int(seen.sum()) < 2:
+        return ""
+    lowest = int(torch.where(seen, recall, 2.0).argmin())
+    name = f"recall of `{result.class_names[lowest]}` is {recall[lowest]:.2f}"
+    accuracy, baseline = s["accuracy"], s["majority_baseline"]
+    if accuracy <= baseline + 5e-4:
+        than = "equals" if accuracy >= baseline - 5e-4 else "is below"
+        return f"accuracy {accuracy:.3f} {than} the majority baseline {baseline:.3f}; {name}"
+    # Accuracy is the mean recall of classes of one size: only a small class can hide in it.
+    small = int(result.support[lowest]) < result.total / int(seen.sum()) / 2
+    if small and accuracy - float(recall[lowest]) > 0.15:
+        return f"accuracy {accuracy:.3f} hides that {name}"
+    return ""
+
+
+_OR = "or delete the line and let this value be logged."
+_LOG_IT = f"Log the metric object itself and reset it each epoch, {_OR}"
+
+
+def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> Difference:
+    ours = result.scores.get(score, math.nan)
+    if math.isnan(ours) or math.isnan(theirs) or _close(ours, theirs):
+        return Difference()
+    fact = f"is {theirs:.4f}, expected {ours:.4f} ({score})"
+    for misread in result.misread:
+        if _close(theirs, _of_yes_or_no(misread.matrix).get(score, math.nan)):
+            remedy = f"Give it `logits{'.float()' * misread.rounds}.sigmoid()`, {_OR}"
+            return Difference(f"{fact}; {misread.how}", remedy, misread.rounds)
+    why = _reason(result, score, theirs, ours) or why
+    general = "a mean of batch values or a metric that is not reset gives another value"
+    return Difference(f"{fact}; {why or general}", _LOG_IT)
+
+
+def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:
+    """Scores of a binary matrix ``(2, 2)``, or of one for each label ``(L, 2, 2)``."""
+    if matrix.ndim == 2:
+        return _scores.multiclass(matrix.sum(1), matrix.sum(0), matrix.diagonal())
+    support, predicted = matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)
+    return _scores.multilabel(support, predicted, matrix[:, 1, 1], matrix.sum((1, 2)))
+
+
+def _reason(result: ConfusionResult, score: str, theirs: float, ours: float) -> str:
+    """Which other score the value is, if any."""
+    if _close(ours, theirs / 100):
+        return "it is in percent"
+    averaged = score.split("_")[0] in ("precision", "recall", "f1")
+    if averaged and _close(theirs, result.scores.get("accuracy", math.nan)):
+        return f"{theirs:.4f} is the accuracy, which micro averaging gives"
+    if score.endswith("_macro"):
+        each = _scores.per_class(
+            result.support, result.predicted, result.true_positives, result.judged
+        )
+        everyone = getattr(each, score.removesuffix("_macro"), None)
+        if everyone is not None and _close(theirs, float(everyone.mean())):
+            return "classes that do not occur count as 0 in it"
+    same = [k for k, v in result.scores.items() if "/" not in k and _close(v, theirs)]
+    return f"{theirs:.4f} is {same[0]}" if same else ""
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5)  # float32, rounded to 4 digits
+
+
+_HEADLINE = ("accuracy", "hamming_accuracy", "precision", "recall", "f1", "f1_macro", "mcc")
+_ROWS = 12
+
+
+def _shown(result: ConfusionResult) -> str:
+    s = result.scores
+    unit = "answers" if result.task == "multilabel" else "samples"
+    kind = "labels" if result.task == "multilabel" else "classes"
+    said = [f"{k} {s[k]:.4f}" for k in _HEADLINE if k in s and not math.isnan(s[k])]
+    said += [f"{k} {v:.4f}" for k, v in s.items() if k.startswith("top") and not math.isnan(v)]
+    size = f"{result.total:,} {unit}, {result.num_classes:,} {kind}"
+    lines = [f"{', '.join(said)} ({size})" if said else f"nothing was counted ({size})"]
+    if result.insight:
+        lines.append(f"  {result.insight}")
+    lines += [f"  left out: {problem}" for problem in result.problems()]
+    if result.total:
+        lines += _table_lines(result)
+    return "\n".join(lines)
+
+
+def _table_lines(result: ConfusionResult) -> list[str]:
+    rows = [row for row in result.table() if row["support"] or row["predicted"]]
+    hidden = len(rows) - _ROWS
+    if hidden > 1:
+        rows = sorted(rows, key=_errors, reverse=True)[:_ROWS]
+    cells = [
+        (
+            _short(row["class"]),
+            f"{row['support']:,}",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
+            f"{row['f1']:.3f}",
+            f"{_short(row['confused_with'])} ({row['confused']:,}x)" if row["confused"] else "",
+        )
+        for row in rows
+    ]
+    head = ("class", "support", "precision", "recall", "f1", "most confused with")
+    if not any(row[-1] for row in cells):
+        head, cells = head[:-1], [row[:-1] for row in cells]  # type: ignore[misc, assignment]
+    width = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
+    lines = []
+    for row in (head, *cells):
+        text = [
+            row[0].ljust(width[0]),
+            *(x.rjust(w) for x, w in zip(row[1:5], width[1:5], strict=True)),
+        ]
+        lines.append("  " + "  ".join([*text, *row[5:]]).rstrip())
+    if hidden > 1:
+        lines.append(f"  ... and {hidden:,} more with fewer errors in .table()")
+    return lines
+
+
+def _errors(row: dict[str, Any]) -> float:
+    """Samples of the class that were missed, and samples taken for it."""
+    hits = row["recall"] * row["support"]
+    return float(row["support"] + row["predicted"] - 2 * hits)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
+def _largest(counts: Tensor, k: int) -> list[tuple[int, int]]:
+    top = counts.topk(min(k, len(counts)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return sorted(((i, m) for i, m in pairs if m > 0), key=lambda x: (-x[1], x[0]))

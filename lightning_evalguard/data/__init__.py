@@ -1,0 +1,1 @@
+"""What a batch, a loader and a sample are."""

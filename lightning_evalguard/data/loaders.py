@@ -1,0 +1,267 @@
+"""What a data loader says of itself: which samples it gives, in which order, and how many a batch.
+
+Nothing here reads a sample, starts an iterator or draws a number.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_evalguard.instruments.source import owner_of
+
+Order = Literal["fixed", "shuffled", "drawn", "unknown"]
+_NESTED = 8  # a Subset of a Subset of ...
+
+
+@dataclass
+class Evaluated:
+    """What the loop says of the evaluation that runs.
+
+    Attributes:
+        loaders: The data loaders of this evaluation.
+        mode: How several are combined: ``sequential``, ``min_size``, ``max_size``, ...
+        limits: Batches that are taken of each, ``inf`` where no limit is known.
+        setting: The Trainer's keyword that limits them, with its value: ``("limit_val_batches",
+            0.5)``.
+        training: The data loaders of the training around or before it.
+        debugging: Whether the run is meant to see little: ``fast_dev_run``, ``overfit_batches``.
+    """
+
+    loaders: Sequence[Any] = ()
+    mode: str = "sequential"
+    limits: Sequence[float] = ()
+    setting: tuple[str, float] | None = None
+    training: Sequence[Any] = ()
+    debugging: bool = False
+
+
+@dataclass
+class Logged:
+    """What the steps of an evaluation logged under one key.
+
+    Attributes:
+        name: The key, without the loader's suffix.
+        dataloader: Index of the loader, None where there is one.
+        metric: The torchmetrics object, where one was logged.
+        averaged: Whether values are averaged over the batches.
+        updates: How many values were logged.
+        weight: Sum of the batch sizes they were weighed by.
+    """
+
+    name: str
+    dataloader: int | None = None
+    metric: Any = field(default=None, repr=False)
+    averaged: bool = False
+    updates: int = 0
+    weight: int | None = None
+
+
+class Fact(NamedTuple):
+    """What is so, and the mend: a finding without its moment.
+
+    Attributes:
+        fact: See `report.Finding`.
+        remedy: See `report.Finding`.
+        subject: The loader, the logged key, the metric or the attribute.
+        subject_type: The class of its dataset, of its metric.
+        location: ``file:line``.
+        certain: False for a suspicion.
+    """
+
+    fact: str
+    remedy: str
+    subject: str | None = None
+    subject_type: str | None = None
+    location: str | None = None
+    certain: bool = True
+
+
+def length(thing: Any) -> int | None:
+    """``len(thing)``, or None where it has none."""
+    try:
+        return len(thing)
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
+
+
+def is_iterable_style(loader: Any) -> bool:
+    """Whether samples come in a stream: no index, no second look."""
+    dataset = getattr(loader, "dataset", None)
+    return isinstance(dataset, IterableDataset) or dataset is None
+
+
+def sampler_of(loader: Any) -> Any:
+    """The sampler that gives single indices, where the loader has one."""
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    return inner if inner is not None else getattr(loader, "sampler", None)
+
+
+def order(loader: Any) -> Order:
+    """In which order the samples come: the same each time, shuffled, or others drawn each time."""
+    sampler = sampler_of(loader)
+    if is_iterable_style(loader):
+        return "unknown"
+    if isinstance(sampler, SequentialSampler):
+        return "fixed"
+    if isinstance(sampler, DistributedSampler):
+        return "shuffled" if sampler.shuffle else "fixed"
+    if isinstance(sampler, WeightedRandomSampler):
+        return "drawn"
+    if isinstance(sampler, RandomSampler):
+        some = sampler.num_samples != length(sampler.data_source)
+        return "drawn" if sampler.replacement or some else "shuffled"
+    return "shuffled" if isinstance(sampler, SubsetRandomSampler) else "unknown"
+
+
+def _batching(loader: Any) -> tuple[int, int, bool] | None:
+    """Samples, samples a batch, and whether the rest is dropped; None where it is not known."""
+    batches = getattr(loader, "batch_sampler", None)
+    if not isinstance(batches, BatchSampler) or is_iterable_style(loader):
+        return None
+    if type(batches).__iter__ is not BatchSampler.__iter__ and not _of_lightning(batches):
+        return None
+    n, size = length(batches.sampler), batches.batch_size
+    return (n, size, bool(batches.drop_last)) if n is not None and size else None
+
+
+def _of_lightning(thing: Any) -> bool:
+    return type(thing).__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+
+
+def batch_sizes(loader: Any, batches: int) -> list[int] | None:
+    """How many samples the first `batches` batches have, where the loader says."""
+    known = _batching(loader)
+    if known is None:
+        return None
+    n, size, drops = known
+    n -= n % size if drops else 0
+    sizes = [min(size, n - at) for at in range(0, n, size)][:batches]
+    return sizes if len(sizes) == batches else None
+
+
+def dropped(loader: Any) -> tuple[int, int]:
+    """How many samples ``drop_last`` leaves out, and of how many."""
+    known = _batching(loader)
+    if known is None or not known[2]:
+        return 0, 0
+    return known[0] % known[1], known[0]
+
+
+def repeated(loader: Any) -> tuple[int, int, int]:
+    """How many samples a DistributedSampler repeats, of how many, for how many ranks."""
+    sampler = sampler_of(loader)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return 0, 0, 0
+    n = length(sampler.dataset)
+    return (sampler.total_size - n, n, sampler.num_replicas) if n else (0, 0, 0)
+
+
+# --- which samples ------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """Some samples of one dataset that is no view of another.
+
+    Attributes:
+        root: The dataset.
+        indices: Which of its samples, ``(N,)`` int64.
+        at: Where each stands in the loader's own dataset, ``(N,)`` int64.
+    """
+
+    root: Any
+    indices: Tensor
+    at: Tensor
+
+
+def parts(loader: Any) -> list[Part]:
+    """The samples of a map-style loader, through Subset, ConcatDataset and transparent wrappers."""
+    dataset = getattr(loader, "dataset", None)
+    n = length(dataset)
+    if is_iterable_style(loader) or n is None:
+        return []
+    sampler = sampler_of(loader)
+    at = torch.arange(n)
+    if isinstance(sampler, SubsetRandomSampler):
+        at = torch.as_tensor(list(sampler.indices), dtype=torch.int64)
+    return list(_unwrapped(dataset, at, at, 0))
+
+
+def _unwrapped(dataset: Any, indices: Tensor, at: Tensor, depth: int) -> Iterator[Part]:
+    inner = _wrapped(dataset)
+    if depth == _NESTED:
+        yield Part(dataset, indices, at)
+    elif isinstance(dataset, Subset):
+        picked = torch.as_tensor(dataset.indices, dtype=torch.int64)[indices]
+        yield from _unwrapped(dataset.dataset, picked, at, depth + 1)
+    elif isinstance(dataset, ConcatDataset):
+        start = 0
+        for one, end in zip(dataset.datasets, dataset.cumulative_sizes, strict=True):
+            mine = (indices >= start) & (indices < end)
+            yield from _unwrapped(one, indices[mine] - start, at[mine], depth + 1)
+            start = end
+    elif inner is not None:
+        yield from _unwrapped(inner, indices, at, depth + 1)
+    else:
+        yield Part(dataset, indices, at)
+
+
+def _wrapped(dataset: Any) -> Any:
+    """The one dataset of the same length that a dataset holds: it transforms that one's samples."""
+    if type(dataset).__module__.partition(".")[0] == "torch":
+        return None
+    held = [v for v in getattr(dataset, "__dict__", {}).values()
+            if isinstance(v, Dataset) and not isinstance(v, IterableDataset)]  # fmt: skip
+    same = len(held) == 1 and length(held[0]) == length(dataset)
+    return held[0] if same else None
+
+
+def shared(a: Part, b: Part) -> Tensor:
+    """Places in `a`'s loader of the samples that stand in `b` too, where both are of one root."""
+    n = length(a.root)
+    if a.root is not b.root or n is None:
+        return a.at[:0]
+    there = torch.zeros(n, dtype=torch.bool)
+    there[b.indices] = True
+    return a.at[there[a.indices]]
+
+
+# --- where in the code --------------------------------------------------------------------------
+
+
+def source_of(function: Any) -> str | None:
+    """``file:line`` of a function of the user's own; None of a library's."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    if code is None or owner_of(code.co_filename) != "user":
+        return None
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def dataset_source(dataset: Any) -> str | None:
+    """``file:line`` at which the user's own dataset gives a sample; through wrappers."""
+    for _ in range(_NESTED):
+        for method in ("__getitem__", "__getitems__", "__iter__"):
+            if (said := source_of(getattr(type(dataset), method, None))) is not None:
+                return said
+        held = getattr(dataset, "datasets", None)
+        dataset = held[0] if isinstance(held, list) and held else getattr(dataset, "dataset", None)
+        if dataset is None:
+            return None
+    return None

@@ -1,0 +1,370 @@
+"""What samples contain: compared, hashed and read again without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_evalguard.instruments.rollback import (
+    Held,
+    attributes_of,
+    is_generator,
+    parts,
+    unchanged_world,
+)
+
+_LEAVES = 256  # of one sample
+_DEPTH = 6
+_OBJECTS = 1000  # looked into around a dataset
+_SMALL = 64  # items of a container that is looked into
+_VALUES = 8  # distinct ones, of a sample that is not equal to another by chance
+_SKETCHED = 256  # elements of one tensor
+
+
+def leaves(sample: Any) -> Iterator[Any]:
+    """The tensors, arrays, images, texts and numbers of a sample or a batch, in order."""
+    return itertools.islice(_leaves(sample, 0, set()), _LEAVES)
+
+
+def _leaves(thing: Any, depth: int, above: set[int]) -> Iterator[Any]:
+    plain = isinstance(thing, (Tensor, str, bytes, bool, int, float, complex, PurePath))
+    if plain or _is_array(thing) or _is_image(thing):
+        yield thing
+    elif depth < _DEPTH and id(thing) not in above:
+        inside: Iterable[Any] = ()
+        if isinstance(thing, Mapping):
+            inside = thing.values()
+        elif isinstance(thing, (list, tuple)):
+            inside = thing
+        elif not callable(thing):
+            inside = list(getattr(thing, "__dict__", {}).values())
+        for part in inside:
+            yield from _leaves(part, depth + 1, above | {id(thing)})
+
+
+def _is_array(thing: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(thing, (numpy.ndarray, numpy.generic))
+
+
+def _is_image(thing: Any) -> bool:
+    return hasattr(thing, "tobytes") and hasattr(thing, "getbands")
+
+
+def _size(leaf: Any) -> int:
+    if isinstance(leaf, Tensor):
+        return leaf.numel()
+    if _is_array(leaf):
+        return int(leaf.size)
+    if isinstance(leaf, (str, bytes)):
+        return len(leaf)
+    return 2 if _is_image(leaf) or isinstance(leaf, PurePath) else 1
+
+
+def _bytes(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        if leaf.layout != torch.strided:
+            return repr(leaf).encode()
+        # a copy: ``.numpy()`` of a live tensor makes its storage non-resizable for good
+        copy = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return copy.flatten().view(torch.uint8).numpy() if copy.numel() else b""
+    if _is_image(leaf) or (_is_array(leaf) and leaf.dtype != object):
+        return leaf.tobytes()
+    return leaf if isinstance(leaf, bytes) else repr(leaf).encode()
+
+
+def digest(sample: Any) -> bytes:
+    """A hash of all that a sample contains."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for leaf in leaves(sample):
+        hashed.update(f"{type(leaf).__name__}{getattr(leaf, 'shape', '')}".encode())
+        hashed.update(_bytes(leaf))
+    return hashed.digest()
+
+
+def content(sample: Any) -> tuple[bytes, bool] | None:
+    """A hash of what makes a sample this sample: not its label or number, if it has more.
+
+    With it goes whether the sample is `rich`. None for one that says nothing: blank, or empty.
+    """
+    held = list(leaves(sample))
+    large = [leaf for leaf in held if _size(leaf) > 1] or held
+    raw = [bytes(_bytes(leaf)) for leaf in large]
+    if all(len(set(b)) < 2 for b in raw) or all(map(_is_blank, large)):
+        return None
+    hashed = hashlib.blake2b(b"\0".join(raw), digest_size=8).digest()
+    return hashed, any(map(rich, large))
+
+
+def rich(leaf: Any) -> bool:
+    """Whether a tensor, array or text is so particular that two are not equal by chance."""
+    if isinstance(leaf, str):
+        return len(leaf) > 40 or len(set(leaf.split())) >= _VALUES
+    if _is_array(leaf) and leaf.dtype.name in _KNOWN:
+        return len(set(leaf.ravel()[:4096].tolist())) >= _VALUES
+    if isinstance(leaf, Tensor):
+        return len(set(leaf.flatten()[:4096].tolist())) >= _VALUES
+    return _is_image(leaf) or isinstance(leaf, PurePath)
+
+
+def _is_blank(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.numel() < 2 or (leaf.ndim > 0 and bool((leaf == leaf.flatten()[0]).all()))
+    if _is_array(leaf):
+        return bool(leaf.size < 2 or (leaf == leaf.flat[0]).all())
+    return _size(leaf) < 2
+
+
+# --- rows of a dataset that lies in memory -------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """What samples are made from, before any transform: rows in memory, or names of files.
+
+    Attributes:
+        values: A tensor whose row ``i`` is sample ``i``'s, or the names.
+        chosen: Which of them, ``(N,)`` int64.
+    """
+
+    values: Tensor | list[str]
+    chosen: Tensor
+
+    def rich(self, place: int) -> bool:
+        """Whether one of them is `rich`."""
+        return isinstance(self.values, list) or rich(self.values[place])
+
+    def some(self, most: int) -> Rows:
+        """At most so many of them, evenly spaced."""
+        step = max(1, -(-len(self.chosen) // most))
+        return Rows(self.values, self.chosen[::step])
+
+
+def rows(dataset: Any, chosen: Tensor) -> Rows | None:
+    """The rows or files that a dataset holds one of a sample; no sample is read."""
+    n = _length(dataset)
+    held = list(getattr(dataset, "__dict__", {}).values())
+    held += [t for v in held if isinstance(v, (tuple, list)) and len(v) < 16 for t in v]
+    for value in held:
+        if isinstance(value, (list, tuple)) and n and len(value) == n and _file(value[0]):
+            return Rows([str(_file(one)) for one in value], chosen)
+    tables = []
+    for value in held:
+        if _is_array(value) and value.ndim > 1 and value.dtype.kind in "fiub":
+            if not value.flags.writeable or value.dtype.byteorder == ">":
+                continue  # torch takes neither without a word
+            value = torch.from_numpy(value) if value.dtype.name in _KNOWN else None
+        if isinstance(value, Tensor) and _is_table(value) and len(value) == n:
+            tables.append(value.detach())
+    return Rows(max(tables, key=Tensor.numel), chosen) if tables else None
+
+
+def _is_table(tensor: Tensor) -> bool:
+    plain = tensor.layout == torch.strided and not tensor.is_complex()
+    return plain and tensor.ndim > 1 and tensor.device.type == "cpu"
+
+
+_KNOWN = {"float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+
+
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return -1
+
+
+def _file(thing: Any) -> str | None:
+    """The path that an entry of a list of files names; None for any other text."""
+    first = thing[0] if isinstance(thing, (tuple, list)) and thing else thing
+    if isinstance(first, PurePath):
+        return str(first)
+    if isinstance(first, str) and PurePath(first).suffix and len(PurePath(first).parts) > 1:
+        return first
+    return None
+
+
+_PLACES = 24  # columns by which rows are told apart before they are compared in full
+_CHUNK = 1 << 12  # rows
+_TRIES = 4  # rows of a chunk compared in full with one query
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def twins(queries: Rows, table: Rows, wanted: int, budget: Budget) -> Tensor:
+    """Which of `queries` stand in `table`, as a mask ``(N,)``.
+
+    Args:
+        queries: Rows to look for.
+        table: Rows to look in.
+        wanted: How often a row must stand there: 2 for one that came from there.
+        budget: When to stop.
+    """
+    found = torch.zeros(len(queries.chosen), dtype=torch.int64)
+    a, b = queries.values, table.values
+    if isinstance(a, list) and isinstance(b, list):
+        names = Counter(b[i] for i in table.chosen.tolist())
+        counts = [names[a[i]] for i in queries.chosen.tolist()]
+        return torch.tensor(counts, dtype=torch.int64) >= wanted
+    if isinstance(a, list) or isinstance(b, list):
+        return found >= wanted
+    if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
+        return found >= wanted
+    keys, query_of = _keys(a, queries.chosen).sort()
+    for chosen in table.chosen.split(_CHUNK):  # type: ignore[no-untyped-call]
+        there, row_of = _keys(b, chosen).sort()
+        first = torch.searchsorted(there, keys)
+        last = torch.searchsorted(there, keys, right=True)
+        for i in (last > first).nonzero().flatten().tolist():
+            if budget.over():
+                return found >= wanted
+            query = a[queries.chosen[query_of[i]]]
+            tries = chosen[row_of[first[i] : min(int(last[i]), int(first[i]) + _TRIES)]]
+            same = sum(torch.equal(query, b[j]) for j in tries.tolist())
+            if same and not _is_blank(query):
+                found[query_of[i]] += same
+        if budget.over():
+            break
+    return found >= wanted
+
+
+def _keys(values: Tensor, chosen: Tensor) -> Tensor:
+    """(N,) int64: equal for equal rows, and for few others."""
+    flat = values.reshape(len(values), -1)
+    step = max(1, -(-flat.shape[1] // _PLACES))
+    some = flat[chosen.unsqueeze(1), torch.arange(step // 2, flat.shape[1], step)]
+    if some.dtype == torch.bool:
+        some = some.to(torch.uint8)
+    words = some.view(_INTEGERS[some.element_size()]).to(torch.int64)
+    weights = torch.arange(1, words.shape[1] + 1) * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9
+    return (words * weights).sum(1)
+
+
+# --- batches, as a step gets them ---------------------------------------------------------------
+
+
+class Sketch(NamedTuple):
+    """A few elements of each tensor of a batch, left on its device, and a hash of the rest."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    tensors: tuple[Tensor, ...]
+    rest: bytes
+
+    def same(self, other: Sketch) -> bool:
+        """Whether both are of one batch, up to what a device rounds."""
+        if self.shapes != other.shapes or self.rest != other.rest:
+            return False
+        return all(map(_close, self.tensors, other.tensors))
+
+
+def sketch(batch: Any) -> Sketch:
+    """What tells one batch from another, without waiting for the device."""
+    held = list(leaves(batch))
+    tensors = [t.detach() for t in held if isinstance(t, Tensor) and t.layout == torch.strided]
+    with torch.no_grad():
+        some = [_some(t) for t in tensors[:16]]
+    shapes = tuple(tuple(t.shape) for t in tensors)
+    return Sketch(shapes, tuple(some), digest([v for v in held if not isinstance(v, Tensor)]))
+
+
+def _some(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    return flat[:: max(1, flat.numel() // _SKETCHED)].clone()
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    a, b = a.cpu(), b.cpu()
+    if a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point() or not a.numel():
+        return torch.equal(a, b)
+    scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0
+    return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+
+
+# --- reading without a trace, and not for long --------------------------------------------------
+
+
+class Budget:
+    """Time to spend: so many seconds of this thread, and four times as many by the clock.
+
+    By the thread, because a busy machine is no reason to see less; by the clock, because a slow
+    disk is.
+
+    Args:
+        seconds: Of this thread.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began = time.thread_time(), time.perf_counter()
+
+    def spent(self) -> float:
+        """Seconds of this thread so far."""
+        return time.thread_time() - self._began[0]
+
+    def over(self) -> bool:
+        """Whether it is spent."""
+        waited = time.perf_counter() - self._began[1]
+        return self.spent() > self._seconds or waited > 4 * self._seconds
+
+
+@contextmanager
+def undisturbed(*datasets: Any) -> Iterator[None]:
+    """Whatever reading samples moves or sets is put back: generators, attributes, open files.
+
+    A file that a dataset opens at its first sample would else be inherited by the workers that
+    are forked later, which some libraries do not survive.
+    """
+    held = Held([])
+    attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for thing in _around(datasets):
+        kind = type(thing)
+        if is_generator(kind):
+            held.hold_generator(thing)
+        elif kind is dict:
+            if len(thing) <= _SMALL:
+                attributes.append((thing, dict(thing)))
+        else:
+            own = vars(thing) if isinstance(thing, Dataset) else attributes_of(thing, kind)
+            if own:
+                attributes.append((own, dict(own)))
+    with unchanged_world():
+        try:
+            yield
+        finally:
+            held.restore_generators()
+            for now, before in attributes:
+                if now.keys() != before.keys() or any(now[k] is not v for k, v in before.items()):
+                    now.clear()
+                    now.update(before)
+
+
+def _around(datasets: Iterable[Any]) -> Iterator[Any]:
+    """The datasets and the objects they hold, nearest first; large containers stay closed."""
+    queue, seen = deque(datasets), set[int]()
+    while queue and len(seen) < _OBJECTS:
+        thing = queue.popleft()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        yield thing
+        if isinstance(thing, Dataset):
+            queue.extend(vars(thing).values())
+        elif not (isinstance(thing, (list, tuple, dict, set)) and len(thing) > _SMALL):
+            queue.extend(part for _, part in parts(thing))
+
+
+__all__ = [
+    "Budget",
+    "Rows", "Sketch", "content", "digest", "leaves", "rows", "sketch", "twins", "undisturbed",
+]  # fmt: skip

@@ -1,0 +1,212 @@
+"""The checks around a plain PyTorch loop, without Lightning."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.grad import GradCheck
+from lightning_evalguard.checks.modes.check import ModesCheck
+from lightning_evalguard.checks.rng import RngCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
+from lightning_evalguard.guard import (
+    Allow,
+    Audit,
+    Guard,
+    Replays,
+    check_allow,
+    check_policies,
+    why_not_again,
+)
+from lightning_evalguard.report import FixPolicy, Policy, Report, check_policy
+
+
+class evaluating:  # noqa: N801 - reads as a statement in user code
+    """Evaluate `model` in a plain PyTorch loop, under the same checks as the Trainer's callback.
+
+    Every submodule is put in eval mode, gradients are off, and on any exit (also an exception or
+    Ctrl-C) each submodule has exactly the mode it had before. Flags are set directly: `train()`
+    and `eval()` of the model are not called. A step is one call of `model`: around each the
+    tripwires look, and the first is watched as it runs. What the block does outside those calls is
+    seen by what it leaves at the end.
+
+    Args:
+        model: The model, with any submodules.
+        modes: Policy of the `modes` check: ``"error"``, ``"warn"``, ``"fix"`` or ``"ignore"``.
+        grad: Policy for autograd left on, and graphs kept.
+        state: Policy for weights, buffers, settings or the batch changed.
+        stochastic: Policy for random numbers drawn.
+        batch: Policy for outputs that depend on the other samples of the batch.
+        rng: Policy for shared generators that the block moves; ``"fix"`` puts them back.
+        allow: Per check, glob patterns of qualified names, source files or functions whose
+            findings are meant, e.g. ``{"modes": ["mc_dropout*"]}``.
+        audit: ``"auto"`` watches the first call as it runs, ``"full"`` runs it again with every
+            effect undone, ``"off"`` does neither.
+        optimizers: Those that train the model, to find a step or a setting changed in the block.
+
+    Raises:
+        EvalGuardError: At the first call that breaches the contract, or at the end of the block.
+        ValueError: On an unknown policy or check.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
+        >>> with evaluating(model) as report:
+        ...     first, second = model(torch.ones(1, 4)), model(torch.ones(1, 4))
+        >>> torch.equal(first, second), model.training
+        (True, True)
+        >>> print(report)
+        checked: 1 evaluation, 2 batches, 3 modules
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        modes: FixPolicy = "error",
+        grad: Policy = "error",
+        state: Policy = "error",
+        stochastic: Policy = "error",
+        batch: Policy = "error",
+        rng: FixPolicy = "ignore",
+        allow: Allow | None = None,
+        audit: Audit = "auto",
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model={type(model).__name__}: expected a torch.nn.Module")
+        policies = check_policies(
+            modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng
+        )
+        check_policy("audit", audit, Audit)
+        check_allow(allow)
+        trained = list(optimizers)
+        checks: list[Check] = [
+            ModesCheck(),
+            GradCheck(),
+            StateCheck(lambda: trained),
+            StochasticCheck(),
+            BatchCheck(),
+            RngCheck(restore=rng == "fix"),
+        ]
+        self._model = model
+        self._report = Report()
+        self._guard = Guard(
+            [(c, policies[c.name]) for c in checks if policies[c.name] != "ignore"],
+            allow,
+            self._report,
+            Replays(audit, beside=lambda: trained, why_not=why_not_again),
+        )
+        self._now = Moment("evaluate")
+
+    def __enter__(self) -> Report:
+        self._before = [(m, m.training) for m in self._model.modules()]
+        self._report.checked["modules"] = len(self._before)
+        self._guard.open(self._model, self._now)
+        self._guard.start(self._now)
+        for module, flag in self._before:
+            if flag:
+                module.training = False
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        self._calls = _Calls(self._guard, self._model, self._now)
+        return self._report
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._calls.remove()
+        with ExitStack() as at_end:
+            at_end.callback(self._guard.close, self._now, error)
+            at_end.callback(self._guard.stop, self._now, error)
+            at_end.callback(self._restore)
+            self._guard.flags(self._now, error)
+
+    def _restore(self) -> None:
+        self._no_grad.__exit__(None, None, None)
+        for module, flag in self._before:
+            if module.training != flag:
+                module.training = flag
+
+
+class _Calls:
+    """Guards each call of one module, through hooks on that module alone.
+
+    A module whose code takes another path where hooks are, or takes none, is left alone.
+    """
+
+    def __init__(self, guard: Guard, model: nn.Module, now: Moment) -> None:
+        self._guard, self._model, self._now = guard, model, now
+        self._inside: ExitStack | None = None
+        self._handles: list[Any] = []
+        alone = (nn.TransformerEncoder, nn.TransformerEncoderLayer, torch.jit.ScriptModule)
+        if isinstance(model, alone):
+            guard.report.note(
+                f"calls of a {type(model).__name__} were not watched one by one: hooks on it would "
+                "change what it computes"
+            )
+            return
+        self._handles = [
+            model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._end), with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not self._model or self._inside is not None:
+            return
+        self._now.batch += 1
+        self._guard.before(self._now, args)
+        with ExitStack() as stack:
+            self._showing = stack.enter_context(self._guard.shown(self._now))
+            self._inside = stack.pop_all()
+
+    def _end(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> None:
+        if module is not self._model or self._inside is None:
+            return
+        inside, self._inside = self._inside, None
+        inside.close()
+        if outputs is None and sys.exc_info()[1] is not None:
+            return  # the call failed; its own exception is on its way
+        # run again as `forward`, which calls no hook: that is not a step of its own
+        self._guard.after(self._now, outputs, self._showing, module.forward, args, kwargs)
+
+
+class _Hook:
+    """A hook that stays behind when its module is copied or saved inside the block."""
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> None:
+        self._act(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _no_hook, ()
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing

@@ -1,0 +1,378 @@
+"""One `TorchDispatchMode`, many subscribers: each operator as it runs, with where it stands.
+
+A subscriber is told of every operator twice, before and after its kernel. It reads what it needs
+and raises nothing that matters: a subscriber that fails is dropped, and the operator runs on.
+A dispatch mode leaves results bit-identical and keeps ``nn.TransformerEncoder``'s fast path; it
+sees neither what a compiled frame fuses nor what reaches memory without an operator.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_evalguard.instruments.source import Site, owner_of, user_site
+
+_CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})  # nn.Module.__call__, in every version
+_MODULE_FILE = nn.modules.module.__file__
+# Their schemas do not say that they write the running statistics (BatchNorm, and InstanceNorm
+# with track_running_stats); `_version` does not say it either.
+_NORMS = frozenset(
+    {
+        "batch_norm",
+        "native_batch_norm",
+        "cudnn_batch_norm",
+        "miopen_batch_norm",
+        "_batch_norm_impl_index",
+        "instance_norm",
+    }
+)
+
+
+class Op:
+    """One call of one operator.
+
+    `site`, `module` and `stack()` read the frames of the call: use them inside `before` or
+    `after`, not later. Nothing here keeps the tensors alive longer than the subscriber does.
+
+    Attributes:
+        func: The overload, e.g. ``torch.ops.aten.bernoulli_.float``.
+        args: Positional arguments, as dispatched.
+        kwargs: Keyword arguments, as dispatched.
+        out: What it returned; ``None`` in `before`.
+        index: 0 for the first operator under this mode, 1 for the next, ...
+    """
+
+    def __init__(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = 0
+    ) -> None:
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.out: Any = None
+        self.index = index
+
+    @cached_property
+    def name(self) -> str:
+        """The operator without namespace and overload: ``"bernoulli_"``."""
+        return str(self.func.__name__).partition(".")[0]
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument by its name in the schema, defaults filled in."""
+        schema = _schema(self.func)
+        values = {a.name: a.default_value for a in schema if a.has_default_value()}
+        values.update(zip((a.name for a in schema), self.args, strict=False))
+        values.update(self.kwargs)
+        return values
+
+    @cached_property
+    def written(self) -> tuple[Tensor, ...]:
+        """The tensors among the arguments that the kernel writes to."""
+        found: list[Tensor] = []
+        for index, argument in _written_arguments(self.func):
+            value = self.args[index] if index < len(self.args) else self.kwargs.get(argument)
+            found += tensors_in(value)
+        if self.name in _NORMS:
+            values = self.arguments
+            if values.get("training") or values.get("use_input_stats"):
+                found += tensors_in([values.get("running_mean"), values.get("running_var")])
+        return tuple(found)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether this call draws random numbers: by its arguments, defaults filled in.
+
+        SDPA's kernels carry the tag of a random operator with ``dropout_p=0`` too, and under
+        inference mode ``dropout`` itself arrives with ``train=False``.
+        """
+        if not _may_draw(self.func):
+            return False
+        out = next(iter(tensors_in(self.out)), None)
+        if out is not None and (out.numel() == 0 or out.is_meta):
+            return False
+        values = self.arguments
+        if "dropout_p" in values:
+            return bool(values["dropout_p"] > 0)
+        if "dropout" in values:  # recurrent layers drop between layers only
+            drops = bool(values.get("train") and values["dropout"] > 0)
+            return drops and values.get("num_layers", 2) > 1
+        if "train" in values:
+            return values["train"] is not False and values.get("p") != 0
+        return bool(values.get("training", True))
+
+    @cached_property
+    def site(self) -> Site | None:
+        """The nearest place outside torch, Lightning, torchmetrics and the standard library."""
+        return user_site()
+
+    @cached_property
+    def module(self) -> nn.Module | None:
+        """The innermost module whose ``__call__`` is running."""
+        return next(self.modules(), None)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules whose ``__call__`` is running, innermost first, each once."""
+        return modules_around(sys._getframe(1))
+
+    def stack(self) -> Iterator[FrameType]:
+        """The frames below this call, innermost first, without the guard's own."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if owner_of(frame.f_code.co_filename) != "self":
+                yield frame
+            frame = frame.f_back
+
+
+def modules_around(frame: FrameType | None) -> Iterator[nn.Module]:
+    """The modules whose ``__call__`` runs around `frame`, innermost first, each once.
+
+    They are read from the frames, not kept by hooks: hooks switch off fast paths.
+    """
+    last = None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in _CALLS and code.co_filename == _MODULE_FILE:
+            module = frame.f_locals.get("self")
+            if module is not last and isinstance(module, nn.Module):
+                last = module
+                yield module
+        frame = frame.f_back
+
+
+class _Aside(threading.local):
+    """``with aside:`` no `Watch` entered outside hears what runs inside, in this thread.
+
+    For what the guard computes for itself: with two guards on one trainer, the one works within
+    what the other watches. A class of its own, for it is entered many times a step.
+    """
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+aside = _Aside()
+
+
+class Subscriber:
+    """Told of every operator; override what is needed."""
+
+    def before(self, op: Op) -> None:
+        """The kernel is about to run."""
+
+    def after(self, op: Op) -> None:
+        """The kernel returned `op.out`."""
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tell each of `subscribers` of every operator while this mode is entered.
+
+    Enter it tightly around the step: leaving pops the top of the stack of modes.
+
+    Attributes:
+        failures: The subscribers that raised and were dropped, with what they raised.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, *subscribers: Subscriber) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.failures: list[tuple[Subscriber, Exception]] = []
+        self._before = [s for s in subscribers if type(s).before is not Subscriber.before]
+        self._after = [s for s in subscribers if type(s).after is not Subscriber.after]
+        self._index = 0
+        self._depth = aside.depth
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let Dynamo compile as usual; else it skips the frame for good (torch >= 2.10)."""
+        return True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if aside.depth != self._depth:
+            return below(func, args, kwargs or {})
+        op = Op(func, args, kwargs or {}, self._index)
+        self._index += 1
+        for subscriber in tuple(self._before):
+            try:
+                subscriber.before(op)
+            except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
+                self._drop(subscriber, error)
+        op.out = below(func, args, op.kwargs)
+        for subscriber in tuple(self._after):
+            try:
+                subscriber.after(op)
+            except Exception as error:  # noqa: BLE001, PERF203 - the user's step must not see ours
+                self._drop(subscriber, error)
+        return op.out
+
+    def _drop(self, subscriber: Subscriber, error: Exception) -> None:
+        self.failures.append((subscriber, error.with_traceback(None)))
+        self._before = [s for s in self._before if s is not subscriber]
+        self._after = [s for s in self._after if s is not subscriber]
+
+
+_MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.PythonTLSSnapshot
+)
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+_CONJUGATED = torch._C.DispatchKeySet(torch._C.DispatchKey.Conjugate) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.Negative
+)
+# Kernels that call what autocast casts or what views a tensor as its conjugate: by a sweep over
+# torch's own list of operators.
+_CALLS_BACK = frozenset(
+    {"_trilinear", "linalg_pinv", "linalg_lstsq", "_transformer_encoder_layer_fwd"}
+)
+
+
+def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator inside ``__torch_dispatch__`` to the bit as it runs without a mode.
+
+    Below a mode torch excludes the keys above it. Under inference mode an operator arrives whole
+    there, and what it calls inside then misses those keys: a view of a weight no longer asks for a
+    gradient, and ``matmul`` folds other than it would. So the keys of the call are restored.
+    Without inference mode only a few kernels miss some, which are given those back.
+    """
+    if torch.is_inference_mode_enabled() and not _keeps_views(func):
+        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+            if torch._C._len_torch_dispatch_stack():  # the next mode restores them for itself
+                return func(*args, **kwargs)
+            with torch._C._ExcludeDispatchKeyGuard(_MODES):
+                return func(*args, **kwargs)
+    if getattr(func, "_opname", "") not in _CALLS_BACK:
+        return func(*args, **kwargs)
+    with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+        casts = torch.is_autocast_enabled("cpu")
+    missed = _CONJUGATED | _AUTOCAST if casts else _CONJUGATED
+    include = torch._C._dispatch_tls_local_include_set()
+    exclude = torch._C._dispatch_tls_local_exclude_set() - missed
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _keeps_views(func: Any) -> bool:
+    """Whether an operator has been at the keys above a mode before it arrives there."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return True
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "ADInplaceOrView")  # type: ignore[no-untyped-call]
+    )
+
+
+def _schema(func: Any) -> Any:
+    # Higher-order operators (cond, flex_attention) have none.
+    return getattr(getattr(func, "_schema", None), "arguments", ())
+
+
+# tagged as seeded, and draws nothing
+_DRAWS_NOTHING = frozenset({"_fused_sdp_choice", "_nested_tensor_softmax_with_shape"})
+
+
+@functools.cache
+def _may_draw(func: Any) -> bool:
+    name = func.__name__.partition(".")[0]
+    seeded = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+    return seeded and name not in _DRAWS_NOTHING and not name.endswith("_backward")
+
+
+@functools.cache
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    return tuple(
+        (i, a.name)
+        for i, a in enumerate(_schema(func))
+        if a.alias_info is not None and a.alias_info.is_write
+    )
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """The tensors in an argument or a result of an operator: itself, or in lists of it."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors_in(item)]
+    return ()
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """What two tensors share iff they share memory, or None where that is unknown."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # sparse, quantized by MKL-DNN, some subclasses
+        return None
+
+
+class ModuleNames:
+    """Qualified names of the modules of `root`, as in ``named_modules()``."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self._names = {id(m): name for name, m in root.named_modules()}
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return id(module) in self._names
+
+    def of(self, module: nn.Module | None) -> str | None:
+        """Its name, ``""`` for the root, None for a module that the root has not registered."""
+        return None if module is None else self._names.get(id(module))
+
+    def nearest(self, modules: Iterable[nn.Module]) -> tuple[str, nn.Module]:
+        """Name and module of the first of `modules` that is registered, else the root."""
+        for module in modules:
+            if id(module) in self._names:
+                return self._names[id(module)], module
+        return "", self._root
+
+
+def blinds_compiled(root: nn.Module) -> bool:
+    """Whether a dispatch mode would make Dynamo give up compiled parts of `root` for good.
+
+    Before torch 2.10 a mode could not ask to be ignored by it.
+    """
+    ignorable = hasattr(TorchDispatchMode, "ignore_compile_internals")
+    return not ignorable and any(hasattr(m, "_orig_mod") for m in root.modules())
+
+
+def compiles(root: nn.Module) -> bool:
+    """Whether a part of `root` is compiled: its code compiles once more where a tracer follows."""
+    return any(
+        hasattr(value, "_orig_mod") or hasattr(value, "_torchdynamo_orig_callable")
+        for module in root.modules()
+        for value in (module, *vars(module).values())
+    ) or any(vars(m).get("_compiled_call_impl") is not None for m in root.modules())
+
+
+__all__ = [
+    "ModuleNames",
+    "Op",
+    "Subscriber",
+    "Watch",
+    "aside",
+    "below",
+    "blinds_compiled",
+    "compiles",
+    "modules_around",
+    "storage_key",
+    "tensors_in",
+]

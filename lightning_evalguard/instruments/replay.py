@@ -1,0 +1,186 @@
+"""Run a step that has just run once more under instruments, and undo everything it did."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_evalguard.instruments.dispatch import Subscriber, Watch
+from lightning_evalguard.instruments.rollback import (
+    Abort,
+    CannotReplay,
+    Generators,
+    Held,
+    Writes,
+    unchanged_world,
+)
+
+_replays = 0  # under way; a replay may contain another run's evaluation, never the reverse
+
+
+def replaying() -> bool:
+    """Whether a step is being run again: what counts, taps or records must then look away."""
+    return _replays > 0
+
+
+@dataclass
+class Outcome:
+    """What one replay gave.
+
+    Attributes:
+        outputs: What the step returned.
+        error: Why it could not be run to its end; its effects are undone all the same.
+        watch: The mode it ran under, with the subscribers that failed.
+    """
+
+    watch: Watch
+    outputs: Any = None
+    error: Exception | None = None
+
+
+class Look:
+    """A step that has just run, and can be run again with every effect undone.
+
+    What it writes is copied just before the first write reaches a storage that the module, its
+    attributes, the batch or `beside` hold; the module is never cloned. See `rollback` for what is
+    put back and what is out of reach.
+
+    Use it as a context manager: private generators run on from one replay to the next, so that
+    their draws differ, and are put back at the end.
+
+    Args:
+        root: The module whose step it is.
+        step: The step itself, as the loop calls it.
+        args: Its positional arguments; ``args[0]`` is the batch.
+        kwargs: Its keyword arguments.
+        before: The generators as they stood before the step ran.
+        beside: Other objects that the step can reach and change: optimizers, schedulers.
+        isolate: Keeps a replay out of the loop's books and the loggers.
+
+    Raises:
+        CannotReplay: The step cannot be run again on these arguments; the message says why.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        step: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        before: Generators,
+        beside: Iterable[object] = (),
+        isolate: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self.root = root
+        self.args = args
+        self.kwargs = kwargs or {}
+        self._step = step
+        self._before = before
+        self._isolate = isolate
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Iterator):
+                raise CannotReplay(f"its argument is a {type(value).__name__}, which runs on")
+        self._held = Held([root, *beside, self.args, self.kwargs])
+
+    def __enter__(self) -> Look:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.restore_generators()
+
+    def again(
+        self,
+        *subscribers: Subscriber,
+        args: tuple[Any, ...] | None = None,
+        seed: int | None = None,
+        strict: bool = True,
+    ) -> Outcome:
+        """Run the step again, each operator told to `subscribers`, and undo what it did.
+
+        Args:
+            subscribers: See `dispatch.Subscriber`.
+            args: Other arguments than the step had: a part of the batch.
+            seed: Seed every shared generator with it; by default each starts where it stood
+                before the step.
+            strict: Raise what a subscriber raised, after everything is undone; else it stands in
+                the outcome.
+        """
+        writes = Writes(self._held)
+        watch = Watch(writes, *subscribers)
+        outcome = Outcome(watch)
+        with ExitStack() as undo:
+            undo.enter_context(counted())
+            undo.enter_context(unchanged_world())
+            undo.callback(self._held.restore)
+            undo.callback(writes.restore)
+            undo.enter_context(quietly())
+            undo.enter_context(_eagerly())
+            if self._isolate is not None:
+                undo.enter_context(self._isolate())
+            if seed is None:
+                self._before.restore()
+            else:
+                Generators.seed(seed)
+            try:
+                with watch:
+                    outcome.outputs = self._step(
+                        *(self.args if args is None else args), **self.kwargs
+                    )
+            except Abort as error:
+                outcome.error = CannotReplay(str(error))
+            except Exception as error:  # noqa: BLE001 - the step ran before: this is the replay's
+                outcome.error = error.with_traceback(None)
+        if strict and watch.failures:
+            raise watch.failures[0][1]
+        return outcome
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[None]:
+    """What runs inside is a replay."""
+    global _replays
+    _replays += 1
+    try:
+        yield
+    finally:
+        _replays -= 1
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing is printed, warned of or logged twice."""
+    disabled = logging.root.manager.disable
+    nowhere = io.StringIO()
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Compiled modules run their Python code: all is seen, nothing recompiles (torch >= 2.6)."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return eager
+    return contextlib.nullcontext()
+
+
+__all__ = ["CannotReplay", "Look", "Outcome", "counted", "quietly", "replaying"]

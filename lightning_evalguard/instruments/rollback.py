@@ -1,0 +1,507 @@
+"""What a step can change, captured before and restored after: nothing is cloned but what it writes.
+
+Captured are the modules and the plain objects they hold, their attributes and containers, hooks,
+gradients, generators and torch's global modes. Not reached are files and sockets, objects without
+a ``__dict__``, and memory that is written without an operator (a numpy view).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import random
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key
+
+_DEPTH = 6  # containers and plain objects, counted from a module's attribute
+_MANY = 10_000  # items of one container that are looked into
+_LARGE = 1 << 26  # bytes of one numpy array that are worth a copy
+
+_LEAVES = (
+    str, bytes, int, float, complex, bool, type(None), type, range, slice,
+    types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType,
+    torch.dtype, torch.device, torch.Size,
+)  # fmt: skip
+_CONTAINERS = (list, dict, set, deque)
+_SIZED = (*_CONTAINERS, tuple, frozenset)
+_LEAF_TYPES = frozenset(_LEAVES)
+_PLAIN = frozenset({dict, OrderedDict, list, set})
+# Objects of these packages are machinery around the step, not state that a step owns.
+_MACHINERY = frozenset(
+    {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_evalguard", "logging"}
+    | {"threading", "multiprocessing", "concurrent", "asyncio", "weakref", "inspect", "ctypes"}
+)
+
+
+class CannotReplay(Exception):  # noqa: N818 - it says what is so
+    """A step cannot be run again, or what it did could not be undone; the message says why."""
+
+
+# the generators that everyone shares
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of the generators that everyone shares: torch's, python's and numpy's.
+
+    Attributes:
+        torch: One state a device, by its name.
+        python: ``random.getstate()``; None where it was not asked for.
+        numpy: State of ``numpy.random``; None where numpy is not imported or not asked for.
+    """
+
+    torch: dict[str, Tensor]
+    python: Any
+    numpy: Any
+
+    @classmethod
+    def capture(cls, *, host: bool = True) -> Generators:
+        """The states as they are now; a device that was never used is not initialised.
+
+        Args:
+            host: Python's and numpy's too, which cost most of the time.
+        """
+        return cls(
+            {device: generator.get_state() for device, generator in torch_generators()},
+            random.getstate() if host else None,
+            numpy_state() if host else None,
+        )
+
+    @staticmethod
+    def seed(seed: int) -> None:
+        """Seed them all."""
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % 2**32)
+
+    def restore(self) -> None:
+        """Put the states back."""
+        for device, generator in torch_generators():
+            if device in self.torch:
+                generator.set_state(self.torch[device])
+        if self.python is not None:
+            random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+
+    def values(self) -> dict[str, Any]:
+        """The states by name, as what ``==`` compares."""
+        torch_ = [(device, state.numpy().tobytes()) for device, state in self.torch.items()]
+        return {"torch": torch_, "python": self.python, "numpy": pickle.dumps(self.numpy)}
+
+    def moved(self, since: Generators) -> list[str]:
+        """Which of ``torch``, ``python`` and ``numpy`` stand elsewhere than they did in `since`."""
+        found = []
+        for device, state in self.torch.items():
+            if device not in since.torch or not torch.equal(state, since.torch[device]):
+                found.append("torch")
+                break
+        if None not in (self.python, since.python) and self.python != since.python:
+            found.append("python")
+        if None not in (self.numpy, since.numpy) and not same_state(self.numpy, since.numpy):
+            found.append("numpy")
+        return found
+
+
+def torch_generators() -> Iterator[tuple[str, torch.Generator]]:
+    """The default generators of torch, by device."""
+    yield "cpu", torch.default_generator
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        for index, generator in enumerate(torch.cuda.default_generators):
+            yield f"cuda:{index}", generator
+
+
+def numpy_state() -> Any:
+    """State of ``numpy.random``, or None where numpy is not imported."""
+    numpy = sys.modules.get("numpy")
+    return numpy.random.get_state() if numpy is not None else None
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Whether two states of one generator are equal, of torch, python or numpy."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
+    if isinstance(a, tuple) and len(a) < 100:
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return bool(a.tobytes() == b.tobytes()) if hasattr(a, "tobytes") else bool(a == b)
+
+
+# what the step holds
+
+
+class Held:
+    """Everything that `roots` hold and a step can change, as it is now.
+
+    Args:
+        roots: Modules, optimizers, a batch: whatever the step can reach.
+    """
+
+    def __init__(self, roots: Iterable[object]) -> None:
+        self.storages: dict[int, Tensor] = {}
+        self._restores: list[Callable[[], None]] = []
+        self._generators: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []
+        self._seen: list[object] = []  # keeps alive what is known by its id
+        for thing in things(roots):
+            self._seen.append(thing)
+            kind = type(thing)
+            if kind in _PLAIN and not thing:
+                self._empty.append(thing)
+            else:
+                self._hold(thing, kind)
+
+    def restore(self) -> None:
+        """Put back attributes, containers, identities, flags and gradients; not contents."""
+        for container in self._empty:
+            if container:
+                container.clear()
+        for restore in self._restores:
+            restore()
+
+    def hold_generator(self, generator: Any) -> None:
+        """Have a private generator put back by `restore_generators`."""
+        if all(generator is not known for known, _ in self._generators):
+            self._generators.append((generator, generator_state(generator)))
+
+    def generators(self) -> list[Any]:
+        """The private generators held."""
+        return [generator for generator, _ in self._generators]
+
+    def restore_generators(self) -> None:
+        """Put back the private generators."""
+        for generator, state in self._generators:
+            _set_generator_state(generator, state)
+
+    def _hold(self, thing: Any, kind: type) -> None:
+        numpy = sys.modules.get("numpy")
+        if issubclass(kind, Tensor):
+            self._hold_tensor(thing)
+        elif is_generator(kind):
+            self.hold_generator(thing)
+        elif issubclass(kind, _CONTAINERS):
+            self._restores.append(_container(thing))
+        elif numpy is not None and issubclass(kind, numpy.ndarray):
+            if thing.flags.writeable and thing.nbytes <= _LARGE:
+                self._restores.append(functools.partial(numpy.copyto, thing, thing.copy()))
+        elif issubclass(kind, types.FunctionType):
+            self._restores += [_cell(c) for c in thing.__closure__ or () if _filled(c)]
+        else:
+            attributes = attributes_of(thing, kind)
+            if attributes is not None:
+                self._restores.append(_items(attributes, dict))
+
+    def _hold_tensor(self, tensor: Tensor) -> None:
+        if nn.parameter.is_lazy(tensor) or hasattr(tensor, "__tensor_flatten__"):
+            return  # not there yet; or a wrapper, whose inner tensors are held
+        key = storage_key(tensor)
+        if key is not None:
+            self.storages.setdefault(key, tensor)
+            self._restores.append(_tensor(tensor, tensor.grad if tensor.is_leaf else None))
+
+
+def things(roots: Iterable[object]) -> Iterator[Any]:
+    """Everything that `roots` hold, each once: modules, containers, plain objects, tensors."""
+    seen: set[int] = set()
+    stack: list[tuple[object, int]] = [(root, 0) for root in roots]
+    while stack:
+        thing, depth = stack.pop()
+        if id(thing) in seen or depth > _DEPTH:
+            continue
+        seen.add(id(thing))
+        yield thing
+        kind = type(thing)
+        below = depth + 1
+        if issubclass(kind, nn.Module):
+            attributes = vars(thing)
+            stack += [(m, 0) for m in attributes.get("_modules", {}).values() if m is not None]
+            inside: Iterable[object] = attributes.values()
+            below = 1
+        elif issubclass(kind, Tensor):
+            inside = _inside_tensor(thing)  # type: ignore[arg-type]
+            below = depth
+        else:
+            inside = (part for _, part in parts(thing))
+        for part in inside:
+            kind = type(part)
+            if kind in _PLAIN and not part:  # most are a module's hooks
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    yield part
+            elif kind not in _LEAF_TYPES:
+                stack.append((part, below))
+
+
+def _inside_tensor(tensor: Tensor) -> Iterable[object]:
+    if hasattr(tensor, "__tensor_flatten__"):
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    if nn.parameter.is_lazy(tensor) or not tensor.is_leaf or tensor.grad is None:
+        return ()
+    return (tensor.grad,)
+
+
+def parts(thing: Any) -> Iterator[tuple[str, object]]:
+    """What a container, a plain object or a function holds, each with how it is written.
+
+    Runs no code of the thing's class but its iteration.
+    """
+    kind = type(thing)
+    if issubclass(kind, _LEAVES) or (issubclass(kind, _SIZED) and len(thing) > _MANY):
+        return
+    if issubclass(kind, dict):
+        for key, value in list(thing.items()):
+            yield f"[{key!r}]" if isinstance(key, (str, int)) else "[...]", value
+    elif issubclass(kind, _SIZED):
+        for index, value in enumerate(list(thing)):
+            yield f"[{index}]", value
+    elif issubclass(kind, functools.partial):
+        yield ".func", thing.func
+        yield ".args", thing.args
+        yield ".keywords", thing.keywords
+    elif issubclass(kind, types.MethodType):
+        yield ".__self__", thing.__self__
+    elif issubclass(kind, types.FunctionType):
+        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+        for name, cell in cells:
+            if _filled(cell):
+                yield f".<closure {name}>", cell.cell_contents
+        yield ".__defaults__", thing.__defaults__
+    else:
+        for name, value in list((attributes_of(thing, kind) or {}).items()):
+            yield f".{name}", value
+
+
+def attributes_of(thing: object, kind: type) -> dict[str, Any] | None:
+    """``vars(thing)`` of a plain object; None for machinery around the step and for C objects."""
+    package = kind.__module__.partition(".")[0]
+    if issubclass(kind, (*_LEAVES, Tensor, functools.partial, types.MethodType)):
+        return None
+    if package in _MACHINERY:
+        return None
+    of_torch = package == "torch" and not issubclass(kind, nn.Module)
+    if of_torch and not kind.__module__.startswith("torch.optim"):
+        return None
+    try:
+        attributes = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return None
+    return attributes if type(attributes) is dict else None
+
+
+class Writes(Subscriber):
+    """Copies what `held` holds just before the first write reaches it, and puts it back.
+
+    A write that cannot be undone ends the replay before it happens.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._copies: dict[int, tuple[Any, Tensor]] = {}
+
+    def before(self, op: Op) -> None:
+        for tensor in op.written:
+            key = storage_key(tensor)
+            if key in self._held.storages and key not in self._copies:
+                try:
+                    storage = tensor.untyped_storage()
+                    self._copies[key] = (storage, _as_bytes(storage).clone())
+                except Exception as error:  # noqa: BLE001 - nothing may write unsaved
+                    raise Abort(f"`{op.name}` writes what cannot be copied: {error}") from None
+        generator = op.kwargs.get("generator")
+        if generator is not None and not _is_default(generator):
+            self._held.hold_generator(generator)
+
+    def restore(self) -> None:
+        """Put back the contents of all that was written."""
+        # inference_mode: a write that no version counter and no graph hears of
+        with torch.inference_mode():
+            for storage, copy in self._copies.values():
+                if storage.nbytes() != copy.numel():
+                    storage.resize_(copy.numel())
+                _as_bytes(storage).copy_(copy)
+        self._copies.clear()
+
+
+class Abort(BaseException):
+    """Ends a replay from inside an operator, past the user's ``except Exception``."""
+
+
+def _as_bytes(storage: Any) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _is_default(generator: torch.Generator) -> bool:
+    return any(generator is default for _, default in torch_generators())
+
+
+# one restore a kind of thing; each touches nothing that did not change
+
+
+def _items(mapping: dict[Any, Any], kind: Any) -> Callable[[], None]:
+    saved = dict(mapping)
+    ids = [*map(id, saved.values())]
+
+    def restore() -> None:
+        if [*map(id, mapping.values())] != ids:
+            # The class's own methods: a subclass may do more in its overrides than hold items.
+            kind.clear(mapping)
+            kind.update(mapping, saved)
+
+    return restore
+
+
+def _container(container: Any) -> Callable[[], None]:
+    if isinstance(container, dict):
+        return _items(container, OrderedDict if isinstance(container, OrderedDict) else dict)
+    if isinstance(container, list) and len(container) > _MANY:
+        return functools.partial(_truncate, container, len(container))
+    kind: Any = next(k for k in (list, set, deque) if isinstance(container, k))
+    fill = "update" if kind is set else "extend"
+    saved = list(container)
+    ids = [*map(id, saved)]
+
+    def restore() -> None:
+        if [*map(id, container)] != ids:
+            kind.clear(container)
+            getattr(kind, fill)(container, saved)
+
+    return restore
+
+
+def _truncate(items: list[Any], length: int) -> None:
+    del items[length:]
+
+
+def _tensor(tensor: Tensor, grad: Tensor | None) -> Callable[[], None]:
+    alias = tensor.detach()
+    flag = tensor.requires_grad
+    leaf = tensor.is_leaf
+    counter = _version_counter(tensor)
+
+    def restore() -> None:
+        if not _same_memory(tensor, alias):
+            tensor.data = alias
+        if leaf and tensor.requires_grad != flag and tensor.is_leaf:
+            tensor.requires_grad_(flag)
+        if leaf and tensor.is_leaf and tensor.grad is not grad:
+            tensor.grad = grad
+        if counter is not None:
+            counter()
+
+    return restore
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _version_counter(tensor: Tensor) -> Callable[[], None] | None:
+    keep = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
+    if keep is None or tensor.is_inference():
+        return None
+    version = tensor._version
+    counter = keep(tensor)
+
+    def restore() -> None:
+        if tensor._version != version:
+            counter.__exit__(None, None, None)
+
+    return restore
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _cell(cell: types.CellType) -> Callable[[], None]:
+    saved = cell.cell_contents
+
+    def restore() -> None:
+        if not _filled(cell) or cell.cell_contents is not saved:
+            cell.cell_contents = saved
+
+    return restore
+
+
+# private generators
+
+
+def is_generator(kind: type) -> bool:
+    """Whether things of this class draw random numbers: torch's, python's and numpy's own."""
+    return issubclass(kind, (torch.Generator, random.Random)) or (
+        kind.__module__.startswith("numpy.random")
+        and (hasattr(kind, "bit_generator") or hasattr(kind, "get_state"))
+    )
+
+
+def generator_state(generator: Any) -> Any:
+    """State of a generator of torch, python or numpy."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def _set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+# the world around the step
+
+
+@contextlib.contextmanager
+def unchanged_world() -> Iterator[None]:
+    """Put back the shared generators and torch's global modes at the end of the block."""
+    generators = Generators.capture()
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    benchmark, cudnn_deterministic = cudnn.benchmark, cudnn.deterministic
+    try:
+        yield
+    finally:
+        generators.restore()
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.benchmark, cudnn.deterministic = benchmark, cudnn_deterministic
+
+
+__all__ = [
+    "Abort",
+    "CannotReplay",
+    "Generators",
+    "Held",
+    "Writes",
+    "generator_state",
+    "numpy_state",
+    "same_state",
+    "torch_generators",
+    "unchanged_world",
+]

@@ -1,0 +1,535 @@
+"""What a model holds: its tensors by name, whether they moved, and hashes of their contents."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
+
+from lightning_evalguard.model.tree import registrations
+
+Mark = tuple[int, int] | None
+_SMALL = 1 << 10  # elements: up to here tensors are hashed together
+_BUCKET = 1 << 18  # elements hashed together; bounds what hashing allocates
+_ROW = 64  # words summed to one before their place counts: a permutation within a row is missed
+PIECE = 64  # elements of a large tensor that a sample looks at
+
+
+# what is there
+
+
+class Held(NamedTuple):
+    """A parameter or buffer.
+
+    Attributes:
+        name: Qualified name, as in ``named_parameters()``.
+        tensor: The tensor.
+        module: The module that registered it.
+        owner: Qualified name of `module`.
+        kind: ``parameter`` or ``buffer``.
+        persistent: Whether it stands in the ``state_dict``.
+        lazy: Whether it has no shape yet.
+        registered: Whether `module` is one of the model's ``named_modules()``, and not kept in a
+            list, a dict or another plain attribute.
+    """
+
+    name: str
+    tensor: Tensor
+    module: nn.Module
+    owner: str
+    kind: Literal["parameter", "buffer"]
+    persistent: bool
+    lazy: bool
+    registered: bool
+
+
+def is_metric(module: nn.Module) -> bool:
+    """Whether `module` is a torchmetrics metric, whose state is meant to move."""
+    return _of_torchmetrics(type(module))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _of_torchmetrics(cls: Any) -> bool:
+    return any(c.__module__.startswith("torchmetrics.") for c in cls.__mro__)
+
+
+class Inventory:
+    """Every module, parameter and buffer of a model, by name; what belongs to a metric left out.
+
+    The lists are read once, and again when something was registered anywhere.
+
+    Args:
+        root: The model.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.modules: dict[str, nn.Module] = {}
+        self.unregistered: dict[str, nn.Module] = {}
+        self.held: dict[str, Held] = {}
+        self.opaque: list[str] = []
+        self._seen = -1
+        self._names: list[str] = []
+        self._tensors: list[Tensor] = []
+        self._parameters: list[Tensor] = []
+        self._parameter_names: list[str] = []
+
+    def refresh(self, force: bool = False) -> None:
+        """Walk the model again if anything was registered since the last walk."""
+        if self._seen == registrations.count and not force:
+            return
+        self._seen = registrations.count
+        self.modules = dict(_modules(self.root, "", set()))
+        self.unregistered = _unregistered(self.modules)
+        self.held, self.opaque = {}, []
+        seen: set[int] = set()
+        owners = ((self.modules, True), (self.unregistered, False))
+        for held in (h for ms, own in owners for n, m in ms.items() for h in _held_by(n, m, own)):
+            if id(held.tensor) in seen:
+                continue
+            seen.add(id(held.tensor))
+            self.held[held.name] = held
+        readable = []
+        for held in self.held.values():
+            if held.lazy or _mark(held.tensor) is None:
+                if not held.lazy:
+                    self.opaque.append(held.name)
+            else:
+                readable.append(held)
+        names = [h.name for h in readable]
+        if names != self._names:
+            self._names = names
+        self._tensors = [h.tensor for h in readable]
+        parameters = [h for h in readable if h.kind == "parameter"]
+        self._parameters = [h.tensor for h in parameters]
+        parameter_names = [h.name for h in parameters]
+        if parameter_names != self._parameter_names:
+            self._parameter_names = parameter_names
+
+    def unwritten(self, since: Marks) -> bool:
+        """Whether nothing was registered, and no version has moved: the half of a `read`."""
+        self.refresh()
+        # A plain comprehension is the cheapest way through a few hundred tensors.
+        return self._names is since.names and since.versions == [t._version for t in self._tensors]
+
+    def read(self) -> Marks:
+        """Version and address of every tensor: no kernel, no sync, microseconds."""
+        self.refresh()
+        return Marks(
+            self._names, [t._version for t in self._tensors], [t.data_ptr() for t in self._tensors]
+        )
+
+    def training(self) -> Training:
+        """``requires_grad`` and the gradient of every parameter, as cheaply."""
+        self.refresh()
+        return Training(
+            self._parameter_names,
+            [p.requires_grad for p in self._parameters],
+            [
+                None if (g := p.grad) is None else (g._version, g.data_ptr())
+                for p in self._parameters
+            ],
+        )
+
+
+class Marks(NamedTuple):
+    """Version and address of all tensors at one moment."""
+
+    names: list[str]
+    versions: list[int]
+    addresses: list[int]
+
+    def by_name(self) -> dict[str, tuple[int, int]]:
+        """(version, address) by tensor."""
+        pairs = zip(self.versions, self.addresses, strict=True)
+        return dict(zip(self.names, pairs, strict=True))
+
+    def moved(self, since: Marks) -> list[str]:
+        """Tensors that stand elsewhere than in `since`, are new, or are gone."""
+        if self == since:
+            return []
+        now, before = self.by_name(), since.by_name()
+        return [
+            *(name for name, place in now.items() if before.get(name) != place),
+            *(name for name in before if name not in now),
+        ]
+
+
+class Training(NamedTuple):
+    """What the optimizer sees of all parameters at one moment."""
+
+    names: list[str]
+    requires_grad: list[bool]
+    gradients: list[Mark]
+
+    def flips(self) -> dict[str, bool]:
+        """``requires_grad`` by parameter."""
+        return dict(zip(self.names, self.requires_grad, strict=True))
+
+    def grads(self) -> dict[str, Mark]:
+        """(version, address) of each gradient, None where there is none."""
+        return dict(zip(self.names, self.gradients, strict=True))
+
+
+def _modules(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    if id(module) in seen or is_metric(module):
+        return
+    seen.add(id(module))
+    yield name, module
+    for key, child in _own(module, "_modules", nn.Module.named_children):
+        if child is not None:
+            yield from _modules(child, f"{name}.{key}" if name else key, seen)
+
+
+def _held_by(owner: str, module: nn.Module, registered: bool) -> Iterator[Held]:
+    prefix = f"{owner}." if owner else ""
+    for key, parameter in _own(module, "_parameters", nn.Module.named_parameters):
+        if parameter is not None:
+            lazy = type(parameter) in _LAZY
+            name = f"{prefix}{key}"
+            yield Held(name, parameter, module, owner, "parameter", True, lazy, registered)
+    for key, buffer in _own(module, "_buffers", nn.Module.named_buffers):
+        if buffer is not None:
+            lazy = type(buffer) in _LAZY
+            persistent = key not in module.__dict__.get("_non_persistent_buffers_set", ())
+            name = f"{prefix}{key}"
+            yield Held(name, buffer, module, owner, "buffer", persistent, lazy, registered)
+
+
+_LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+
+
+def _own(module: nn.Module, registry: str, named: Any) -> Iterable[tuple[str, Any]]:
+    items = module.__dict__.get(registry)
+    if isinstance(items, dict):
+        return items.items()
+    if named is nn.Module.named_children:  # a ScriptModule keeps its registries elsewhere
+        return list(module.named_children())
+    return list(named(module, recurse=False))
+
+
+def _mark(tensor: Tensor) -> Mark:
+    """Version and address, or None for a tensor that has not both: inference, fake, wrapped."""
+    try:
+        return tensor._version, tensor.data_ptr()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+
+
+# contents
+
+
+class Prints:
+    """Hashes of what tensors contain, computed on their device and left there until compared.
+
+    Two sums over the bits read as integers, one of them weighted by place: exact, blind to
+    neither order nor equal pairs (``torch.hash_tensor`` is an XOR and blind to both), and at the
+    speed of the memory. Nothing is drawn, written or copied to the host before `differing`.
+
+    Args:
+        tensors: What to hash, by name.
+        whole: Names to hash from end to end; of the others a piece.
+        turn: Which piece: the same for two hashes to compare, another for the next two.
+
+    Attributes:
+        unreadable: Names that could not be hashed, with the reason.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], whole: Iterable[str] | None = None, turn: int = 0
+    ) -> None:
+        self.unreadable: dict[str, str] = {}
+        self._forms: dict[str, tuple[Any, ...]] = {}
+        self._sums: list[tuple[list[str], Tensor]] = []
+        self._host: dict[str, tuple[Any, ...]] | None = None
+        entire = None if whole is None else set(whole)
+        together: dict[tuple[Any, Any], list[tuple[str, Tensor]]] = {}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                try:
+                    local = _local(tensor)
+                    self._forms[name] = (tuple(tensor.shape), tensor.dtype)
+                    size = local.numel()
+                    if entire is not None and size > 4 * PIECE and name not in entire:
+                        local = _piece(local, turn)
+                    elif size > _SMALL:
+                        self._sums.append(([name], _sums_of(_dense(local))))
+                        continue
+                    if size:
+                        together.setdefault((local.device, local.dtype), []).append((name, local))
+                except (RuntimeError, NotImplementedError, TypeError) as error:
+                    self._forms.pop(name, None)
+                    self.unreadable[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            for group in together.values():
+                self._add(group)
+
+    def _add(self, group: list[tuple[str, Tensor]]) -> None:
+        bucket: list[tuple[str, Tensor]] = []
+        size = 0
+        for pair in [*group, None]:
+            if bucket and (pair is None or size + pair[1].numel() > _BUCKET):
+                names = [name for name, _ in bucket]
+                try:
+                    self._sums.append((names, _sums_each([t for _, t in bucket])))
+                except (RuntimeError, NotImplementedError, TypeError) as error:
+                    said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    self.unreadable.update(dict.fromkeys(names, said))
+                    for name in names:
+                        self._forms.pop(name, None)
+                bucket, size = [], 0
+            if pair is not None:
+                bucket.append(pair)
+                size += pair[1].numel()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._forms
+
+    def update(self, other: Prints) -> None:
+        """Take over what `other` has."""
+        self._forms.update(other._forms)
+        self._sums += other._sums
+        self._host = None
+
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """Shape, dtype and sums by name, on the host."""
+        if self._host is None:
+            sums: dict[str, tuple[int, ...]] = {}
+            by_device: dict[Any, list[tuple[list[str], Tensor]]] = {}
+            for pair in self._sums:
+                by_device.setdefault(pair[1].device, []).append(pair)
+            for pairs in by_device.values():
+                rows = torch.cat([t for _, t in pairs]).tolist()  # the one copy to the host
+                names = [name for group, _ in pairs for name in group]
+                sums.update((n, tuple(r)) for n, r in zip(names, rows, strict=True))
+            self._host = {n: (*form, *sums.get(n, ())) for n, form in self._forms.items()}
+        return self._host
+
+    def differing(self, since: Prints) -> list[str]:
+        """Names that both have and that do not contain the same."""
+        now, before = self.values(), since.values()
+        return [n for n, value in now.items() if n in before and before[n] != value]
+
+
+_ORDINARY = frozenset({Tensor, nn.Parameter})
+_REAL = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64})
+_READABLE = frozenset({"cpu", "cuda"})
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The plain tensor of this process: a DTensor's shard, a quantized tensor's integers."""
+    if type(tensor) in _ORDINARY and tensor.dtype in _REAL and tensor.device.type in _READABLE:
+        return tensor
+    tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    if tensor.layout != torch.strided:
+        raise TypeError(f"is {tensor.layout}")
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.device.type == "meta":
+        raise TypeError("is on the meta device")
+    return tensor
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The same elements in one dimension, in the order of memory, without a copy where it can."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.flatten()
+
+
+def _piece(tensor: Tensor, turn: int) -> Tensor:
+    if not tensor.is_contiguous():
+        tensor = _dense(tensor)
+    # A golden-ratio walk: consecutive turns look at places far apart, and in time at all.
+    pieces = tensor.numel() // PIECE
+    at = int(turn * 0.6180339887498949 * pieces) % pieces
+    return tensor.as_strided((PIECE,), (1,), tensor.storage_offset() + at * PIECE)
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _words(flat: Tensor) -> Tensor:
+    """The bits of a dense tensor in one dimension, as the widest integers that fit."""
+    start = flat.storage_offset() * flat.element_size()
+    size = flat.numel() * flat.element_size()
+    width = next(w for w in (8, 4, 2, 1) if start % w == 0 and size % w == 0)
+    return flat.view(torch.uint8 if width == 1 else _WORDS[width])
+
+
+def _sums_of(flat: Tensor) -> Tensor:
+    """(1, 2): plain and weighted sum of one large tensor."""
+    words = _words(flat)
+    rows = words.numel() // _ROW
+    sums = words[: rows * _ROW].view(rows, _ROW).sum(1, dtype=torch.int64)
+    rest = words[rows * _ROW :].to(torch.int64)
+    sums = torch.cat([sums, rest])
+    places = torch.arange(1, sums.numel() + 1, device=sums.device)
+    return torch.stack([sums.sum(), (sums * places).sum()]).unsqueeze(0)
+
+
+def _sums_each(tensors: list[Tensor]) -> Tensor:
+    """(N, 2): plain and weighted sum of each of many small tensors of one dtype and device."""
+    width = _WORDS[tensors[0].element_size()]
+    together: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    flat = together.view(width).to(torch.int64)
+    bounds = torch.tensor([0, *accumulate(t.numel() for t in tensors)], device=flat.device)
+    starts, ends = bounds[:-1], bounds[1:]
+    places = torch.arange(1, flat.numel() + 1, device=flat.device)
+    run = torch.stack([flat, flat * places]).cumsum(1)
+    run = torch.cat([run.new_zeros(2, 1), run], 1)
+    plain, weighted = run[:, ends] - run[:, starts]
+    return torch.stack([plain, weighted - starts * plain], 1)
+
+
+# plain attributes
+
+
+class Kept(NamedTuple):
+    """A tensor in an attribute of a module that is neither parameter nor buffer.
+
+    Attributes:
+        ref: The tensor, not kept alive.
+        version: Its ``_version``, -1 where it has none.
+        graph: Whether it has a ``grad_fn``.
+        sized: Whether it has a dimension.
+    """
+
+    ref: weakref.ref[Tensor]
+    version: int
+    graph: bool
+    sized: bool
+
+
+_DEPTH = 3  # of containers and plain objects below an attribute
+_ITEMS = 512  # of one container, the last ones
+_STEPS = 4096  # of one walk: what a model keeps beyond that is not looked at
+_INTERNAL = frozenset(nn.Module().__dict__) | {
+    "_trainer",
+    "trainer",
+    "_fabric",
+    "_fabric_optimizers",
+    "_jit_module",
+    "_metric_attributes",
+    "_example_input_array",
+    "_hparams",
+    "_hparams_initial",
+    "_compiled_call_impl",
+    "_compiler_ctx",
+    "_flat_weights",
+}
+_SETTLED = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
+)
+_LIBRARIES = (
+    "torch.",
+    "torchmetrics.",
+    "lightning.",
+    "pytorch_lightning.",
+    "lightning_fabric.",
+    "logging.",
+    "threading.",
+    "builtins.",
+    "numpy.",
+)
+
+
+def kept(inventory: Inventory) -> dict[str, dict[str, Kept]]:
+    """Tensors in plain attributes, and in the containers and plain objects that they hold.
+
+    Args:
+        inventory: The model's modules. What it holds already is left out.
+
+    Returns:
+        Qualified name of the attribute -> path within it -> tensor. Containers without a tensor
+        are there, empty.
+    """
+    walk = _Walk(inventory.modules)
+    walk.seen.update(map(id, inventory.unregistered.values()))
+    walk.seen.update(id(h.tensor) for h in inventory.held.values())
+    found: dict[str, dict[str, Kept]] = {}
+    for name, value in _plain_attributes(inventory.modules):
+        tensors = {
+            path: Kept(weakref.ref(t), version(t), t.grad_fn is not None, t.dim() > 0)
+            for path, t in walk.within(value, "", _DEPTH)
+            if isinstance(t, Tensor)
+        }
+        if tensors or isinstance(value, (list, dict, deque)):
+            found[name] = tensors
+    return found
+
+
+def _plain_attributes(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]:
+    for name, module in modules.items():
+        own = module.__dict__
+        for key in own.keys() - _INTERNAL:
+            value = own[key]
+            if type(value) not in _SETTLED:
+                yield f"{name}.{key}" if name else key, value
+
+
+def _unregistered(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Modules in plain attributes, which ``eval()``, ``to()`` and checkpoints do not reach."""
+    walk = _Walk(modules)
+    found: dict[str, nn.Module] = {}
+    for name, value in _plain_attributes(modules):
+        for path, module in walk.within(value, "", _DEPTH):
+            if isinstance(module, nn.Module) and not is_metric(module):
+                found.update(_modules(module, name + path, walk.seen))
+    return found
+
+
+class _Walk:
+    """Tensors and modules in containers and plain objects, the given modules left out."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.seen = set(map(id, modules.values()))
+        self._left = _STEPS
+
+    def within(self, value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+        kind = type(value)
+        if kind in _SETTLED or depth < 0 or self._left <= 0 or id(value) in self.seen:
+            return
+        self._left -= 1
+        if isinstance(value, (Tensor, nn.Module)):
+            yield path, value
+            return
+        self.seen.add(id(value))
+        if isinstance(value, dict):
+            for key, item in list(value.items())[-_ITEMS:]:
+                yield from self.within(item, f"{path}[{key!r}]", depth - 1)
+        elif isinstance(value, (list, tuple, deque)):
+            for i, item in enumerate(list(value)[-_ITEMS:]):
+                yield from self.within(item, f"{path}[{i}]", depth - 1)
+        elif not f"{kind.__module__}.".startswith(_LIBRARIES):
+            inside = getattr(value, "__dict__", None)
+            if isinstance(inside, dict):
+                for key, item in list(inside.items())[:_ITEMS]:
+                    yield from self.within(item, f"{path}.{key}", depth - 1)
+
+
+def version(tensor: Tensor) -> int:
+    """``_version``, or -1 for an inference tensor, which has none."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a batch or an output: itself, or in the containers it is made of."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for _, t in _Walk({}).within(value, "", _DEPTH) if isinstance(t, Tensor)]

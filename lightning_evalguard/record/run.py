@@ -1,0 +1,377 @@
+"""The record of a run, ``evalguard.json``: what was evaluated, on what, how, and what was found."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from lightning_evalguard.data.fingerprint import Content, listed, owned_of, whole
+from lightning_evalguard.record import files as _files
+from lightning_evalguard.record import ledger
+from lightning_evalguard.record.plain import plain
+from lightning_evalguard.report import FORMAT, Report, warn_text
+
+REPORTS = "EVALGUARD_REPORTS"
+"""Environment variable: a folder in which every guard of every process leaves its record."""
+
+NAME = "evalguard"
+_WRITTEN = ("fit", "validate", "test")
+_KEYS = {"validate": "val", "fit": "val"}
+_WHOLE = 256 << 20  # bytes of a checkpoint that are hashed from end to end
+_PARTS, _PART = 64, 1 << 20
+
+
+class Records:
+    """The records of one guard: one file for each folder that its runs log to.
+
+    ``evalguard.json`` holds the guard's report and a list of its runs; each run that ends there
+    adds itself, so that a fit and the test after it stand in one file. A file belongs to the guard
+    and process that began it: another one in the same folder writes ``evalguard-2.json``.
+
+    Args:
+        where: ``"auto"``: the folder of the run's first logger, and nothing without a logger; a
+            folder; None to write nothing.
+        report: The guard's report.
+    """
+
+    def __init__(self, where: str | os.PathLike[str] | None, report: Report) -> None:
+        self._where, self._report = where, report
+        self._files: dict[tuple[int, Path], Path] = {}
+        self._runs: dict[Path, list[dict[str, Any]]] = {}
+        self._failed = False
+
+    def open(self, trainer: Any) -> Run:
+        """A fit, validate, test or predict of `trainer` begins."""
+        return Run(self, trainer, self._wanted(trainer))
+
+    def _wanted(self, trainer: Any) -> bool:
+        """Whether there is a record at all; the same on every rank."""
+        return bool(os.environ.get(REPORTS)) or self._records(trainer)
+
+    def _records(self, trainer: Any) -> bool:
+        if trainer.fast_dev_run or trainer.barebones or trainer.state.fn not in _WRITTEN:
+            return False
+        return bool(trainer.loggers) if self._where == "auto" else self._where is not None
+
+    def write(self, run: Run) -> None:
+        """The run is over: put it on record. Whatever fails costs one warning, never the run."""
+        try:
+            with torch.inference_mode(False):
+                self._write(run)
+        except Exception as error:  # noqa: BLE001 - a full disk must not stop a training run
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Say once that there is no record."""
+        if not self._failed:
+            self._failed = True
+            warn_text(f"{NAME}.json was not written: {type(error).__name__}: {error}")
+
+    def _write(self, run: Run) -> None:
+        said, trainer = run.said(), run.trainer
+        folders = [Path(os.environ[REPORTS])] if os.environ.get(REPORTS) else []
+        told: list[str] = []
+        if (
+            trainer.is_global_zero
+            and self._records(trainer)
+            and (own := self._folder(trainer)) is not None
+        ):
+            folders.append(own)
+            if said["run"] == "test" and said["error"] is None:
+                above = own.parent if self._where == "auto" else own
+                told += ledger.count(above / ledger.NAME, os.path.relpath(own, above), said)
+        for sentence in told:
+            self._report.note(sentence)
+        for folder in folders:
+            self._put(folder, said)
+        for sentence in told:
+            warn_text(f"{sentence} [data]")
+
+    def _put(self, folder: Path, said: dict[str, Any]) -> None:
+        runs = self._runs.setdefault(folder, [])
+        runs.append(said)
+        text = _files.json_text(content(self._report, runs)) + "\n"
+        owner = os.getpid(), folder  # a forked guard has a file of its own
+        if owner in self._files:
+            _files.write_over(self._files[owner], text)
+        else:
+            self._files[owner] = _files.write_new(folder, NAME, text)
+
+    def _folder(self, trainer: Any) -> Path | None:
+        if self._where not in ("auto", None):
+            return Path(str(self._where))
+        return next((f for f in map(_folder_of, trainer.loggers) if f is not None), None)
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _at_no_cost(
+    method: Callable[Concatenate[Run, _P], _T],
+) -> Callable[Concatenate[Run, _P], _T | None]:
+    """Whatever goes wrong in `method` costs the record, never the run."""
+
+    @functools.wraps(method)
+    def tried(run: Run, /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        if not run.wanted:
+            return None
+        try:
+            return method(run, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+            run.wanted = False
+            run.records.failed(error)
+            return None
+
+    return tried
+
+
+class Run:
+    """One fit, validate, test or predict, on record from its beginning to its end.
+
+    Args:
+        records: Where it is written.
+        trainer: The trainer.
+        wanted: Whether there is anything to record; else every method does nothing.
+    """
+
+    def __init__(self, records: Records, trainer: Any, wanted: bool) -> None:
+        self.trainer = trainer
+        self.records, self.wanted = records, wanted
+        if not wanted:
+            return
+        self._kind = str(getattr(trainer.state.fn, "value", trainer.state.fn))
+        self._started = _now()
+        self._ended = ""
+        self._error: str | None = None
+        self._git = git()
+        self._hashing = False
+        self._hashed: set[str] = set()
+        self._contents: dict[str, Content] = {}
+        self._sets: dict[str, dict[str, Any]] = {}
+        self._results: dict[str, Any] = {}
+        self._history: list[dict[str, Any]] = []
+
+    @_at_no_cost
+    def begin(self, stage: str) -> None:
+        """An evaluation begins: what it sees is hashed where it is the first of its stage."""
+        fresh = self.trainer.reload_dataloaders_every_n_epochs > 0
+        self._hashing = stage != "sanity_check" and (fresh or stage not in self._hashed)
+        self._contents = {}
+
+    @_at_no_cost
+    def see(self, stage: str, i: int, batch: Any, loaders: Callable[[], Any]) -> None:
+        """A step is about to run on `batch`, of the `i`-th of the evaluation's `loaders`."""
+        if not self._hashing:
+            return
+        key = _key(stage, i)
+        content = self._contents.get(key)
+        if content is None:
+            loader = listed(loaders())[i : i + 1]
+            content = self._contents[key] = Content(owned_of(*loader) if loader else None)
+        content.add(batch)
+
+    @_at_no_cost
+    def seen(self) -> dict[str, Any] | None:
+        """What this rank has to say to the others of the samples it saw."""
+        if not self._hashing:
+            return None
+        return {key: content.part() for key, content in self._contents.items()}
+
+    @_at_no_cost
+    def end(
+        self, stage: str, logged: Any, results: Mapping[str, Any], seen: Mapping[int, Any] | None
+    ) -> None:
+        """The evaluation is over.
+
+        Args:
+            stage: Which.
+            logged: What its loop returned: what the module logged in it, a mapping a loader.
+            results: Its confusion matrices.
+            seen: What each rank said in `seen`.
+        """
+        if stage not in ("validate", "test"):
+            return
+        trainer = self.trainer
+        moment = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        if self._hashing and seen is not None:
+            self._hashed.add(stage)
+            said = [theirs for _, theirs in sorted(seen.items()) if theirs]
+            for key in sorted({key for theirs in said for key in theirs}):
+                parts = [theirs[key] for theirs in said if key in theirs]
+                self._sets[key] = whole(parts) | moment
+        self._contents = {}
+        self._results |= results
+        # What the module logged stays as it is until the run ends, so that nothing waits for it.
+        scores = {k: v for each in logged for k, v in each.items()}
+        for key, result in results.items():
+            name, slash, loader = key.partition("/")
+            scores |= {f"{name}/{k}{slash}{loader}": v for k, v in result.scores.items()}
+        self._history.append(moment | {"stage": stage, "scores": scores})
+
+    @_at_no_cost
+    def close(self, error: BaseException | None) -> None:
+        """The run is over, by `error` where there is one: write the record."""
+        self.wanted = False
+        self._ended = _now()
+        self._error = None if error is None else f"{type(error).__name__}: {error}"
+        self.records.write(self)
+
+    def said(self) -> dict[str, Any]:
+        """The run as plain data."""
+        trainer = self.trainer
+        module, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
+        return {
+            "run": self._kind,
+            "started": self._started,
+            "ended": self._ended,
+            "error": self._error,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "evaluated_on": self._sets,
+            "confusion": {key: result.to_dict() for key, result in self._results.items()},
+            "history": [h | {"scores": _numbers(h["scores"])} for h in self._history],
+            "checkpoint": _checkpoint(trainer, self._kind),
+            "seed": {
+                "PL_GLOBAL_SEED": os.environ.get("PL_GLOBAL_SEED"),
+                "torch": torch.initial_seed(),
+            },
+            "hyper_parameters": plain(getattr(module, "hparams", {})),
+            "data_hyper_parameters": plain(getattr(data, "hparams", {})),
+            "model": f"{type(module).__module__}.{type(module).__qualname__}",
+            "precision": str(trainer.precision),
+            "strategy": type(trainer.strategy).__name__,
+            "device": str(trainer.strategy.root_device),
+            "devices": trainer.num_devices,
+            "nodes": trainer.num_nodes,
+            "world_size": trainer.world_size,
+            "rank": trainer.global_rank,
+            "git": self._git,
+            "versions": versions(),
+        }
+
+
+def content(report: Report, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an ``evalguard.json`` holds."""
+    return {"format": FORMAT, "written": _now(), "report": report.to_dict(), "runs": runs}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What stands in an ``evalguard.json``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    Report.load(path)  # refuses what is none
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def found_at(path: Path) -> list[Path]:
+    """The records that a path names: itself, or those below a folder."""
+    return sorted(path.rglob(f"{NAME}*.json")) if path.is_dir() else [path]
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a number may depend on."""
+    packages = {
+        name.replace("_", "-"): str(module.__version__)
+        for name in ("lightning_evalguard", "torch", "lightning", "pytorch_lightning",
+                     "torchmetrics", "numpy")
+        if (module := sys.modules.get(name)) is not None and hasattr(module, "__version__")
+    }  # fmt: skip
+    found = {"python": platform.python_version(), **packages, "platform": platform.platform()}
+    if torch.version.cuda and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found |= {"cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name()}
+    return found
+
+
+@functools.cache
+def git() -> dict[str, Any] | None:
+    """Revision of the checkout that the process runs in, and how many files differ from it."""
+    command = ("git", "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=2, check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    head, changed = "", 0
+    for line in done.stdout.splitlines():
+        if line.startswith("# branch.oid "):
+            head = line.removeprefix("# branch.oid ")
+        changed += not line.startswith("#")
+    return {"revision": head, "changed_files": changed}
+
+
+def _checkpoint(trainer: Any, kind: str) -> dict[str, Any] | None:
+    """The weights that the numbers belong to: those loaded, or the best or last a fit saved."""
+    given, saved = trainer.ckpt_path, trainer.checkpoint_callback
+    tried = [("loaded", given)]
+    if kind == "fit":
+        names = ("best_model_path", "last_model_path")
+        tried = [(n.split("_")[0], getattr(saved, n, None)) for n in names]
+    why, path = next(((why, p) for why, p in tried if p), (None, None))
+    return None if path is None else {"path": str(path), "is": why, **_hashed(Path(str(path)))}
+
+
+def _hashed(path: Path) -> dict[str, Any]:
+    """SHA-256 of a file, or of parts of a large one, or of the files of a sharded checkpoint."""
+    if not path.exists():  # in a bucket
+        return {}
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    size, digest, parts = 0, hashlib.sha256(), False
+    for one in files:
+        length = one.stat().st_size
+        size += length
+        if path.is_dir():
+            digest.update(f"{one.relative_to(path).as_posix()}\0{length}\0".encode())
+        with one.open("rb") as file:
+            if length <= _WHOLE:
+                while piece := file.read(_PART):
+                    digest.update(piece)
+            else:
+                parts = True
+                digest.update(str(length).encode())
+                for i in range(_PARTS):
+                    file.seek((length - _PART) * i // (_PARTS - 1))
+                    digest.update(file.read(_PART))
+    name = f"sha256_of_{_PARTS}_parts" if parts else "sha256"
+    return {"bytes": size, name: digest.hexdigest()}
+
+
+def _folder_of(logger: Any) -> Path | None:
+    """The run's own folder of a logger: its `log_dir`, else where Lightning puts checkpoints."""
+    if (own := getattr(logger, "log_dir", None)) is not None:
+        return Path(own)
+    if (above := getattr(logger, "save_dir", None)) is None:
+        return None
+    version = logger.version
+    version = version if isinstance(version, str) else f"version_{version}"
+    return Path(above) / str(logger.name) / version
+
+
+def _numbers(logged: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {k: float(v) for k, v in logged.items() if getattr(v, "numel", lambda: 1)() == 1}
+    return {k: v for k, v in numbers.items() if v == v and abs(v) != float("inf")}
+
+
+def _key(stage: str, loader: int) -> str:
+    key = _KEYS.get(stage, stage)
+    return f"{key}/dataloader_idx_{loader}" if loader else key
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

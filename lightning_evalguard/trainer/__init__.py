@@ -1,0 +1,1 @@
+"""Where the guard stands inside Lightning."""

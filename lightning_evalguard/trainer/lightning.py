@@ -1,0 +1,292 @@
+"""Lightning, and all of it that is used although it does not promise it: the only file to mend.
+
+Each such attribute stands once, in `PRIVATE`, with what happens in a Lightning that lacks it. Held
+against Lightning 2.2 to 2.6 by tests/test_versions.py, which names those that went away.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from lightning_evalguard.data.loaders import Evaluated, Logged
+
+if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers.logger import DummyLogger
+else:  # the user's script runs on the package's other name: do not load both
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.loggers.logger import DummyLogger
+
+_UNGUARDED = "these steps are not guarded, and the report says so"
+_UNSEEN = "this evaluation is not guarded, and the report says so"
+_NO_REPLAY = "steps are watched as they run, and none is run again"
+
+PRIVATE = {
+    "strategy.training_step": _UNGUARDED,
+    "strategy.validation_step": _UNGUARDED,
+    "strategy.test_step": _UNGUARDED,
+    "strategy.predict_step": _UNGUARDED,
+    "strategy.batch_to_device": "changes to a batch on its way to the device are not seen",
+    "fit_loop.epoch_loop.val_loop.run": _UNSEEN,
+    "validate_loop.run": _UNSEEN,
+    "test_loop.run": _UNSEEN,
+    "predict_loop.run": _UNSEEN,
+    "_run_stage": "what a run patched stays where another callback's on_exception raises",
+    "_active_loop": _NO_REPLAY,
+    "_active_loop._results": _NO_REPLAY,
+    "_active_loop._results.training": _NO_REPLAY,
+    "_active_loop._results.batch": _NO_REPLAY,
+    "_active_loop._results.batch_size": _NO_REPLAY,
+    "_active_loop._results.dataloader_idx": _NO_REPLAY,
+    "_logger_connector._current_fx": _NO_REPLAY,
+    "_active_loop._combined_loader": "the loaders are those that the trainer names publicly",
+    "_active_loop._combined_loader._mode": "loaders are taken for sequential",
+    "_active_loop.max_batches": "no limit of batches is known",
+    "fit_loop.epoch_loop.val_loop._module_mode.mode": "no score is taken with dropout on",
+    "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
+    "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
+    "validate_loop.verbose": "no table is printed after validate",
+    "test_loop.verbose": "no table is printed after test",
+}
+"""Path from a Trainer, during the stage that uses it -> what happens where it is missing."""
+
+_GONE = object()
+
+
+def has(trainer: Trainer, path: str) -> bool:
+    """Whether this Lightning has what `PRIVATE` names `path`."""
+    return path in PRIVATE and _walk(trainer, path) is not _GONE
+
+
+def owner(trainer: Trainer, path: str) -> Any:
+    """The object that holds what `PRIVATE` names `path`; None where it is missing."""
+    above = path.rpartition(".")[0]
+    return (_walk(trainer, above) if above else trainer) if has(trainer, path) else None
+
+
+def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
+    """What stands at a path of `PRIVATE`."""
+    thing = _walk(trainer, path) if path in PRIVATE else _GONE
+    return default if thing is _GONE or thing is None else thing
+
+
+def _walk(thing: Any, path: str) -> Any:
+    for name in path.split("."):
+        if thing is None:  # there is none in this stage: a prediction logs nothing
+            return None
+        if name == "warning_cache":  # stands in the module of the class
+            thing = sys.modules.get(type(thing).__module__)
+        thing = getattr(thing, name, _GONE)
+    return thing
+
+
+def why_not_again(trainer: Trainer) -> str | None:
+    """Why what a replay logs could not be kept out of the books, or None."""
+    gone = [p for p, falls_back in PRIVATE.items() if falls_back is _NO_REPLAY
+            and not has(trainer, p)]  # fmt: skip
+    return f"this Lightning has no `trainer.{gone[0]}`" if gone else None
+
+
+@contextmanager
+def out_of_the_books(trainer: Trainer) -> Iterator[None]:
+    """What is logged inside goes into a collection of its own, and to loggers that drop it."""
+    loop, connector = _read(trainer, "_active_loop"), trainer._logger_connector
+    loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
+    if results is not None:
+        loop._results = type(results)(training=results.training)
+        for name in ("batch", "batch_size", "dataloader_idx"):
+            setattr(loop._results, name, getattr(results, name))
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+        connector._current_fx = fx
+        loop._results = results
+
+
+def dataloaders(trainer: Trainer) -> Any:
+    """The loaders of the running evaluation: one, or a sequence or a dict of them."""
+    combined = _read(trainer, "_active_loop._combined_loader", None)
+    if combined is not None:
+        return combined.iterables
+    if trainer.testing:
+        return trainer.test_dataloaders
+    # `trainer.val_dataloaders` names those of the last fit, also in a `validate` after it
+    return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
+
+
+class Books:
+    """What the `data` check asks of the loop that runs; see `checks.data.Loop`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._results: Any = None
+
+    def evaluated(self) -> Evaluated:
+        """The loaders of the running evaluation, and those of training."""
+        trainer = self._trainer
+        self._results = trainer._results  # the same until the evaluation is over
+        name = "limit_test_batches" if trainer.testing else "limit_val_batches"
+        limit = getattr(trainer, name, 1.0)
+        limited = isinstance(limit, int) or limit < 1.0
+        return Evaluated(
+            loaders=list(flat(dataloaders(trainer))),
+            mode=str(_read(trainer, "_active_loop._combined_loader._mode", "sequential")),
+            limits=list(_read(trainer, "_active_loop.max_batches", ())),
+            setting=(name, limit) if limited else None,
+            training=list(flat(trainer.train_dataloader)),
+            debugging=any(getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")),
+        )
+
+    def logged(self) -> list[Logged]:
+        """What the steps of the running evaluation logged, as long as it is not reset."""
+        found = []
+        for one in (self._results or {}).values():
+            meta = getattr(one, "meta", None)
+            if meta is None or not meta.on_epoch or one.has_reset:
+                continue
+            averaged = bool(one.is_tensor and meta.is_mean_reduction)
+            found.append(
+                Logged(
+                    meta.name,
+                    meta.dataloader_idx,
+                    None if one.is_tensor else one.value,
+                    averaged,
+                    int(one._update_count),
+                    int(one.cumulated_batch_size) if averaged else None,
+                )
+            )
+        return found
+
+    def pulse(self) -> tuple[int, int | None]:
+        """How many values were logged so far, and the batch size taken from this batch."""
+        if self._results is None:
+            return 0, None
+        return sum(r._update_count for r in self._results.values()), self._results.batch_size
+
+    def values(self) -> dict[str, Any]:
+        """The scores that the trainer holds."""
+        return dict(self._trainer.callback_metrics)
+
+
+class ValidationLoop:
+    """What the loop that validates lends to the training score; see `training_score.Loop`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def step(self, batch: Any, batch_idx: int) -> tuple[Any, Any]:
+        """Run the module's own validation step; the batch as it got it, and what it returned."""
+        trainer: Any = self._trainer
+        loop, module, strategy = trainer._active_loop, trainer.lightning_module, trainer.strategy
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        # of the class: what is wrapped on the instance watches the evaluation's own steps
+        batch = type(strategy).batch_to_device(strategy, batch, dataloader_idx=0)
+        results = loop._results
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        several = loop._is_sequential and loop.num_dataloaders > 1
+        given = loop._build_kwargs(batch, batch_idx, 0 if several else None)
+        args = loop._build_step_args_from_hook_kwargs(given, "validation_step")
+        outer, module._current_fx_name = module._current_fx_name, "validation_step"
+        try:
+            return batch, type(strategy).validation_step(strategy, *args)
+        finally:
+            module._current_fx_name = outer
+            results.batch = results.batch_size = None
+
+    def scores(self) -> dict[str, Any]:
+        """What the steps logged, reduced over the epoch."""
+        results: Any = self._trainer._results
+        return dict(results.metrics(False)["callback"])
+
+    def books(self) -> AbstractContextManager[None]:
+        """What is logged inside stays there."""
+        return out_of_the_books(self._trainer)
+
+    def modes(self) -> dict[str, bool] | None:
+        """The mode in which each module trains, by its qualified name."""
+        found = _read(self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None)
+        return dict(found) if found is not None else None
+
+
+def flat(loaders: Any) -> Iterator[Any]:
+    """The single loaders of a sequence or a dict of them, also nested."""
+    if isinstance(loaders, (list, tuple, dict)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
+            yield from flat(loader)
+    elif loaders is not None:
+        yield loaders
+
+
+def verbose(trainer: Trainer, stage: str) -> bool:
+    """Whether Lightning prints its own table after a ``validate`` or ``test``."""
+    return stage in ("validate", "test") and bool(_read(trainer, f"{stage}_loop.verbose", False))
+
+
+def advised_sync_dist(trainer: Trainer, key: str) -> None:
+    """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    said = _read(trainer, "_results.warning_cache", None)
+    if isinstance(said, set):
+        said.add(
+            f"It is recommended to use `self.log({key!r}, ..., sync_dist=True)`"
+            " when logging on epoch level in distributed setting to accumulate the metric across"
+            " devices."
+        )
+
+
+class _Key(str):
+    """A key with its loader in it, which does not say so."""
+
+    def __contains__(self, part: Any) -> bool:
+        return part != "/dataloader_idx_" and super().__contains__(part)
+
+
+def log(module: LightningModule, key: str, value: float) -> None:
+    """Log the score of one evaluation, under exactly this key."""
+    settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "max"}
+    settings["add_dataloader_idx"] = False
+    try:
+        module.log(key, value, **settings)
+    except MisconfigurationException:
+        # Up to 2.5.0 Lightning refuses the name of a loader, also where it is not to add one.
+        module.log(_Key(key), value, **settings)
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step under which Lightning logs an evaluation's scalars."""
+    if trainer.state.fn != "fit":
+        return trainer.global_step
+    # Lightning's `_LoggerConnector.log_metrics` takes the same count
+    return int(_read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step))
+
+
+__all__ = [
+    "PRIVATE",
+    "Books",
+    "Callback",
+    "DummyLogger",
+    "LightningModule",
+    "Trainer",
+    "ValidationLoop",
+    "advised_sync_dist",
+    "dataloaders",
+    "flat",
+    "has",
+    "log",
+    "logged_step",
+    "out_of_the_books",
+    "owner",
+    "verbose",
+    "why_not_again",
+]

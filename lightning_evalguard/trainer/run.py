@@ -1,0 +1,263 @@
+"""One run of one trainer under guard: where the guard stands between Lightning and the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.guard import Guard
+from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.replay import replaying
+from lightning_evalguard.record.run import Run as Record
+from lightning_evalguard.report import broke
+from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.lightning import LightningModule, Trainer
+from lightning_evalguard.trainer.scores import Scores
+
+_STEPS = ("validation", "test", "predict")
+_LOOPS = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop", "predict_loop")
+
+
+class Run:
+    """One fit, validate, test or predict of one trainer under guard.
+
+    No callback hook is the last before the user's step or the first after it: the step is
+    guarded through the strategy's methods, the evaluation through its loop's `run`, both wrapped
+    on the instance. User signatures, overrides, compilation and pickling stay as they are.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        guard: Guard,
+        scores: Scores | None,
+        ended: Callable[[BaseException], None],
+        sync: SyncCheck,
+        record: Record,
+    ) -> None:
+        self.trainer = trainer
+        self.record = record
+        self.sync = sync
+        self.scores = scores
+        self.guard = guard
+        self.ended = ended
+        self.ranks = guard.ranks
+        self._kinds: set[str] = set()
+        if trainer.state.fn == "fit":
+            self.ranks.expect("train")
+        self.now = Moment("fit", rank=trainer.global_rank)
+        guard.open(module, self.now)
+        guard.report.checked["modules"] = max(
+            guard.report.checked["modules"], sum(1 for _ in module.modules())
+        )
+        self._wraps: list[Wrap] = []
+        self._wrap("_run_stage", self._until_error)
+        self._wrap("strategy.training_step", self._train_step)
+        for step in _STEPS:
+            self._wrap(f"strategy.{step}_step", self._step)
+        self._wrap("strategy.batch_to_device", self._move)
+        for loop in _LOOPS:
+            self._wrap(f"{loop}.run", self._evaluate)
+
+    def _wrap(self, path: str, around: Callable[..., Any]) -> None:
+        """Put `around` in front of one of the trainer's methods, where this Lightning has it."""
+        owner = _lightning.owner(self.trainer, path)
+        if owner is None:
+            self.guard.report.note(f"this Lightning has no `trainer.{path}`: it was not guarded")
+        else:
+            self._wraps.append(Wrap(owner, path.rpartition(".")[2], around))
+
+    def close(self, error: BaseException | None) -> None:
+        if self.scores is not None:
+            self.scores.abort()
+        for wrap in self._wraps:
+            wrap.remove()
+        self._where("fit")
+        if error is not None:
+            self.ranks.leave()
+        try:
+            self.guard.close(self.now, error)
+            self.ranks.expect("close")
+            self.ranks.meet("close")
+        except BaseException as found:
+            error = found
+            raise
+        finally:
+            try:
+                self.sync.write(self.guard.report)
+            except Exception as fault:  # noqa: BLE001 - our own bug must not stop a training run
+                broke(self.guard.report, "the list of syncs", "", fault)
+            self.record.close(error)
+
+    def _until_error(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Put everything back as an exception leaves the stage: others may fail to be told of it.
+
+        Lightning calls `on_exception` of one callback after the other, and of none after one that
+        raises.
+        """
+        try:
+            return run(*args, **kwargs)
+        except BaseException as error:
+            self.ended(error)
+            raise
+
+    def _where(self, stage: str) -> None:
+        now, trainer = self.now, self.trainer
+        now.stage, now.epoch, now.step = stage, trainer.current_epoch, trainer.global_step
+        now.fitting = trainer.state.fn == "fit"
+
+    def _evaluate(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outer = self.now
+        self.now = Moment("validate", rank=outer.rank)
+        self._where(_stage(self.trainer))
+        self.record.begin(self.now.stage)
+        self.ranks.expect(*self._points())
+        try:
+            self.guard.start(self.now)
+            try:
+                with self._hooks_followed():
+                    outputs = run(*args, **kwargs)
+            except BaseException as error:
+                self.ranks.leave()
+                if self.scores is not None:
+                    self.scores.abort()
+                self.guard.stop(self.now, error)
+                raise
+            self.now.batch = -1
+            self.guard.stop(self.now)
+            seen = self.ranks.meet("end", self.record.seen())
+            results = self.scores.results if self.scores is not None else {}
+            self.record.end(self.now.stage, outputs, results, seen)
+            if self.now.fitting:
+                self.ranks.expect("train")
+            if self.scores is not None and not self.now.fitting:
+                self.scores.show(self.now.stage)
+            return outputs
+        finally:
+            self.now = outer
+
+    @contextmanager
+    def _hooks_followed(self) -> Iterator[None]:
+        """The profiler brackets every hook and fetch by name: follow them line by line."""
+        if not self.guard.follows:
+            yield
+            return
+        following = ExitStack()
+        inside: list[str] = []
+
+        def start(start: Callable[[str], None], action: str) -> None:
+            start(action)
+            if not (inside or action.startswith("[Strategy]") or self._is_late(action)):
+                inside.append(action)
+                following.enter_context(self.guard.following())
+
+        def stop(stop: Callable[[str], None], action: str) -> None:
+            if inside == [action]:
+                inside.clear()
+                following.close()
+            stop(action)
+
+        profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        wraps = Wrap(profiler, "start", start), Wrap(profiler, "stop", stop)
+        try:
+            yield
+        finally:
+            following.close()
+            for wrap in wraps:
+                wrap.remove()
+
+    def _is_late(self, action: str) -> bool:
+        return self.now.batch > 1 and ("_batch_" in action or action.endswith("_next"))
+
+    def _points(self) -> list[str]:
+        """Where the ranks meet in the evaluation that begins; equal on all of them."""
+        stage = self.now.stage
+        kind = "validate" if stage == "sanity_check" else stage
+        points = ["audit"] if kind not in self._kinds else []
+        self._kinds.add(kind)
+        if self.scores is not None and stage in ("validate", "test"):
+            points.append("matrix")
+        return [*points, "end"]
+
+    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if replaying():  # by a second guard: this one saw the step already
+            return step(*args, **kwargs)
+        if self.scores is not None and args:
+            self.scores.before_step(args[0], self.now.dataloader)
+        if args:
+            self.record.see(self.now.stage, self.now.dataloader, args[0], self._loaders)
+        outputs = self.guard.step(self.now, step, *args, **kwargs)
+        self.ranks.meet("audit")
+        if self.scores is not None and args:
+            self.scores.after_step(outputs, args[0], self.now.dataloader)
+        return outputs
+
+    def _loaders(self) -> Any:
+        return _lightning.dataloaders(self.trainer)
+
+    def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.now.stage == "fit":
+            return move(*args, **kwargs)
+        return self.guard.move(self.now, move, *args, **kwargs)
+
+    def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._where("fit")
+        outputs = self.guard.train_step(self.now, step, *args, **kwargs)
+        self.ranks.trained()
+        return outputs
+
+
+def _stage(trainer: Trainer) -> str:
+    if trainer.sanity_checking:
+        return "sanity_check"
+    if trainer.testing:
+        return "test"
+    return "predict" if trainer.predicting else "validate"
+
+
+@contextmanager
+def out_of_the_books(trainer: Trainer, scores: Scores | None) -> Iterator[None]:
+    """A replay is neither logged nor counted."""
+    with (
+        _lightning.out_of_the_books(trainer),
+        scores.paused() if scores is not None else nullcontext(),
+    ):
+        yield
+
+
+def batch_size(trainer: Trainer) -> int | None:
+    """The most samples that a loader of the running evaluation puts in a batch, where it says."""
+    sizes = []
+    for loader in _flat(_lightning.dataloaders(trainer)):
+        size = getattr(loader, "batch_size", None)
+        if size is None:
+            return None
+        sizes.append(size)
+    return max(sizes, default=None)
+
+
+def _flat(loaders: Any) -> Iterator[Any]:
+    if isinstance(loaders, (list, tuple, dict)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
+            yield from _flat(loader)
+    else:
+        yield loaders
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether gradients that stand between two steps are still needed."""
+    return (
+        trainer.accumulate_grad_batches > 1 or not trainer.lightning_module.automatic_optimization
+    )
+
+
+def why_not(trainer: Trainer) -> str | None:
+    """Why steps of `trainer` must not be run again."""
+    # A replay on one rank alone would wait for the others in the step's first collective.
+    if trainer.world_size > 1:
+        return "several processes evaluate together"
+    return _lightning.why_not_again(trainer)

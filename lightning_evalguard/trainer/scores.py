@@ -1,0 +1,169 @@
+"""The confusion matrix of one run: counted in the steps and logged when an epoch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lightning_evalguard.confusion.loggers import write
+from lightning_evalguard.confusion.recorder import Recorder
+from lightning_evalguard.confusion.result import ConfusionResult, Difference
+from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.report import EvalGuardError, Finding, Report, broke, warn, warn_text
+from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.lightning import LightningModule, Trainer
+
+
+class Scores:
+    """The confusion matrix of one run, counted in the steps and logged when an epoch ends."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        recorder: Recorder,
+        report: Report,
+        reason: Callable[[str], str],
+    ) -> None:
+        self._reason = reason
+        self._trainer, self._module = trainer, module
+        self._recorder, self._report = recorder, report
+        self._ours: set[str] = set()
+        self._theirs: set[str] = set()
+        self._told: set[str] = set()
+        self._counting = False
+        self._wrap: Wrap | None = None
+        self.results: dict[str, ConfusionResult] = {}  # of the last evaluation
+
+    def start(self, stage: str, dataloaders: Any) -> None:
+        trainer = self._trainer
+        self.results = {}
+        self._counting = self._safely(
+            lambda: self._recorder.start(
+                stage, self._module, dataloaders, getattr(trainer, "datamodule", None)
+            )
+        )
+
+    def before_step(self, batch: Any, dataloader_idx: int) -> None:
+        if self._counting:
+            self._counting = self._safely(lambda: self._recorder.before_step(batch, dataloader_idx))
+
+    def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
+        if self._counting:
+            self._counting = self._safely(
+                lambda: self._recorder.after_step(outputs, batch, dataloader_idx)
+            )
+
+    def log_after(self, hook: str) -> None:
+        """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
+        if self._counting:
+            self._counting = False
+            self._wrap = Wrap(self._module, hook, self._log)
+        else:
+            self._recorder.ranks.skip("matrix")
+
+    def show(self, stage: str) -> None:
+        """Print the table of a `validate` or `test` on its own, where Lightning prints its own."""
+        if not (self._trainer.is_global_zero and _lightning.verbose(self._trainer, stage)):
+            return
+        key = {"validate": "val"}.get(stage, stage)
+        for name, result in self._report.confusion.items():
+            if name.split("/")[0] == key:
+                print(f"{name}: {result}")  # noqa: T201 - beside the table that Lightning prints
+
+    def paused(self) -> AbstractContextManager[None]:
+        return self._recorder.paused()
+
+    def abort(self) -> None:
+        self._counting = False
+        self._unwrap()
+        self._recorder.abort()
+
+    def _unwrap(self) -> None:
+        if self._wrap is not None:
+            self._wrap.remove()
+            self._wrap = None
+
+    def _log(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._unwrap()
+        outputs = hook(*args, **kwargs)
+        self._safely(self._read)
+        self._recorder.ranks.skip("matrix")  # where that failed
+        return outputs
+
+    def _read(self) -> None:
+        trainer = self._trainer
+        recorded = self._recorder.stop(trainer.current_epoch, trainer.global_step)
+        for sentence in recorded.notes:
+            self._report.note(sentence)
+        self._report.confusion.update(recorded.results)
+        self.results = recorded.results
+        logged = set(trainer.callback_metrics)
+        self._theirs |= logged - self._ours
+        differing = []
+        for key, result in recorded.results.items():
+            stage, _, loader = key.partition("/")
+            for score, value in result.scores.items():
+                name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
+                if name not in self._theirs:
+                    self._log_scalar(name, value)
+                    continue
+                theirs = float(trainer.callback_metrics[name])
+                difference = result.explained(score, theirs, self._reason(name))
+                if difference.rounds:
+                    if (key := f"rounds {name}") not in self._told:
+                        self._told.add(key)
+                        self._report.note(f"`{name}` {difference.fact}")
+                elif difference.fact:
+                    differing.append(_differs(name, difference, result))
+        self._report.add(differing)
+        if not trainer.is_global_zero:
+            return
+        for finding in differing:
+            if finding.subject not in self._told:
+                self._told.add(str(finding.subject))
+                warn(finding)
+        for sentence in recorded.warnings:
+            warn_text(sentence)
+        for key, result in recorded.results.items():
+            for failure in write(trainer.loggers, key, result, _lightning.logged_step(trainer)):
+                if failure not in self._told:
+                    self._told.add(failure)
+                    warn_text(failure)
+
+    def _log_scalar(self, key: str, value: float) -> None:
+        if self._trainer.barebones:
+            return
+        # Equal on every rank already: no `sync_dist`, which would be one collective a key.
+        _lightning.advised_sync_dist(self._trainer, key)
+        _lightning.log(self._module, key, value)
+        self._ours.add(key)
+
+    def _safely(self, act: Callable[[], None]) -> bool:
+        """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
+        try:
+            act()
+        except EvalGuardError:
+            raise  # what all ranks raise
+        except Exception as error:  # our own bug must not stop a training run
+            if self._recorder.explicit and isinstance(error, ValueError):
+                raise  # the user's arguments do not fit what the step gives
+            broke(self._report, "the confusion matrix", "its evaluation", error)
+            return False
+        return True
+
+
+def _differs(key: str, difference: Difference, result: ConfusionResult) -> Finding:
+    """The module logs `key` itself, with another value than the matrix gives."""
+    return Finding(
+        check="scores",
+        stage="test" if key.startswith("test") else "validate",
+        fact=difference.fact,
+        remedy=difference.remedy,
+        subject=key,
+        leads="subject",
+        epoch=result.epoch,
+        step=result.step,
+        certain=False,
+    )

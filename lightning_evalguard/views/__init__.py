@@ -1,0 +1,1 @@
+"""How findings and records are shown: terminal, page, SARIF."""
