@@ -52,7 +52,7 @@ class EvalGuard(Callback):
         rng: Policy for an evaluation that moves the shared generators, and so the training after
             it. ``"fix"`` puts them back, so that training is the same with and without it.
         data: Policy for an evaluation set that is not the same each time, not counted once, or
-            shared with training, and for scores that are not what they claim.
+            shared with training.
         sync: Policy for lines of yours at which the host waits for the device, and on the CPU for
             those at which it would.
         weights: Policy for weights that were never loaded, never trained or never averaged.
@@ -172,7 +172,7 @@ class EvalGuard(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
-        data = DataCheck(_lightning.Books(trainer), self._explained)
+        claims = ScoresCheck(_lightning.Books(trainer))
         checks: list[Check] = [
             ModesCheck(self._expected),
             GradCheck(),
@@ -184,17 +184,17 @@ class EvalGuard(Callback):
             StochasticCheck(),
             BatchCheck(lambda: batch_size(trainer)),
             RngCheck(restore=self._policies["rng"] == "fix"),
-            data,
+            DataCheck(_lightning.Books(trainer)),
             sync,
             WeightsCheck(),
-            ScoresCheck(),
+            claims,
             SelectionCheck(),
         ]
         ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            scores = Scores(trainer, pl_module, Recorder(config, ranks), self._report, data.reason)
+            scores = Scores(trainer, pl_module, Recorder(config, ranks), self._report, claims)
         if self._train_score and trainer.state.fn == "fit":
             self._train_scores[trainer] = TrainScoreOfFit(
                 trainer, pl_module, self._train_score, self._metrics, self._report
@@ -211,6 +211,8 @@ class EvalGuard(Callback):
             ),
             ranks,
         )
+        if scores is not None:
+            scores.judge = partial(guard.report_findings, "scores")
         record = self._records.open(trainer)
         ended = partial(self._end, trainer)
         self._runs.append(Run(trainer, pl_module, guard, scores, ended, sync, record))
@@ -269,10 +271,6 @@ class EvalGuard(Callback):
 
     def _run_of(self, trainer: Trainer) -> Run | None:
         return next((run for run in self._runs if run.trainer is trainer), None)
-
-    def _explained(self) -> set[str | None]:
-        """Keys of the module's own that differ from the matrix's: told already."""
-        return {f.subject for f in self._report.findings if f.check == "scores"}
 
     def _count(self, trainer: Trainer, stage: str) -> None:
         run = self._run_of(trainer)

@@ -210,6 +210,15 @@ class Guard:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
         self._ask("steps_over", lambda check: check.steps_over())
 
+    def report_findings(self, check: str, findings: Iterable[Finding]) -> None:
+        """Apply the policy and the allow list to what was found outside of the check's events."""
+        policy = next((p for c, p in self._checks if c.name == check), None)
+        if policy is None:
+            return
+        kept = [f for f in map(self._with_known_line, findings) if not self._is_allowed(f)]
+        if kept:
+            self._judge([(f, policy) for f in kept], quiet=False)
+
     def flags(self, now: Moment, error: BaseException | None) -> None:
         """Look at the modes once more, where no step has just ended."""
         self._all(
@@ -393,7 +402,7 @@ class Guard:
         for finding, policy in found:
             if finding.certain and policy == "error" and not quiet:
                 continue
-            key = (finding.check, finding.subject, finding.location, finding.fact)
+            key = (finding.check, finding.subject, finding.location, finding.claim)
             if key not in self._warned:
                 self._warned.add(key)
                 warn(_repaired(finding) if policy == "fix" else finding)

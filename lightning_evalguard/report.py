@@ -86,11 +86,21 @@ class Finding:
         said = f" `{self.expression}`" if self.expression else ""
         return f"; set at {shown_path(self.location)}{said}"
 
-    def _key(self) -> tuple[Any, ...]:
+    @property
+    def claim(self) -> str:
+        """What is said, without what changes where the same is found again.
+
+        The numbers of a logged score are others in each epoch: its key says that it is the same.
+        """
+        return "" if self.check == "scores" and self.subject is not None else self.fact
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two findings that are the same one, found twice."""
         return (
             self.check,
             self.stage,
-            self.fact,
+            self.claim,
             self.subject,
             self.location,
             self.expression,
@@ -149,15 +159,16 @@ class Report:
 
     def add(self, findings: Iterable[Finding]) -> None:
         """Record findings; one equal to an earlier one raises that one's count."""
-        at = {f._key(): i for i, f in enumerate(self.findings)}
+        at = {f.identity: i for i, f in enumerate(self.findings)}
         for finding in findings:
-            i = at.get(finding._key())
+            i = at.get(finding.identity)
             if i is None:
-                at[finding._key()] = len(self.findings)
+                at[finding.identity] = len(self.findings)
                 self.findings.append(finding)
             else:
                 known = self.findings[i]
-                self.findings[i] = replace(known, count=known.count + finding.count)
+                latest = known if known.fact == finding.fact else finding
+                self.findings[i] = replace(latest, count=known.count + finding.count)
 
     def note(self, sentence: str) -> None:
         """Record one sentence, once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from torch.utils.data import (
     TensorDataset,
     random_split,
 )
-from torchmetrics.classification import BinaryAccuracy, MultilabelF1Score
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
 from lightning_evalguard.data.loaders import parts, repeated, shared
@@ -67,22 +65,6 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
             "none. Split once, before anything is drawn or repeated, and evaluate what training "
             "does not see. [data]",
         ),
-        (
-            zoo.NeverReset,
-            "is not reset: it still held 2 updates from the sanity check when this evaluation "
-            "began. Call `self.acc.reset()` in `on_validation_epoch_start`, or log the metric "
-            "object itself; train and validation need one each. [data]",
-        ),
-        (
-            zoo.TimeFirst,
-            "batches of 5 samples are weighed as 4, the length of dim 0 of the batch's first "
-            "tensor. Pass batch_size=<number of samples> to self.log. [data]",
-        ),
-        (
-            zoo.WeighsAllAlike,
-            "is the mean of 4 batches' means as if all had as many samples, and they have 5 to 1. "
-            "Pass batch_size=<number of samples> to self.log. [data]",
-        ),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
@@ -106,110 +88,6 @@ def test_findings_come_once_a_run(trainer: Make) -> None:
         run(trainer, zoo.DropsTheLast(), guard, max_epochs=3)
     assert len([w for w in told if issubclass(w.category, EvalGuardWarning)]) == 1
     assert guard.report.findings[0].count == 1
-
-
-def test_a_difference_from_the_matrix_is_told_with_its_reason(trainer: Make) -> None:
-    class OwnF1(zoo.MeanOfF1):
-        def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            logits = self(batch[0])
-            self.log("val/f1_macro", self.f1(logits, batch[1]))
-            return {"logits": logits, "target": batch[1]}
-
-    guard = EvalGuard(sync="ignore")
-    with pytest.warns(EvalGuardWarning, match="it is the mean of 4 batches' values"):
-        run(trainer, OwnF1(), guard, max_epochs=1)
-    assert [f.check for f in guard.report.findings] == ["scores"]
-
-
-class Spam(pl.LightningModule):
-    """Its one feature is the logit; of its three batches the last has all of them in [0, 1]."""
-
-    def __init__(self, score: Callable[[Any, Tensor, Tensor], Any], labels: int = 1) -> None:
-        super().__init__()
-        self.acc, self.f1 = BinaryAccuracy(), MultilabelF1Score(2)
-        self.scale = nn.Parameter(torch.ones(()))
-        self.score = score
-        logits = [-1.0, 2.0, 0.3, -0.2, 3.0, 0.2, -2.0, 0.4, 0.1, 0.3, 0.7, 0.9]
-        x = torch.tensor(logits)
-        y = (x > 0).long()
-        if labels == 2:
-            x, y = torch.stack((x, x), 1), torch.stack((y, y), 1)
-        self.data = TensorDataset(x, y)
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(self.data, 4)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.score(self, batch[0] * self.scale, batch[1])
-
-
-def metric_of_logits(net: Any, logits: Tensor, target: Tensor) -> None:
-    net.acc(logits, target)
-    net.log("val/accuracy", net.acc)
-
-
-def metric_of_logits_beside_outputs(net: Any, logits: Tensor, target: Tensor) -> Any:
-    metric_of_logits(net, logits, target)
-    return {"logits": logits, "target": target}
-
-
-def metric_of_many_labels(net: Any, logits: Tensor, target: Tensor) -> None:
-    net.f1(logits, target)
-    net.log("val/f1_macro", net.f1)
-
-
-def cut_by_hand(net: Any, logits: Tensor, target: Tensor) -> Tensor:
-    right = (logits > 0.5) == target.bool()
-    net.log("val/accuracy", right.float().mean(), batch_size=len(target))
-    return F.binary_cross_entropy_with_logits(logits, target.float())
-
-
-def metric_of_probabilities(net: Any, logits: Tensor, target: Tensor) -> None:
-    metric_of_logits(net, logits.sigmoid(), target)
-
-
-@pytest.mark.parametrize(
-    ("score", "labels", "said"),
-    [
-        (
-            metric_of_logits,
-            1,
-            "is 0.8333, expected 1.0000 (accuracy); the logits of 4 samples were taken for "
-            "probabilities, because all of their batch lie in [0, 1]. Give it",
-        ),
-        (metric_of_logits_beside_outputs, 1, "the logits of 4 samples were taken for"),
-        (metric_of_many_labels, 2, "the logits of 8 answers were taken for"),
-        (cut_by_hand, 1, "expected 1.0000 (accuracy); it cuts logits at 0.5, expected 0. Give it"),
-        (metric_of_probabilities, 1, ""),
-    ],
-)
-def test_logits_that_are_taken_for_probabilities_are_the_reason(
-    trainer: Make, score: Callable[..., Any], labels: int, said: str
-) -> None:
-    guard = EvalGuard(sync="ignore")
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        trainer(callbacks=[guard]).validate(Spam(score, labels), verbose=False)
-    warned = [str(w.message) for w in told if issubclass(w.category, EvalGuardWarning)]
-    assert [said in text for text in warned] == [True] * bool(said)
-    assert [f.check for f in guard.report.findings] == ["scores"] * bool(said)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_only_16_bits_round_is_noted_and_warned_of_by_nobody(
-    trainer: Make, dtype: torch.dtype
-) -> None:
-    def score(net: Any, logits: Tensor, target: Tensor) -> None:
-        metric_of_logits(net, torch.where(logits == 0.3, 0.0005, logits).to(dtype), target)
-
-    guard, spam = EvalGuard(sync="ignore"), Spam(score)
-    spam.data = TensorDataset(spam.data.tensors[0][:8], spam.data.tensors[1][:8])
-    trainer(callbacks=[guard]).validate(spam, verbose=False)
-    assert guard.report.findings == []
-    noted = [note for note in guard.report.notes if "`val/accuracy` is 0.8750, expected 1" in note]
-    assert [note.partition("; ")[2] for note in noted] == [
-        "of 1 sample the sigmoid, in 16 bits, is rounded to the other side of 0.5"
-    ]
 
 
 # --- what is honest -----------------------------------------------------------------------------

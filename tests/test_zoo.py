@@ -61,7 +61,8 @@ def guarded(
     sanity: bool = True,
 ) -> tuple[Report, list[EvalGuardWarning], EvalGuardError | None]:
     """What the guard reports, warns of, and stops the run with."""
-    apart = {"metrics": None, "sync": "ignore", "data": "ignore"}  # what has tests of its own
+    # what has tests of its own
+    apart = {"metrics": None, "sync": "ignore", "data": "ignore", "scores": "ignore"}
     guard = EvalGuard(**(apart | program.guard | (settings or {})))
     kwargs = {} if sanity else {"num_sanity_val_steps": 0}
     stopped = None
@@ -107,7 +108,15 @@ def test_every_program_is_complete() -> None:
 
 def test_the_zoo_is_large_enough() -> None:
     assert len(PROGRAMS) > 80
-    assert {p.check for p in PROGRAMS} == {"stochastic", "state", "grad", "batch", "rng", "data"}
+    assert {p.check for p in PROGRAMS} == {
+        "stochastic",
+        "state",
+        "grad",
+        "batch",
+        "rng",
+        "data",
+        "scores",
+    }
 
 
 # --- under the guard ------------------------------------------------------------------------------

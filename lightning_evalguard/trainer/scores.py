@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from lightning_evalguard.checks.scores.check import ScoresCheck
 from lightning_evalguard.confusion.loggers import write
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.result import ConfusionResult, Difference
 from lightning_evalguard.instruments.patch import Wrap
-from lightning_evalguard.report import EvalGuardError, Finding, Report, broke, warn, warn_text
+from lightning_evalguard.report import EvalGuardError, Finding, Report, broke, warn_text
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 
@@ -24,9 +25,11 @@ class Scores:
         module: LightningModule,
         recorder: Recorder,
         report: Report,
-        reason: Callable[[str], str],
+        claims: ScoresCheck,
     ) -> None:
-        self._reason = reason
+        self._claims = claims
+        # What is found goes where the policy of the `scores` check is applied.
+        self.judge: Callable[[Sequence[Finding]], None] = lambda findings: None
         self._trainer, self._module = trainer, module
         self._recorder, self._report = recorder, report
         self._ours: set[str] = set()
@@ -110,20 +113,17 @@ class Scores:
                     self._log_scalar(name, value)
                     continue
                 theirs = float(trainer.callback_metrics[name])
-                difference = result.explained(score, theirs, self._reason(name))
+                difference = result.explained(score, theirs, self._claims.reason(name))
                 if difference.rounds:
                     if (key := f"rounds {name}") not in self._told:
                         self._told.add(key)
                         self._report.note(f"`{name}` {difference.fact}")
                 elif difference.fact:
                     differing.append(_differs(name, difference, result))
-        self._report.add(differing)
+        self._claims.explained(str(finding.subject) for finding in differing)
         if not trainer.is_global_zero:
             return
-        for finding in differing:
-            if finding.subject not in self._told:
-                self._told.add(str(finding.subject))
-                warn(finding)
+        self.judge(differing)
         for sentence in recorded.warnings:
             warn_text(sentence)
         for key, result in recorded.results.items():

@@ -1,6 +1,6 @@
 """The zoo: one tiny program for each way in which an evaluation lies, the honest way beside it."""
 
-from models import batch, data, grad, rng, state, stochastic
+from models import batch, data, grad, rng, scores, state, stochastic
 from models.program import BATCH, CLASSES, FEATURES, PROGRAMS, Classifier, Program
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "data",
     "grad",
     "rng",
+    "scores",
     "state",
     "stochastic",
 ]

@@ -1,11 +1,11 @@
-"""Is the evaluation set the same each time, counted once, apart from training, its score honest?"""
+"""Is the evaluation set the same each time, counted once, and apart from training?"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.data.logged import Tally
 from lightning_evalguard.data import loaders as _loaders
-from lightning_evalguard.data.loaders import Evaluated, Fact, Logged, Part
+from lightning_evalguard.data.loaders import Evaluated, Fact, Part
 from lightning_evalguard.data.samples import (
     Budget,
     Sketch,
@@ -38,8 +37,6 @@ _QUERIES = 2048  # evaluated samples to look for
 _HASHED = 20_000  # training samples whose hashes are kept
 _FEW = 3  # as many may be equal by chance
 _LOADER = {"sanity_check": "val", "validate": "val", "test": "test"}
-_STEP = {"sanity_check": "validation_step", "validate": "validation_step"}
-_LEFT = {"sanity_check": "the sanity check", "validate": "the validation before"}
 
 
 class Loop(Protocol):
@@ -47,15 +44,6 @@ class Loop(Protocol):
 
     def evaluated(self) -> Evaluated:
         """The loaders of the running evaluation, and those of training."""
-
-    def logged(self) -> Sequence[Logged]:
-        """What its steps logged, once the last one is over."""
-
-    def pulse(self) -> tuple[int, int | None]:
-        """How many values were logged so far, and the batch size taken from this batch."""
-
-    def values(self) -> Mapping[str, Any]:
-        """The scores that the trainer holds."""
 
 
 @dataclass
@@ -73,14 +61,13 @@ class _Set:
     sketches: list[Sketch] = field(default_factory=list)
     batches: int = 0
     gave: int = 0  # batches, at most, in one evaluation
-    sizes: Sequence[int] = ()  # samples of each batch, where the loader says
 
     def fact(self, fact: str, remedy: str, certain: bool = True) -> Fact:
         return Fact(fact, remedy, self.name, self.kind, self.location, certain)
 
 
 class DataCheck(Check):
-    """The `data` check: the same samples each time, each once, apart from training; honest scores.
+    """The `data` check: the same samples each time, each once, apart from training.
 
     Loaders are judged by what they say of themselves; the first batches of two evaluations are
     compared as the steps get them; a few samples are read twice, outside of the steps, where the
@@ -89,14 +76,12 @@ class DataCheck(Check):
 
     Args:
         loop: What the loop says.
-        explained: Gives the logged keys of which it was said already why they are wrong.
     """
 
     name = "data"
 
-    def __init__(self, loop: Loop, explained: Callable[[], Container[str | None]] = set) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._explained = explained
         self.notes: list[str] = []
         self._forget(None)
 
@@ -110,7 +95,6 @@ class DataCheck(Check):
 
     def _forget(self, root: nn.Module | None) -> None:
         self._root = root
-        self._tally = Tally()
         self._sets: dict[tuple[str, int], _Set] = {}
         self._leaks: dict[tuple[int, int], _Leak] = {}
         self._said: set[tuple[str | None, str]] = set()
@@ -137,7 +121,6 @@ class DataCheck(Check):
         facts: list[Fact] = []
         if self._evaluated is None:
             facts = self._begin(now)
-            self._tally.begin(self._root)
         one = self._sets.get((_LOADER[now.stage], now.dataloader))
         if one is not None and not self._opaque:
             if one.batches < _SKETCHES and not one.varies:
@@ -147,27 +130,12 @@ class DataCheck(Check):
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         self._returned += 1
-        if self._evaluated is not None and not self._opaque:
-            one = self._sets.get((_LOADER[now.stage], now.dataloader))
-            known = one is not None and 0 < one.batches <= len(one.sizes)
-            size = one.sizes[one.batches - 1] if one is not None and known else None
-            self._tally.after_step(outputs, size, *self._loop.pulse())
         return ()
 
     def broke_off(self, trace: TracebackType | None) -> Iterable[Finding]:
         """A step raised StopIteration, which its loop takes for the end of the data."""
         self._broke_at = _raised_at(trace)
         return ()
-
-    def steps_over(self) -> Iterable[Finding]:
-        """The last step is over, and the loop has reset nothing yet."""
-        if self._evaluated is not None:
-            self._tally.ended(self._loop.logged())
-        return ()
-
-    def reason(self, key: str) -> str:
-        """Why a logged score is not what its name says, where that is known."""
-        return self._tally.reason(key)
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         spent = time.perf_counter() - self._began
@@ -181,12 +149,6 @@ class DataCheck(Check):
             mine = [s for (stage, _), s in self._sets.items() if stage == _LOADER[now.stage]]
             for one in mine:
                 facts += self._same_as_before(one, now, whole)
-            if self._steps and not self._opaque:
-                left = _LEFT.get(now.stage, "the evaluation before")
-                step = _loaders.source_of(getattr(type(self._root), _step_name(now), None))
-                scored = self._tally.facts(left, self._loop.values(), step)
-                # the sanity check's scores are thrown away, and the next evaluation's say more
-                facts += scored if now.stage != "sanity_check" else []
             facts += self._by_reading(mine, now, spent)
         return self._findings(now, facts)
 
@@ -198,14 +160,11 @@ class DataCheck(Check):
         stage, facts = _LOADER[now.stage], []
         for i, loader in enumerate(told.loaders):
             one = self._sets.get((stage, i))
-            limit = told.limits[i] if i < len(told.limits) else float("inf")
             if one is None or one.loader is not loader:
                 one = self._sets[stage, i] = _set_of(loader, stage, i, len(told.loaders))
                 facts += list(_plain_facts(one, told))
                 one.varies |= one.order in ("shuffled", "drawn")
             one.batches, one.sketches = 0, []
-            taken = min(limit, _loaders.length(loader) or 0)
-            one.sizes = _loaders.batch_sizes(loader, int(taken)) or ()
         facts += _combined(told, f"{stage}_dataloader")
         return facts
 
@@ -329,7 +288,7 @@ class DataCheck(Check):
         found = []
         for fact in facts:
             key = fact.subject, fact.fact
-            if key in self._said or fact.subject in self._explained():
+            if key in self._said:
                 continue
             self._said.add(key)
             found.append(
@@ -348,10 +307,6 @@ class DataCheck(Check):
                 )
             )
         return found
-
-
-def _step_name(now: Moment) -> str:
-    return _STEP.get(now.stage, "test_step")
 
 
 def _set_of(loader: Any, stage: str, i: int, n: int) -> _Set:
