@@ -21,9 +21,9 @@ from lightning_evalguard.instruments.dispatch import (
     blinds_compiled,
     compiles,
 )
+from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay, Look
-from lightning_evalguard.instruments.rollback import Generators
 from lightning_evalguard.ranks import Alone, processes
 from lightning_evalguard.report import (
     Finding,

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard
 from lightning_evalguard.instruments.dispatch import Op, Subscriber
+from lightning_evalguard.instruments.generators import Generators, generator_state, same_state
 from lightning_evalguard.instruments.replay import CannotReplay, Look, replaying
-from lightning_evalguard.instruments.rollback import Generators, generator_state, same_state
 
 MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 

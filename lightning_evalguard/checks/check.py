@@ -14,8 +14,8 @@ from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding
 
 if TYPE_CHECKING:
+    from lightning_evalguard.instruments.generators import Generators
     from lightning_evalguard.instruments.replay import Look
-    from lightning_evalguard.instruments.rollback import Generators
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.instruments.rollback import Generators
+from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding
 

@@ -16,13 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_evalguard.instruments.rollback import (
-    Held,
-    attributes_of,
-    is_generator,
-    parts,
-    unchanged_world,
-)
+from lightning_evalguard.instruments.generators import is_generator
+from lightning_evalguard.instruments.rollback import Held, attributes_of, parts
+from lightning_evalguard.instruments.settings import unchanged_world
 
 _LEAVES = 256  # of one sample
 _DEPTH = 6

@@ -16,14 +16,9 @@ import torch
 from torch import nn
 
 from lightning_evalguard.instruments.dispatch import Subscriber, Watch
-from lightning_evalguard.instruments.rollback import (
-    Abort,
-    CannotReplay,
-    Generators,
-    Held,
-    Writes,
-    unchanged_world,
-)
+from lightning_evalguard.instruments.generators import Generators
+from lightning_evalguard.instruments.rollback import Abort, CannotReplay, Held, Writes
+from lightning_evalguard.instruments.settings import unchanged_world
 
 _replays = 0  # under way; a replay may contain another run's evaluation, never the reverse
 

@@ -7,21 +7,23 @@ a ``__dict__``, and memory that is written without an operator (a numpy view).
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import pickle
-import random
 import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key
+from lightning_evalguard.instruments.generators import (
+    generator_state,
+    is_default,
+    is_generator,
+    set_generator_state,
+)
 
 _DEPTH = 6  # containers and plain objects, counted from a module's attribute
 _MANY = 10_000  # items of one container that are looked into
@@ -45,98 +47,6 @@ _MACHINERY = frozenset(
 
 class CannotReplay(Exception):  # noqa: N818 - it says what is so
     """A step cannot be run again, or what it did could not be undone; the message says why."""
-
-
-# the generators that everyone shares
-
-
-@dataclass(frozen=True)
-class Generators:
-    """The states of the generators that everyone shares: torch's, python's and numpy's.
-
-    Attributes:
-        torch: One state a device, by its name.
-        python: ``random.getstate()``; None where it was not asked for.
-        numpy: State of ``numpy.random``; None where numpy is not imported or not asked for.
-    """
-
-    torch: dict[str, Tensor]
-    python: Any
-    numpy: Any
-
-    @classmethod
-    def capture(cls, *, host: bool = True) -> Generators:
-        """The states as they are now; a device that was never used is not initialised.
-
-        Args:
-            host: Python's and numpy's too, which cost most of the time.
-        """
-        return cls(
-            {device: generator.get_state() for device, generator in torch_generators()},
-            random.getstate() if host else None,
-            numpy_state() if host else None,
-        )
-
-    @staticmethod
-    def seed(seed: int) -> None:
-        """Seed them all."""
-        torch.manual_seed(seed)
-        random.seed(seed)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(seed % 2**32)
-
-    def restore(self) -> None:
-        """Put the states back."""
-        for device, generator in torch_generators():
-            if device in self.torch:
-                generator.set_state(self.torch[device])
-        if self.python is not None:
-            random.setstate(self.python)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
-
-    def values(self) -> dict[str, Any]:
-        """The states by name, as what ``==`` compares."""
-        torch_ = [(device, state.numpy().tobytes()) for device, state in self.torch.items()]
-        return {"torch": torch_, "python": self.python, "numpy": pickle.dumps(self.numpy)}
-
-    def moved(self, since: Generators) -> list[str]:
-        """Which of ``torch``, ``python`` and ``numpy`` stand elsewhere than they did in `since`."""
-        found = []
-        for device, state in self.torch.items():
-            if device not in since.torch or not torch.equal(state, since.torch[device]):
-                found.append("torch")
-                break
-        if None not in (self.python, since.python) and self.python != since.python:
-            found.append("python")
-        if None not in (self.numpy, since.numpy) and not same_state(self.numpy, since.numpy):
-            found.append("numpy")
-        return found
-
-
-def torch_generators() -> Iterator[tuple[str, torch.Generator]]:
-    """The default generators of torch, by device."""
-    yield "cpu", torch.default_generator
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        for index, generator in enumerate(torch.cuda.default_generators):
-            yield f"cuda:{index}", generator
-
-
-def numpy_state() -> Any:
-    """State of ``numpy.random``, or None where numpy is not imported."""
-    numpy = sys.modules.get("numpy")
-    return numpy.random.get_state() if numpy is not None else None
-
-
-def same_state(a: Any, b: Any) -> bool:
-    """Whether two states of one generator are equal, of torch, python or numpy."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
-    if isinstance(a, tuple) and len(a) < 100:
-        return len(a) == len(b) and all(map(same_state, a, b))
-    return bool(a.tobytes() == b.tobytes()) if hasattr(a, "tobytes") else bool(a == b)
 
 
 # what the step holds
@@ -183,7 +93,7 @@ class Held:
     def restore_generators(self) -> None:
         """Put back the private generators."""
         for generator, state in self._generators:
-            _set_generator_state(generator, state)
+            set_generator_state(generator, state)
 
     def _hold(self, thing: Any, kind: type) -> None:
         numpy = sys.modules.get("numpy")
@@ -320,7 +230,7 @@ class Writes(Subscriber):
                 except Exception as error:  # noqa: BLE001 - nothing may write unsaved
                     raise Abort(f"`{op.name}` writes what cannot be copied: {error}") from None
         generator = op.kwargs.get("generator")
-        if generator is not None and not _is_default(generator):
+        if generator is not None and not is_default(generator):
             self._held.hold_generator(generator)
 
     def restore(self) -> None:
@@ -340,10 +250,6 @@ class Abort(BaseException):
 
 def _as_bytes(storage: Any) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-
-
-def _is_default(generator: torch.Generator) -> bool:
-    return any(generator is default for _, default in torch_generators())
 
 
 # one restore a kind of thing; each touches nothing that did not change
@@ -439,69 +345,4 @@ def _cell(cell: types.CellType) -> Callable[[], None]:
     return restore
 
 
-# private generators
-
-
-def is_generator(kind: type) -> bool:
-    """Whether things of this class draw random numbers: torch's, python's and numpy's own."""
-    return issubclass(kind, (torch.Generator, random.Random)) or (
-        kind.__module__.startswith("numpy.random")
-        and (hasattr(kind, "bit_generator") or hasattr(kind, "get_state"))
-    )
-
-
-def generator_state(generator: Any) -> Any:
-    """State of a generator of torch, python or numpy."""
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if hasattr(generator, "bit_generator"):
-        return generator.bit_generator.state
-    return generator.get_state()
-
-
-def _set_generator_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif hasattr(generator, "bit_generator"):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-# the world around the step
-
-
-@contextlib.contextmanager
-def unchanged_world() -> Iterator[None]:
-    """Put back the shared generators and torch's global modes at the end of the block."""
-    generators = Generators.capture()
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = torch.backends.cudnn
-    benchmark, cudnn_deterministic = cudnn.benchmark, cudnn.deterministic
-    try:
-        yield
-    finally:
-        generators.restore()
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
-        if torch.are_deterministic_algorithms_enabled() != deterministic:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        cudnn.benchmark, cudnn.deterministic = benchmark, cudnn_deterministic
-
-
-__all__ = [
-    "Abort",
-    "CannotReplay",
-    "Generators",
-    "Held",
-    "Writes",
-    "generator_state",
-    "numpy_state",
-    "same_state",
-    "torch_generators",
-    "unchanged_world",
-]
+__all__ = ["Abort", "CannotReplay", "Held", "Writes"]

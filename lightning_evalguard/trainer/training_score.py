@@ -17,9 +17,11 @@ from lightning_evalguard.confusion.matrix import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.samples import digest, undisturbed
+from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import counted, quietly
-from lightning_evalguard.instruments.rollback import Generators, Held, unchanged_world
+from lightning_evalguard.instruments.rollback import Held
+from lightning_evalguard.instruments.settings import unchanged_world
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.report import Report, broke, warn_text
 from lightning_evalguard.trainer import lightning as _lightning

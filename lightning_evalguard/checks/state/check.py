@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.state.writes import Places, Writes, attribute_of
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.lines import lines_that_change
+from lightning_evalguard.instruments.settings import SETTINGS, settings
 from lightning_evalguard.instruments.source import Site, owner_of, site_at, user_site
 from lightning_evalguard.model.tensors import (
     Held,
@@ -330,7 +330,7 @@ class _Window:
         self._knobs = {n: _knobs(m) for n, m in self._modules.items()}
         self._kept = kept(inventory)
         self._optimization = check._optimization()
-        self._settings = _settings()
+        self._settings = settings()
         # around steps
         self._mark: Marks | None = None
         self._training_mark: Training | None = None
@@ -361,7 +361,7 @@ class _Window:
         for name, module in inventory.modules.items():
             standing[name] = (type(module), _hook_counts(module), _knobs(module))
         standing.update(self._check._optimization().values())
-        standing.update(_settings())
+        standing.update(settings())
         return standing
 
     # steps
@@ -375,7 +375,7 @@ class _Window:
             self._shards = self._shard_versions()
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
-            self._settings_mark = _settings()
+            self._settings_mark = settings()
         if now.batch < _CLOSELY or now.batch % _SPARSELY == 0:
             self._before = self._check._optimization()
         self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[0] if args else None)]
@@ -678,13 +678,13 @@ class _Window:
 
     def _set(self, before: Mapping[str, Any], when: str) -> list[_Change]:
         changes = []
-        for setting, value in _settings().items():
+        for setting, value in settings().items():
             was = before.get(setting, value)
             if value == was or not self._tell(setting):
                 continue
             fact = f"went from {was} to {value} {when}"
             change = _Change(setting, "", fact, f"{was} as before it", _PUT_BACK)
-            get, put = _SETTINGS[setting]
+            get, put = SETTINGS[setting]
             change.value = get
             change.rewind = functools.partial(put, was), functools.partial(put, value)
             changes.append(change)
@@ -923,52 +923,6 @@ class _Optimization:
                     fact, remedy = f"took a step {when}", "Step it in training only."
                 kind, expected = now._kinds[name], "it as before"
                 yield _Change(name, kind, fact, expected, remedy, certain=certain)
-
-
-# settings
-
-
-def _settings() -> dict[str, Any]:
-    """The process-wide settings of torch that an evaluation may leave behind."""
-    found = {}
-    for name, (get, _) in _SETTINGS.items():
-        # The matmul precision raises where the newer `fp32_precision` was set (torch >= 2.9).
-        with contextlib.suppress(RuntimeError):
-            found[name] = get()
-    return found
-
-
-def _put(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    return (lambda: getattr(owner, name)), (lambda value: setattr(owner, name, value))
-
-
-_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "torch.get_default_dtype()": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch.get_default_device()": (
-        torch.get_default_device,
-        # "cpu" would install a mode where there was none
-        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
-    ),
-    "torch.get_float32_matmul_precision()": (
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
-    "torch.are_deterministic_algorithms_enabled()": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    "torch.is_anomaly_enabled()": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "torch.is_autocast_enabled('cpu')": (
-        lambda: torch.is_autocast_enabled("cpu"),
-        lambda value: torch.set_autocast_enabled("cpu", value),
-    ),
-    "torch.is_autocast_enabled('cuda')": (
-        lambda: torch.is_autocast_enabled("cuda"),
-        lambda value: torch.set_autocast_enabled("cuda", value),
-    ),
-    "torch.backends.cudnn.benchmark": _put(torch.backends.cudnn, "benchmark"),
-    "torch.backends.cudnn.deterministic": _put(torch.backends.cudnn, "deterministic"),
-}
 
 
 # what counts

@@ -24,16 +24,16 @@ from lightning_evalguard.instruments.dispatch import (
     modules_around,
     tensors_in,
 )
-from lightning_evalguard.instruments.replay import Look, replaying
-from lightning_evalguard.instruments.rollback import (
+from lightning_evalguard.instruments.generators import (
     Generators,
     generator_state,
     is_generator,
     numpy_state,
     same_state,
-    things,
     torch_generators,
 )
+from lightning_evalguard.instruments.replay import Look, replaying
+from lightning_evalguard.instruments.rollback import things
 from lightning_evalguard.instruments.source import LIBRARIES, Site, owner_of
 from lightning_evalguard.model.attributes import where_hidden
 from lightning_evalguard.report import Finding
