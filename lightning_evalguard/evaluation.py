@@ -104,6 +104,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
             allow,
             self._report,
             Replays(audit, beside=lambda: trained, why_not=why_not_again),
+            host="evaluating",
         )
         self._now = Moment("evaluate")
 

@@ -34,6 +34,7 @@ from lightning_evalguard.report import (
     check_policy,
     warn,
 )
+from lightning_evalguard.stages import is_sanity_check, spelling
 
 Allow = Mapping[str, Sequence[str]]
 Audit = Literal["auto", "full", "off"]
@@ -78,6 +79,7 @@ class Guard:
         report: Where findings and counts go.
         replays: How a step may be shown to those checks that are a witness.
         ranks: The processes that agree on what stops the run, by default this one alone.
+        host: To whom a user passes the switches that findings name.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class Guard:
         report: Report,
         replays: Replays | None = None,
         ranks: Alone | None = None,
+        host: str = "EvalGuard",
     ) -> None:
         self.report = report
+        self._host = host
         self.ranks = ranks or Alone(report)
         self._replays = replays or Replays("off")
         self._root: nn.Module | None = None
@@ -268,11 +272,11 @@ class Guard:
     def _showing(self, now: Moment) -> Literal["again", "alone"] | None:
         """How this step is to be shown whatever happens in it: the first of each kind of run."""
         audit = self._replays.audit
-        kind = "validate" if now.stage == "sanity_check" else now.stage
+        kind = spelling(now.stage).kind
         if audit == "off" or kind in self._shown or not self._witnesses():
             return None
         self._shown.add(kind)
-        again = audit == "full" or now.stage == "sanity_check"
+        again = audit == "full" or is_sanity_check(now.stage)
         return "again" if again and self._replays.why_not() is None else "alone"
 
     def _witnesses(self) -> list[Any]:
@@ -411,6 +415,8 @@ class Guard:
 
     def _with_known_line(self, finding: Finding) -> Finding:
         """The line at which the same was found before stands for an evaluation not followed."""
+        if finding.host != self._host:
+            finding = replace(finding, host=self._host)
         same = (finding.check, finding.stage, finding.subject, finding.fact)
         if finding.location is not None:
             self._located[same] = finding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -9,21 +10,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
+
+from lightning_evalguard.stages import spelling
 
 Policy = Literal["error", "warn", "ignore"]
 FixPolicy = Literal["error", "warn", "fix", "ignore"]
-Stage = Literal["fit", "sanity_check", "validate", "test", "predict", "evaluate"]
 
-_DURING: dict[str, str] = {
-    "fit": "training",
-    "sanity_check": "the sanity check",
-    "validate": "validation",
-    "test": "testing",
-    "predict": "prediction",
-    "evaluate": "evaluation",
-}
 _COUNTED = ("evaluations", "batches", "training_steps", "modules")
 _SHOWN = 10  # lines of one message, before "... and N more"
 FORMAT = 1  # of evalguard.json
@@ -52,6 +46,9 @@ class Finding:
         rank: Global rank of the process that saw it.
         count: How often it was seen.
         certain: False for a suspicion, which warns where the policy says ``"error"``.
+        pattern: What the entry of ``allow`` that silences it says, where the subject or the file
+            would be too narrow or too wide.
+        host: To whom that entry is passed: ``EvalGuard``, ``evaluating``, ...
     """
 
     check: str
@@ -69,15 +66,42 @@ class Finding:
     rank: int = 0
     count: int = 1
     certain: bool = True
+    pattern: str | None = None
+    host: str = "EvalGuard"
+
+    @property
+    def switch(self) -> str:
+        """The narrowest that silences it, ready to paste: to whom it is passed, and what.
+
+        Example:
+            >>> Finding("state", "validate", "changed", "Do not.", "net.1.weight").switch
+            'EvalGuard(allow={"state": ["net.1.weight"]})'
+        """
+        pattern = self.pattern or self._pattern()
+        if not pattern:
+            return f'{self.host}({self.check}="ignore")'
+        return f"{self.host}(allow={{{json.dumps(self.check)}: [{json.dumps(pattern)}]}})"
+
+    def _pattern(self) -> str:
+        """What `allow` matches: by name before file, and a library's file by its whole path."""
+        if self.subject:
+            return glob.escape(self.subject)
+        if self.location is None:
+            return ""
+        path = self.location.rpartition(":")[0]
+        inside = short_path(path)
+        name = inside if inside != path else PurePath(path).name
+        return "*/" + glob.escape(PurePath(name).as_posix())
 
     def __str__(self) -> str:
         times = f" ({self.count}x)" if self.count > 1 else ""
-        return f"{self._where()}: {self.fact}{self._cause()}{times}. {self.remedy} [{self.check}]"
+        said = f"{self._where()}: {self.fact}{self._cause()}{times}. {self.remedy}"
+        return f"{said} If it is meant: {self.switch}. [{self.check}]"
 
     def _where(self) -> str:
         who = _module_words(self.subject, self.subject_type)
         if self.leads == "subject" or self.location is None:
-            return who or self.location or _DURING.get(self.stage, self.stage)
+            return who or self.location or spelling(self.stage).words
         return f"{shown_path(self.location)} in {who}" if who else shown_path(self.location)
 
     def _cause(self) -> str:
@@ -127,6 +151,64 @@ def shown_path(location: str) -> str:
         return f"{Path(path).relative_to(Path.cwd())}:{line}"
     except (ValueError, OSError):
         return location
+
+
+# Of a torchmetrics object: what its validation waits for, and what its counting waits for.
+_VALIDATES = frozenset({"unique", "item"})
+
+
+@dataclass(frozen=True)
+class Sync:
+    """One place at which the host waits for the device.
+
+    Attributes:
+        location: ``file:line`` of the user's code, or of the library where no user code asked;
+            empty for what the backward pass does on threads of its own.
+        expression: The source text there.
+        owner: ``user``, ``lightning``, ``torchmetrics``, ``autograd``, or another package.
+        stage: ``fit``, ``validate`` (the sanity check too), ``test`` or ``predict``.
+        op: What makes the host wait: ``item``, ``nonzero``, ``copy to the host``, ...
+        per_step: How often, per watched step of the stage.
+        milliseconds: How long the host waited, per watched step; None on the CPU, where it would.
+        via: ``file:line`` in the library, where the user's line calls one.
+        allowed: Whether it happened inside ``allow("sync")``.
+    """
+
+    location: str
+    expression: str
+    owner: str
+    stage: str
+    op: str
+    per_step: float
+    milliseconds: float | None
+    via: str = ""
+    allowed: bool = False
+
+    @property
+    def remedy(self) -> str:
+        """What fixes a metric that waits inside torchmetrics; empty for any other owner."""
+        if self.owner != "torchmetrics" or not self.via:
+            return ""
+        if self.op in _VALIDATES:
+            return "Pass validate_args=False to the metric."
+        return "Let the guard's own matrix count: it never waits."
+
+    def __str__(self) -> str:
+        cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
+        owner = f"{self.owner}, {self.via}" if self.via else self.owner
+        fix = f". {self.remedy}" if self.remedy else ""
+        place = f"{short_path(shown_path(self.location))}: " if self.location else ""
+        return (
+            f"{place}`{self.expression}` ({self.op}), "
+            f"{self.per_step:.1f} per {spelling(self.stage).step_words}{cost} [{owner}]{fix}"
+        )
+
+
+def short_path(place: str) -> str:
+    """`place` from the package on, where it lies among installed packages."""
+    for site in ("site-packages", "dist-packages"):
+        place = place.rpartition(f"{os.sep}{site}{os.sep}")[2]
+    return place
 
 
 class Report:
@@ -203,8 +285,7 @@ class Report:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """The report that `to_dict` made `plain` of."""
-        # The one way upwards: these know how their own records read, and need torch.
-        from lightning_evalguard.checks.sync.check import Sync
+        # The one way upwards: it knows how its own record reads.
         from lightning_evalguard.confusion.result import ConfusionResult
 
         report = cls()
@@ -261,7 +342,7 @@ def _message(findings: Sequence[Finding]) -> str:
     during = ""
     if len({m[0] for m in moments}) == 1:
         stage, epoch, step = next(iter(moments))
-        during = f" during {_DURING.get(stage, stage)}"
+        during = f" during {spelling(stage).words}"
         if len(moments) == 1 and epoch is not None:
             during += f" (epoch {epoch}, step {step})"
     lines = [f"{n} finding{'s' if n != 1 else ''}{during}"]
@@ -343,5 +424,5 @@ __all__ = [
     "FixPolicy",
     "Policy",
     "Report",
-    "Stage",
+    "Sync",
 ]

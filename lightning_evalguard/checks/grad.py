@@ -193,10 +193,7 @@ class GradCheck(Check):
 
     def _hoards(self, attribute: str, n: int) -> _Breach:
         fact = f"keeps {n} tensors of more than one evaluation, expected to be emptied between them"
-        remedy = (
-            f"Call `self.{attribute}.clear()` in `on_validation_epoch_start`, or pass "
-            f'allow={{"grad": ["{attribute}"]}} if it is meant.'
-        )
+        remedy = f"Call `self.{attribute}.clear()` in `on_validation_epoch_start`."
         site = self._grown.get(attribute)
         return _Breach(fact, remedy, attribute, self._owner(attribute), certain=False, site=site)
 

@@ -11,6 +11,7 @@ from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding
+from lightning_evalguard.stages import is_sanity_check
 
 
 class RngCheck(Check):
@@ -64,7 +65,7 @@ class RngCheck(Check):
         if self._restore:
             at_start.restore()
             return ()
-        if error is not None or now.stage == "sanity_check":
+        if error is not None or is_sanity_check(now.stage):
             return ()
         moved = Generators.capture().moved(at_start)
         # a line that was named once stands for the evaluations that are not followed

@@ -21,6 +21,7 @@ from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
 from lightning_evalguard.record.plain import plain
 from lightning_evalguard.report import FORMAT, Report, warn_text
+from lightning_evalguard.stages import is_sanity_check
 
 REPORTS = "EVALGUARD_REPORTS"
 """Environment variable: a folder in which every guard of every process leaves its record."""
@@ -167,7 +168,7 @@ class Run:
     def begin(self, stage: str) -> None:
         """An evaluation begins: what it sees is hashed where it is the first of its stage."""
         fresh = self.trainer.reload_dataloaders_every_n_epochs > 0
-        self._hashing = stage != "sanity_check" and (fresh or stage not in self._hashed)
+        self._hashing = not is_sanity_check(stage) and (fresh or stage not in self._hashed)
         self._contents = {}
 
     @_at_no_cost

@@ -13,6 +13,7 @@ from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
 from lightning_evalguard.record.run import Run as Record
 from lightning_evalguard.report import broke
+from lightning_evalguard.stages import spelling
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 from lightning_evalguard.trainer.scores import Scores
@@ -176,7 +177,7 @@ class Run:
     def _points(self) -> list[str]:
         """Where the ranks meet in the evaluation that begins; equal on all of them."""
         stage = self.now.stage
-        kind = "validate" if stage == "sanity_check" else stage
+        kind = spelling(stage).kind
         points = ["audit"] if kind not in self._kinds else []
         self._kinds.add(kind)
         if self.scores is not None and stage in ("validate", "test"):

@@ -453,10 +453,7 @@ class _Training:
                 f"is frozen but in train mode{many}: running statistics still move, expected "
                 "eval mode"
             )
-            remedy = (
-                "Call `.eval()` on it and override `train()` to keep it so, or pass "
-                f'allow={{"modes": ["{part}*"]}} if it is meant.'
-            )
+            remedy = "Call `.eval()` on it and override `train()` to keep it so."
             findings.append(
                 _finding(now, subject, modules[subject], fact, remedy, None, certain=False)
             )

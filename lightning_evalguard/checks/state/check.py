@@ -261,11 +261,6 @@ def _finding(group: list[_Change], now: Moment) -> Finding:
     remedy = first.remedy
     if site is not None and ".step(" in site.expression:
         remedy = "Step the optimizer in training only."
-    if not first.certain:
-        remedy = (
-            f'{remedy.removesuffix(".")}, or pass allow={{"state": ["{first.name}"]}} if it is '
-            "meant."
-        )
     return Finding(
         check="state",
         stage=now.stage,

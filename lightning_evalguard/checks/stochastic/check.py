@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import linecache
-import os
 import random
 import re
 import sys
@@ -198,7 +197,7 @@ class StochasticCheck(Check):
             subject, module = names.nearest([module] if module is not None else [])
             fact = f"`{site.expression}` moved {_WORDS[which]} in eval mode"
             kind = type(module).__name__
-            remedy = _if_meant(subject, site)
+            remedy = _DRAW_IN_TRAINING
             found.append(_finding(now, fact, remedy, subject, kind, site, certain=False))
         named = {which for which, *_ in lines.found} | lines.allowed
         return found + [_moved_somewhere(now, which) for which in moved if which not in named]
@@ -528,7 +527,7 @@ def _findings(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
 def _remedy(draw: Draw) -> str:
     said = draw.site.expression if draw.site is not None else ""
     if draw.mend or not draw.dropout:
-        return draw.mend or _if_meant(draw.subject, draw.site)
+        return draw.mend or _DRAW_IN_TRAINING
     if issubclass(draw.module, torch.jit.ScriptModule):
         return "Call `.eval()` on the model before `torch.jit.trace`."
     if issubclass(draw.module, torch.fx.GraphModule):
@@ -548,7 +547,7 @@ def _said(draw: Draw) -> str:
 
 def _differing(now: Moment, draw: Draw) -> Finding:
     fact = f"{_said(draw)} gave other values when the step ran again on the same batch and seeds"
-    return _of_draw(now, draw, fact, _if_meant(draw.subject, draw.site), certain=False)
+    return _of_draw(now, draw, fact, _DRAW_IN_TRAINING, certain=False)
 
 
 def _of_draw(
@@ -562,7 +561,7 @@ def _moved_somewhere(now: Moment, which: str, what: str = "the step") -> Finding
     return _finding(
         now,
         f"{what} moved {_WORDS[which]}",
-        'Pass allow={"stochastic": ["*"]} if it is meant.',
+        _DRAW_IN_TRAINING,
         "",
         None,
         None,
@@ -570,19 +569,13 @@ def _moved_somewhere(now: Moment, which: str, what: str = "the step") -> Finding
     )
 
 
+_DRAW_IN_TRAINING = "Draw only in training: `if self.training:`."
 _WORDS = {
     "torch": "torch's global generator",
     "python": "python's global generator",
     "numpy": "numpy's global generator",
     "private": "a generator that the model holds",
 }
-
-
-def _if_meant(subject: str | None, site: Site | None) -> str:
-    pattern = subject
-    if not pattern and site is not None:
-        pattern = "*/" + os.path.basename(site.location.rpartition(":")[0])
-    return f'Pass allow={{"stochastic": ["{pattern or "*"}"]}} if it is meant.'
 
 
 def _common(subjects: list[str]) -> str:

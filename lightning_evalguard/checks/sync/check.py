@@ -20,14 +20,9 @@ from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
 from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch, forget_compiled
 from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
-from lightning_evalguard.report import Finding, Report, shown_path
+from lightning_evalguard.report import Finding, Report, Sync, short_path
+from lightning_evalguard.stages import spelling
 
-_STEPS = {
-    "fit": "training step",
-    "validate": "validation step",
-    "test": "test step",
-    "predict": "prediction step",
-}
 _OPS = {
     "_local_scalar_dense": "item",
     "_unique": "unique",
@@ -63,61 +58,12 @@ _REMEDIES = {
     "ctc_loss": "Pass targets and lengths as int32 tensors on the CPU: cuDNN takes them so.",
     "synchronize": "Leave it out of the step.",
 }
-# Of a torchmetrics object: what its validation waits for, and what its counting waits for.
-_VALIDATES = frozenset({"unique", "item"})
 _BRANCH = "Choose with torch.where, or decide on a number that the host has."
 # What the source text says when a number is read for its own sake, and not to branch on it.
 _READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
 # The hooks that Lightning calls for every batch; what happens in the others is not a cost a step.
 _EVERY_BATCH = re.compile("batch|step|backward|zero_grad|gradient|^forward$")
 _LOOPS = frozenset({"advance", "_evaluation_step", "_predict_step"})
-
-
-@dataclass(frozen=True)
-class Sync:
-    """One place at which the host waits for the device.
-
-    Attributes:
-        location: ``file:line`` of the user's code, or of the library where no user code asked;
-            empty for what the backward pass does on threads of its own.
-        expression: The source text there.
-        owner: ``user``, ``lightning``, ``torchmetrics``, ``autograd``, or another package.
-        stage: ``fit``, ``validate`` (the sanity check too), ``test`` or ``predict``.
-        op: What makes the host wait: ``item``, ``nonzero``, ``copy to the host``, ...
-        per_step: How often, per watched step of the stage.
-        milliseconds: How long the host waited, per watched step; None on the CPU, where it would.
-        via: ``file:line`` in the library, where the user's line calls one.
-        allowed: Whether it happened inside ``allow("sync")``.
-    """
-
-    location: str
-    expression: str
-    owner: str
-    stage: str
-    op: str
-    per_step: float
-    milliseconds: float | None
-    via: str = ""
-    allowed: bool = False
-
-    @property
-    def remedy(self) -> str:
-        """What mends a metric that waits inside torchmetrics; empty for any other owner."""
-        if self.owner != "torchmetrics" or not self.via:
-            return ""
-        if self.op in _VALIDATES:
-            return "Pass validate_args=False to the metric."
-        return "Let the guard's own matrix count: it never waits."
-
-    def __str__(self) -> str:
-        cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
-        owner = f"{self.owner}, {self.via}" if self.via else self.owner
-        mend = f". {self.remedy}" if self.remedy else ""
-        place = f"{_short(shown_path(self.location))}: " if self.location else ""
-        return (
-            f"{place}`{self.expression}` ({self.op}), "
-            f"{self.per_step:.1f} per {_STEPS.get(self.stage, 'step')}{cost} [{owner}]{mend}"
-        )
 
 
 @dataclass(frozen=True)
@@ -261,7 +207,7 @@ class SyncCheck(Check):
             self._watch.stop()
 
     def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
-        stage = "validate" if now.stage == "sanity_check" else now.stage
+        stage = spelling(now.stage).kind
         n = self._steps[stage]
         self._steps[stage] += 1
         watched = n < self._first or self._is_due(n)
@@ -352,7 +298,7 @@ class SyncCheck(Check):
         assert self._watch is not None
         n = self._watched[self._stage]
         on_cpu = self._watch.on_cpu
-        often = f"{cost[0] / n:.1f} per {_STEPS.get(self._stage, 'step')}"
+        often = f"{cost[0] / n:.1f} per {spelling(self._stage).step_words}"
         spent = "" if on_cpu else f" ({1e3 * cost[1] / n:.2f} ms)"
         makes = "would make" if on_cpu else "makes"
         return Finding(
@@ -468,13 +414,7 @@ _NAMES = {
 
 
 def _library_place(frame: FrameType) -> str:
-    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-def _short(place: str) -> str:
-    for site in ("site-packages", "dist-packages"):
-        place = place.rpartition(f"{os.sep}{site}{os.sep}")[2]
-    return place
+    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def _tensors(batch: Any, depth: int = 8) -> Iterator[Tensor]:
