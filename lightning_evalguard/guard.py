@@ -435,7 +435,7 @@ class Guard:
 
     def _matches(self, check: str, said: Iterable[str | None]) -> bool:
         return any(
-            text is not None and fnmatchcase(text, pattern)
+            text is not None and (text == pattern or fnmatchcase(text, pattern))
             for pattern in self._allowed.get(check, ())
             for text in said
         )

@@ -25,6 +25,7 @@ from torch.utils.data import (
     random_split,
 )
 
+import words
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
 from lightning_evalguard.data.loaders import parts, repeated, shared
 from lightning_evalguard.data.samples import Budget, Rows, content, digest, rows, twins, undisturbed
@@ -48,7 +49,7 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
     guard = EvalGuard(data="warn", **ALONE)
     with pytest.warns(EvalGuardWarning):
         run(make, module(), guard, **kwargs)
-    return [str(f).partition(": ")[2] for f in guard.report.findings]
+    return [words.said(f).partition(": ")[2] for f in guard.report.findings]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+import words
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow, evaluating
 from lightning_evalguard.callback import EvalGuard
 from models.program import CLASSES, FEATURES, Classifier
@@ -27,7 +28,7 @@ def report_of(trainer: Callable[..., pl.Trainer]) -> Callable[..., Report]:
 
     def run(module: pl.LightningModule, entry: str = "fit", **kwargs: Any) -> Report:
         ours = {k: kwargs.pop(k) for k in tuple(kwargs) if k in ("grad", "allow", "audit")}
-        guard = EvalGuard(data="ignore", metrics=None, sync="ignore", **ours)
+        guard = EvalGuard(data="ignore", scores="ignore", metrics=None, sync="ignore", **ours)
         made = trainer(callbacks=[guard], **kwargs)
         with warnings.catch_warnings(), contextlib.suppress(EvalGuardError):
             warnings.simplefilter("ignore", EvalGuardWarning)
@@ -51,7 +52,7 @@ def test_the_line_that_switched_grad_mode_on_is_named(report_of: Any) -> None:
         "`Records` (the whole model): returned an autograd graph, expected tensors without "
         "`grad_fn`; set at tests/test_grad.py:"
     )
-    assert str(finding).endswith(
+    assert words.said(finding).endswith(
         "`with torch.enable_grad():`. Return `.detach()`ed tensors. [grad]"
     )
 
@@ -164,7 +165,7 @@ def test_outputs_of_two_evaluations_in_one_list_are_a_suspicion(report_of: Any) 
     (finding,) = report_of(Keeps(), max_epochs=1).findings
     assert (finding.subject, finding.stage, finding.certain) == ("outputs", "validate", False)
     assert "keeps 4 tensors of more than one evaluation" in finding.fact
-    assert 'allow={"grad": ["outputs"]}' in finding.remedy
+    assert 'allow={"grad": ["outputs"]}' in finding.switch
 
 
 @pytest.mark.parametrize("hook", ["on_validation_epoch_start", "on_validation_end"])

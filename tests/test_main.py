@@ -20,6 +20,7 @@ from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import run as record
 from models import modes as zoo
 from test_record import Scored
+from words import said
 
 SCRIPTS = Path(__file__).parent / "scripts"
 Make = Callable[..., pl.Trainer]
@@ -124,7 +125,9 @@ def test_a_breach_fails_and_is_shown_at_its_line(
     script = SCRIPTS / "plain.py"
     done = command("run", "--json", "f.json", "--sarif", "f.sarif", script, "--bug")
     assert done.status == 1
-    assert done.err.count("Remove `self.net[1].train()`. [modes]") == 2  # as it ran; at the end
+    assert (
+        said(done.err).count("Remove `self.net[1].train()`. [modes]") == 2
+    )  # as it ran; at the end
     found = record.read(tmp_path / "f.json")
     assert {f["check"] for f in found["report"]["findings"]} == {"modes"}
     assert found["runs"][0]["run"] == "fit"
@@ -146,7 +149,7 @@ def test_the_scripts_own_status_is_kept_and_its_own_guard_acts_alone(
 def test_the_packages_other_name_is_guarded(command: Callable[..., Done]) -> None:
     done = command("run", SCRIPTS / "other_name.py")
     assert done.status == 1
-    assert "Pass training=self.training. [stochastic]" in done.err
+    assert "Pass training=self.training. [stochastic]" in said(done.err)
 
 
 def test_a_lightning_cli_is_guarded_as_a_module(

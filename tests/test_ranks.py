@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
+import words
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Finding, Report
 from lightning_evalguard import ranks as _ranks
 from lightning_evalguard.confusion.recorder import Recorder
@@ -84,7 +85,7 @@ def test_what_one_rank_finds_all_ranks_raise_with_one_text(world: int, before: s
         evaluation(ranks, finding(1) if ranks.rank == 1 else None, before)
 
     met = Meeting(*[act] * world)
-    assert [str(error) for error in met.outcomes] == [TEXT] * world
+    assert [words.said(error) for error in met.outcomes] == [TEXT] * world
     assert all(type(error) is EvalGuardError for error in met.outcomes)
     # a rank's own findings are in its report already: the guard puts them there
     assert [len(report.findings) for report in met.reports] == [1, 0, *[1] * (world - 2)]
@@ -152,7 +153,7 @@ def test_a_rank_that_skipped_the_verdict_raises_it_at_the_next_point() -> None:
         return evaluation(ranks, finding(1), "audit")
 
     met = Meeting(evaluation, breaks, skips)
-    assert [str(error) for error in met.outcomes] == [TEXT] * 3
+    assert [words.said(error) for error in met.outcomes] == [TEXT] * 3
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
@@ -177,7 +178,7 @@ def test_a_rank_that_an_exception_ended_is_not_waited_for_and_what_it_found_coun
     assert met.outcomes == [([{}, None, None], later), None, ([{}, None, None], later)]
     assert max(met.seconds) < 3
     met = Meeting(evaluation, found, evaluation)
-    assert [str(error) for error in met.outcomes] == [TEXT, "None", TEXT]
+    assert [words.said(error) for error in met.outcomes] == [TEXT, "None", TEXT]
 
 
 def test_what_a_rank_holds_when_an_exception_ends_it_is_warned() -> None:
@@ -205,7 +206,7 @@ def test_a_late_first_batch_leaves_the_verdict_to_the_end() -> None:
         return ranks.meet("audit"), ranks.meet("end")
 
     met = Meeting(evaluation, late)
-    assert [str(error) for error in met.outcomes] == [TEXT] * 2
+    assert [words.said(error) for error in met.outcomes] == [TEXT] * 2
 
 
 @pytest.mark.usefixtures("impatient")
@@ -270,7 +271,7 @@ def test_a_breach_in_training_is_raised_by_all_at_one_step() -> None:
             steps[ranks.rank] = step
 
     steps, barrier = [0, 0], threading.Barrier(2)
-    assert [str(error) for error in Meeting(act, act).outcomes] == [TEXT] * 2
+    assert [words.said(error) for error in Meeting(act, act).outcomes] == [TEXT] * 2
     assert steps == [98, 98]
 
 

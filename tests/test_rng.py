@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import words
 from lightning_evalguard import EvalGuardError, EvalGuardWarning
 from lightning_evalguard.callback import EvalGuard
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
@@ -77,8 +78,8 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
     guard = EvalGuard(data="ignore", rng="warn", stochastic="ignore", metrics=None, sync="ignore")
     trained(trainer, guard)
     assert [f.check for f in guard.report.findings] == ["rng"] * 3
-    where, said = str(guard.report.findings[0]).split(": ", 1)
-    assert where.endswith("test_rng.py:43")
+    where, said = words.said(guard.report.findings[0]).split(": ", 1)
+    assert where.endswith("test_rng.py:44")
     assert said == (
         "the evaluation moved torch's global generator in its steps, expected training "
         "to draw the same numbers with and without it (3x). Draw from a generator of its own, or "

@@ -33,7 +33,7 @@ def _as_before() -> Iterator[None]:
 
 def another(name: str) -> Any:
     value = SETTINGS[name][0]()
-    return OTHERS[name] if name in OTHERS else not value
+    return OTHERS.get(name, not value)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

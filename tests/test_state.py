@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+import words
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow
 from lightning_evalguard.callback import EvalGuard
 from lightning_evalguard.model.tensors import PIECE, Inventory, Prints, kept
@@ -209,7 +210,7 @@ def test_a_written_buffer_is_named_with_the_line_that_wrote_it(report_of: Any) -
         "`mean` (buffer of Normed): changed during the step, as did var, expected it to stay as it "
         "was; set at tests/test_state.py:"
     )
-    assert str(finding).endswith(
+    assert words.said(finding).endswith(
         "`F.batch_norm(x, self.mean, self.var, training=True)`. Write it `if self.training:`. "
         "[state]"
     )
@@ -222,7 +223,7 @@ def test_a_step_of_the_optimizer_is_called_one(report_of: Any) -> None:
                 F.cross_entropy(self(batch[0]), batch[1]).backward()
             self.optimizers().step()
 
-    said = [str(f) for f in report_of(Steps()).findings if f.check == "state"]
+    said = [words.said(f) for f in report_of(Steps()).findings if f.check == "state"]
     assert any("Step the optimizer in training only. [state]" in s for s in said), said
 
 

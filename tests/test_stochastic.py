@@ -69,7 +69,7 @@ def guarded(trainer: Make, module: pl.LightningModule, entry: str = "fit", **kwa
 
 def said(report: Report) -> list[str]:
     """The findings, without the line numbers."""
-    lines = [str(f) for f in report.findings]
+    lines = [words.said(f) for f in report.findings]
     return [line.replace(f":{f.location.rpartition(':')[2]}", "", 1) if f.location else line
             for line, f in zip(lines, report.findings, strict=True)]  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_sampling_is_a_suspicion_that_prints_what_allows_it(trainer: Make) -> No
     report = guarded(trainer, vae())
     assert said(report) == [
         f"{HERE} in `sampler` (Sampler): `torch.randn_like(x)` drew random numbers in eval mode. "
-        'Pass allow={"stochastic": ["sampler"]} if it is meant. [stochastic]'
+        "Draw only in training: `if self.training:`. [stochastic]"
     ]
     assert not report.findings[0].certain
     assert guarded(trainer, vae(), allow={"stochastic": ["sampler"]}).findings == []
@@ -138,11 +138,9 @@ def test_a_line_of_python_is_named_where_no_operator_draws(trainer: Make) -> Non
 
     assert said(guarded(trainer, model(forward))) == [
         f"{HERE} in `Model` (the whole model): `if random.random() < 2:` moved python's global "
-        'generator in eval mode. Pass allow={"stochastic": ["*/test_stochastic.py"]} if it is '
-        "meant. [stochastic]",
+        "generator in eval mode. Draw only in training: `if self.training:`. [stochastic]",
         f"{HERE} in `Model` (the whole model): `noise = np.random.rand(8)` moved numpy's global "
-        'generator in eval mode. Pass allow={"stochastic": ["*/test_stochastic.py"]} if it is '
-        "meant. [stochastic]",
+        "generator in eval mode. Draw only in training: `if self.training:`. [stochastic]",
     ]
 
 
@@ -153,8 +151,8 @@ def test_what_no_generator_shows_is_found_by_running_the_step_twice(trainer: Mak
     report = guarded(trainer, model(forward, draws=np.random.default_rng(0)))
     assert said(report) == [
         f"{HERE} in `Model` (the whole model): `x * self.draws.random()` gave other values when "
-        "the step ran again on the same batch and seeds. Pass "
-        'allow={"stochastic": ["*/test_stochastic.py"]} if it is meant. [stochastic]'
+        "the step ran again on the same batch and seeds. Draw only in training: "
+        "`if self.training:`. [stochastic]"
     ]
 
 
@@ -337,8 +335,8 @@ def test_without_replays_a_moved_generator_is_still_reported(trainer: Make) -> N
 
     report = guarded(trainer, model(forward), audit="off")
     assert said(report) == [
-        "`model` (the whole model): the step moved torch's global generator. Pass "
-        'allow={"stochastic": ["*"]} if it is meant. [stochastic]'
+        "`model` (the whole model): the step moved torch's global generator. Draw only in "
+        "training: `if self.training:`. [stochastic]"
     ]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sync_idioms as table
+import words
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, allow
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
@@ -220,7 +221,7 @@ def test_a_bare_guard_warns_once_at_the_users_line(fit: Fit) -> None:
         fit(ReadsItsLoss(), EvalGuard(metrics=None), max_epochs=2)
     told_of = [w for w in told if issubclass(w.category, EvalGuardWarning)]
     assert [f"{w.filename}:{w.lineno}" for w in told_of] == [line_of(ReadsItsLoss, ".item()")]
-    assert str(told_of[0].message).endswith(
+    assert words.said(told_of[0].message).endswith(
         "`loss.item()` would make the host wait for the device, 1.0 per training step. Keep the "
         "tensor; read it once after the last batch, or log it with self.log. [sync]"
     )
@@ -693,7 +694,7 @@ def test_training_is_the_same_bit_for_bit(fit: Fit) -> None:
         module = Busy()
         fit(
             module,
-            EvalGuard(metrics=None, audit="off", sync_steps=steps, data="ignore"),
+            EvalGuard(metrics=None, audit="off", sync_steps=steps, data="ignore", scores="ignore"),
             max_epochs=2,
         )
         weights.append([p.detach().clone() for p in module.parameters()])

@@ -85,7 +85,6 @@ SETTINGS: dict[str, tuple[Get, Put]] = {
     "torch.backends.cudnn.benchmark": _attribute(torch.backends.cudnn, "benchmark"),
     "torch.backends.cudnn.deterministic": _attribute(torch.backends.cudnn, "deterministic"),
     "torch.backends.cudnn.allow_tf32": _attribute(torch.backends.cudnn, "allow_tf32"),
-    "torch.backends.cuda.matmul.allow_tf32": _attribute(_CUDA.matmul, "allow_tf32"),
     "torch.backends.cuda.flash_sdp_enabled()": (
         _CUDA.flash_sdp_enabled,
         _CUDA.enable_flash_sdp,
