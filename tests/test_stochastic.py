@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import words
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Report, allow
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
