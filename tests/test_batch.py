@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 import words
 from lightning_evalguard import EvalGuard, Report
-from lightning_evalguard.checks.batch import _map, _repeated, sample_count
+from lightning_evalguard.checks.batch import _repeated
+from lightning_evalguard.data.batches import common_length, map_samples
 
 Make = Callable[..., pl.Trainer]
 
@@ -242,16 +243,16 @@ class Record:
     ids=lambda b: type(b).__name__,
 )
 def test_a_batch_of_any_kind_is_halved(batch: Any) -> None:
-    assert sample_count(batch) == 6
-    half = _map(batch, 6, lambda t: t[:3])
+    assert common_length(batch) == 6
+    half = map_samples(batch, 6, lambda t: t[:3])
     assert type(half) is type(batch)
-    assert sample_count(half) == 3
-    assert sample_count(batch) == 6
+    assert common_length(half) == 3
+    assert common_length(batch) == 6
 
 
 @pytest.mark.parametrize("batch", [(torch.zeros(3), torch.zeros(4)), "text", 3, None, []])
 def test_a_batch_without_one_length_is_not(batch: Any) -> None:
-    assert sample_count(batch) is None
+    assert common_length(batch) is None
 
 
 @pytest.mark.parametrize("samples", [4, 5, 6, 7])

@@ -30,7 +30,8 @@ from lightning_evalguard import (
     Report,
 )
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
-from lightning_evalguard.data.fingerprint import Content, owned_of, whole
+from lightning_evalguard.data.fingerprint import Content, whole
+from lightning_evalguard.data.loaders import owned
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
 from lightning_evalguard.record import run as record
@@ -413,7 +414,7 @@ def test_ranks_with_repeated_samples_give_the_hash_of_one_process() -> None:
     for rank in range(3):
         sampler = DistributedSampler(data, 3, rank, shuffle=False)
         loader = DataLoader(data, 2, sampler=sampler)
-        content = Content(owned_of(loader))
+        content = Content(owned(loader))
         for batch in loader:
             content.add(batch)
         parts.append(content.part())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.data.batches import common_length, map_samples, tensors
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, aside, tensors_in
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.source import Site, user_site
@@ -65,7 +65,7 @@ class BatchCheck(Check):
         """Run the step on halves of the batch and compare."""
         if look is None or self._root is None or not look.args:
             return ()
-        samples = sample_count(look.args[0])
+        samples = common_length(look.args[0])
         if samples is None or samples < _FEWEST or samples > (self._batch_size() or samples):
             few = samples is not None and samples < _FEWEST
             why = f"fewer than {_FEWEST} samples" if few else "dim 0 of its tensors is not samples"
@@ -95,8 +95,8 @@ class BatchCheck(Check):
         """Run the step on what `take` makes of the batch; why it did not run."""
         args = None
         if take is not None:
-            samples = sample_count(look.args[0]) or 0
-            args = (_map(look.args[0], samples, take), *look.args[1:])
+            samples = common_length(look.args[0]) or 0
+            args = (map_samples(look.args[0], samples, take), *look.args[1:])
         with rows.hooks():
             outcome = look.again(rows, args=args)
         if outcome.error is None:
@@ -175,8 +175,8 @@ class Rows(Subscriber):
 
     def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
         """Keep what a module, or the step itself, returned."""
-        for tensor in _leaves(outputs):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+        for tensor in tensors(outputs):
+            if tensor.is_floating_point():
                 self.modules.append((len(self.ops), self._row(type(module), tensor)))
 
     @contextmanager
@@ -285,12 +285,6 @@ class _Other(Rows):
 # batches
 
 
-def sample_count(batch: Any) -> int | None:
-    """Length of dim 0 that all tensors of a batch share; None where they share none."""
-    lengths = {len(t) for t in _leaves(batch) if isinstance(t, Tensor) and t.dim()}
-    return lengths.pop() if len(lengths) == 1 else None
-
-
 def _repeated(items: Any, *, half: int, start: int) -> Any:
     """The half from `start` on stays; the other samples are replaced by it."""
     kept, n = items[start : start + half], len(items)
@@ -300,40 +294,6 @@ def _repeated(items: Any, *, half: int, start: int) -> Any:
         return torch.cat([more[:before], kept, more[:after]])
     twice = [*kept, *kept]
     return [*twice[:before], *kept, *twice[:after]]
-
-
-def _map(batch: Any, samples: int, take: Callable[[Any], Any]) -> Any:
-    """`batch` with `take` applied to every tensor, and to every list with an item a sample."""
-    if isinstance(batch, Tensor):
-        return take(batch) if batch.dim() else batch
-    if isinstance(batch, dict):
-        return {k: _map(v, samples, take) for k, v in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        one_each = len(batch) == samples and not any(
-            isinstance(leaf, Tensor) for leaf in _leaves(batch)
-        )
-        items = take(batch) if one_each else [_map(v, samples, take) for v in batch]
-        if isinstance(batch, tuple):
-            return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
-        return list(items)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {
-            f.name: _map(getattr(batch, f.name), samples, take) for f in dataclasses.fields(batch)
-        }
-        return dataclasses.replace(batch, **changed)
-    return batch
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, dict):
-        batch = list(batch.values())
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        batch = [getattr(batch, f.name) for f in dataclasses.fields(batch)]
-    if isinstance(batch, (list, tuple)):
-        for item in batch:
-            yield from _leaves(item)
-    else:
-        yield batch
 
 
 def _is_metric(module: nn.Module) -> bool:

@@ -14,9 +14,10 @@ from torch import nn
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.dispatch import Op, Subscriber, tensors_in
 from lightning_evalguard.instruments.source import Site
-from lightning_evalguard.model.tensors import Inventory, Kept, is_metric, kept, tensors_of
+from lightning_evalguard.model.tensors import Inventory, Kept, is_metric, kept
 from lightning_evalguard.model.tree import registrations
 from lightning_evalguard.report import Finding
 
@@ -102,7 +103,7 @@ class GradCheck(Check):
         if torch.is_grad_enabled() and self._tell("exit"):
             fact = f"left grad mode on after the step, {_EXPECTED}"
             self._pending.append(_Breach(fact, "Use `with torch.enable_grad():` around as little."))
-        elif any(t.grad_fn is not None for t in tensors_of(outputs)) and self._tell("graph"):
+        elif any(t.grad_fn is not None for t in tensors(outputs)) and self._tell("graph"):
             fact = "returned an autograd graph, expected tensors without `grad_fn`"
             self._pending.append(_Breach(fact, "Return `.detach()`ed tensors."))
         if before is not None:

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.data import DistributedSampler
 
 from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.matrix import (
@@ -25,7 +24,8 @@ from lightning_evalguard.confusion.matrix import (
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.taps import LossTap, MetricTap, metrics_of, refusal
-from lightning_evalguard.data.fingerprint import listed, owned_of
+from lightning_evalguard.data.batches import sample_count
+from lightning_evalguard.data.loaders import left_out, listed, owned
 from lightning_evalguard.ranks import Alone
 
 
@@ -175,8 +175,8 @@ class Recorder:
         for i, loader in enumerate(listed(dataloaders)):
             entry = self._loader(i)
             entry.batches, entry.untrimmed, entry.failed = 0, 0, entry.differ
-            entry.dropped = _dropped(loader)
-            entry.owned = owned_of(loader)
+            entry.dropped = left_out(loader)
+            entry.owned = owned(loader)
             if entry.chosen is not None:
                 entry.chosen.state.reset()
             if not entry.agreed:
@@ -192,7 +192,7 @@ class Recorder:
         self._choose()
         entry = self._now = self._loader(dataloader_idx)
         entry.batches += 1
-        entry.samples = _samples(batch) or 0
+        entry.samples = sample_count(batch) or 0
         entry.keep = entry.samples
         if entry.owned is not None:
             entry.keep = min(entry.samples, entry.owned)
@@ -567,18 +567,6 @@ def _inferred(result: ConfusionResult, layout: Layout) -> str:
     return "; ".join(said)
 
 
-def _samples(batch: Any) -> int | None:
-    """Length of the first tensor in `batch`, depth first."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else None
-    items = batch.values() if isinstance(batch, dict) else batch
-    if isinstance(batch, (dict, list, tuple)):
-        for item in items:
-            if (n := _samples(item)) is not None:
-                return n
-    return None
-
-
 def _device(module: nn.Module | None) -> torch.device:
     first = next(module.parameters(), None) if module is not None else None
     return first.device if first is not None else torch.device("cpu")
@@ -619,30 +607,3 @@ def _exchanged(
         keys, place = of_it[0].unique(return_inverse=True)  # type: ignore[no-untyped-call]
         merged.append((keys, torch.zeros_like(keys).scatter_add_(0, place, of_it[1])))
     return merged
-
-
-def _dropped(loader: Any) -> str:
-    """How many samples no batch of an evaluation holds, and why; empty where none is left out."""
-    batches = getattr(loader, "batch_sampler", None)
-    sampler = getattr(loader, "sampler", None)
-    if getattr(loader, "batch_size", None) is None and batches is not None:
-        sampler = getattr(batches, "sampler", sampler)  # of the user's own batch sampler
-    size = getattr(batches, "batch_size", None)
-    by_loader = bool(size) and getattr(batches, "drop_last", False) is True
-    why = ["the DataLoader"] if by_loader else []
-    try:
-        if isinstance(sampler, DistributedSampler):
-            n, ranks, each = len(sampler.dataset), sampler.num_replicas, sampler.num_samples  # type: ignore[arg-type]
-            if sampler.drop_last and n > each * ranks:
-                why.append("DistributedSampler")
-            own = [min(each, len(range(rank, n, ranks))) for rank in range(ranks)]
-        else:
-            n = each = len(sampler)  # type: ignore[arg-type]
-            own = [n]
-    except (TypeError, NotImplementedError):  # an IterableDataset's sampler has no end
-        return ""
-    if by_loader:
-        kept = each // int(size or 1) * int(size or 1)
-        own = [min(k, kept) for k in own]
-    left = n - sum(own)
-    return f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}" if left > 0 else ""

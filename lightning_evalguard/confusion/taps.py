@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
+from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import owner_of, user_site
 from lightning_evalguard.report import shown_path
@@ -256,18 +257,7 @@ def refusal(pair: Pair, batch: Any) -> str:
         return ""
     if not bool(((target == 0) | (target == 1)).all()):
         return "its targets are not only 0 and 1"
-    first = next(_tensors(batch), None)
+    first = next(iter(tensors(batch)), None)
     if first is None or not first.is_floating_point() or first.numel() != target.numel():
         return ""
     return "its target is the input" if first.data_ptr() == target.data_ptr() else ""
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in batch:
-            yield from _tensors(value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+
+from lightning_evalguard.data.batches import columns, count_of
 
 VALUES = 64  # of each tensor of a sample, spread over it: all of a label, a grid of an image
 HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batches do not matter"
@@ -53,28 +53,32 @@ class Content:
         try:
             # a subclass of Tensor (an image, a box) has operators of its own
             with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-                self._add(list(_columns(batch)))
+                self._add(batch)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             self.unreadable = f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
-    def _add(self, columns: list[Tensor]) -> None:
-        if not columns:
+    def _add(self, batch: Any) -> None:
+        found = list(columns(batch))
+        if not found:
             raise ValueError("no tensor in the batch")
-        n = len(columns[0]) if columns[0].ndim else -1
+        n, agreed = count_of(batch)
+        own = n or 0
+        if self._left is not None:
+            own = min(own, self._left)
+            self._left -= own
+            if n and not own:
+                return  # all of it is repeated
+        self._samples += own
+        self.even &= agreed
         rows: Tensor | None = None
-        for column in columns:
+        for column in found:
             if column.ndim and len(column) == n:
                 sums = _row_sums(column)
                 rows = sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
             else:  # a graph's edges, a scalar, boxes: a row for itself
-                self.even = False
                 self._count(_row_sums(column.reshape(1, -1)))
         if rows is not None:
-            if self._left is not None:
-                rows = rows[: self._left]
-                self._left -= len(rows)
-            self._samples += len(rows)
-            self._count(rows)
+            self._count(rows[:own])
 
     def _count(self, rows: Tensor) -> None:
         here = _mixed(rows).sum()
@@ -95,46 +99,6 @@ def whole(parts: Sequence[tuple[int, int, bool, str]]) -> dict[str, Any]:
         "hash": None if failed else f"{sum(totals) % _WORD:016x}",
         "hash_of": failed or HASH_OF,
     }
-
-
-def listed(dataloaders: Any) -> list[Any]:
-    """The loaders of an evaluation, given as one, as a sequence or as a dict of them."""
-    if isinstance(dataloaders, dict):
-        return list(dataloaders.values())
-    if isinstance(dataloaders, (list, tuple)):
-        return list(dataloaders)
-    return [dataloaders]
-
-
-def owned_of(loader: Any) -> int | None:
-    """How many of a loader's samples are this rank's own; None where its sampler repeats none."""
-    sampler = getattr(loader, "sampler", None)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    if not isinstance(sampler, DistributedSampler):
-        sampler = getattr(batch_sampler, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return None
-    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-
-
-def _columns(batch: Any, depth: int = 8) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-        return
-    if isinstance(batch, (str, bytes, bool, int, float)):
-        batch = [batch]
-    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (str, bytes, int)):
-        yield torch.tensor([zlib.crc32(repr(value).encode()) for value in batch])
-        return
-    inner: Any = ()
-    if isinstance(batch, Mapping):
-        inner = batch.values()
-    elif isinstance(batch, (list, tuple)):
-        inner = batch
-    elif hasattr(batch, "to"):  # what Lightning moves to the device: a graph, a batch class
-        inner = getattr(batch, "__dict__", {}).values()
-    for value in inner if depth else ():
-        yield from _columns(value, depth - 1)
 
 
 def _row_sums(column: Tensor) -> Tensor:

@@ -94,6 +94,24 @@ class Fact(NamedTuple):
     certain: bool = True
 
 
+def listed(dataloaders: Any) -> list[Any]:
+    """The loaders of an evaluation, given as one, as a sequence or as a dict of them."""
+    if isinstance(dataloaders, dict):
+        return list(dataloaders.values())
+    if isinstance(dataloaders, (list, tuple)):
+        return list(dataloaders)
+    return [dataloaders]
+
+
+def flat(loaders: Any) -> Iterator[Any]:
+    """The single loaders of a sequence or a dict of them, also nested."""
+    if isinstance(loaders, (list, tuple, dict)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
+            yield from flat(loader)
+    elif loaders is not None:
+        yield loaders
+
+
 def length(thing: Any) -> int | None:
     """``len(thing)``, or None where it has none."""
     try:
@@ -165,13 +183,63 @@ def dropped(loader: Any) -> tuple[int, int]:
     return known[0] % known[1], known[0]
 
 
+# --- what a DistributedSampler deals out --------------------------------------------------------
+
+
+def distributed(loader: Any) -> DistributedSampler[Any] | None:
+    """The sampler that deals a loader's samples out to several ranks, where one does."""
+    sampler = sampler_of(loader)
+    return sampler if isinstance(sampler, DistributedSampler) else None
+
+
+def shares(sampler: DistributedSampler[Any]) -> list[int]:
+    """How many samples are each rank's own: not those repeated so that all have as many.
+
+    Rank r of R gets every R-th sample from r on; what is repeated comes last.
+    """
+    n, ranks = len(sampler.dataset), sampler.num_replicas  # type: ignore[arg-type]
+    return [min(sampler.num_samples, len(range(rank, n, ranks))) for rank in range(ranks)]
+
+
+def owned(loader: Any) -> int | None:
+    """How many of a loader's samples are this rank's own; None where its sampler repeats none."""
+    sampler = distributed(loader)
+    if sampler is None or sampler.drop_last:
+        return None
+    return shares(sampler)[sampler.rank]
+
+
 def repeated(loader: Any) -> tuple[int, int, int]:
     """How many samples a DistributedSampler repeats, of how many, for how many ranks."""
-    sampler = sampler_of(loader)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+    sampler = distributed(loader)
+    n = length(sampler.dataset) if sampler is not None else None
+    if sampler is None or sampler.drop_last or not n:
         return 0, 0, 0
-    n = length(sampler.dataset)
-    return (sampler.total_size - n, n, sampler.num_replicas) if n else (0, 0, 0)
+    return sampler.total_size - n, n, sampler.num_replicas
+
+
+def left_out(loader: Any) -> str:
+    """How many samples no batch of an evaluation holds, and why; empty where none is left out."""
+    batches = getattr(loader, "batch_sampler", None)
+    size = getattr(batches, "batch_size", None)
+    by_loader = bool(size) and getattr(batches, "drop_last", False) is True
+    why = ["the DataLoader"] if by_loader else []
+    sampler, dealt = sampler_of(loader), distributed(loader)
+    try:
+        if dealt is not None:
+            n, each, own = len(dealt.dataset), dealt.num_samples, shares(dealt)  # type: ignore[arg-type]
+            if dealt.drop_last and n > each * dealt.num_replicas:
+                why.append("DistributedSampler")
+        else:
+            n = each = len(sampler)
+            own = [n]
+    except (TypeError, NotImplementedError):  # an IterableDataset's sampler has no end
+        return ""
+    if by_loader:
+        kept = each // int(size or 1) * int(size or 1)
+        own = [min(k, kept) for k in own]
+    left = n - sum(own)
+    return f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}" if left > 0 else ""
 
 
 # --- which samples ------------------------------------------------------------------------------

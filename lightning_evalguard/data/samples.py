@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -16,56 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_evalguard.data.batches import is_array, is_image, leaves
 from lightning_evalguard.instruments.generators import is_generator
 from lightning_evalguard.instruments.rollback import Held, attributes_of, parts
 from lightning_evalguard.instruments.settings import unchanged_world
 
-_LEAVES = 256  # of one sample
-_DEPTH = 6
 _OBJECTS = 1000  # looked into around a dataset
 _SMALL = 64  # items of a container that is looked into
 _VALUES = 8  # distinct ones, of a sample that is not equal to another by chance
 _SKETCHED = 256  # elements of one tensor
 
 
-def leaves(sample: Any) -> Iterator[Any]:
-    """The tensors, arrays, images, texts and numbers of a sample or a batch, in order."""
-    return itertools.islice(_leaves(sample, 0, set()), _LEAVES)
-
-
-def _leaves(thing: Any, depth: int, above: set[int]) -> Iterator[Any]:
-    plain = isinstance(thing, (Tensor, str, bytes, bool, int, float, complex, PurePath))
-    if plain or _is_array(thing) or _is_image(thing):
-        yield thing
-    elif depth < _DEPTH and id(thing) not in above:
-        inside: Iterable[Any] = ()
-        if isinstance(thing, Mapping):
-            inside = thing.values()
-        elif isinstance(thing, (list, tuple)):
-            inside = thing
-        elif not callable(thing):
-            inside = list(getattr(thing, "__dict__", {}).values())
-        for part in inside:
-            yield from _leaves(part, depth + 1, above | {id(thing)})
-
-
-def _is_array(thing: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(thing, (numpy.ndarray, numpy.generic))
-
-
-def _is_image(thing: Any) -> bool:
-    return hasattr(thing, "tobytes") and hasattr(thing, "getbands")
-
-
 def _size(leaf: Any) -> int:
     if isinstance(leaf, Tensor):
         return leaf.numel()
-    if _is_array(leaf):
+    if is_array(leaf):
         return int(leaf.size)
     if isinstance(leaf, (str, bytes)):
         return len(leaf)
-    return 2 if _is_image(leaf) or isinstance(leaf, PurePath) else 1
+    return 2 if is_image(leaf) or isinstance(leaf, PurePath) else 1
 
 
 def _bytes(leaf: Any) -> Any:
@@ -75,7 +42,7 @@ def _bytes(leaf: Any) -> Any:
         # a copy: ``.numpy()`` of a live tensor makes its storage non-resizable for good
         copy = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
         return copy.flatten().view(torch.uint8).numpy() if copy.numel() else b""
-    if _is_image(leaf) or (_is_array(leaf) and leaf.dtype != object):
+    if is_image(leaf) or (is_array(leaf) and leaf.dtype != object):
         return leaf.tobytes()
     return leaf if isinstance(leaf, bytes) else repr(leaf).encode()
 
@@ -107,17 +74,17 @@ def rich(leaf: Any) -> bool:
     """Whether a tensor, array or text is so particular that two are not equal by chance."""
     if isinstance(leaf, str):
         return len(leaf) > 40 or len(set(leaf.split())) >= _VALUES
-    if _is_array(leaf) and leaf.dtype.name in _KNOWN:
+    if is_array(leaf) and leaf.dtype.name in _KNOWN:
         return len(set(leaf.ravel()[:4096].tolist())) >= _VALUES
     if isinstance(leaf, Tensor):
         return len(set(leaf.flatten()[:4096].tolist())) >= _VALUES
-    return _is_image(leaf) or isinstance(leaf, PurePath)
+    return is_image(leaf) or isinstance(leaf, PurePath)
 
 
 def _is_blank(leaf: Any) -> bool:
     if isinstance(leaf, Tensor):
         return leaf.numel() < 2 or (leaf.ndim > 0 and bool((leaf == leaf.flatten()[0]).all()))
-    if _is_array(leaf):
+    if is_array(leaf):
         return bool(leaf.size < 2 or (leaf == leaf.flat[0]).all())
     return _size(leaf) < 2
 
@@ -156,7 +123,7 @@ def rows(dataset: Any, chosen: Tensor) -> Rows | None:
             return Rows([str(_file(one)) for one in value], chosen)
     tables = []
     for value in held:
-        if _is_array(value) and value.ndim > 1 and value.dtype.kind in "fiub":
+        if is_array(value) and value.ndim > 1 and value.dtype.kind in "fiub":
             if not value.flags.writeable or value.dtype.byteorder == ">":
                 continue  # torch takes neither without a word
             value = torch.from_numpy(value) if value.dtype.name in _KNOWN else None
@@ -362,5 +329,5 @@ def _around(datasets: Iterable[Any]) -> Iterator[Any]:
 
 __all__ = [
     "Budget",
-    "Rows", "Sketch", "content", "digest", "leaves", "rows", "sketch", "twins", "undisturbed",
+    "Rows", "Sketch", "content", "digest", "rows", "sketch", "twins", "undisturbed",
 ]  # fmt: skip

@@ -526,10 +526,3 @@ def version(tensor: Tensor) -> int:
         return tensor._version
     except RuntimeError:
         return -1
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in a batch or an output: itself, or in the containers it is made of."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for _, t in _Walk({}).within(value, "", _DEPTH) if isinstance(t, Tensor)]

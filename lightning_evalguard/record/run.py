@@ -16,7 +16,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from lightning_evalguard.data.fingerprint import Content, listed, owned_of, whole
+from lightning_evalguard.data.fingerprint import Content, whole
+from lightning_evalguard.data.loaders import listed, owned
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
 from lightning_evalguard.record.plain import plain
@@ -180,7 +181,7 @@ class Run:
         content = self._contents.get(key)
         if content is None:
             loader = listed(loaders())[i : i + 1]
-            content = self._contents[key] = Content(owned_of(*loader) if loader else None)
+            content = self._contents[key] = Content(owned(*loader) if loader else None)
         content.add(batch)
 
     @_at_no_cost

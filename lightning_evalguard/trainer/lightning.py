@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from lightning_evalguard.data.loaders import Evaluated, Logged
+from lightning_evalguard.data.loaders import Evaluated, Logged, flat
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -218,15 +218,6 @@ class ValidationLoop:
         return dict(found) if found is not None else None
 
 
-def flat(loaders: Any) -> Iterator[Any]:
-    """The single loaders of a sequence or a dict of them, also nested."""
-    if isinstance(loaders, (list, tuple, dict)):
-        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
-            yield from flat(loader)
-    elif loaders is not None:
-        yield loaders
-
-
 def verbose(trainer: Trainer, stage: str) -> bool:
     """Whether Lightning prints its own table after a ``validate`` or ``test``."""
     return stage in ("validate", "test") and bool(_read(trainer, f"{stage}_loop.verbose", False))
@@ -281,7 +272,6 @@ __all__ = [
     "ValidationLoop",
     "advised_sync_dist",
     "dataloaders",
-    "flat",
     "has",
     "log",
     "logged_step",

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.data.loaders import flat
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
@@ -233,20 +234,12 @@ def out_of_the_books(trainer: Trainer, scores: Scores | None) -> Iterator[None]:
 def batch_size(trainer: Trainer) -> int | None:
     """The most samples that a loader of the running evaluation puts in a batch, where it says."""
     sizes = []
-    for loader in _flat(_lightning.dataloaders(trainer)):
+    for loader in flat(_lightning.dataloaders(trainer)):
         size = getattr(loader, "batch_size", None)
         if size is None:
             return None
         sizes.append(size)
     return max(sizes, default=None)
-
-
-def _flat(loaders: Any) -> Iterator[Any]:
-    if isinstance(loaders, (list, tuple, dict)):
-        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
-            yield from _flat(loader)
-    else:
-        yield loaders
 
 
 def accumulates(trainer: Trainer) -> bool:

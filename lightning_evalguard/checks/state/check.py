@@ -15,6 +15,7 @@ from torch.nn.modules import module as _module
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.state.writes import Places, Writes, attribute_of
+from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.lines import lines_that_change
 from lightning_evalguard.instruments.settings import SETTINGS, settings
@@ -27,7 +28,6 @@ from lightning_evalguard.model.tensors import (
     Prints,
     Training,
     kept,
-    tensors_of,
     version,
 )
 from lightning_evalguard.model.tree import registrations
@@ -373,7 +373,7 @@ class _Window:
             self._settings_mark = settings()
         if now.batch < _CLOSELY or now.batch % _SPARSELY == 0:
             self._before = self._check._optimization()
-        self._batch = [(weakref.ref(t), version(t)) for t in tensors_of(args[0] if args else None)]
+        self._batch = [(weakref.ref(t), version(t)) for t in tensors(args[0] if args else None)]
 
     def _rebase(self, moved: list[str]) -> None:
         """Take what hooks put in before the first step as what the step must leave alone."""

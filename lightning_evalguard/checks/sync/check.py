@@ -8,17 +8,18 @@ import operator
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
 from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch, forget_compiled
+from lightning_evalguard.data.batches import moved_tensors
 from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
 from lightning_evalguard.report import Finding, Report, Sync, short_path
 from lightning_evalguard.stages import spelling
@@ -228,7 +229,7 @@ class SyncCheck(Check):
         # a hook of the user's may leave a part of the batch on the host: then nothing is known
         moves = getattr(type(root), "transfer_batch_to_device", None)
         known = moves is None or moves.__module__.startswith(("lightning.", "pytorch_lightning."))
-        batch = _tensors(args) if known else ()
+        batch = moved_tensors(args) if known else ()
         self._watch.open(itertools.chain(root.parameters(), root.buffers(), batch))
 
     def _is_due(self, n: int) -> bool:
@@ -249,7 +250,7 @@ class SyncCheck(Check):
 
     def _ready(self, root: nn.Module, args: tuple[Any, ...]) -> bool:
         if self._watch is None and not self.notes:
-            tensors = itertools.chain(root.parameters(), root.buffers(), _tensors(args))
+            tensors = itertools.chain(root.parameters(), root.buffers(), moved_tensors(args))
             device = next((t.device.type for t in tensors), "cpu")
             if not SUPPORTED:
                 self.notes.append(f"syncs: not watched; torch {torch.__version__} is below 2.9")
@@ -415,20 +416,3 @@ _NAMES = {
 
 def _library_place(frame: FrameType) -> str:
     return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-def _tensors(batch: Any, depth: int = 8) -> Iterator[Tensor]:
-    """Every tensor in a batch, as Lightning would find it to move it."""
-    inner: Iterable[Any] = ()
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, nn.utils.rnn.PackedSequence):
-        inner = (batch.data, batch.sorted_indices, batch.unsorted_indices)  # sizes: on the host
-    elif isinstance(batch, Mapping):
-        inner = batch.values()
-    elif isinstance(batch, (list, tuple)):
-        inner = batch
-    elif dataclasses.is_dataclass(batch) or hasattr(batch, "to"):
-        inner = getattr(batch, "__dict__", {}).values()
-    for value in inner if depth else ():
-        yield from _tensors(value, depth - 1)

@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-from lightning_evalguard.instruments.dispatch import below
+from lightning_evalguard.instruments.dispatch import below, tensors_in
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -555,7 +555,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if True in known or None not in known:
             return True in known
         # made inside the operator that runs, or by a compiled function
-        inputs = _flat(self._args)
+        inputs = tensors_in(self._args)
         return any(self.of(tensor) for tensor in inputs) or _compiled_anything()
 
     def destination(self, frame: FrameType | None, *args: Any, **kwargs: Any) -> bool | None:
@@ -614,7 +614,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     elif place[1]:
                         on_device = True
         name = self._previous = getattr(func, "_opname", "")
-        if name in _FORMULAS and _moves_bits(name, [*_flat(args), *_flat((kwargs or {}).values())]):
+        inputs = tensors_in([*args, *(kwargs or {}).values()])
+        if name in _FORMULAS and _moves_bits(name, list(inputs)):
             self.moves_bits = True
         if none or name == "lift_fresh":
             on_device = self._made(name, _caller())
@@ -674,13 +675,6 @@ def _moves_bits(op: str, tensors: Sequence[Tensor]) -> bool:
         tensors = tensors[2:]  # the value, if it is a tensor
     mixed = len({t.dtype for t in tensors if t.is_floating_point()}) > 1
     return any(t.requires_grad for t in tensors) and (mixed or op not in _LOSSES)
-
-
-def _flat(args: Iterable[Any]) -> Iterator[Tensor]:
-    for arg in args:
-        for tensor in arg if isinstance(arg, (list, tuple)) else (arg,):
-            if isinstance(tensor, Tensor):
-                yield tensor
 
 
 _frames_before = 0
