@@ -48,7 +48,9 @@ def counted_by_the_recorder(batch: Any) -> int:
     recorder = Recorder()
     recorder.start("val", nn.Linear(1, 1), [None])
     recorder.before_step(batch)
-    return recorder._loader(0).samples
+    samples = recorder._loader(0).samples
+    recorder.abort()
+    return samples
 
 
 def counted_by_the_record(batch: Any) -> int | None:
@@ -105,6 +107,7 @@ def test_a_batch_changed_in_a_step_is_found_in_every_kind(kind: str) -> None:
     for tensor in tensors(batch):
         tensor.add_(1)
     findings = [*check.after_step(now, None), *check.stop(Moment("validate"), None)]
+    check.close(Moment("validate"))
     said = [f.fact for f in findings]
     assert any("changed in place" in fact for fact in said), said
 
