@@ -31,6 +31,7 @@ from lightning_evalguard.report import (
     check_policy,
 )
 from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.choosers import Desk
 from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
 from lightning_evalguard.trainer.run import Run, accumulates, batch_size, out_of_the_books, why_not
 from lightning_evalguard.trainer.scores import Scores
@@ -188,13 +189,13 @@ class EvalGuard(Callback):
             sync,
             WeightsCheck(),
             claims,
-            SelectionCheck(),
         ]
         ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
             scores = Scores(trainer, pl_module, Recorder(config, ranks), self._report, claims)
+        checks.append(SelectionCheck(Desk(trainer, pl_module, scores)))
         if self._train_score and trainer.state.fn == "fit":
             self._train_scores[trainer] = TrainScoreOfFit(
                 trainer, pl_module, self._train_score, self._metrics, self._report
@@ -227,6 +228,11 @@ class EvalGuard(Callback):
         self._log(trainer, "on_validation_epoch_end")
         if trainer in self._train_scores and not trainer.sanity_checking:
             self._train_scores[trainer].after("on_validation_epoch_end")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run_of(trainer)
+        if run is not None:
+            run.guard.scored(run.now)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, "on_test_epoch_end")

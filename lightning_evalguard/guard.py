@@ -223,6 +223,10 @@ class Guard:
         if kept:
             self._judge([(f, policy) for f in kept], quiet=False)
 
+    def scored(self, now: Moment) -> None:
+        """An evaluation logged all its scores, and nobody has chosen by them yet."""
+        self._all("scored", lambda check: check.scored(now))
+
     def flags(self, now: Moment, error: BaseException | None) -> None:
         """Look at the modes once more, where no step has just ended."""
         self._all(

@@ -109,6 +109,10 @@ class Check(Protocol):
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
         return ()
 
+    def scored(self, now: Moment) -> Iterable[Finding]:
+        """An evaluation logged all its scores, and nobody has chosen by them yet."""
+        return ()
+
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         """The evaluation is over and the loop restored what it restores; `error` ended it."""
         return ()

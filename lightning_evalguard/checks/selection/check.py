@@ -2,13 +2,128 @@
 
 from __future__ import annotations
 
-from lightning_evalguard.checks.check import Check
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.selection import tested
+from lightning_evalguard.checks.selection.ages import Ages
+from lightning_evalguard.checks.selection.aim import Aim, Fact
+from lightning_evalguard.checks.selection.choosers import Desk
+from lightning_evalguard.checks.selection.noise import Noise
+from lightning_evalguard.report import Finding
+
+_FIT_NUMBERS = itertools.count()
 
 
 class SelectionCheck(Check):
-    """The `selection` check."""
+    """The `selection` check: checkpoints, stops and schedules, and the scores they go by.
+
+    A chooser must prefer the better score, which the score's name, its value or the metric behind
+    it tells; it must compare the scores of the weights that it keeps; and it must not be shown the
+    test set.
+
+    Args:
+        desk: What the check asks of the run.
+    """
 
     name = "selection"
 
-    def __init__(self) -> None:
+    def __init__(self, desk: Desk) -> None:
         self.notes: list[str] = []
+        self._desk = desk
+        self._fitting = False
+        self._evaluating = False
+
+    def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
+        self._fitting = self._desk.fitting()
+        if not self._fitting:
+            return ()
+        self._fit = next(_FIT_NUMBERS)
+        self._aim, self._ages, self._noise = Aim(self._desk), Ages(self._desk), Noise(self._desk)
+        self._ages.begin()
+        self._desk.listen(self._saved)
+        return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
+
+    def _saved(self, path: str) -> None:
+        self._ages.saved(path)
+        tested.wrote(str(path), self._fit)
+
+    def start(self, now: Moment) -> Iterable[Finding]:
+        if self._fitting:
+            self._evaluating = now.stage == "validate"
+            self._ages.loaded()
+            self._ages.looked_again()
+            return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
+        path = self._desk.checkpoint() if now.stage == "test" else None
+        many = tested.tested(path) if path else 0
+        return [_many_tested(many, now)] if many else ()
+
+    def scored(self, now: Moment) -> Iterable[Finding]:
+        if not (self._fitting and self._evaluating):
+            return ()
+        self._ages.scored()
+        self._noise.scored()
+        return list(self._findings(self._aim.by_value(), now))
+
+    def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+        self._evaluating = False
+        return self._pending(now) if self._fitting else ()
+
+    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        ages = self._ages
+        ages.before_train_step()
+        if ages.began and not ages.facts and ages.error is None:
+            return ()
+        ages.loaded()
+        return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
+
+    def close(self, now: Moment) -> Iterable[Finding]:
+        if not self._fitting:
+            return ()
+        self._fitting = False
+        self._desk.leave()
+        self._ages.looked_again()
+        self._ages.end()
+        self.notes += self._noise.sentences()
+        return self._pending(now)
+
+    def _pending(self, now: Moment) -> list[Finding]:
+        """What was found since the guard asked last: checkpoints are saved between its events."""
+        ages = self._ages
+        if ages.error is not None:
+            error, ages.error = ages.error, None
+            raise error
+        facts, ages.facts = ages.facts, []
+        return list(self._findings(facts, now))
+
+    def _findings(self, facts: Iterable[Fact], now: Moment) -> Iterator[Finding]:
+        for chooser, fact, remedy in facts:
+            yield Finding(
+                check="selection",
+                stage="fit",
+                fact=fact,
+                remedy=remedy,
+                subject=chooser.key,
+                leads="subject",
+                epoch=now.epoch,
+                step=now.step,
+                rank=now.rank,
+            )
+
+
+def _many_tested(many: int, now: Moment) -> Finding:
+    return Finding(
+        check="selection",
+        stage="test",
+        fact=f"{many} checkpoints of one fit were scored on the test set, expected one chosen on "
+        "the validation set",
+        remedy="Choose among them with `trainer.validate(ckpt_path=...)` and test the chosen one.",
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+        certain=False,
+    )

@@ -1,0 +1,107 @@
+"""What chooses by a score in a trainer: checkpoints, stops and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_evalguard.checks.selection.choosers import Chooser, LoggedNow
+from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.lightning import LightningModule, Trainer
+from lightning_evalguard.trainer.scores import Scores
+
+
+class Desk:
+    """What the `selection` check asks of one run; see `checks.selection.choosers.Desk`.
+
+    Callbacks are known by what they hold, not by their class: those of the package's other name
+    and a user's own are choosers, too.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, scores: Scores | None) -> None:
+        self._trainer, self._module, self._scores = trainer, module, scores
+        self._wrap: Wrap | None = None
+
+    def fitting(self) -> bool:
+        # a dry run saves nothing and stops nothing
+        return self._trainer.state.fn == "fit" and not getattr(self._trainer, "fast_dev_run", False)
+
+    def module(self) -> nn.Module:
+        return self._module
+
+    def step(self) -> int:
+        return int(self._trainer.global_step)
+
+    def choosers(self) -> Iterator[Chooser]:
+        for callback in self._trainer.callbacks:  # type: ignore[attr-defined]
+            chooser = _of_callback(callback)
+            if chooser is not None:
+                yield chooser
+        for config in self._trainer.lr_scheduler_configs:
+            scheduler, key = config.scheduler, config.monitor
+            if isinstance(scheduler, ReduceLROnPlateau):
+                known = key if isinstance(key, str) and config.reduce_on_plateau else None
+                name = type(scheduler).__name__
+                yield Chooser(name, "schedule", known, scheduler.mode, 0, scheduler)
+
+    def value(self, key: str) -> float | None:
+        value = self._trainer.callback_metrics.get(key)
+        return None if value is None else float(value)
+
+    def values(self) -> Mapping[str, float]:
+        held = self._trainer.callback_metrics
+        return {key: float(value) for key, value in held.items() if value.numel() == 1}
+
+    def logged(self) -> Mapping[str, LoggedNow]:
+        return {entry.key: _logged(entry) for entry in _lightning.entries(self._trainer)}
+
+    def trained(self) -> set[str]:
+        return _lightning.trained_keys(self._trainer)
+
+    def results(self) -> Mapping[str, ConfusionResult]:
+        return self._scores.results if self._scores is not None else {}
+
+    def checkpoint(self) -> str | None:
+        path = self._trainer.ckpt_path
+        return None if path is None else str(path)
+
+    def listen(self, saved: Callable[[str], None]) -> None:
+        def around(save: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
+            saved(str(filepath))
+            return save(filepath, *args, **kwargs)
+
+        self.leave()
+        self._wrap = Wrap(self._trainer, "save_checkpoint", around)
+
+    def leave(self) -> None:
+        if self._wrap is not None:
+            self._wrap.remove()
+            self._wrap = None
+
+
+def _of_callback(callback: Any) -> Chooser | None:
+    try:
+        held = vars(callback)
+    except TypeError:  # it has slots
+        return None
+    key, mode, name = held.get("monitor"), held.get("mode"), type(callback).__name__
+    if mode not in ("min", "max") or not (key is None or isinstance(key, str)):
+        return None
+    if isinstance(held.get("best_k_models"), dict):
+        keeps = held.get("save_top_k")
+        return Chooser(
+            name, "checkpoint", key, mode, keeps if isinstance(keeps, int) else 1, callback
+        )
+    return Chooser(name, "stop", key, mode, 1, callback) if "patience" in held else None
+
+
+def _logged(entry: _lightning.Entry) -> LoggedNow:
+    kind = type(entry.metric)
+    higher = None if entry.metric is None else getattr(kind, "higher_is_better", None)
+    known = higher if isinstance(higher, bool) else None
+    return LoggedNow(entry.updates, entry.hook, known, kind.__name__)
