@@ -60,7 +60,7 @@ class Desk:
     def logged(self) -> Mapping[str, LoggedNow]:
         return {entry.key: _logged(entry) for entry in _lightning.entries(self._trainer)}
 
-    def trained(self) -> set[str]:
+    def trained(self) -> Mapping[str, bool]:
         return _lightning.trained_keys(self._trainer)
 
     def results(self) -> Mapping[str, ConfusionResult]:

@@ -203,11 +203,14 @@ def entries(trainer: Trainer) -> Iterator[Entry]:
             yield Entry(f"{name}{suffix}", int(one._update_count), meta.fx, metric)
 
 
-def trained_keys(trainer: Trainer) -> set[str]:
-    """The keys under which training has logged so far."""
+def trained_keys(trainer: Trainer) -> dict[str, bool]:
+    """The keys under which training has logged so far, and whether each holds a step's value."""
     results = _read(trainer, "fit_loop.epoch_loop._results", {})
-    names = {one.meta.name for one in results.values()}
-    return {f"{name}{suffix}" for name in names for suffix in ("", "_step", "_epoch")}
+    keys: dict[str, bool] = {}
+    for meta in (one.meta for one in results.values()):
+        keys |= {meta.forked_name(on_step): on_step for on_step in (True, False) if meta.on_epoch}
+        keys[meta.name] = bool(meta.on_step)
+    return keys
 
 
 class ValidationLoop:

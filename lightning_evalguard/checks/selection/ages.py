@@ -146,10 +146,10 @@ class Ages:
             since = self._of_training(key, logged[key])
         elif key in self._evaluated:
             since = self._evaluated[key]
-        elif key in self._desk.trained():
-            since = -1
         else:
-            return
+            # what training logs at each step is of this one, also in a validation after it
+            at_each_step = self._desk.trained().get(key, True)
+            since = None if at_each_step else -1
         if since is None or since >= step:
             return
         age = f"{step - since} steps older" if since >= 0 else "of an earlier epoch, older"

@@ -142,8 +142,8 @@ class Desk(Protocol):
     def logged(self) -> Mapping[str, LoggedNow]:
         """The scores that the running loop logged, by each key under which they are held."""
 
-    def trained(self) -> set[str]:
-        """The keys under which training logs, in this epoch or before it."""
+    def trained(self) -> Mapping[str, bool]:
+        """The keys under which training logs, and whether each holds the value of a step."""
 
     def results(self) -> Mapping[str, ConfusionResult]:
         """The confusion matrices of the evaluation that just logged its scores."""
