@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_evalguard.confusion import intervals as _intervals
 from lightning_evalguard.confusion import scores as _scores
 
 Task = Literal["binary", "multiclass", "multilabel"]
@@ -92,6 +93,7 @@ class ConfusionResult:
     pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     judged: Tensor | None = field(default=None, repr=False)
     misread: tuple[Misread, ...] = field(default=(), repr=False)
+    _intervals: dict[str, tuple[float, float]] | None = field(default=None, init=False, repr=False)
 
     @property
     def total(self) -> int:
@@ -104,8 +106,35 @@ class ConfusionResult:
         return len(self.support)
 
     def interval(self, score: str) -> tuple[float, float]:
-        """The 95 % interval of a score."""
-        return 0.0, 1.0
+        """The 95 % interval of a score, from the counts alone.
+
+        Args:
+            score: A name in `scores`, or a class's score, ``recall_class/<class name>``.
+
+        Returns:
+            Low and high; NaN where nothing was counted.
+
+        Raises:
+            ValueError: If there is no such score.
+
+        Example:
+            >>> from lightning_evalguard.confusion.matrix import ConfusionMatrix
+            >>> confmat = ConfusionMatrix(2)
+            >>> confmat.update(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 1, 0]))
+            >>> [round(bound, 2) for bound in confmat.result().interval("accuracy")]
+            [0.3, 0.95]
+        """
+        found = self.intervals.get(score) or _intervals.of_class(self, score)
+        if found is None:
+            raise ValueError(f"interval({score!r}): expected one of {', '.join(self.scores)}")
+        return found
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of every score in `scores`, computed when it is first asked for."""
+        if self._intervals is None:
+            self._intervals = _intervals.of_result(self)
+        return self._intervals
 
     def most_confused(self, k: int = 5) -> list[Confused]:
         """The `k` largest cells off the diagonal, largest first.
@@ -265,7 +294,7 @@ class ConfusionResult:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> ConfusionResult:
         """The result that `to_dict` made `plain` of."""
-        given = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        given = {f.name: plain[f.name] for f in fields(cls) if f.init and f.name in plain}
         for name in ("matrix", "support", "predicted", "true_positives", "judged"):
             if given.get(name) is not None:
                 given[name] = torch.tensor(given[name], dtype=torch.int64)
