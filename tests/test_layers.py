@@ -38,6 +38,7 @@ STDLIB_ONLY = {
 UPWARDS = {
     "report": {"confusion/result"},  # Report.load, when it is called
     "attach": {"trainer/attached"},
+    "confusion/result": {"confusion/figure"},  # plot(), when it is called
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

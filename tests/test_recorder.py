@@ -354,6 +354,8 @@ def test_a_result_reads_well_in_a_terminal() -> None:
     assert str(recorder.stop().results["val"]) == (
         "accuracy 0.9200, precision 0.8333, recall 0.7500, f1 0.7895, f1_macro 0.8700, "
         "mcc 0.7418 (200 samples, 2 classes)\n"
+        "  95 % intervals: accuracy 0.874 to 0.950, precision 0.681 to 0.921, "
+        "recall 0.598 to 0.858, f1 0.667 to 0.889, f1_macro 0.801 to 0.929, mcc 0.613 to 0.861\n"
         "  accuracy 0.920 hides that recall of `spam` is 0.75\n"
         "  class  support  precision  recall     f1  most confused with\n"
         "  ham        160      0.939   0.963  0.951  spam (6x)\n"

@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_evalguard.confusion import scores as _scores
-
-if TYPE_CHECKING:
-    from lightning_evalguard.confusion.result import ConfusionResult
 
 Interval = tuple[float, float]
 
@@ -36,6 +33,31 @@ _Z = 1.959963984540054  # of 95 %
 _DRAWS, _FEW_DRAWS, _FEW_CELLS = 1_000, 32, 128
 _SEED = 20240607
 _CLASS = "_class/"
+
+
+class Counted(Protocol):
+    """What is needed of a `ConfusionResult`; see there."""
+
+    @property
+    def task(self) -> str:
+        """``binary``, ``multiclass`` or ``multilabel``."""
+
+    matrix: Tensor | None
+    support: Tensor
+    predicted: Tensor
+    true_positives: Tensor
+    class_names: tuple[str, ...]
+    scores: dict[str, float]
+    pairs: tuple[Tensor, Tensor] | None
+    judged: Tensor | None
+
+    @property
+    def total(self) -> int:
+        """Samples, or answers of a multilabel task."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of labels."""
 
 
 def wilson(hits: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +89,7 @@ class ClassIntervals(NamedTuple):
     specificity: tuple[Tensor, Tensor]
 
 
-def per_class(result: ConfusionResult) -> ClassIntervals:
+def per_class(result: Counted) -> ClassIntervals:
     """The 95 % interval of every class's precision, recall, F1 and specificity."""
     s, p, tp = result.support, result.predicted, result.true_positives
     n = s.sum() if result.judged is None else result.judged
@@ -80,7 +102,7 @@ def per_class(result: ConfusionResult) -> ClassIntervals:
     )
 
 
-def of_result(result: ConfusionResult) -> dict[str, Interval]:
+def of_result(result: Counted) -> dict[str, Interval]:
     """The 95 % interval of every score of a result, by the score's name."""
     with torch.inference_mode(False), torch.no_grad():
         drawn = _drawn(result)
@@ -100,7 +122,7 @@ def of_result(result: ConfusionResult) -> dict[str, Interval]:
     return intervals
 
 
-def of_class(result: ConfusionResult, name: str) -> Interval | None:
+def of_class(result: Counted, name: str) -> Interval | None:
     """The interval of one class's score, ``recall_class/<name>``; None if it is none."""
     score, is_of_class, class_name = name.partition(_CLASS)
     if not is_of_class or score not in ClassIntervals._fields:
@@ -120,7 +142,7 @@ def _one(low: Tensor, high: Tensor) -> Interval:
     return float(low), float(high)
 
 
-def _proportions(result: ConfusionResult) -> dict[str, tuple[int, int]]:
+def _proportions(result: Counted) -> dict[str, tuple[int, int]]:
     """The scores that are a number of hits among a number of trials."""
     s, p = result.support, result.predicted
     n, right = result.total, int(result.true_positives.sum())
@@ -169,7 +191,7 @@ class Cells(NamedTuple):
         return support[..., :-1], predicted[..., :-1], hits[..., :-1]
 
 
-def _cells(result: ConfusionResult) -> Cells:
+def _cells(result: Counted) -> Cells:
     c, tp = result.num_classes, result.true_positives
     none, each = torch.full((c,), c, device="cpu"), torch.arange(c, device="cpu")
     if result.task == "multilabel":
@@ -183,13 +205,16 @@ def _cells(result: ConfusionResult) -> Cells:
     else:
         row, column, count = _of_matrix(result, each, none)
         group = torch.zeros_like(row)
+    # in one order, whether they come of a matrix or of pairs: the same draws, the same intervals
+    order = (row * (c + 1) + column).argsort(stable=True)
+    count, row, column, group = count[order], row[order], column[order], group[order]
     some = count > 0
     row, column, group = row[some], column[some], group[some]
     hit = ((row == column) & (row < c)).double()
     return Cells(count[some].double(), row, column, hit, group, c)
 
 
-def _of_matrix(result: ConfusionResult, each: Tensor, none: Tensor) -> tuple[Tensor, ...]:
+def _of_matrix(result: Counted, each: Tensor, none: Tensor) -> tuple[Tensor, ...]:
     c, tp = result.num_classes, result.true_positives
     if result.matrix is not None:
         row, column = result.matrix.nonzero(as_tuple=True)
@@ -203,7 +228,7 @@ def _of_matrix(result: ConfusionResult, each: Tensor, none: Tensor) -> tuple[Ten
     return row, column, torch.cat((tp, result.support - tp, result.predicted - tp))
 
 
-def _drawn(result: ConfusionResult) -> dict[str, Interval]:
+def _drawn(result: Counted) -> dict[str, Interval]:
     """The scores that are no proportion."""
     cells = _cells(result)
     if not result.total or not len(cells.filled):
@@ -224,7 +249,7 @@ def _drawn(result: ConfusionResult) -> dict[str, Interval]:
     return {name: _about(name, values, widths[name]) for name, values in drawn.items()}
 
 
-def _without_spread(result: ConfusionResult) -> Interval | None:
+def _without_spread(result: Counted) -> Interval | None:
     """The accuracy's interval, where every sample is right or none is."""
     right = result.true_positives.sum()
     wrong = result.support.sum() + result.predicted.sum() - 2 * right

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_evalguard.confusion import intervals as _intervals
 from lightning_evalguard.confusion import scores as _scores
+from lightning_evalguard.confusion import text as _text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 Task = Literal["binary", "multiclass", "multilabel"]
 
@@ -174,10 +180,12 @@ class ConfusionResult:
     def table(self) -> list[dict[str, Any]]:
         """One row a class: ``class``, ``support``, ``predicted``, scores, and what it is taken for.
 
-        ``confused_with`` is the class that most of its errors went to, ``confused`` how many did.
+        ``confused_with`` is the class that most of its errors went to, ``confused`` how many did;
+        ``precision_low`` and ``precision_high`` are the 95 % interval, and so on.
         """
         each = _scores.per_class(self.support, self.predicted, self.true_positives, self.judged)
         worst = self._worst_by_class()
+        bounds = _bounds(self)
         return [
             {
                 "class": name,
@@ -189,6 +197,7 @@ class ConfusionResult:
                 "specificity": sp,
                 "confused_with": worst.get(i, ("", 0))[0],
                 "confused": worst.get(i, ("", 0))[1],
+                **{column: values[i] for column, values in bounds.items()},
             }
             for i, (name, s, p, pr, rc, f1, sp) in enumerate(
                 zip(
@@ -216,6 +225,31 @@ class ConfusionResult:
         count, column = (self.matrix - self.matrix.diag().diag()).max(dim=1)
         rows = zip(count.tolist(), column.tolist(), strict=True)
         return {i: (names[j], m) for i, (m, j) in enumerate(rows) if m}
+
+    def plot(self, title: str = "", **kwargs: Any) -> tuple[Figure, Axes]:
+        """Draw the matrix; see `lightning_evalguard.confusion.figure.figure` for the keywords.
+
+        Returns:
+            The figure, which pyplot does not know, so that there is nothing to close, and its axes.
+        """
+        from lightning_evalguard.confusion.figure import figure
+
+        drawn = figure(self, title, **kwargs)
+        return drawn, drawn.axes[0]
+
+    def to_pandas(self) -> DataFrame:
+        """The `table` as a data frame, with the classes as its index.
+
+        Raises:
+            ModuleNotFoundError: Where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_pandas() needs pandas: run `pip install pandas`, or take table()"
+            ) from error
+        return pandas.DataFrame(self.table()).set_index("class")
 
     @property
     def insight(self) -> str:
@@ -265,7 +299,7 @@ class ConfusionResult:
         ]
 
     def __str__(self) -> str:
-        return _shown(self)
+        return _text.shown(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data that ``json.dumps`` takes."""
@@ -283,6 +317,7 @@ class ConfusionResult:
             "unusable_preds": self.unusable_preds,
             "preds_are": self.preds_are,
             "scores": {k: v if math.isfinite(v) else None for k, v in self.scores.items()},
+            "intervals": {k: _finite(v) for k, v in self.intervals.items()},
             "most_confused": [pair._asdict() for pair in self.most_confused(20)],
             "source": self.source,
             "epoch": self.epoch,
@@ -311,6 +346,18 @@ class ConfusionResult:
         return self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]  # it holds tensors
+
+
+def _finite(interval: tuple[float, float]) -> list[float | None]:
+    return [bound if math.isfinite(bound) else None for bound in interval]
+
+
+def _bounds(result: ConfusionResult) -> dict[str, list[float]]:
+    """Columns of the low and the high end of each class's intervals."""
+    columns: dict[str, list[float]] = {}
+    for score, (low, high) in _intervals.per_class(result)._asdict().items():
+        columns[f"{score}_low"], columns[f"{score}_high"] = low.tolist(), high.tolist()
+    return columns
 
 
 def _insight(result: ConfusionResult) -> str:
@@ -380,68 +427,6 @@ def _reason(result: ConfusionResult, score: str, theirs: float, ours: float) -> 
 
 def _close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5)  # float32, rounded to 4 digits
-
-
-_HEADLINE = ("accuracy", "hamming_accuracy", "precision", "recall", "f1", "f1_macro", "mcc")
-_ROWS = 12
-
-
-def _shown(result: ConfusionResult) -> str:
-    s = result.scores
-    unit = "answers" if result.task == "multilabel" else "samples"
-    kind = "labels" if result.task == "multilabel" else "classes"
-    said = [f"{k} {s[k]:.4f}" for k in _HEADLINE if k in s and not math.isnan(s[k])]
-    said += [f"{k} {v:.4f}" for k, v in s.items() if k.startswith("top") and not math.isnan(v)]
-    size = f"{result.total:,} {unit}, {result.num_classes:,} {kind}"
-    lines = [f"{', '.join(said)} ({size})" if said else f"nothing was counted ({size})"]
-    if result.insight:
-        lines.append(f"  {result.insight}")
-    lines += [f"  left out: {problem}" for problem in result.problems()]
-    if result.total:
-        lines += _table_lines(result)
-    return "\n".join(lines)
-
-
-def _table_lines(result: ConfusionResult) -> list[str]:
-    rows = [row for row in result.table() if row["support"] or row["predicted"]]
-    hidden = len(rows) - _ROWS
-    if hidden > 1:
-        rows = sorted(rows, key=_errors, reverse=True)[:_ROWS]
-    cells = [
-        (
-            _short(row["class"]),
-            f"{row['support']:,}",
-            f"{row['precision']:.3f}",
-            f"{row['recall']:.3f}",
-            f"{row['f1']:.3f}",
-            f"{_short(row['confused_with'])} ({row['confused']:,}x)" if row["confused"] else "",
-        )
-        for row in rows
-    ]
-    head = ("class", "support", "precision", "recall", "f1", "most confused with")
-    if not any(row[-1] for row in cells):
-        head, cells = head[:-1], [row[:-1] for row in cells]  # type: ignore[misc, assignment]
-    width = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
-    lines = []
-    for row in (head, *cells):
-        text = [
-            row[0].ljust(width[0]),
-            *(x.rjust(w) for x, w in zip(row[1:5], width[1:5], strict=True)),
-        ]
-        lines.append("  " + "  ".join([*text, *row[5:]]).rstrip())
-    if hidden > 1:
-        lines.append(f"  ... and {hidden:,} more with fewer errors in .table()")
-    return lines
-
-
-def _errors(row: dict[str, Any]) -> float:
-    """Samples of the class that were missed, and samples taken for it."""
-    hits = row["recall"] * row["support"]
-    return float(row["support"] + row["predicted"] - 2 * hits)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _largest(counts: Tensor, k: int) -> list[tuple[int, int]]:

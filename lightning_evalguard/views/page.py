@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -65,9 +66,7 @@ def _head(report: Report, runs: Sequence[Mapping[str, Any]], title: str) -> str:
     tiles = []
     for key, result in report.confusion.items():
         scores = [(k, result.scores[k]) for k in _HEADLINES if k in result.scores]
-        inside = "".join(
-            f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{v:.3f}</dd></div>" for k, v in scores
-        )
+        inside = "".join(_tile(result, name, value) for name, value in scores)
         what = "answers" if result.task == "multilabel" else "samples"
         tiles.append(
             f'<section class="tile"><h2>{escape(key)} <small>{result.total:,} {what}</small></h2>'
@@ -80,6 +79,13 @@ def _head(report: Report, runs: Sequence[Mapping[str, Any]], title: str) -> str:
         f"<p><code>{escape(title)}</code></p><p>{when}checked: {counts or 'nothing'}</p></header>"
         f'<div class="tiles">{"".join(tiles)}</div>'
     )
+
+
+def _tile(result: ConfusionResult, name: str, value: float) -> str:
+    low, high = result.interval(name)
+    interval = "" if math.isnan(low) else f"<small>95 %: {low:.3f} to {high:.3f}</small>"
+    label = escape(name.replace("_", " "))
+    return f"<div><dt>{label}</dt><dd>{value:.3f}{interval}</dd></div>"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -178,10 +184,7 @@ def _classes(result: ConfusionResult) -> str:
     has_worst = any(row["confused"] for row in table)
     rows = []
     for row in table:
-        scores = "".join(
-            f'<td class="bar" style="--v:{row[k]:.3f}">{row[k]:.3f}</td>'
-            for k in ("precision", "recall", "f1")
-        )
+        scores = "".join(_bar(row, score) for score in ("precision", "recall", "f1"))
         worst = f"{escape(row['confused_with'])} <small>{row['confused']:,}x</small>"
         rows.append(
             f'<tr><th scope="row">{escape(row["class"])}</th><td>{row["support"]:,}</td>{scores}'
@@ -200,6 +203,13 @@ def _classes(result: ConfusionResult) -> str:
         f"<tbody>{''.join(rows)}</tbody></table>{hidden}",
         " tall" * (len(table) > _CLASSES) + " large" * (max(len(r["class"]) for r in table) > 10),
     )
+
+
+def _bar(row: Mapping[str, Any], score: str) -> str:
+    low, high = row[f"{score}_low"], row[f"{score}_high"]
+    title = f"95 % interval: {low:.3f} to {high:.3f}"
+    value = f"{row[score]:.3f}"
+    return f'<td class="bar" style="--v:{value}" title="{title}">{value}</td>'
 
 
 def _curves(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -402,6 +412,7 @@ main > section { margin-top: 1.25rem; }
   grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 .tile dl { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; margin: 0; }
 .tile dt { color: var(--soft); font-size: .85rem; }
+.tile dd small { display: block; font-size: .8rem; font-weight: 400; color: var(--soft); }
 .tile dd { margin: 0; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .findings { list-style: none; margin: .6rem 0 1.5rem; padding: 0; display: grid; gap: .9rem; }
 .findings:last-child { margin-bottom: 0; }

@@ -65,7 +65,7 @@ class KeepsTheLowestLoss(Scored):
 
 
 @near_miss
-class KeepsTheLast(Scored):
+class KeepsTheLastStep(Scored):
     def configure_callbacks(self) -> Any:
         return ModelCheckpoint(monitor="step", mode="max")
 

@@ -74,6 +74,8 @@ class SelectionCheck(Check):
         return self._pending(now) if self._fitting else ()
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        if not self._fitting:  # a dry run, which saves nothing and stops nothing
+            return ()
         ages = self._ages
         ages.before_train_step()
         if ages.began and not ages.facts and ages.error is None:

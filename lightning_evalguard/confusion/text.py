@@ -1,0 +1,111 @@
+"""How a result reads in a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+
+class Shown(Protocol):
+    """What is needed of a `ConfusionResult`; see there."""
+
+    scores: dict[str, float]
+
+    @property
+    def task(self) -> str:
+        """``binary``, ``multiclass`` or ``multilabel``."""
+
+    @property
+    def total(self) -> int:
+        """Samples, or answers of a multilabel task."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of labels."""
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of every score."""
+
+    @property
+    def insight(self) -> str:
+        """What the accuracy hides."""
+
+    def problems(self) -> list[str]:
+        """What could not be counted."""
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a class."""
+
+
+_HEADLINE = ("accuracy", "hamming_accuracy", "precision", "recall", "f1", "f1_macro", "mcc")
+_ROWS = 12
+
+
+def shown(result: Shown) -> str:
+    s = result.scores
+    unit = "answers" if result.task == "multilabel" else "samples"
+    kind = "labels" if result.task == "multilabel" else "classes"
+    said = [f"{k} {s[k]:.4f}" for k in _HEADLINE if k in s and not math.isnan(s[k])]
+    said += [f"{k} {v:.4f}" for k, v in s.items() if k.startswith("top") and not math.isnan(v)]
+    size = f"{result.total:,} {unit}, {result.num_classes:,} {kind}"
+    lines = [f"{', '.join(said)} ({size})" if said else f"nothing was counted ({size})"]
+    if said:
+        lines.append(f"  95 % intervals: {_shown_intervals(result)}")
+    if result.insight:
+        lines.append(f"  {result.insight}")
+    lines += [f"  left out: {problem}" for problem in result.problems()]
+    if result.total:
+        lines += _table_lines(result)
+    return "\n".join(lines)
+
+
+def _shown_intervals(result: Shown) -> str:
+    parts = []
+    for score in _HEADLINE:
+        low, high = result.intervals.get(score, (math.nan, math.nan))
+        if not math.isnan(low):
+            parts.append(f"{score} {low:.3f} to {high:.3f}")
+    return ", ".join(parts)
+
+
+def _table_lines(result: Shown) -> list[str]:
+    rows = [row for row in result.table() if row["support"] or row["predicted"]]
+    hidden = len(rows) - _ROWS
+    if hidden > 1:
+        rows = sorted(rows, key=_errors, reverse=True)[:_ROWS]
+    cells = [
+        (
+            _short(row["class"]),
+            f"{row['support']:,}",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
+            f"{row['f1']:.3f}",
+            f"{_short(row['confused_with'])} ({row['confused']:,}x)" if row["confused"] else "",
+        )
+        for row in rows
+    ]
+    head = ("class", "support", "precision", "recall", "f1", "most confused with")
+    if not any(row[-1] for row in cells):
+        head, cells = head[:-1], [row[:-1] for row in cells]  # type: ignore[misc, assignment]
+    width = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
+    lines = []
+    for row in (head, *cells):
+        text = [
+            row[0].ljust(width[0]),
+            *(x.rjust(w) for x, w in zip(row[1:5], width[1:5], strict=True)),
+        ]
+        lines.append("  " + "  ".join([*text, *row[5:]]).rstrip())
+    if hidden > 1:
+        lines.append(f"  ... and {hidden:,} more with fewer errors in .table()")
+    return lines
+
+
+def _errors(row: dict[str, Any]) -> float:
+    """Samples of the class that were missed, and samples taken for it."""
+    hits = row["recall"] * row["support"]
+    return float(row["support"] + row["predicted"] - 2 * hits)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
