@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_evalguard.record import run as record
 
@@ -16,8 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(given.act(given))
     except (ValueError, OSError) as error:
-        print(f"lightning-evalguard: {error}", file=sys.stderr)  # noqa: T201
+        print(f"lightning-evalguard: {_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
+
+
+def _line(error: Exception) -> str:
+    from lightning_evalguard.views.terminal import printable
+
+    return printable(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,11 +63,25 @@ def _found(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def _viewed(found: Sequence[tuple[Path, Any]], view: Callable[[], str]) -> str:
+    """What `view` makes of records of the right shape.
+
+    Raises:
+        ValueError: Where their content contradicts itself, as no record of ours does.
+    """
+    try:
+        return view()
+    except Exception as error:
+        paths = ", ".join(str(path) for path, _ in found)
+        raise ValueError(f"{paths} cannot be shown: {type(error).__name__}: {error}") from error
+
+
 def _show(given: argparse.Namespace) -> int:
-    from lightning_evalguard.views.terminal import beside, one
+    from lightning_evalguard.views.terminal import beside, one, printable
 
     found = [(path, record.read(path)) for path in _found(given.paths)]
-    print(one(*found[0]) if len(found) == 1 else beside(found))  # noqa: T201
+    text = _viewed(found, lambda: one(*found[0]) if len(found) == 1 else beside(found))
+    print(printable(text))  # noqa: T201
     return 0
 
 
@@ -72,7 +93,8 @@ def _html(given: argparse.Namespace) -> int:
     if others:
         raise ValueError(f"{given.path} holds {1 + len(others)} records, expected one: name it")
     target = given.output or path.with_suffix(".html")
-    _files.write_over(target, page(record.read(path), str(path)))
+    content = record.read(path)
+    _files.write_over(target, _viewed([(path, content)], lambda: page(content, str(path))))
     print(target)  # noqa: T201
     return 0
 

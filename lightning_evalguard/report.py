@@ -305,18 +305,26 @@ class Report:
         Raises:
             ValueError: If the file is no such record, or of a later version than this one reads.
         """
+        from lightning_evalguard.record import shape
+
         try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
-            if isinstance(plain, dict) and plain.get("format", FORMAT) > FORMAT:
-                raise ValueError(f"it has format {plain['format']}, expected {FORMAT} or less")
+            plain = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refused)
+            version = plain.get("format", FORMAT) if isinstance(plain, dict) else FORMAT
+            if isinstance(version, int) and version > FORMAT:
+                raise ValueError(f"it has format {version}, expected {FORMAT} or less")
+            shape.check(plain)
             return cls.from_dict(plain["report"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no record of lightning-evalguard: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, Report) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # it grows
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _record(kind: Any, plain: Mapping[str, Any]) -> Any:

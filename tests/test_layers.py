@@ -13,10 +13,19 @@ import lightning_evalguard
 
 PACKAGE = Path(lightning_evalguard.__file__).parent
 # A room may import from the rooms before its own, and within itself.
+# fmt: off
 FLOORS = [
     {"checks/registry", "stages"},
     {"report", "allow"},
-    {"instruments", "ranks", "record/files", "record/plain", "record/ledger"},
+    {
+        "instruments",
+        "ranks",
+        "record/files",
+        "record/plain",
+        "record/ledger",
+        "record/secrets",
+        "record/shape",
+    },
     {"model", "data"},
     {"confusion"},
     {"record"},
@@ -31,12 +40,23 @@ FLOORS = [
     {"ci"},
     {"__init__", "__main__"},
 ]
+# fmt: on
 STDLIB_ONLY = {
-    "report", "stages", "allow", "attach", "checks/registry", "instruments/source",
-    "instruments/patch", "record/files", "record/plain", "record/ledger",
+    "report",
+    "stages",
+    "allow",
+    "attach",
+    "checks/registry",
+    "instruments/source",
+    "instruments/patch",
+    "record/files",
+    "record/plain",
+    "record/ledger",
+    "record/secrets",
+    "record/shape",
 }  # fmt: skip
 UPWARDS = {
-    "report": {"confusion/result"},  # Report.load, when it is called
+    "report": {"confusion/result", "record/shape"},  # Report.load, when it is called
     "attach": {"trainer/attached"},
     "confusion/result": {"confusion/figure"},  # plot(), when it is called
 }

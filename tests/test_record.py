@@ -315,10 +315,61 @@ def test_what_is_named_like_a_secret_is_masked_at_any_depth(name: str) -> None:
     assert MASK in shown
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"headers": {"Authorization": "Bearer hunter2hunter2"}},
+        {"Proxy-Authorization": "hunter2"},
+        {"headers": [("Authorization", "hunter2"), ("Accept", "text/html")]},
+        {"header": {"name": "X-Api-Key", "value": "hunter2"}},
+        "Authorization: Basic hunter2hunter2",
+        "curl -H 'Authorization: Bearer hunter2hunter2' https://host",
+        "https://hunter2@github.com/a/b.git",
+        "https://me:hunter2@github.com/a/b.git",
+        "https://host/x?lr=1&access_token=hunter2&page=2",
+        ["train.py", "--api-key", "hunter2", "--lr", "0.1"],
+        ["train.py", "--password=hunter2"],
+        "python train.py --token hunter2 --lr 0.1",
+        "Server=db;Database=x;Uid=me;Pwd=hunter2;",
+        "host=db port=5432 user=me password='hunter2' dbname=x",
+        'DefaultEndpointsProtocol=https;AccountName=a;AccountKey="hunter2=="',
+        json.dumps({"hub": {"token": ["hunter2"]}}),
+        'settings: {"password": "hunter2", "user": "me"}',
+        "export WANDB_API_KEY=hunter2",
+        "hf_hunter2hunter2", "sk-hunter2hunter2", "ghp_hunter2hunter2", "glpat-hunter2hunter2",
+        "github_pat_hunter2hunter2", "xoxb-hunter2hunter2",
+        "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+        {"pass": "hunter2"}, {"db_pass": "hunter2"}, {"pw": "hunter2"}, {"userPin": "hunter2"},
+        {"pass": {"of": "hunter2"}}, {"settings": argparse.Namespace(pw="hunter2")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_secrets_are_masked_in_every_form(value: Any) -> None:
+    shown = json.dumps(plain({"given": value}))
+    assert "hunter2" not in shown
+    assert MASK in shown
+
+
+def test_a_pin_is_a_secret_as_a_number_too() -> None:
+    assert plain({"pin": 1234}) == {"pin": MASK}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["token embedding of 512", "basic block", "a pass over the data", "lr=0.1",
+     "max_tokens=512", "pin_memory=True", "https://host/path?page=2", "s3://bucket/a/b.ckpt",
+     "author=A. Nother", "d_key=64", "C:\\data\\x", "[1, 2", '{"lr": 0.1}', "skip-connection",
+     "sk_learn"],
+)  # fmt: skip
+def test_ordinary_text_is_left_as_it_is(text: str) -> None:
+    assert plain({"given": text}) == {"given": text}
+
+
 def test_hyper_parameters_are_not_taken_for_secrets() -> None:
     given: dict[str, Any] = {
         "lr": 0.1, "max_tokens": 512, "pad_token_id": 0, "num_keys": 4, "author": "A. Nother",
-        "betas": (0.9, 0.99), "name": "resnet", "none": None, "flag": True,
+        "betas": (0.9, 0.99), "name": "resnet", "none": None, "flag": True, "pin_memory": True,
+        "n_passes": 3, "num_pass": 2, "pin_memory_device": "cuda", "shopping": "x",
     }  # fmt: skip
     assert plain(given) == {**given, "betas": [0.9, 0.99]}
 

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 
 def write_new(folder: Path, stem: str, text: str) -> Path:
@@ -37,9 +39,13 @@ def write_over(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line; lines of several processes do not mix."""
+    """Append one line; lines of several processes do not mix.
+
+    Raises:
+        OSError: If `path` is a symbolic link, which may lead to somebody else's file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
     try:
         size = os.fstat(file).st_size
         # one that was cut off by a crash must not swallow the next
@@ -50,15 +56,24 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of one JSON object a line; broken lines are passed over."""
+    """The records of a file of one JSON object a line; broken lines are passed over.
+
+    Raises:
+        OSError: If `path` is a symbolic link.
+    """
     found = []
-    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+    with suppress(FileNotFoundError), _opened(path) as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict):
                     found.append(record)
     return found
+
+
+def _opened(path: Path) -> TextIO:
+    file = os.open(path, os.O_RDONLY | _NO_LINK)
+    return open(file, encoding="utf-8", errors="replace")
 
 
 def json_text(value: Any, indent: str = "") -> str:

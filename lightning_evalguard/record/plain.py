@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
+import json
 import math
-import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any
 
-MASK = "***"
-_SECRET = re.compile(r"pass(word|wd|phrase)|^pwd$|secret|credential", re.IGNORECASE)
-# Of these a number is none: max_tokens, pad_token_id, num_keys.
-_MAYBE = re.compile(r"key|token|auth(?!or)|bearer|cookie|private|dsn", re.IGNORECASE)
-_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)")
-_DEEP, _LONG = 8, 200
+from lightning_evalguard.record.secrets import MASK, is_secret, option_name, without_secrets
+
+_DEEP, _LONG, _MANY = 8, 200, 10_000
+_NAMES, _VALUES = ("name", "key", "option", "header"), ("value", "default")
 
 
 def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:
@@ -29,14 +28,14 @@ def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:
         >>> plain({"lr": 0.1, "hub": {"api_key": "hf_9", "max_tokens": 8}})
         {'lr': 0.1, 'hub': {'api_key': '***', 'max_tokens': 8}}
     """
-    if _is_secret(name, value):
+    if is_secret(name, value):
         return MASK
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, (str, PurePath)):
-        text = _IN_ADDRESS.sub(MASK, str(value))
+        text = _text(str(value), depth)
         return text if len(text) <= _LONG else text[: _LONG - 1] + "…"
     if isinstance(value, enum.Enum):
         return value.name
@@ -44,20 +43,50 @@ def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:
         return _named(value)
     inside = _items(value)
     if depth and inside is not None:
-        return {str(k): plain(v, str(k), depth - 1) for k, v in inside.items()}
+        return _mapping(inside, depth - 1)
     if depth and isinstance(value, (list, tuple, Set)):
-        return [plain(v, name, depth - 1) for v in value]
+        return _listed(list(itertools.islice(value, _MANY)), name, depth - 1)
     kind = type(value)
     # torch.float32, device(type='cpu'): short, and what they are
     return str(value) if kind.__module__ == "torch" and len(str(value)) < 40 else _named(kind)
 
 
-def _is_secret(name: str, value: Any) -> bool:
-    if value is None or isinstance(value, bool) or not name:
-        return False
-    if _SECRET.search(name):
-        return True
-    return bool(_MAYBE.search(name)) and not isinstance(value, (int, float))
+def _text(text: str, depth: int) -> str:
+    """A text without its secrets, also where it is JSON."""
+    if depth and text.lstrip().startswith(("{", "[")):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return without_secrets(text)
+        masked = plain(value, depth=depth - 1)
+        if masked != value:
+            return json.dumps(masked)
+    return without_secrets(text)
+
+
+def _mapping(inside: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    made = {}
+    for key, value in itertools.islice(inside.items(), _MANY):
+        name = without_secrets(str(key))
+        made[name] = plain(value, str(key), depth)
+    # {"name": "token", "value": ...}
+    named = next((inside[n] for n in _NAMES if isinstance(inside.get(n), str)), "")
+    for key in _VALUES:
+        if key in inside and is_secret(str(named), inside[key]):
+            made[key] = MASK
+    return made
+
+
+def _listed(values: Sequence[Any], name: str, depth: int) -> list[Any]:
+    """The elements of a list, in which a pair or an option gives the next one its name."""
+    if len(values) == 2 and isinstance(values[0], str) and is_secret(values[0], values[1]):
+        return [values[0], MASK]
+    made = []
+    before: object = ""
+    for value in values:
+        made.append(plain(value, option_name(before) or name, depth))
+        before = value
+    return made
 
 
 def _items(value: Any) -> Mapping[Any, Any] | None:

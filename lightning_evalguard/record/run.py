@@ -21,6 +21,7 @@ from lightning_evalguard.data.loaders import listed, owned
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
 from lightning_evalguard.record.plain import plain
+from lightning_evalguard.record.secrets import without_secrets
 from lightning_evalguard.report import FORMAT, Report, warn_text
 from lightning_evalguard.stages import is_sanity_check
 
@@ -326,7 +327,11 @@ def _checkpoint(trainer: Any, kind: str) -> dict[str, Any] | None:
         names = ("best_model_path", "last_model_path")
         tried = [(n.split("_")[0], getattr(saved, n, None)) for n in names]
     why, path = next(((why, p) for why, p in tried if p), (None, None))
-    return None if path is None else {"path": str(path), "is": why, **_hashed(Path(str(path)))}
+    return (
+        None
+        if path is None
+        else {"path": without_secrets(str(path)), "is": why, **_hashed(Path(str(path)))}
+    )
 
 
 def _hashed(path: Path) -> dict[str, Any]:

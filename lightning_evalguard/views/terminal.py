@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -12,6 +13,16 @@ from lightning_evalguard.report import Report
 
 Record = Mapping[str, Any]
 _WIDE = 28  # characters of a cell
+
+
+def printable(text: str) -> str:
+    """`text` without what would steer a terminal: control characters are written as escapes."""
+    return "".join(c if c in "\n\t" or _is_harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    # Cc: controls; Cf: what turns the direction of writing; Cs: halves of a character
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def one(path: Path, record: Record) -> str:
