@@ -53,8 +53,12 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
     """
 
     def __init__(self, check: str, *, reason: str = "", first_only: bool = False) -> None:
-        if check not in CHECKS:
+        if not isinstance(check, str) or check not in CHECKS:
             raise ValueError(f"check={check!r}: expected one of {', '.join(sorted(CHECKS))}")
+        if not isinstance(reason, str):
+            raise ValueError(f"reason={reason!r}: expected a sentence")
+        if not isinstance(first_only, bool):
+            raise ValueError(f"first_only={first_only!r}: expected True or False")
         self.check = check
         self.reason = reason
         self._line = _line_of(sys._getframe(1)) if first_only else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -118,7 +119,7 @@ class EvalGuard(Callback):
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
         audit: Audit = "auto",
         train_score: int = 0,
-        record: str | None = "auto",
+        record: str | os.PathLike[str] | None = "auto",
     ) -> None:
         self._policies = check_policies(
             modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
@@ -138,8 +139,10 @@ class EvalGuard(Callback):
         self._groups, self._outcomes, self._budget = groups, outcomes, budget
         self._report = Report()
         SyncCheck(sync_steps)  # refuses what is not two numbers
-        if train_score < 0:
+        if isinstance(train_score, bool) or not isinstance(train_score, int) or train_score < 0:
             raise ValueError(f"train_score={train_score}: expected a number of batches, 0 for none")
+        if not (record is None or isinstance(record, (str, os.PathLike))):
+            raise ValueError(f"record={record!r}: expected 'auto', a folder or None")
         self._train_score = train_score
         self._sync_steps = sync_steps
         self._audit = audit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -88,7 +88,12 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         )
         check_policy("audit", audit, Audit)
         check_allow(allow)
+        if not isinstance(optimizers, Iterable) or isinstance(optimizers, (str, bytes, Mapping)):
+            raise ValueError(f"optimizers={optimizers!r}: expected a list of optimizers")
         trained = list(optimizers)
+        for optimizer in trained:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise ValueError(f"optimizers: expected optimizers, got {type(optimizer).__name__}")
         checks: list[Check] = [
             ModesCheck(),
             GradCheck(),

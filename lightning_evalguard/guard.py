@@ -469,12 +469,15 @@ def check_allow(allowed: Allow | None) -> None:
     Raises:
         ValueError: Naming the entry.
     """
+    if not (allowed is None or isinstance(allowed, Mapping)):
+        raise ValueError(f"allow={allowed!r}: expected a dict of lists of patterns")
     for check, patterns in (allowed or {}).items():
         if check not in CHECKS:
             raise ValueError(
                 f"allow={{{check!r}: ...}}: expected one of {', '.join(sorted(CHECKS))}"
             )
-        if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+        listed = isinstance(patterns, Iterable) and not isinstance(patterns, (str, bytes, Mapping))
+        if not listed or not all(isinstance(p, str) for p in patterns):
             raise ValueError(f"allow={{{check!r}: {patterns!r}}}: expected a list of patterns")
 
 

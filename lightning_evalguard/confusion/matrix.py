@@ -91,6 +91,11 @@ class ConfusionMetrics:
         if task == "binary" and num_classes not in (None, 2):
             raise ValueError(f"num_classes={num_classes!r}: expected 2 with task='binary'")
         if class_names is not None:
+            if not isinstance(class_names, Sequence) or isinstance(class_names, (str, bytes)):
+                raise ValueError(
+                    f"class_names={class_names!r}: expected a list of names, in the order of the "
+                    "class indices"
+                )
             class_names = tuple(str(name) for name in class_names)
             expected = num_classes or (2 if task == "binary" else None)
             if expected is not None and len(class_names) != expected:
@@ -105,12 +110,14 @@ class ConfusionMetrics:
             if len(set(class_names)) != len(class_names):
                 raise ValueError("class_names repeats a name, expected each once")
             num_classes = len(class_names)
-        if not 0 < threshold < 1:
+        if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold!r}: expected a probability between 0 and 1")
         if ignore_index is not None and not _is_int(ignore_index):
             raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
         if source is not None and not callable(source):
             check_source(source)
+        if not (top_k is None or _is_int(top_k) or isinstance(top_k, (list, tuple, range))):
+            raise ValueError(f"top_k={top_k!r}: expected an integer or a list of integers")
         ks = (top_k,) if isinstance(top_k, int) else tuple(top_k or ())
         for k in ks:
             if not _is_int(k) or k < 1 or (num_classes is not None and k > num_classes):

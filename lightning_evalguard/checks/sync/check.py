@@ -106,7 +106,13 @@ class SyncCheck(Check):
         sync_steps: tuple[int, int] = (2, 50),
         allowed: Callable[[], bool] = lambda: False,
     ) -> None:
-        if len(sync_steps) != 2 or sync_steps[0] < 0 or sync_steps[1] < 1:
+        is_pair = isinstance(sync_steps, (tuple, list)) and len(sync_steps) == 2
+        if (
+            not is_pair
+            or not all(type(n) is int for n in sync_steps)
+            or sync_steps[0] < 0
+            or (sync_steps[1] < 1)
+        ):
             raise ValueError(f"sync_steps={sync_steps!r}: expected (first steps, every n-th step)")
         self.notes: list[str] = []
         self._first, self._every = sync_steps
