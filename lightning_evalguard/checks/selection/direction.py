@@ -28,7 +28,8 @@ _HIGHER = """
     acc accuracy bacc auc auroc aucroc rocauc auprc prauc aucpr ap map mar precision recall
     sensitivity specificity f1 f1score fscore fbeta f2 dice iou miou giou jaccard mcc matthews
     kappa qwk bleu sacrebleu rouge rougel rougelsum meteor cider bertscore chrf psnr ssim msssim
-    r2 r2score pearson spearman kendall corr correlation concordance cindex ndcg dcg mrr hits hit
+    r2 r2score pearson pearsonr spearman spearmanr kendall kendalltau corr correlation concordance cindex ndcg dcg
+    mrr hits hit
     reward rewards return returns likelihood loglikelihood nmi ari purity silhouette pesq stoi sdr
     sisdr sisnr snr tpr tnr ppv npv top1 top3 top5 top10 winrate qualityindex
 """
@@ -56,7 +57,7 @@ _UNSAID = """
     num number time threshold thresh slope improvement degradation reduction increase decrease gain
     code codes codebook vq cluster adv adversarial adversary attack attacker attacked disc
     discriminator random shuffled chance baseline leak leakage mia membership forgetting noise
-    noisy target limit budget patience counter
+    noisy target limit budget patience counter vs versus
 """
 _STAGES = "validation valid val test testing training train dev eval evaluation"
 
@@ -68,6 +69,7 @@ _PHRASES: dict[str, Mode] = {
 _DECIDING = frozenset(("loss", "losses", "error", "errors", "err"))
 UNSAID = frozenset(_UNSAID.split())
 STAGES = tuple(_STAGES.split())
+_PREFIXES = (*STAGES, "mean", "avg", "average", "best", "macro", "micro", "total")
 _PARTS = re.compile(r"[A-Za-z0-9]+")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+")
 _LOADER = re.compile(r"/dataloader_idx_\d+$")
@@ -88,10 +90,10 @@ def _split(part: str) -> Iterator[str]:
     if _known(low) or low in STAGES:
         yield low
         return
-    for stage in STAGES:
-        rest = low.removeprefix(stage)
+    for prefix in _PREFIXES:
+        rest = low.removeprefix(prefix)
         if rest != low and _known(rest):
-            yield from (stage, rest)
+            yield from (prefix, rest)
             return
     for piece in _CAMEL.findall(part):
         yield piece.lower()
@@ -120,11 +122,12 @@ def by_name(key: str) -> Direction | None:
         (None, None, None, None)
     """
     said = words(key)
-    for phrase, mode in _PHRASES.items():
-        if f"_{phrase}_" in f"_{'_'.join(said)}_":
-            return _named(phrase, mode)
-    if key.lstrip().startswith(("-", "1-")) or UNSAID.intersection(said):
+    phrase = _phrase(said)
+    rest = [word for word in said if phrase is None or word not in phrase.split("_")]
+    if key.lstrip().startswith(("-", "1-")) or UNSAID.intersection(rest):
         return None
+    if phrase is not None:
+        return _named(phrase, _PHRASES[phrase])
     meant: dict[str, Mode] = {}
     for word in said:
         one = _meaning(word)
@@ -137,6 +140,13 @@ def by_name(key: str) -> Direction | None:
     if len(set(meant.values())) > 1 and not (last in _DECIDING and last == said[-1]):
         return None
     return _named(last, meant[last])
+
+
+def _phrase(said: list[str]) -> str | None:
+    """The longest phrase in a name."""
+    text = f"_{'_'.join(said)}_"
+    inside = [phrase for phrase in _PHRASES if f"_{phrase}_" in text]
+    return max(inside, key=len, default=None)
 
 
 def _named(word: str, mode: Mode) -> Direction:
