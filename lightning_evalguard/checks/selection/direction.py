@@ -28,8 +28,8 @@ _HIGHER = """
     acc accuracy bacc auc auroc aucroc rocauc auprc prauc aucpr ap map mar precision recall
     sensitivity specificity f1 f1score fscore fbeta f2 dice iou miou giou jaccard mcc matthews
     kappa qwk bleu sacrebleu rouge rougel rougelsum meteor cider bertscore chrf psnr ssim msssim
-    r2 r2score pearson pearsonr spearman spearmanr kendall kendalltau corr correlation concordance cindex ndcg dcg
-    mrr hits hit
+    r2 r2score pearson pearsonr spearman spearmanr kendall kendalltau corr correlation
+    concordance cindex ndcg dcg mrr hits hit
     reward rewards return returns likelihood loglikelihood nmi ari purity silhouette pesq stoi sdr
     sisdr sisnr snr tpr tnr ppv npv top1 top3 top5 top10 winrate qualityindex
 """
