@@ -150,7 +150,7 @@ class EvalGuard(Callback):
         self._expected: list[tuple[str, bool]] = []
         self._runs: list[Run] = []
         self._train_scores: dict[Trainer, TrainScoreOfFit] = {}
-        self._records = Records(record, self._report)
+        self._records = Records(record, self._report, outcomes)
 
     @property
     def report(self) -> Report:
@@ -197,7 +197,9 @@ class EvalGuard(Callback):
         scores = None
         if self._metrics is not None:
             config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            scores = Scores(trainer, pl_module, Recorder(config, ranks), self._report, claims)
+            scores = Scores(
+                trainer, pl_module, Recorder(config, ranks, self._outcomes), self._report, claims
+            )
         checks.append(SelectionCheck(Desk(trainer, pl_module, scores)))
         if self._train_score and trainer.state.fn == "fit":
             self._train_scores[trainer] = TrainScoreOfFit(

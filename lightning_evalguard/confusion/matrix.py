@@ -343,6 +343,9 @@ class ConfusionMatrix(Metric):
             self.add_state("hits", torch.zeros(len(top_k), dtype=torch.long), dist_reduce_fx="sum")
             self.register_buffer("_one", torch.ones(1, dtype=torch.long), persistent=False)
             self.register_buffer("_edges", torch.tensor(self._cuts), persistent=False)
+            self.kept: list[Tensor] | None = (
+                None  # the cells of each batch, where they are asked for
+            )
             self._pairs = None if full or task != "multiclass" else _Pairs(num_classes)
 
     @classmethod
@@ -369,6 +372,8 @@ class ConfusionMatrix(Metric):
         cells = self._multiclass if self.layout.task == "multiclass" else self._yes_or_no
         index = cells(preds.detach() if preds.requires_grad else preds, target)
         self.counts.index_add_(0, index, self._one.expand_as(index))
+        if self.kept is not None:
+            self.kept.append(index)
 
     def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
         c = self.layout.num_classes
@@ -487,6 +492,8 @@ class ConfusionMatrix(Metric):
         """Start again from zero."""
         with torch.inference_mode(False):
             super().reset()
+            if self.kept is not None:
+                self.kept = []
             if self._pairs is not None:
                 self._pairs.clear()
 

@@ -21,6 +21,7 @@ from lightning_evalguard.confusion.matrix import (
     are_logits,
     read,
 )
+from lightning_evalguard.confusion.outcomes import right
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.taps import LossTap, MetricTap, metrics_of, refusal
@@ -138,10 +139,17 @@ class Recorder:
         config: What the user asked for; None to infer everything and to stay silent where there
             is nothing to count.
         ranks: The processes that count together, by default this one alone.
+        outcomes: Whether results say of each sample whether it is right.
     """
 
-    def __init__(self, config: ConfusionMetrics | None = None, ranks: Alone | None = None) -> None:
+    def __init__(
+        self,
+        config: ConfusionMetrics | None = None,
+        ranks: Alone | None = None,
+        outcomes: bool = False,
+    ) -> None:
         self.ranks = ranks or Alone()
+        self._outcomes = outcomes
         self.config = config or ConfusionMetrics()
         self.explicit = config is not None
         self._loaders: dict[str, _Loader] = {}
@@ -292,6 +300,9 @@ class Recorder:
                 pairs, entry.least, self.config.per_class, entry.source in self._logits,
             )  # fmt: skip
             result.source, result.epoch, result.step = entry.source, epoch, step
+            if entry.chosen is not None and entry.chosen.state.kept is not None:
+                kept = entry.chosen.state.kept
+                result.right = right(entry.layout, kept, result.preds_are)
             self._settle(entry, result)
             recorded.results[entry.key] = result
             self._tell(entry, result, recorded)
@@ -323,6 +334,7 @@ class Recorder:
                 guesses = self._module is not None and any(metrics_of(self._module))
                 layout = replace(layout, by_batch=guesses)
         state = ConfusionMatrix.of(layout).to(pair.preds.device)
+        state.kept = [] if self._outcomes else None
         return _Source(kind, {name}, layout, state, pair.source)
 
     def _see(self, kind: str, name: str, pair: Pair) -> None:

@@ -99,6 +99,7 @@ class ConfusionResult:
     pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     judged: Tensor | None = field(default=None, repr=False)
     misread: tuple[Misread, ...] = field(default=(), repr=False)
+    right: Tensor | None = field(default=None, init=False, repr=False)  # of each sample, not saved
     _intervals: dict[str, tuple[float, float]] | None = field(default=None, init=False, repr=False)
 
     @property

@@ -20,6 +20,7 @@ from lightning_evalguard.data.fingerprint import Content, whole
 from lightning_evalguard.data.loaders import listed, owned
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
+from lightning_evalguard.record.outcomes import Outcomes
 from lightning_evalguard.record.plain import plain
 from lightning_evalguard.record.secrets import without_secrets
 from lightning_evalguard.report import FORMAT, Report, warn_text
@@ -46,10 +47,14 @@ class Records:
         where: ``"auto"``: the folder of the run's first logger, and nothing without a logger; a
             folder; None to write nothing.
         report: The guard's report.
+        outcomes: Whether one bit a sample is kept.
     """
 
-    def __init__(self, where: str | os.PathLike[str] | None, report: Report) -> None:
+    def __init__(
+        self, where: str | os.PathLike[str] | None, report: Report, outcomes: bool = False
+    ) -> None:
         self._where, self._report = where, report
+        self.outcomes = outcomes
         self._files: dict[tuple[int, Path], Path] = {}
         self._runs: dict[Path, list[dict[str, Any]]] = {}
         self._failed = False
@@ -74,6 +79,10 @@ class Records:
                 self._write(run)
         except Exception as error:  # noqa: BLE001 - a full disk must not stop a training run
             self.failed(error)
+
+    def note(self, sentence: str) -> None:
+        """Put a sentence into the report."""
+        self._report.note(sentence)
 
     def failed(self, error: Exception) -> None:
         """Say once that there is no record."""
@@ -164,6 +173,8 @@ class Run:
         self._contents: dict[str, Content] = {}
         self._sets: dict[str, dict[str, Any]] = {}
         self._results: dict[str, Any] = {}
+        self._outcomes: Outcomes | None = None
+        self._kept: dict[str, dict[str, Any]] = {}
         self._history: list[dict[str, Any]] = []
 
     @_at_no_cost
@@ -172,13 +183,17 @@ class Run:
         fresh = self.trainer.reload_dataloaders_every_n_epochs > 0
         self._hashing = not is_sanity_check(stage) and (fresh or stage not in self._hashed)
         self._contents = {}
+        one_by_one = self.records.outcomes and stage in ("validate", "test")
+        self._outcomes = Outcomes() if one_by_one else None
 
     @_at_no_cost
     def see(self, stage: str, i: int, batch: Any, loaders: Callable[[], Any]) -> None:
         """A step is about to run on `batch`, of the `i`-th of the evaluation's `loaders`."""
+        key = _key(stage, i)
+        if self._outcomes is not None:
+            self._outcomes.see(key, batch)
         if not self._hashing:
             return
-        key = _key(stage, i)
         content = self._contents.get(key)
         if content is None:
             loader = listed(loaders())[i : i + 1]
@@ -216,12 +231,27 @@ class Run:
                 self._sets[key] = whole(parts) | moment
         self._contents = {}
         self._results |= results
+        self._keep_outcomes(results)
         # What the module logged stays as it is until the run ends, so that nothing waits for it.
         scores = {k: v for each in logged for k, v in each.items()}
         for key, result in results.items():
             name, slash, loader = key.partition("/")
             scores |= {f"{name}/{k}{slash}{loader}": v for k, v in result.scores.items()}
         self._history.append(moment | {"stage": stage, "scores": scores})
+
+    def _keep_outcomes(self, results: Mapping[str, Any]) -> None:
+        outcomes, self._outcomes = self._outcomes, None
+        if outcomes is None:
+            return
+        for key, result in results.items():
+            if self.trainer.world_size > 1:
+                outcomes.unknown[key] = "several processes share the samples"
+            kept = outcomes.of(key, result.right)
+            if kept is not None:
+                self._kept[key] = kept
+            else:
+                self._kept.pop(key, None)  # an earlier evaluation's are not this one's
+                self.records.note(f"{key}: no outcomes were kept: {outcomes.unknown[key]}")
 
     @_at_no_cost
     def close(self, error: BaseException | None) -> None:
@@ -244,6 +274,7 @@ class Run:
             "step": trainer.global_step,
             "evaluated_on": self._sets,
             "confusion": {key: result.to_dict() for key, result in self._results.items()},
+            "outcomes": self._kept,
             "history": [h | {"scores": _numbers(h["scores"])} for h in self._history],
             "checkpoint": _checkpoint(trainer, self._kind),
             "seed": {

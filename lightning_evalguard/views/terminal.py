@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_evalguard.report import Report
+from lightning_evalguard.views.comparison import differences
 
 Record = Mapping[str, Any]
 _WIDE = 28  # characters of a cell
@@ -56,7 +57,11 @@ def beside(found: Sequence[tuple[Path, Record]]) -> str:
     for label, cells in rows:
         aligned = [_cut(cell).rjust(w) for cell, w in zip(cells, widths, strict=True)]
         lines.append("  ".join([label.ljust(left), *aligned]).rstrip())
-    return "\n".join([*lines, *_unlike(columns)])
+    lines += _unlike(columns)
+    _, first = found[0]
+    for (_, other), name in zip(found[1:], names[1:], strict=True):
+        lines += differences(first, other, (names[0], name))
+    return "\n".join(lines)
 
 
 def column(record: Record) -> dict[str, str]:

@@ -1,0 +1,114 @@
+"""One bit a sample, right or wrong, so that two runs can be compared sample by sample."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.data.fingerprint import keys_of
+
+
+class Outcomes:
+    """The outcomes of one evaluation, by sample.
+
+    Samples are put in the order of their fingerprints: two runs on one set have the same order,
+    however it was shuffled and cut into batches.
+
+    Attributes:
+        unknown: Why there are none, by key; empty where there are.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[str, list[Tensor]] = {}
+        self.unknown: dict[str, str] = {}
+
+    def see(self, key: str, batch: Any) -> None:
+        """A step is about to run on `batch`."""
+        keys = keys_of(batch)
+        if keys is None:
+            self.unknown[key] = "a batch shows no samples"
+        else:
+            self._keys.setdefault(key, []).append(keys)
+
+    def of(self, key: str, right: Tensor | None) -> dict[str, Any] | None:
+        """The outcomes as plain data, or None where they are not known; waits for the device.
+
+        Args:
+            key: ``val``, ``test``, ...
+            right: Whether each sample is right, in the order of the batches.
+        """
+        seen = self._keys.get(key, [])
+        if right is None or not seen:
+            self.unknown.setdefault(key, "predictions and targets were not seen")
+        if key in self.unknown or right is None:
+            return None
+        keys = torch.cat([each.cpu() for each in seen])
+        if len(keys) != len(right):
+            self.unknown[key] = (
+                f"there are {len(right):,} predictions of {len(keys):,} samples, expected one each"
+            )
+            return None
+        # equal samples have equal keys: among them those that are right stand first
+        by_outcome = right.long().argsort(descending=True, stable=True)
+        order = by_outcome[keys[by_outcome].argsort(stable=True)]
+        ordered = keys[order].contiguous().numpy().astype("<i8").tobytes()
+        return {
+            "samples": len(keys),
+            "set": hashlib.sha256(ordered).hexdigest(),
+            "right": base64.b64encode(_packed(right[order])).decode(),
+        }
+
+
+def _packed(bits: Tensor) -> bytes:
+    """Eight bits a byte, the first one lowest."""
+    padded = torch.zeros(-(-len(bits) // 8) * 8, dtype=torch.uint8, device="cpu")
+    padded[: len(bits)] = bits.to(torch.uint8)
+    weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device="cpu")
+    return bytes((padded.view(-1, 8) * weights).sum(1, dtype=torch.uint8).tolist())
+
+
+class Paired(NamedTuple):
+    """Two runs on the same samples: in how many only one of them is right."""
+
+    samples: int
+    only_first: int
+    only_second: int
+
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test: how likely a split at least as uneven is by chance alone."""
+        return exact_mcnemar(self.only_first, self.only_second)
+
+
+def paired(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> Paired | None:
+    """Compare two outcomes; None where they are not of the same samples."""
+    if not first or not second or first["set"] != second["set"]:
+        return None
+    a, b = (int.from_bytes(base64.b64decode(each["right"]), "little") for each in (first, second))
+    return Paired(int(first["samples"]), (a & ~b).bit_count(), (b & ~a).bit_count())
+
+
+def exact_mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test.
+
+    Example:
+        >>> round(exact_mcnemar(14, 5), 4), exact_mcnemar(3, 3)
+        (0.0636, 1.0)
+    """
+    n, least = only_first + only_second, min(only_first, only_second)
+    if not n or only_first == only_second:
+        return 1.0
+    # in logarithms: 2^n is beyond a float from n = 1,024 on
+    terms = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
+        for k in range(least + 1)
+    ]
+    highest = max(terms)
+    tail = math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms)
+    return min(1.0, 2 * tail)
