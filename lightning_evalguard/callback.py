@@ -11,6 +11,7 @@ from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.check import Check
 from lightning_evalguard.checks.data.check import DataCheck
+from lightning_evalguard.checks.data.history import History
 from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.rng import RngCheck
@@ -138,6 +139,7 @@ class EvalGuard(Callback):
         self._metrics = metrics
         self._groups, self._outcomes, self._budget = groups, outcomes, budget
         self._report = Report()
+        self._sets_of_fits = History()
         SyncCheck(sync_steps)  # refuses what is not two numbers
         if isinstance(train_score, bool) or not isinstance(train_score, int) or train_score < 0:
             raise ValueError(f"train_score={train_score}: expected a number of batches, 0 for none")
@@ -188,7 +190,7 @@ class EvalGuard(Callback):
             StochasticCheck(),
             BatchCheck(lambda: batch_size(trainer)),
             RngCheck(restore=self._policies["rng"] == "fix"),
-            DataCheck(_lightning.Books(trainer)),
+            DataCheck(_lightning.Books(trainer), self._sets_of_fits, self._groups),
             sync,
             WeightsCheck(),
             claims,

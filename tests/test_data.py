@@ -374,9 +374,9 @@ def test_equal_rows_are_found_and_blank_ones_are_not() -> None:
     queries[3], queries[4], table[9] = table[77], 0.0, 0.0
     every = (torch.arange(n) for n in (20, 500))
     a, b = (Rows(t, chosen) for t, chosen in zip((queries, table), every, strict=True))
-    assert twins(a, b, 1, Budget(1)).nonzero().flatten().tolist() == [3]
-    assert not twins(b, b, 2, Budget(1)).any()
-    assert twins(b, b, 1, Budget(1)).sum() == 499
+    assert twins(a, b, 1, Budget()).nonzero().flatten().tolist() == [3]
+    assert not twins(b, b, 2, Budget()).any()
+    assert twins(b, b, 1, Budget()).sum() == 499
 
 
 def test_files_are_compared_by_name(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_files_are_compared_by_name(tmp_path: Path) -> None:
     left, right = rows(a, torch.arange(2)), rows(b, torch.arange(2))
     assert left is not None
     assert right is not None
-    assert twins(left, right, 1, Budget(1)).tolist() == [False, True]
+    assert twins(left, right, 1, Budget()).tolist() == [False, True]
 
 
 def test_a_label_or_a_number_is_not_what_makes_a_sample() -> None:

@@ -90,6 +90,37 @@ class Content:
         return total, self._samples, self.even, self.unreadable
 
 
+def sample_hashes(batch: Any) -> Tensor | None:
+    """(N,) int64, on its device: a hash of all that each sample of a batch holds.
+
+    None where the batch does not hold an entry a sample.
+    """
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        n, agreed = count_of(batch)
+        if n is None or not agreed:
+            return None
+        rows: Tensor | None = None
+        for column in columns(batch):
+            if column.ndim and len(column) == n:
+                sums = _row_sums(column)
+                if column[0].numel() > VALUES:
+                    sums = sums ^ (_all_bits(column) * _ALSO_ODD)
+                rows = sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+            elif column.ndim and len(column) > 1:
+                return None
+        return None if rows is None else _mixed(rows)
+
+
+def _all_bits(column: Tensor) -> Tensor:
+    """(N,) int64: the sum of all values of each row, as integers."""
+    x = column.detach()
+    x = torch.view_as_real(x) if x.is_complex() else x
+    x = x.reshape(len(x), -1)
+    if x.is_floating_point() or x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        x = x.view(_BITS[x.element_size()])
+    return x.sum(1, dtype=torch.int64)
+
+
 def whole(parts: Sequence[tuple[int, int, bool, str]]) -> dict[str, Any]:
     """Number of samples and hash of a set, from the `part` that each rank saw."""
     totals, samples, even, unreadable = zip(*parts, strict=True)

@@ -272,6 +272,16 @@ def parts(loader: Any) -> list[Part]:
     return list(_unwrapped(dataset, at, at, 0))
 
 
+def parts_at(loader: Any, given: Tensor) -> list[Part]:
+    """The samples that stand at some indices of a map-style loader's dataset, as `parts` has them.
+
+    Args:
+        loader: The loader.
+        given: ``(N,)`` int64; one may stand there several times.
+    """
+    return list(_unwrapped(loader.dataset, given, given, 0))
+
+
 def _unwrapped(dataset: Any, indices: Tensor, at: Tensor, depth: int) -> Iterator[Part]:
     inner = _wrapped(dataset)
     if depth == _NESTED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -75,10 +75,14 @@ def rich(leaf: Any) -> bool:
     if isinstance(leaf, str):
         return len(leaf) > 40 or len(set(leaf.split())) >= _VALUES
     if is_array(leaf) and leaf.dtype.name in _KNOWN:
-        return len(set(leaf.ravel()[:4096].tolist())) >= _VALUES
+        return len(set(_spread(leaf.ravel()).tolist())) >= _VALUES
     if isinstance(leaf, Tensor):
-        return len(set(leaf.flatten()[:4096].tolist())) >= _VALUES
+        return len(set(_spread(leaf.flatten()).tolist())) >= _VALUES
     return is_image(leaf) or isinstance(leaf, PurePath)
+
+
+def _spread(flat: Any) -> Any:
+    return flat[:: max(1, len(flat) // _SKETCHED)]
 
 
 def _is_blank(leaf: Any) -> bool:
@@ -160,6 +164,7 @@ def _file(thing: Any) -> str | None:
 _PLACES = 24  # columns by which rows are told apart before they are compared in full
 _CHUNK = 1 << 12  # rows
 _TRIES = 4  # rows of a chunk compared in full with one query
+_BLOCK = 1 << 22  # values compared at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -170,7 +175,7 @@ def twins(queries: Rows, table: Rows, wanted: int, budget: Budget) -> Tensor:
         queries: Rows to look for.
         table: Rows to look in.
         wanted: How often a row must stand there: 2 for one that came from there.
-        budget: When to stop.
+        budget: How many rows may be looked at.
     """
     found = torch.zeros(len(queries.chosen), dtype=torch.int64)
     a, b = queries.values, table.values
@@ -184,20 +189,39 @@ def twins(queries: Rows, table: Rows, wanted: int, budget: Budget) -> Tensor:
         return found >= wanted
     keys, query_of = _keys(a, queries.chosen).sort()
     for chosen in table.chosen.split(_CHUNK):  # type: ignore[no-untyped-call]
+        if not budget.look(len(chosen)):
+            break
         there, row_of = _keys(b, chosen).sort()
         first = torch.searchsorted(there, keys)
         last = torch.searchsorted(there, keys, right=True)
-        for i in (last > first).nonzero().flatten().tolist():
-            if budget.over():
-                return found >= wanted
-            query = a[queries.chosen[query_of[i]]]
-            tries = chosen[row_of[first[i] : min(int(last[i]), int(first[i]) + _TRIES)]]
-            same = sum(torch.equal(query, b[j]) for j in tries.tolist())
-            if same and not _is_blank(query):
-                found[query_of[i]] += same
-        if budget.over():
-            break
+        for k in range(_TRIES):
+            at = (first + k < last).nonzero().flatten()
+            if not len(at):
+                break
+            mine = queries.chosen[query_of[at]]
+            theirs = chosen[row_of[first[at] + k]]
+            found[query_of[at]] += _equal(a, mine, b, theirs)
     return found >= wanted
+
+
+def _equal(a: Tensor, mine: Tensor, b: Tensor, theirs: Tensor) -> Tensor:
+    """(N,) int64: 1 where a row of `a` is bit for bit one of `b`, and not blank."""
+    width = max(1, a[0].numel())
+    same = []
+    step = max(1, _BLOCK // width)
+    for start in range(0, len(mine), step):
+        x = _bits(a[mine[start : start + step]])
+        y = _bits(b[theirs[start : start + step]])
+        blank = (x == x[:, :1]).all(1)
+        same.append((x == y).all(1) & ~blank)
+    return torch.cat(same).to(torch.int64)
+
+
+def _bits(rows: Tensor) -> Tensor:
+    flat = rows.reshape(len(rows), -1)
+    if flat.dtype == torch.bool:
+        flat = flat.to(torch.uint8)
+    return flat.view(_INTEGERS[flat.element_size()])
 
 
 def _keys(values: Tensor, chosen: Tensor) -> Tensor:
@@ -205,11 +229,69 @@ def _keys(values: Tensor, chosen: Tensor) -> Tensor:
     flat = values.reshape(len(values), -1)
     step = max(1, -(-flat.shape[1] // _PLACES))
     some = flat[chosen.unsqueeze(1), torch.arange(step // 2, flat.shape[1], step)]
-    if some.dtype == torch.bool:
-        some = some.to(torch.uint8)
-    words = some.view(_INTEGERS[some.element_size()]).to(torch.int64)
+    words = _bits(some).to(torch.int64)
     weights = torch.arange(1, words.shape[1] + 1) * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9
     return (words * weights).sum(1)
+
+
+class Portrait(NamedTuple):
+    """What is kept of the rows or files of a set that may be gone when it is asked for.
+
+    Attributes:
+        kind: What was hashed: names, or rows of a type and shape.
+        hashes: ``(N,)`` int64, sorted.
+        whole: Whether every row is among them.
+        natural: The share of rows that stand there a second time.
+    """
+
+    kind: tuple[Any, ...]
+    hashes: Tensor
+    whole: bool
+    natural: float
+
+    def holds(self, queries: Rows) -> Tensor:
+        """Which of `queries` stand there, as a mask ``(N,)``."""
+        if _kind(queries) != self.kind or not len(self.hashes):
+            return torch.zeros(len(queries.chosen), dtype=torch.bool)
+        hashes, blank = _hashed(queries)
+        at = torch.searchsorted(self.hashes, hashes).clamp_(max=len(self.hashes) - 1)
+        return (self.hashes[at] == hashes) & ~blank
+
+
+_PORTRAIT = 20_000  # rows
+_PORTRAIT_BYTES = 1 << 24
+
+
+def portrait(of: Rows | None) -> Portrait | None:
+    """Hashes of the rows of a set; none of the rows is kept."""
+    if of is None or not len(of.chosen):
+        return None
+    most = _PORTRAIT
+    if isinstance(of.values, Tensor):
+        row = of.values[0]
+        most = min(most, max(1, _PORTRAIT_BYTES // max(1, row.numel() * row.element_size())))
+    some = of.some(most)
+    hashes, blank = _hashed(some)
+    hashes = hashes[~blank].sort().values
+    repeated = int((hashes[1:] == hashes[:-1]).sum()) if len(hashes) else 0
+    whole = len(some.chosen) == len(of.chosen)
+    return Portrait(_kind(of), hashes, whole, repeated / max(1, len(hashes)))
+
+
+def _kind(of: Rows) -> tuple[Any, ...]:
+    return ("names",) if isinstance(of.values, list) else (of.values.dtype, of.values.shape[1:])
+
+
+def _hashed(of: Rows) -> tuple[Tensor, Tensor]:
+    """(N,) int64 and (N,) bool: a hash of each row, and whether it says nothing."""
+    if isinstance(of.values, list):
+        names = [of.values[i].encode() for i in of.chosen.tolist()]
+        hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
+        numbers = [int.from_bytes(h, "little", signed=True) for h in hashes]
+        return torch.tensor(numbers, dtype=torch.int64), torch.zeros(len(names), dtype=torch.bool)
+    words = _bits(of.values[of.chosen])
+    sums = words.sum(1, dtype=torch.int64) * 0x1E3779B97F4A7C15
+    return _keys(of.values, of.chosen) ^ sums, (words == words[:, :1]).all(1)
 
 
 # --- batches, as a step gets them ---------------------------------------------------------------
@@ -258,27 +340,69 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 class Budget:
-    """Time to spend: so many seconds of this thread, and four times as many by the clock.
-
-    By the thread, because a busy machine is no reason to see less; by the clock, because a slow
-    disk is.
+    """What may be looked at, in counts: the verdict is the same on a busy machine.
 
     Args:
-        seconds: Of this thread.
+        reads: Samples that may be read.
+        rows: Rows in memory that may be compared.
+
+    Attributes:
+        cut: Whether something was left out.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._began = time.thread_time(), time.perf_counter()
+    def __init__(self, reads: int = 0, rows: int = 1 << 18) -> None:
+        self._reads, self._rows = reads, rows
+        self.cut = False
 
-    def spent(self) -> float:
-        """Seconds of this thread so far."""
-        return time.thread_time() - self._began[0]
+    def read(self, samples: int = 1) -> bool:
+        """Take so many samples of it; False where it does not hold as many."""
+        if samples > self._reads:
+            self.cut = True
+            return False
+        self._reads -= samples
+        return True
 
-    def over(self) -> bool:
-        """Whether it is spent."""
-        waited = time.perf_counter() - self._began[1]
-        return self.spent() > self._seconds or waited > 4 * self._seconds
+    def look(self, rows: int) -> bool:
+        """Take so many rows of it; False where it does not hold as many."""
+        if rows > self._rows:
+            self.cut = True
+            return False
+        self._rows -= rows
+        return True
+
+
+_CALLS = 400  # functions called by one read that is cheap
+_SLOW = frozenset(
+    {"sleep", "open", "read", "readinto", "recv", "stat", "scandir", "load", "decode"}
+)
+_CHEAP_BYTES = 1 << 16
+
+
+def is_cheap(dataset: Any, place: int) -> bool:
+    """Whether reading a sample costs microseconds: by what it calls, not by the clock.
+
+    To be called where the dataset is `undisturbed`.
+    """
+    if sys.getprofile() is not None:
+        return False
+    calls, slow = 0, False
+
+    def count(frame: Any, event: str, called: Any) -> None:
+        nonlocal calls, slow
+        if event == "call":
+            calls += 1
+            slow |= calls > _CALLS
+        elif event == "c_call":
+            calls += 1
+            slow |= getattr(called, "__name__", "") in _SLOW
+
+    sys.setprofile(count)
+    try:
+        sample = dataset[place]
+    finally:
+        sys.setprofile(None)
+    size = sum(leaf.nbytes if isinstance(leaf, Tensor) else _size(leaf) for leaf in leaves(sample))
+    return not slow and calls <= _CALLS and size <= _CHEAP_BYTES
 
 
 @contextmanager
@@ -329,5 +453,15 @@ def _around(datasets: Iterable[Any]) -> Iterator[Any]:
 
 __all__ = [
     "Budget",
-    "Rows", "Sketch", "content", "digest", "rows", "sketch", "twins", "undisturbed",
+    "Portrait",
+    "Rows",
+    "Sketch",
+    "content",
+    "digest",
+    "is_cheap",
+    "portrait",
+    "rows",
+    "sketch",
+    "twins",
+    "undisturbed",
 ]  # fmt: skip

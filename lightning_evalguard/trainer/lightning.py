@@ -148,6 +148,10 @@ class Books:
             debugging=any(getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")),
         )
 
+    def training(self) -> list[Any]:
+        """The loaders that the running fit trains with."""
+        return list(flat(self._trainer.train_dataloader))
+
     def logged(self) -> list[Logged]:
         """What the steps of the running evaluation logged, as long as it is not reset."""
         found = []

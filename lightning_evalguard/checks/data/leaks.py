@@ -1,0 +1,200 @@
+"""Which evaluated samples stand in another set that they should be apart from?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.checks.data.history import Side
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed, spread, workers
+from lightning_evalguard.data import loaders as _loaders
+from lightning_evalguard.data.loaders import Fact, Part
+from lightning_evalguard.data.samples import (
+    Budget,
+    Rows,
+    content,
+    digest,
+    rows,
+    twins,
+    undisturbed,
+)
+
+_QUERIES = 4096  # evaluated samples to look for
+_HASHED = 20_000  # samples of the other set whose hashes are kept
+_FEW = 3  # as many may be equal by chance
+_SPLIT = (
+    "Split once, before anything is drawn or repeated, and evaluate what training does not see."
+)
+_CHOSEN = "Keep a set for the test alone: what was chosen by a score is fitted to its samples."
+
+
+class Leak:
+    """Looks for the samples of one evaluated set in one other set.
+
+    First by index, where both lie in one dataset: exact, and nothing is read. Then by the rows or
+    file names that the datasets hold. Else by reading samples in this process, a few more after
+    each evaluation; not where training's are random, nor where workers read them. Plain samples
+    that are equal within the other set itself are equal by nature.
+    """
+
+    def __init__(self, one: EvaluatedSet, side: Side) -> None:
+        self._one, self._side = one, side
+        self._mine = _loaders.parts(one.loader)
+        self._remedy = _SPLIT if "training" in side.words else _CHOSEN
+        self._done = not self._mine
+        self.why_not = ""
+        self._evaluated: dict[bytes, tuple[int, bool]] | None = None
+        self._seen: Counter[bytes] = Counter()
+        self._next = 0
+
+    def look(self, budget: Budget) -> list[Fact]:
+        """Look for as long as the budget lasts; may be called again."""
+        if self._done:
+            return []
+        if self._evaluated is None:
+            facts = self._by_index() or self._by_rows(budget)
+            if facts or self._done:
+                self._done = True
+                return facts
+        if self._evaluated is None and not self._can_read():
+            self._done = True
+            return []
+        with undisturbed(self._one.loader.dataset, self._side.dataset):
+            try:
+                return self._by_reading(budget)
+            except Exception as error:  # noqa: BLE001 - a dataset that cannot be read so
+                self._done = True
+                self.why_not = (
+                    f"the samples of `{self._one.name}` were not compared with training's: "
+                    f"{type(error).__name__}: {error}"
+                )
+                return []
+
+    def _pairs(self) -> list[tuple[Part, Part]]:
+        return [(a, b) for a in self._mine for b in self._side.parts]
+
+    def _by_index(self) -> list[Fact]:
+        places = [_loaders.shared(a, b) for a, b in self._pairs()]
+        if not places:
+            return []
+        shared = sorted(set(torch.cat(places).tolist()))
+        words = self._side.words
+        said = f"belong to {words} too" if "earlier" in words else f"are {words}'s too"
+        return self._fact(shared, said, exact=True)
+
+    def _by_rows(self, budget: Budget) -> list[Fact]:
+        compared, exact, places = False, True, set[int]()
+        for part in self._mine:
+            mine = rows(part.root, part.indices)
+            if mine is None:
+                continue
+            queries = mine.some(_QUERIES)
+            exact &= len(queries.chosen) == len(mine.chosen)
+            for theirs in self._tables(part):
+                compared = True
+                hit = self._hits(queries, theirs, budget)
+                step = max(1, -(-len(part.at) // _QUERIES))
+                places |= set(part.at[::step][hit].tolist()) if hit is not None else set()
+            for kept in self._side.portraits if not self._side.parts else ():
+                compared = True
+                hit = kept.holds(queries)
+                exact &= kept.whole
+                step = max(1, -(-len(part.at) // _QUERIES))
+                if _judged(queries, hit, kept.natural):
+                    places |= set(part.at[::step][hit].tolist())
+        self._done = compared
+        exact &= not budget.cut
+        return self._fact(sorted(places), f"stand in {self._side.words} too", exact)
+
+    def _tables(self, mine: Part) -> list[Rows]:
+        held = [rows(b.root, b.indices) for b in self._side.parts if b.root is not mine.root]
+        return [table for table in held if table is not None]
+
+    def _hits(self, queries: Rows, theirs: Rows, budget: Budget) -> Tensor | None:
+        """Which queries are leaks, as a mask; None where there are no more than by nature."""
+        hit = twins(queries, theirs, 1, budget)
+        if not bool(hit.any()):
+            return None
+        natural = twins(theirs.some(_QUERIES), theirs, 2, budget).double().mean()
+        return hit if _judged(queries, hit, float(natural)) else None
+
+    def _can_read(self) -> bool:
+        if self._side.dataset is None or not self._side.parts:
+            return False
+        if self._one.varies:
+            return False
+        if workers(self._one.loader) or self._side.workers:
+            self.why_not = (
+                f"the samples of `{self._one.name}` were not compared with training's, because "
+                "workers read them"
+            )
+            return False
+        both = (self._one.loader.dataset, self._side.dataset)
+        return all(hasattr(type(dataset), "__getitem__") for dataset in both)
+
+    def _by_reading(self, budget: Budget) -> list[Fact]:
+        dataset, other = self._one.loader.dataset, self._side.dataset
+        n, m = len(dataset), len(other)
+        if self._evaluated is None:
+            if not budget.read(2):
+                return []
+            if digest(other[0]) != digest(other[0]):
+                self._done = True  # augmented: no sample of it comes back
+                return []
+            self._evaluated = {}
+        ours = self._evaluated
+        while len(self._seen) < _HASHED and self._next < max(n, m):
+            if not budget.read(2):
+                break
+            # In step, so that copies in one order meet.
+            k, self._next = self._next, self._next + 1
+            at = spread(k, n)
+            if k < n and len(ours) < _QUERIES and (held := content(dataset[at])) is not None:
+                ours.setdefault(held[0], (at, held[1]))
+            if k < m and (held := content(other[spread(k, m)])) is not None:
+                self._seen[held[0]] += 1
+        else:
+            self._done = True
+        hits = [held for hashed, held in ours.items() if hashed in self._seen]
+        repeated = sum(n for n in self._seen.values() if n > 1)
+        natural = repeated / max(1, self._seen.total())
+        if not _is_leak(len(hits), sum(rich for _, rich in hits), len(ours), natural):
+            return []
+        self._done = True
+        places = sorted(at for at, _ in hits)
+        exact = self._next >= max(n, m) and n <= _QUERIES
+        return self._fact(places, f"stand in {self._side.words} too", exact)
+
+    def _fact(self, places: Sequence[int], said: str, exact: bool) -> list[Fact]:
+        if not places:
+            return []
+        n = _loaders.length(self._one.loader.dataset)
+        number = f"{len(places)}" if exact or len(places) == n else f"at least {len(places)}"
+        return [
+            self._one.fact(
+                f"{number} of its {n} samples {said} ({listed(places)}), expected none",
+                self._remedy,
+            )
+        ]
+
+
+def _judged(queries: Rows, hit: Tensor, natural: float) -> bool:
+    particular = sum(map(queries.rich, queries.chosen[hit].tolist()))
+    return _is_leak(int(hit.sum()), particular, len(hit), natural)
+
+
+def _is_leak(hits: int, particular: int, of: int, natural: float) -> bool:
+    """Whether so many equal samples are more than such data has by nature.
+
+    Args:
+        hits: Evaluated samples that stand in the other set.
+        particular: Those that are not equal by chance.
+        of: Samples looked for.
+        natural: The share of the other set's samples that stand in it a second time.
+    """
+    if not natural:
+        return hits >= _FEW
+    return particular >= max(_FEW, 0.01 * of) or hits > 3 * natural * of + _FEW
