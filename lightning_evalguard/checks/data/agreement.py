@@ -15,7 +15,7 @@ from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.instruments.rollback import attributes_of
 
 _MAPPING = re.compile(
-    r"(?:^|_)(?:class(?:es)?|label|labels|cat|category|word|token|char|tag|target|name|s|i)?"
+    r"(?:^|_)(?:id|idx|index|class(?:es)?|label|labels|cat|category|word|token|char|tag|target|name|s|i)?"
     r"_?(?:to|2)_?(?:idx|id|ix|index|label|labels|i|s|int|name|class|token|word|char)s?$|vocab|"
     r"(?:^|_)(?:classes|class_names|label_names|categories|labels_map|label_map|class_map|itos|"
     r"stoi)$",

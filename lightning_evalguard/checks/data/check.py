@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.data import agreement, repeats
+from lightning_evalguard.checks.data import agreement, appearance, groups, repeats
 from lightning_evalguard.checks.data.history import History, Kind, Side
 from lightning_evalguard.checks.data.leaks import Leak
 from lightning_evalguard.checks.data.loader_facts import (
@@ -95,15 +95,22 @@ class DataCheck(Check):
         self._said: set[tuple[str | None, str]] = set()
         self._evaluated: Evaluated | None = None
         self._steps = self._returned = 0
-        self._opaque = self._fits = self._trains = False
+        self._opaque = self._fits = self._trains = self._looks = False
         self._broke_at: str | None = None
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        if not self._trains and not now.rank:
+        if now.rank:
+            return ()
+        if not self._trains:
             self._trains = True
             self._begin_fit()
-            for loader in self._loop.training():
+            loaders = self._loop.training()
+            for loader in loaders:
                 self._history.add("train", loader)
+            self._looks = len(loaders) == 1
+        if self._looks and args:
+            self._history.appearance.add(args[0])
+            self._looks = not self._history.appearance.full
         return ()
 
     def _begin_fit(self) -> None:
@@ -134,6 +141,7 @@ class DataCheck(Check):
             watched = self._repeats.get(id(one))
             if watched is not None and now.stage != "sanity_check":
                 watched.add(args[0])
+                one.appearance.add(args[0])
         return self._findings(now, facts)
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
@@ -250,6 +258,9 @@ class DataCheck(Check):
                 self._compared.add(id(one))
                 roots = [part.root for side in self._sides(now, "train") for part in side.parts]
                 found += agreement.facts(one, roots)
+                found += self._looks_other(one)
+                for side in self._sides(now, "train"):
+                    found += self._groups_of(one, side)
         return found
 
     def _sides(self, now: Moment, *kinds: Kind) -> list[Side]:
@@ -272,6 +283,21 @@ class DataCheck(Check):
         found = leak.look(Budget(self._reads(one)))
         if leak.why_not:
             self._note(leak.why_not)
+        return found
+
+    def _looks_other(self, one: EvaluatedSet) -> list[Fact]:
+        said = appearance.difference(one.appearance, self._history.appearance)
+        remedy = "Give both sets the same preprocessing, but for what is random in training."
+        return [one.fact(said, remedy, certain=False)] if said else []
+
+    def _groups_of(self, one: EvaluatedSet, side: Side) -> list[Fact]:
+        reads = _CHEAP if self._reads_cheaply(one) else _COSTLY
+        try:
+            found, why_not = groups.facts(one, side, self._groups, reads)
+        except Exception as error:  # noqa: BLE001 - a sample or a callable that cannot be read so
+            found, why_not = [], f"groups were not compared: {type(error).__name__}: {error}"
+        if why_not:
+            self._note(why_not)
         return found
 
     def _reads(self, one: EvaluatedSet) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_evalguard.checks.data.appearance import Appearance
 from lightning_evalguard.checks.data.loader_facts import workers
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Part
@@ -68,10 +69,12 @@ class History:
     def __init__(self) -> None:
         self._sets: list[_Seen] = []
         self._fits: list[Any] = []  # of which module, weakly
+        self.appearance = Appearance()  # of the last fit's training batches
 
     def begin(self, module: nn.Module | None) -> None:
         """A fit of `module` begins."""
         self._fits.append(_weak(module))
+        self.appearance = Appearance()
 
     def add(self, kind: Kind, loader: Any) -> None:
         """The running fit trains or validates with `loader`."""

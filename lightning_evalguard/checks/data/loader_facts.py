@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_evalguard.checks.data.appearance import Appearance
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact
 from lightning_evalguard.data.samples import Sketch
@@ -29,6 +30,7 @@ class EvaluatedSet:
     sketches: list[Sketch] = field(default_factory=list)
     batches: int = 0
     gave: int = 0  # batches, at most, in one evaluation
+    appearance: Appearance = field(default_factory=Appearance)
     reads: int | None = None  # samples that could be read at first
 
     def fact(self, fact: str, remedy: str, certain: bool = True) -> Fact:

@@ -48,6 +48,9 @@ def _given(loader: Any) -> Tensor | None:
     if _loaders.is_iterable_style(loader) or n is None or n > _INDICES or order == "drawn":
         return None
     sampler = _loaders.sampler_of(loader)
+    batches = getattr(loader, "batch_sampler", None)
+    if batches is not None and not isinstance(batches, BatchSampler):
+        return _iterated(loader, batches)
     if _loaders.distributed(loader) is not None:
         return torch.arange(n)  # whose repetitions are said, and not counted
     if order in ("fixed", "shuffled"):

@@ -1,0 +1,224 @@
+"""Do training's and the evaluation's batches look alike: type, layout, scale, padding?
+
+What is compared is the largest tensor of the batches, as the steps get them: of up to `_MOST`
+samples a side, spread over the run. The bounds are set so that splits of one set, usual
+augmentations, rare classes, sorted loaders and trends in time stay within them:
+
+- *Inside a sample* (images, series): the standard deviation of its values. The medians of both
+  sides differ by a factor above `_FACTOR`; jitter, crops and mixup stay below 2.
+- *Outside of training*: of a table's column, or of a channel's means, more than `_OUTSIDE` of the
+  evaluated values lie beyond all that training showed, by a tenth of its range; chance does that to
+  samples of one set less than once in 1 / `_CHANCE` times; and the column has another scale
+  (`_FACTOR`) or lies a whole range away. So do at least `_OUTSIDE` of the columns. A part of a set,
+  however it was chosen, lies inside.
+- *Far narrower*: of at least `_COLUMNS` columns nearly all vary less than a tenth as much.
+- *Padding* of token ids: all padded rows of one side end in one id, all of the other in another.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.data.batches import tensors
+
+_MOST = 256  # samples of each side
+_FEWEST = 16
+_ROWS = 16  # of one batch
+_FACTOR = 3.0
+_OUTSIDE = 0.3
+_CHANCE = 1e-4
+_MARGIN = 0.1
+_COLUMNS, _NARROW = 8, 0.1
+_TAIL = 3  # equal ids at the end of a padded row
+_PADDED = 8  # padded rows of a side
+
+
+class _Look(NamedTuple):
+    """Some samples of one batch, reduced: small tensors on its device.
+
+    Attributes:
+        means: ``(N, C)``: of each channel, or the values of a table's row.
+        spreads: ``(N,)`` standard deviations inside the samples; empty for tables.
+        tails: ``(N, 2)``: last token, and whether the row is padded by it; empty for others.
+    """
+
+    means: Tensor
+    spreads: Tensor
+    tails: Tensor
+
+
+class Appearance:
+    """What the batches of one side look like; nothing of them is kept but a few numbers."""
+
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None
+        self.shape: tuple[int, ...] = ()
+        self.place = -1  # of the tensor in its batch
+        self._looks: list[_Look] = []
+        self._samples = 0
+        self._steps = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether enough was seen."""
+        return self._samples >= _MOST
+
+    def add(self, batch: object) -> None:
+        """A step gets `batch`: the first steps are looked at, then ever fewer."""
+        self._steps += 1
+        if self.full or (self._steps > 8 and self._steps & (self._steps - 1)):
+            return
+        place, largest = _largest(tensors(batch))
+        if largest is None or largest.layout != torch.strided or not len(largest):
+            return
+        if largest.is_complex() or largest[0].numel() < 2 or largest.is_quantized:
+            return
+        if self.dtype is None:
+            self.dtype, self.shape = largest.dtype, tuple(largest.shape[1:])
+            self.place = place
+        if largest.dtype != self.dtype or largest.ndim != len(self.shape) + 1:
+            return
+        # spread over the batch, which may be sorted
+        rows = largest.detach()[:: max(1, -(-len(largest) // _ROWS))][:_ROWS]
+        self._looks.append(_look(rows))
+        self._samples += len(rows)
+
+    def means(self) -> Tensor:
+        """``(N, C)`` on the host, in float64; empty where the samples differ in channels."""
+        means = [look.means.double().cpu() for look in self._looks]
+        if len({m.shape[1] for m in means}) != 1:
+            return torch.zeros(0, 1)
+        return torch.cat(means)
+
+    def spreads(self) -> Tensor:
+        """``(N,)`` on the host."""
+        return torch.cat([look.spreads.double().cpu() for look in self._looks] or [torch.zeros(0)])
+
+    def padding(self) -> set[int] | None:
+        """The ids in which padded rows end; None where too few are padded."""
+        tails = torch.cat([look.tails.cpu() for look in self._looks] or [torch.zeros(0, 2)])
+        padded = tails[tails[:, 1] > 0][:, 0]
+        return {int(token) for token in padded} if len(padded) >= _PADDED else None
+
+
+def _largest(held: list[Tensor]) -> tuple[int, Tensor | None]:
+    """The largest tensor with an entry a sample, and its place."""
+    found: tuple[int, Tensor | None] = -1, None
+    for place, tensor in enumerate(held):
+        if tensor.ndim > 1 and (found[1] is None or tensor.numel() > found[1].numel()):
+            found = place, tensor
+    return found
+
+
+def _look(rows: Tensor) -> _Look:
+    empty = rows.new_zeros(0, dtype=torch.float32)
+    tails = rows.new_zeros(0, 2, dtype=torch.int64)
+    with torch.no_grad():
+        if rows.ndim == 2:
+            if not rows.is_floating_point() and rows.shape[1] > _TAIL:
+                last = rows[:, -1:]
+                padded = (rows[:, -_TAIL:] == last).all(1) & (rows[:, :1] != last).squeeze(1)
+                tails = torch.stack([last.squeeze(1), padded], 1).to(torch.int64)
+            return _Look(rows.float() if rows.is_floating_point() else rows, empty, tails)
+        values = rows.float()
+        channels = values.shape[1] if values.shape[1] <= 4 else 1
+        means = values.reshape(len(rows), channels, -1).mean(2)
+        return _Look(means, values.reshape(len(rows), -1).std(1), tails)
+
+
+def difference(mine: Appearance, theirs: Appearance) -> str:
+    """How an evaluated set's batches look otherwise than training's; empty where they do not."""
+    if mine.dtype is None or theirs.dtype is None or mine.place != theirs.place:
+        return ""
+    return _of_type(mine, theirs) or _of_layout(mine, theirs) or _of_values(mine, theirs)
+
+
+def _of_type(mine: Appearance, theirs: Appearance) -> str:
+    assert mine.dtype is not None
+    assert theirs.dtype is not None
+    if mine.dtype.is_floating_point == theirs.dtype.is_floating_point:
+        return ""
+    return f"gives inputs of {mine.dtype}, expected {theirs.dtype} as in training"
+
+
+def _of_layout(mine: Appearance, theirs: Appearance) -> str:
+    same_sizes = sorted(mine.shape) == sorted(theirs.shape)
+    if mine.shape == theirs.shape or not same_sizes or len(mine.shape) < 3:
+        return ""
+    if mine.shape[0] == theirs.shape[0]:  # an image that stands on end
+        return ""
+    return f"gives inputs of shape {mine.shape}, expected {theirs.shape} as in training"
+
+
+def _of_values(mine: Appearance, theirs: Appearance) -> str:
+    assert mine.dtype is not None
+    if len(mine.shape) == 1 and not mine.dtype.is_floating_point:
+        return _of_padding(mine, theirs)
+    if len(mine.shape) != len(theirs.shape):
+        return ""
+    ours, training = mine.spreads(), theirs.spreads()
+    if min(len(ours), len(training)) >= _FEWEST:
+        a, b = float(ours.nanmedian()), float(training.nanmedian())
+        if min(a, b) > 0 and max(a / b, b / a) > _FACTOR:
+            return (
+                f"the values of a sample have a standard deviation of {a:.3g}, expected about "
+                f"{b:.3g} as in training (medians of {len(ours)} and {len(training)} samples)"
+            )
+    return _of_range(mine.means(), theirs.means())
+
+
+def _of_range(ours: Tensor, training: Tensor) -> str:
+    """How many values lie beyond all of training's."""
+    if min(len(ours), len(training)) < 2 or ours.shape[1] != training.shape[1]:
+        return ""
+    foreign = _foreign(ours, training)
+    if _is_narrow(ours, training):
+        foreign = torch.ones(ours.shape[1], dtype=torch.bool)
+    if not len(foreign) or float(foreign.double().mean()) <= _OUTSIDE:
+        return ""
+    return (
+        f"{int(foreign.sum())} of {len(foreign)} columns or channels have another range than in "
+        f"training: values of {_range(ours)}, expected about {_range(training)}"
+    )
+
+
+def _foreign(ours: Tensor, training: Tensor) -> Tensor:
+    """(C,) bool: the columns that are of another scale; those of one value are left out."""
+    low, high = training.min(0).values, training.max(0).values
+    width = high - low
+    varies = width > 0  # else it says nothing of its range
+    ours, training = ours[:, varies], training[:, varies]
+    low, high, width = low[varies], high[varies], width[varies]
+    outside = ((ours < low - _MARGIN * width) | (ours > high + _MARGIN * width)).sum(0)
+    # of exchangeable samples so many lie beyond all others with about this chance
+    share = len(ours) / (len(ours) + len(training))
+    certain = 2 * share ** outside.double() < _CHANCE
+    ratio = ours.std(0) / training.std(0)
+    scaled = (ratio > _FACTOR) | (ratio < 1 / _FACTOR)
+    away = (ours.mean(0) - training.mean(0)).abs() > width
+    return certain & (outside > _OUTSIDE * len(ours)) & (scaled | away)
+
+
+def _is_narrow(ours: Tensor, training: Tensor) -> bool:
+    """Whether all columns vary far less, as no part of a set does in many columns at once."""
+    spread = training.std(0)
+    varies = spread > 0
+    if min(len(ours), len(training)) < _FEWEST or int(varies.sum()) < _COLUMNS:
+        return False
+    ratio = ours.std(0)[varies] / spread[varies]
+    narrow = ratio < _NARROW
+    return bool((ratio > 0).any()) and float(narrow.double().mean()) > 0.95
+
+
+def _range(values: Tensor) -> str:
+    return f"{float(values.min()):.3g} to {float(values.max()):.3g}"
+
+
+def _of_padding(mine: Appearance, theirs: Appearance) -> str:
+    ours, training = mine.padding(), theirs.padding()
+    if ours is None or training is None or ours & training or len(ours) > 1 or len(training) > 1:
+        return ""
+    return f"pads its rows with {ours.pop()}, expected {training.pop()} as in training"

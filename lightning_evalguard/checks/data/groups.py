@@ -1,0 +1,192 @@
+"""Does one patient, speaker or document stand on both sides of the split?"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_evalguard.checks.data.history import Side
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, spread
+from lightning_evalguard.data import loaders as _loaders
+from lightning_evalguard.data.batches import is_array
+from lightning_evalguard.data.loaders import Fact, Part
+from lightning_evalguard.data.samples import Budget, undisturbed
+
+_WHO = re.compile(
+    r"^_?(patient|subject|speaker|user|document|doc|video|case|participant|person|individual|"
+    r"session|recording|author|writer|scene|clip|study|customer|player|animal|identity|group)s?"
+    r"(_?(id|idx|index|ix|name|number|no|key|uid)s?)?$",
+    re.IGNORECASE,
+)
+_FEWEST = 3  # groups of a training set that are no fold, sex or site
+_NUMBERS = 20_000  # groups that are looked at one by one
+
+Asked = str | Callable[..., Any] | None
+
+
+class Grouped(NamedTuple):
+    """The groups of a set.
+
+    Attributes:
+        name: Of the attribute, the column or the callable that gives them.
+        places: Samples of each group, as their places in the loader's dataset.
+        whole: Whether every sample was looked at.
+    """
+
+    name: str
+    places: dict[Hashable, list[int]]
+    whole: bool
+
+
+def facts(one: EvaluatedSet, side: Side, asked: Asked, reads: int) -> tuple[list[Fact], str]:
+    """The groups of an evaluated set that the training set has too, and why none could be had.
+
+    Args:
+        one: The evaluated set.
+        side: The training set.
+        asked: What the user says that tells samples apart.
+        reads: How many samples of each set may be read for it.
+    """
+    mine = _grouped(_loaders.parts(one.loader), one.loader.dataset, asked, reads)
+    theirs = _grouped(side.parts, side.dataset, asked, reads)
+    if mine is None or theirs is None:
+        why = f"groups={_named(asked)!r} tells no group of the samples of `{one.name}`"
+        return [], why if asked is not None else ""
+    if mine.name != theirs.name or (asked is None and not _tells_groups(theirs)):
+        return [], ""
+    shared = [group for group in mine.places if group in theirs.places]
+    if not shared:
+        return [], ""
+    samples = sum(len(mine.places[group]) for group in shared)
+    few = ", ".join(repr(group) for group in shared[:3]) + (", ..." if len(shared) > 3 else "")
+    least = "" if mine.whole and theirs.whole else "at least "
+    n = _loaders.length(one.loader.dataset)
+    fact = (
+        f"{least}{len(shared)} of its {len(mine.places)} groups by `{mine.name}` ({few}), with "
+        f"{samples} of its {n} samples, are {side.words}'s too, expected none"
+    )
+    remedy = f"Split by `{mine.name}`, as sklearn's GroupShuffleSplit does."
+    return [one.fact(fact, remedy, certain=asked is not None)], ""
+
+
+def _tells_groups(theirs: Grouped) -> bool:
+    """Whether an attribute that only sounds like it tells who a sample is of."""
+    sizes = [len(places) for places in theirs.places.values()]
+    return len(sizes) >= _FEWEST and max(sizes) <= sum(sizes) / 2
+
+
+def _grouped(parts: Sequence[Part], dataset: Any, asked: Asked, reads: int) -> Grouped | None:
+    if not parts:
+        return None
+    if not callable(asked):
+        found = _by_attribute(parts, asked)
+        if found is not None:
+            return found
+    return None if asked is None else _by_reading(dataset, asked, reads)
+
+
+def _by_attribute(parts: Sequence[Part], asked: str | None) -> Grouped | None:
+    name, places = "", dict[Hashable, list[int]]()
+    for part in parts:
+        column = next(_columns(part.root, asked), None)
+        if column is None or (name and column[0] != name):
+            return None
+        name, values = column
+        for index, at in zip(part.indices.tolist(), part.at.tolist(), strict=True):
+            group = _plain(values(index))
+            if group is not None:
+                places.setdefault(group, []).append(at)
+    return Grouped(name, places, whole=True) if places else None
+
+
+def _columns(root: Any, asked: str | None) -> Iterator[tuple[str, Callable[[int], Any]]]:
+    """What a dataset holds that gives the group of each of its samples, by name."""
+    if not isinstance(root, Dataset):
+        return
+    n = _loaders.length(root)
+    for name, value in vars(root).items():
+        if _is_wanted(name, asked) and _is_sequence(value) and len(value) == n:
+            yield name, value.__getitem__
+        elif _is_frame(value) and len(value) == n:
+            for column in value.columns:
+                if _is_wanted(column, asked):
+                    yield str(column), value[column].tolist().__getitem__
+        elif isinstance(value, (list, tuple)) and value and len(value) == n:
+            first = value[0]
+            for key in first if isinstance(first, Mapping) else ():
+                if _is_wanted(key, asked):
+                    yield key, lambda i, rows=value, key=key: rows[i].get(key)  # type: ignore[misc]
+
+
+def _is_wanted(name: Any, asked: str | None) -> bool:
+    if asked is not None:
+        return isinstance(name, str) and name == asked
+    return isinstance(name, str) and _WHO.match(name) is not None
+
+
+def _is_sequence(value: Any) -> bool:
+    if isinstance(value, Tensor) or is_array(value):
+        return bool(value.ndim == 1)
+    return isinstance(value, (list, tuple)) or _is_series(value)
+
+
+def _is_series(value: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.Series)
+
+
+def _is_frame(value: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def _by_reading(dataset: Any, asked: Any, reads: int) -> Grouped | None:
+    """By a callable of the user's, or the key of a sample."""
+    n = _loaders.length(dataset)
+    if not n:
+        return None
+    places: dict[Hashable, list[int]] = {}
+    budget, looked = Budget(reads), 0
+    with undisturbed(dataset):
+        for k in range(min(n, _NUMBERS)):
+            if not budget.read():
+                break
+            at = spread(k, n)
+            looked += 1
+            group = _plain(_group_of(dataset[at], asked))
+            if group is not None:
+                places.setdefault(group, []).append(at)
+    return Grouped(_named(asked), places, looked == n) if places else None
+
+
+def _group_of(sample: Any, asked: Any) -> Any:
+    if callable(asked):
+        return asked(sample)
+    parts = sample if isinstance(sample, (list, tuple)) else [sample]
+    for part in parts:
+        if isinstance(part, Mapping) and asked in part:
+            return part[asked]
+        held = getattr(part, "__dict__", {}) if not isinstance(part, Tensor) else {}
+        if asked in held:
+            return held[asked]
+    return None
+
+
+def _plain(value: Any) -> Hashable | None:
+    """A group as what compares and hashes; None where there is none."""
+    if isinstance(value, Tensor) or is_array(value):
+        value = value.tolist()
+    if isinstance(value, list):
+        value = tuple(value)
+    if value is None or value == "" or value != value:
+        return None
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def _named(asked: Asked) -> str:
+    return asked if isinstance(asked, str) else getattr(asked, "__name__", "groups")
