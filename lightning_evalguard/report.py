@@ -152,10 +152,6 @@ def shown_path(location: str) -> str:
         return location
 
 
-# Of a torchmetrics object: what its validation waits for, and what its counting waits for.
-_VALIDATES = frozenset({"unique", "item"})
-
-
 @dataclass(frozen=True)
 class Sync:
     """One place at which the host waits for the device.
@@ -171,6 +167,7 @@ class Sync:
         milliseconds: How long the host waited, per watched step; None on the CPU, where it would.
         via: ``file:line`` in the library, where the user's line calls one.
         allowed: Whether it happened inside ``allow("sync")``.
+        remedy: What to write instead, where a setting of the library's object avoids it.
     """
 
     location: str
@@ -182,15 +179,7 @@ class Sync:
     milliseconds: float | None
     via: str = ""
     allowed: bool = False
-
-    @property
-    def remedy(self) -> str:
-        """What fixes a metric that waits inside torchmetrics; empty for any other owner."""
-        if self.owner != "torchmetrics" or not self.via:
-            return ""
-        if self.op in _VALIDATES:
-            return "Pass validate_args=False to the metric."
-        return "Let the guard's own matrix count: it never waits."
+    remedy: str = ""
 
     def __str__(self) -> str:
         cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"

@@ -493,6 +493,40 @@ def test_torchmetrics_syncs_stand_under_its_name_at_the_users_line(
     assert found == ops
 
 
+class Means(Honest):
+    """A mean of losses, whose check for NaN waits unless it is switched off."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.mean = torchmetrics.MeanMetric(**settings)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.mean.update(self(batch[0]).mean())
+
+
+class Compares(Honest):
+    """A metric that takes no `validate_args`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = torchmetrics.regression.TweedieDevianceScore(1.5)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        positive = self(batch[0]).abs().flatten() + 1
+        self.metric.update(positive, positive)
+
+
+def test_a_setting_that_avoids_a_wait_is_named_where_the_metric_takes_it(fit: Fit) -> None:
+    syncs = watch(fit, Compares()).report.syncs
+    assert {sync.owner for sync in syncs} == {"torchmetrics"}
+    for sync in syncs:
+        assert "validate_args" not in sync.remedy, sync
+
+    syncs = watch(fit, Means()).report.syncs
+    assert {sync.remedy for sync in syncs} == {'Pass nan_strategy="disable" to the metric.'}
+    assert watch(fit, Means(nan_strategy="disable")).report.syncs == []
+
+
 def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fit) -> None:
     class Checks(Honest):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

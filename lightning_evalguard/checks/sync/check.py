@@ -78,6 +78,8 @@ class _Where:
     via: str
     inside: str  # the file of torch that the owner called
     hook: str
+    setting: str = ""  # of a torchmetrics object, that may avoid it
+    classifies: bool = False  # such an object, whose counts the matrix has too
 
 
 class SyncCheck(Check):
@@ -132,15 +134,16 @@ class SyncCheck(Check):
         on_cpu = self._watch is None or self._watch.on_cpu
         merged: dict[tuple[Any, ...], list[float]] = {}
         for (stage, at, op, allowed), (count, seconds) in self._sites.items():
-            key = (at.location, at.expression, at.owner, stage, op, at.via, allowed)
+            remedy = _remedy_of_metric(op, at)
+            key = (at.location, at.expression, at.owner, stage, op, at.via, allowed, remedy)
             total = merged.setdefault(key, [0, 0.0])
             total[0] += count
             total[1] += seconds
         found = []
-        for (location, text, owner, stage, op, via, allowed), (count, seconds) in merged.items():
+        for (location, text, owner, stage, op, *rest), (count, seconds) in merged.items():
             n = self._watched[stage]
             spent = None if on_cpu else 1e3 * seconds / n
-            found.append(Sync(location, text, owner, stage, op, count / n, spent, via, allowed))
+            found.append(Sync(location, text, owner, stage, op, count / n, spent, *rest))
         return sorted(found, key=_cost)
 
     def write(self, report: Report) -> None:
@@ -399,7 +402,39 @@ def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
     if text.startswith(("if ", "elif ", "while ")):
         text = shown.expression.rstrip(":")  # Python 3.11 takes the whole statement for its test
     text = text if len(text) <= 80 else text[:77] + "..."
-    return _Where(shown.location, text, shown.function, owner, via, inside, hook)
+    metric = _metric_of(near) if owner == "torchmetrics" else ("", False)
+    return _Where(shown.location, text, shown.function, owner, via, inside, hook, *metric)
+
+
+def _metric_of(frame: FrameType | None) -> tuple[str, bool]:
+    """What the torchmetrics object that waits could be made with, and whether it classifies."""
+    aggregates = frame is not None and frame.f_code.co_name == "_cast_and_nan_check_input"
+    while frame is not None and owner_of(frame.f_code.co_filename) == "torchmetrics":
+        metric = frame.f_locals.get("self")
+        if isinstance(metric, nn.Module) and frame.f_code.co_name in ("update", "compute"):
+            settings = vars(metric)
+            classifies = any(
+                "torchmetrics.classification" in c.__module__ for c in type(metric).mro()
+            )
+            setting = "validate_args=False" if settings.get("validate_args") is True else ""
+            if aggregates and "nan_strategy" in settings:
+                setting = 'nan_strategy="disable"'
+            return setting, classifies
+        frame = frame.f_back
+    return "", False
+
+
+# Of a torchmetrics object: what its validation waits for; its counting is replaced by the matrix.
+_VALIDATES = frozenset({"unique", "item"})
+_COUNTS = frozenset({"bincount", "nonzero"})
+
+
+def _remedy_of_metric(op: str, at: _Where) -> str:
+    if at.setting and (op in _VALIDATES or "nan" in at.setting):
+        return f"Pass {at.setting} to the metric."
+    if op in _COUNTS and at.classifies:
+        return "Let the guard's own matrix count: it never waits."
+    return ""
 
 
 _COMPILING = tuple(
