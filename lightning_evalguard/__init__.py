@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_evalguard.callback import EvalGuard as EvalGuard
     from lightning_evalguard.confusion.matrix import ConfusionMetrics as ConfusionMetrics
     from lightning_evalguard.evaluation import evaluating as evaluating
+    from lightning_evalguard.plain.entry import watch as watch
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _LAZY = {
     "EvalGuard": "callback",
     "ConfusionMetrics": "confusion",
     "evaluating": "evaluation",
+    "watch": "plain.entry",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Report",
     "allow",
     "evaluating",
+    "watch",
 ]
 
 

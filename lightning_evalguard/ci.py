@@ -20,6 +20,7 @@ from lightning_evalguard.report import Finding, Report
 from lightning_evalguard.views.sarif import is_error, merged, sarif
 
 NOTHING_CHECKED = 2
+_SITE = Path(__file__).parent / "plain" / "site"
 
 
 @dataclass
@@ -81,7 +82,9 @@ def run(
     if outcome.status:
         lines.append(f"  the script ended with status {_named(outcome.status)}")
     if not checked:
-        lines.append("  nothing was checked: no Trainer of the script ran under guard")
+        lines.append("  nothing was checked: no model of the script was trained or evaluated")
+    else:
+        lines += _matrices(outcome)
     print("\n".join(lines), file=sys.stderr)  # noqa: T201
     if outcome.status:
         return outcome.status
@@ -89,14 +92,23 @@ def run(
 
 
 def watch(command: Sequence[str]) -> Outcome:
-    """Run ``python *command`` with a guard in each of its Trainers."""
+    """Run ``python *command`` with a guard in each of its Trainers and around its plain loops."""
     with tempfile.TemporaryDirectory(prefix="evalguard-") as folder:
         environment = {**os.environ, record.REPORTS: folder}
         environment.setdefault(VARIABLE, "warn")
+        # Python runs the `sitecustomize` there first; the script itself is run as ever
+        paths = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         outcome = Outcome(_status([sys.executable, *command], environment))
         for path in record.found_at(Path(folder)):
             _merge(outcome, path)
     return outcome
+
+
+def _matrices(outcome: Outcome) -> list[str]:
+    """The matrix of each evaluation of a plain script; a Trainer shows its own."""
+    plain = {key for run in outcome.runs if run["run"] == "script" for key in run["confusion"]}
+    return [f"{key}: {outcome.report.confusion[key]}" for key in sorted(plain)]
 
 
 def _merge(outcome: Outcome, path: Path) -> None:

@@ -124,6 +124,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self._calls = _Calls(self._guard, self._model, self._now)
+        _open.append(self._model)
         return self._report
 
     def __exit__(
@@ -133,6 +134,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         trace: TracebackType | None,
     ) -> None:
         self._calls.remove()
+        _open.remove(self._model)
         with ExitStack() as at_end:
             at_end.callback(self._guard.close, self._now, error)
             at_end.callback(self._guard.stop, self._now, error)
@@ -144,6 +146,14 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         for module, flag in self._before:
             if module.training != flag:
                 module.training = flag
+
+
+_open: list[nn.Module] = []
+
+
+def is_evaluated(module: nn.Module) -> bool:
+    """Whether a block evaluates `module` now, under checks of its own."""
+    return any(model is module for model in _open)
 
 
 class _Calls:

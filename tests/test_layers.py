@@ -35,6 +35,7 @@ FLOORS = [
     {"views"},
     {"trainer", "evaluation"},
     {"callback"},
+    {"plain"},
     {"trainer/attached"},
     {"attach", "testing"},
     {"ci"},

@@ -242,7 +242,7 @@ def test_a_baseline_lets_pass_what_stood_there_also_in_another_checkout(
 def test_a_script_without_a_trainer_does_not_pass(command: Callable[..., Done]) -> None:
     done = command("run", leaves())
     assert done.status == 2
-    assert "nothing was checked: no Trainer of the script ran under guard" in done.err
+    assert "nothing was checked: no model of the script was trained or evaluated" in done.err
 
 
 def test_a_script_that_a_signal_ended_is_named(command: Callable[..., Done]) -> None:

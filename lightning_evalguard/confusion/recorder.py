@@ -29,6 +29,9 @@ from lightning_evalguard.data.batches import sample_count
 from lightning_evalguard.data.loaders import left_out, listed, owned
 from lightning_evalguard.ranks import Alone
 
+# Metrics come before losses; labels that were compared tell least.
+_AFTER = {"loss": 1, "comparison": 2}
+
 
 @dataclass
 class Recorded:
@@ -267,6 +270,10 @@ class Recorder:
                 raise
             entry.failed = str(error)
 
+    def hear(self, kind: str, name: str, pair: Pair) -> None:
+        """A pair that no tap of this recorder heard: a comparison in a plain script."""
+        self._see(kind, name, pair)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing that runs meanwhile is counted: a step that is replayed."""
@@ -387,14 +394,15 @@ class Recorder:
         asked = bool(self.config.top_k)
         ranked = sorted(
             entry.candidates,
-            key=lambda c: (asked and not c.layout.top_k, c.kind == "loss", -c.seen),
+            key=lambda c: (asked and not c.layout.top_k, _AFTER.get(c.kind, 0), -c.seen),
         )
         if not ranked:
             if self.explicit and entry.refused and self.config.num_classes is not None:
                 raise ValueError(entry.refused[0])
             return
         entry.chosen = ranked[0]
-        others = [c.said for c in ranked[1:] if _asks_other(c, ranked[0])]
+        others = [c.said for c in ranked[1:]
+                  if c.kind != "comparison" and _asks_other(c, ranked[0])]  # fmt: skip
         if others:
             entry.chosen.said += f" (not from {', '.join(dict.fromkeys(others))})"
         entry.candidates = []

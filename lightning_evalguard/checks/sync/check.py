@@ -447,7 +447,7 @@ _COMPILING = tuple(
 )
 _DATA = os.path.join("utils", "data")
 _CPU_BRANCH = frozenset({"normalize_logits_if_needed"})  # torchmetrics: another code on a device
-_OURS = ("overrides.py", "dispatch.py")
+_OURS = ("overrides.py", "dispatch.py", "events.py")
 _NAMES = {
     "pytorch_lightning": "lightning",
     "lightning_fabric": "lightning",

@@ -225,6 +225,22 @@ def _after_fork() -> None:
         _here.places = None
 
 
+def crossing(change: Callable[[], Any]) -> Any:
+    """Run `change`, which enters or leaves inference mode, while nothing of ours is on the stack.
+
+    The thread's dispatch keys are kept when it is entered and put back when it is left: a mode that
+    was entered or left in between would be called without an operator to see, or not at all.
+    """
+    places = _here.places
+    if places is None:
+        return change()
+    places.leave()
+    try:
+        return change()
+    finally:
+        places.__enter__()  # type: ignore[no-untyped-call]
+
+
 # What is replaced, and put back
 
 

@@ -1,0 +1,127 @@
+"""The root modules of a script and the modes of their submodules, without holding any of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.loss import _Loss
+
+from lightning_evalguard.checks.modes.check import Effect, effect_of
+from lightning_evalguard.model.tensors import is_metric
+from lightning_evalguard.model.tree import registrations
+
+
+class Model:
+    """One root module, by a weak reference.
+
+    Attributes:
+        computes: Whether it has something to learn, or something that a mode changes: a loss
+            without parameters and a metric are no models.
+        is_loss: Whether it is a loss: what it is given is scored.
+        trained: Optimizer steps that it took part in.
+        accepted: The flags with which it trained last.
+        evaluated: Whether it was evaluated since.
+        judged: The flags in training that were judged already.
+        looked_at: Whether the operators of a step of it were shown once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._ref = weakref.ref(module)
+        self.kind = type(module).__name__
+        self._dicts: list[dict[str, Any]] = []
+        self._computed: list[weakref.ref[nn.Module]] = []
+        self.names: list[str] = []
+        self.effects: list[Effect] = []
+        self.kinds: list[str] = []
+        self._order: list[tuple[bool, int]] = []
+        self._read_at = -1
+        self.is_loss = isinstance(module, _Loss) or self.kind.endswith(("Loss", "Criterion"))
+        self.trained = 0
+        self.accepted: tuple[bool, ...] | None = None
+        self.evaluated = False
+        self.judged: set[tuple[bool, ...]] = set()
+        self.looked_at = False
+        self.computes = not is_metric(module) and self._counts(module)
+
+    def module(self) -> nn.Module | None:
+        """The module, while somebody else holds it."""
+        return self._ref()
+
+    def flags(self) -> tuple[bool, ...]:
+        """Whether each submodule that a mode changes is in train mode, in the order of `names`."""
+        module = self._ref()
+        if module is not None and self._read_at != registrations.count:
+            self._read(module)
+        return tuple([d["training"] for d in self._dicts]) if not self._computed else self._all()
+
+    def asleep(self, flags: Sequence[bool]) -> list[int]:
+        """The places of those in eval mode."""
+        return [i for i, flag in enumerate(flags) if not flag]
+
+    def awake(self, flags: Sequence[bool]) -> list[int]:
+        """The places of those in train mode."""
+        return [i for i, flag in enumerate(flags) if flag]
+
+    def listed(self, places: Sequence[int]) -> str:
+        """What stands at `places`, in words: ``2 Dropout, 1 BatchNorm1d``."""
+        kinds = Counter(self.kinds[i] for i in places)
+        said = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
+        return f"{said}, ..." if len(kinds) > 3 else said
+
+    def _counts(self, module: nn.Module) -> bool:
+        self._read(module)
+        return bool(self.names) or next(module.parameters(), None) is not None
+
+    def _all(self) -> tuple[bool, ...]:
+        plain = [d["training"] for d in self._dicts]
+        asked = [m.training if (m := r()) is not None else False for r in self._computed]
+        return tuple([(asked if computed else plain)[i] for computed, i in self._order])
+
+    def _read(self, module: nn.Module) -> None:
+        """Walk the tree; a flag is read from a module's ``__dict__``, which does not hold it."""
+        self._read_at = registrations.count
+        self._dicts, self._computed, self._order = [], [], []
+        self.names, self.effects, self.kinds = [], [], []
+        for name, part in module.named_modules():
+            effect = None if is_metric(part) else effect_of(part)
+            if effect is None:
+                continue
+            self.names.append(name)
+            self.effects.append(effect)
+            self.kinds.append(type(part).__name__)
+            plain = "training" in part.__dict__ and not isinstance(part, torch.jit.ScriptModule)
+            if plain:
+                self._order.append((False, len(self._dicts)))
+                self._dicts.append(part.__dict__)
+            else:
+                self._order.append((True, len(self._computed)))
+                self._computed.append(weakref.ref(part))
+
+
+class Models:
+    """The root modules that were called, each met once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Model] = {}
+
+    def of(self, module: nn.Module) -> Model:
+        """What is known of `module`."""
+        known = self._known.get(id(module))
+        if known is None or known.module() is not module:
+            known = self._known[id(module)] = Model(module)
+            weakref.finalize(module, self._forget, id(module), known).atexit = False
+        return known
+
+    def living(self) -> list[nn.Module]:
+        """All that still exist and compute something."""
+        modules = [m.module() for m in list(self._known.values()) if m.computes]
+        return [m for m in modules if m is not None]
+
+    def _forget(self, number: int, known: Model) -> None:
+        if self._known.get(number) is known:
+            del self._known[number]

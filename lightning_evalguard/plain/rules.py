@@ -1,0 +1,260 @@
+"""What a plain script did wrong around its evaluations, in words, at its line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_evalguard.checks.modes.check import _calls, _keeps_eval, _trains
+from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.model.tree import Modes, collapse, parent
+from lightning_evalguard.plain.models import Model
+from lightning_evalguard.plain.window import Call, Window
+from lightning_evalguard.report import Finding
+
+_SAMPLES = re.compile(r"mc_|_mc|mcd|monte|dropout|uncertain|bayes|stochastic|ensemble|epistemic")
+_NO_GRAD = "expected torch.no_grad() or inference_mode()"
+_CALLEE = re.compile(r"([A-Za-z_][\w.\[\]\"']*)\(")
+
+
+def evaluated_in_train_mode(call: Call) -> list[Finding]:
+    """A model is evaluated while a mode makes it compute something else.
+
+    Where the code around says that it samples, this is a suspicion; so it is where only the
+    model's own code asks for the mode, as a detector does that returns losses in train mode.
+    """
+    model = call.model
+    awake = model.awake(call.flags)
+    if not awake or "modes" in call.allowed:
+        return []
+    certain = any(model.effects[i] == "certain" for i in awake)
+    certain = certain and not any(_SAMPLES.search(f.lower()) for f in call.functions)
+    name = callee(call.site, model)
+    if call.mode:
+        fact = f"is in train mode while it is evaluated ({model.listed(awake)}), expected eval mode"
+        remedy = f"Call `{name}.eval()` before this loop and `{name}.train()` after it."
+        return [_of_call("modes", call, fact, remedy, certain)]
+    findings = []
+    named = {model.names[i]: i for i in awake}
+    root = model.module()
+    for top, names in collapse(named).items():
+        others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
+        fact = f"is in train mode{others} while the model is evaluated, expected eval mode"
+        site = _site_of_mode(root, top, True) or call.site
+        remedy = f"Call `.eval()` on it, or remove `{site.expression}`."
+        if site is call.site:
+            remedy = f"Call `{name}.eval()` before this loop."
+        findings.append(
+            _at("modes", site, top, model.kinds[named[top]], fact, remedy, certain, "subject")
+        )
+    return findings
+
+
+def evaluated_with_a_graph(window: Window, call: Call) -> list[Finding]:
+    """No backward pass follows, and each batch records what one would need."""
+    if "grad" in call.allowed:
+        return []
+    kept = window.kept_graphs()
+    fact = "is evaluated with grad mode on: each batch records an autograd graph"
+    fact += " that is still held batches later" if kept > 1 else " that no backward pass uses"
+    function = call.site.function
+    remedy = "Write `with torch.no_grad():` around this loop"
+    if function.isidentifier():
+        remedy += f", or `@torch.no_grad()` above `def {function}`"
+    if kept > 1:
+        remedy += ", and keep numbers or `.detach()`ed tensors"
+    return [_of_call("grad", call, f"{fact}, {_NO_GRAD}", f"{remedy}.", True)]
+
+
+def trains_in_eval_mode(model: Model, call: Call, of_optimizer: set[int]) -> list[Finding]:
+    """Parameters train while dropout is off or statistics stand still, which nobody took back.
+
+    Args:
+        model: The model.
+        call: Its call in this step.
+        of_optimizer: The ``id`` of each parameter that the optimizer changes.
+    """
+    root = model.module()
+    asleep = model.asleep(call.flags)
+    if root is None or not asleep or "modes" in call.allowed:
+        return []
+    modes = Modes(root)
+    trains = _trains(modes)
+    modules = dict(zip(modes.names, modes.modules, strict=True))
+    places = {model.names[i]: i for i in asleep}
+    left = {
+        name: i
+        for name, i in places.items()
+        if trains.get(name) and not _is_meant(name, modules, trains, of_optimizer)
+    }
+    if not left:
+        return []
+    alone = _set_one_by_one(left, modules)
+    if alone and all(isinstance(modules[name], _NormBase) for name in left):
+        return []  # batch norms that are frozen: their statistics are meant to stand still
+    trained_otherwise = model.accepted is not None and any(model.accepted[i] for i in left.values())
+    forgotten = trained_otherwise or (model.evaluated and not alone) or not _by_user(left, modules)
+    certain = forgotten and any(model.effects[i] == "certain" for i in left.values())
+    return _asleep(model, call, left, modules, certain)
+
+
+def _asleep(
+    model: Model, call: Call, left: dict[str, int], modules: dict[str, nn.Module], certain: bool
+) -> list[Finding]:
+    by_top: dict[str, list[str]] = {}
+    for name in left:
+        by_top.setdefault(_top_in_eval(name, modules), []).append(name)
+    findings = []
+    for top, names in by_top.items():
+        listed = model.listed([left[n] for n in names])
+        over = "" if names == [top] else f" ({listed})"
+        fact = f"is in eval mode{over} while its parameters train, expected train mode"
+        site = _site_of_mode(modules.get(""), top, False)
+        name = callee(call.site, model)
+        path = f"{name}.{top}" if top else name
+        remedy = f"Call `{path}.train()` before the training loop, in each epoch."
+        if site is not None and site.owner == "user":
+            said = site.expression
+            path = said.removesuffix(".eval()") if said.endswith(".eval()") else path
+            remedy = f"Call `{path}.train()` after `{said}`, before training goes on."
+        kind = type(modules[top]).__name__
+        at = site or call.site
+        findings.append(_at("modes", at, top, kind, fact, remedy, certain, "subject", "fit"))
+    return findings
+
+
+def woken_by_train(model: Model, call: Call) -> list[Finding]:
+    """What was in eval mode while it trained is in train mode after an evaluation.
+
+    ``train()`` on the whole model wakes the parts that were kept in eval mode, too.
+    """
+    before, root = model.accepted, model.module()
+    if root is None or before is None or not model.evaluated or len(before) != len(call.flags):
+        return []
+    if all(call.flags) is False or not any(before) or "modes" in call.allowed:
+        return []
+    trains = _trains(Modes(root))
+    woken = {
+        model.names[i]: i
+        for i, (was, flag) in enumerate(zip(before, call.flags, strict=True))
+        if flag and not was and not trains.get(model.names[i])
+    }
+    findings = []
+    for top, names in collapse(woken).items():
+        others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
+        fact = (
+            f"went from eval to train mode{others} with the evaluation although its parameters "
+            "are frozen, expected eval mode as in the steps before"
+        )
+        site = _site_of_mode(root, top, True) or call.site
+        remedy = "Put it back in eval mode after this line."
+        kind = model.kinds[woken[top]]
+        findings.append(_at("modes", site, top, kind, fact, remedy, True, "subject", "fit"))
+    return findings
+
+
+def callee(site: Site, model: Model) -> str:
+    """The name under which the script calls a model: ``model`` of ``model(x)``."""
+    for match in _CALLEE.finditer(site.expression):
+        name = match.group(1)
+        if not name.startswith(("torch.", "F.", "nn.", "print", "float", "criterion")):
+            return name
+    return "model"
+
+
+def _is_meant(
+    name: str, modules: dict[str, nn.Module], trains: dict[str, bool], of_optimizer: set[int]
+) -> bool:
+    """Whether a part in eval mode is kept so, or does not train with this optimizer."""
+    call = _calls.last(modules[name])
+    if call is not None and not call.mode and (call.inside_train or call.allowed):
+        return True
+    up: str | None = name
+    around: nn.Module | None = None
+    while up is not None:
+        module = modules.get(up)
+        if module is not None:
+            kind: Any = type(module)
+            if _keeps_eval(kind):
+                return True
+            if around is None and next(module.parameters(), None) is not None:
+                around = module
+        up = parent(up)
+    return around is not None and not any(
+        id(p) in of_optimizer for p in around.parameters() if p.requires_grad
+    )
+
+
+def _set_one_by_one(left: dict[str, int], modules: dict[str, nn.Module]) -> bool:
+    """Whether each was put in eval mode by itself, as who freezes batch norms does."""
+    calls = {name: _calls.last(modules[name]) for name in left}
+    if any(call is None or call.mode for call in calls.values()):
+        return False
+    for name, call in calls.items():
+        up = parent(name)
+        if up is not None and _calls.last(modules[up]) is call:
+            return False
+        if up is None:
+            return False
+    return True
+
+
+def _by_user(left: dict[str, int], modules: dict[str, nn.Module]) -> bool:
+    """Whether the script's own code put all of them in eval mode."""
+    calls = [_calls.last(modules[name]) for name in left]
+    sites = [call.site if call is not None else None for call in calls]
+    return all(site is not None and site.owner == "user" for site in sites)
+
+
+def _top_in_eval(name: str, modules: dict[str, nn.Module]) -> str:
+    top = name
+    while (up := parent(top)) is not None and up in modules and not modules[up].training:
+        top = up
+    return top
+
+
+def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
+    """Where the module `name` was put in `mode`, where somebody called for it."""
+    if root is None:
+        return None
+    module = dict(root.named_modules()).get(name)
+    call = _calls.last(module) if module is not None else None
+    return call.site if call is not None and call.mode == mode else None
+
+
+def _of_call(check: str, call: Call, fact: str, remedy: str, certain: bool) -> Finding:
+    return _at(check, call.site, "", call.model.kind, fact, remedy, certain, "location")
+
+
+def _at(
+    check: str, site: Site, subject: str, kind: str, fact: str, remedy: str, certain: bool,
+    leads: str, stage: str = "evaluate",
+) -> Finding:  # fmt: skip
+    return Finding(
+        check=check,
+        stage=stage,
+        fact=fact,
+        remedy=remedy,
+        subject=subject,
+        subject_type=kind,
+        location=site.location,
+        expression=site.expression,
+        function=site.function,
+        leads=leads,  # type: ignore[arg-type]
+        certain=certain,
+        # the whole model has no name: the function that evaluates it has
+        pattern=site.function if not subject and site.function.isidentifier() else None,
+        host="watch",
+    )
+
+
+__all__ = [
+    "callee",
+    "evaluated_in_train_mode",
+    "evaluated_with_a_graph",
+    "trains_in_eval_mode",
+    "woken_by_train",
+]

@@ -1,0 +1,57 @@
+"""Syncs of a plain script: what happens at every step, and not where it logs now and then."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+
+from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.report import Finding
+
+_FIRST, _EVERY = 3, 50
+_BESIDE = 3  # further than a multiple of 50: there a script logs
+
+
+class PlainSync(SyncCheck):
+    """Says a line once it was reached in two watched steps, and in half of them.
+
+    A script logs every so many steps, the first among them; and what follows the last batch stands
+    in the last step.
+
+    Args:
+        allowed: Whether the running code is inside ``allow("sync")``.
+
+    Attributes:
+        deaf: Whether what runs is the guard's own.
+    """
+
+    def __init__(self, allowed: Callable[[], bool]) -> None:
+        super().__init__((_FIRST, _EVERY), allowed)
+        self.deaf = False
+        self._counted: dict[object, float] = {}
+        self._reached: Counter[object] = Counter()
+
+    def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
+        if not self.deaf:
+            super()._hear(op, frame, seconds)
+
+    def _is_due(self, n: int) -> bool:
+        return n > _BESIDE and super()._is_due(n - _BESIDE)
+
+    def _findings(self) -> list[Finding]:
+        for key, (count, _) in self._sites.items():
+            if count > self._counted.get(key, 0):
+                self._counted[key] = count
+                self._reached[key] += 1
+        rare = {
+            key: cost
+            for key, cost in self._sites.items()
+            if self._reached[key] < 2 or 2 * self._reached[key] < self._watched[self._stage]
+        }
+        sites = self._sites
+        self._sites = {key: cost for key, cost in sites.items() if key not in rare}
+        try:
+            return super()._findings()
+        finally:
+            self._sites = sites

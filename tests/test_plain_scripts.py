@@ -1,0 +1,245 @@
+"""Scripts that know nothing of the guard: evaluations are found, and judged at their lines."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import lightning_evalguard
+from lightning_evalguard import EvalGuardError, Report, evaluating, watch
+from lightning_evalguard.__main__ import main
+from lightning_evalguard.record import run as record
+
+SCRIPTS = Path(__file__).parent / "scripts"
+HONEST = sorted((SCRIPTS / "honest").glob("*.py"))
+FAULTY = sorted((SCRIPTS / "faulty").glob("*.py"))
+_MARK = re.compile(r"# (\w+): ([a-z? ]+)$")
+# A script may read a number at every step; that is said, and stops nothing.
+_READS = re.compile(r"\.item\(\)|\.numpy\(\)|float\(|isfinite|Categorical|log_prob")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(path: Path, *arguments: str, **policies: Any) -> Report:
+    """Run a script in this process, watched from before its first line."""
+    before, sys.argv = sys.argv, [str(path), *arguments]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with watch(**policies) as report:
+                runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv = before
+    assert not [note for note in report.notes if "failed inside" in note]
+    return report
+
+
+def found(report: Report) -> set[tuple[int, str]]:
+    """Line and check of each finding; with ``?`` where it warns only."""
+    return {
+        (int((f.location or ":0").rpartition(":")[2]), f.check + "?" * _warns(f))
+        for f in report.findings
+    }
+
+
+def _warns(finding: Any) -> bool:
+    return finding.check == "sync" or not finding.certain
+
+
+def marked(path: Path) -> dict[str, set[tuple[int, str]]]:
+    """By the name of each fault, the lines and checks that are to be found."""
+    faults: dict[str, set[tuple[int, str]]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if (mark := _MARK.search(line)) is not None:
+            checks = mark[2].replace("sync", "sync?").replace("??", "?").split()
+            faults.setdefault(mark[1], set()).update((number, check) for check in checks)
+    return faults
+
+
+FAULTS = [(path, name) for path in FAULTY for name in marked(path)]
+
+
+@pytest.mark.parametrize("path", HONEST, ids=lambda path: path.stem)
+def test_an_honest_script_is_silent(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(path)
+    alarms = [f for f in report.findings
+              if f.check != "sync" or not _READS.search(f.expression or "")]  # fmt: skip
+    assert alarms == []
+    assert report.checked["evaluations"] + report.checked["training_steps"] > 0
+
+
+@pytest.mark.parametrize(("path", "name"), FAULTS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_fault_is_found_at_its_line_and_its_fixed_twin_is_silent(path: Path, name: str) -> None:
+    assert found(run(path, name)) == marked(path)[name]
+    assert found(run(path, name, "--fixed")) == set()
+
+
+def test_there_are_faults_of_all_five_kinds() -> None:
+    assert len(HONEST) >= 20
+    checks = {check for path, name in FAULTS for _, check in marked(path)[name]}
+    assert {"modes", "grad", "stochastic", "state", "sync?"} <= checks
+
+
+def test_the_spam_case_comes_out_without_a_line_changed() -> None:
+    result = run(SCRIPTS / "honest" / "spam.py").confusion["evaluate"]
+    assert result.matrix is not None
+    assert result.matrix.tolist() == [[154, 6], [10, 30]]
+    scores = {k: round(result.scores[k], 4) for k in ("accuracy", "recall", "precision")}
+    assert scores == {"accuracy": 0.92, "recall": 0.75, "precision": 0.8333}
+    assert "hides that recall of `1` is 0.75" in result.insight
+
+
+@pytest.mark.parametrize(
+    ("script", "stage", "kind", "total"),
+    [
+        ("mnist", "test", "`nll_loss`", 397),
+        ("whole_set", "evaluate", "`binary_cross_entropy_with_logits`", 80),
+        ("k_fold", "predict", "`sklearn.metrics.f1_score`", 190),
+        ("inference", "evaluate", "`accuracy` (MulticlassAccuracy)", 150),
+        ("ensemble", "evaluate", "the comparison `probs.argmax(1) == yb`", 50),
+        ("nano_gpt", "estimate_loss", "`cross_entropy`", 960),
+    ],
+)
+def test_the_matrix_comes_from_what_the_script_computes(
+    script: str, stage: str, kind: str, total: int
+) -> None:
+    result = run(SCRIPTS / "honest" / f"{script}.py").confusion[stage]
+    assert result.source.startswith(kind)
+    assert result.total == total
+
+
+def trained() -> tuple[nn.Module, torch.Tensor, list[bool]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 0.1)
+    loader = DataLoader(torch.randn(64, 4), 8, shuffle=True)
+    for _ in range(3):
+        net.train()
+        for x in loader:
+            optimizer.zero_grad()
+            net(x).logsumexp(1).mean().backward()
+            optimizer.step()
+        net.eval()
+        with torch.no_grad():
+            outputs = [net(x) for x in loader]
+    return net, torch.cat([*outputs, torch.rand(3, 2)]), [m.training for m in net.modules()]
+
+
+def test_a_watched_script_computes_the_same_bit_for_bit() -> None:
+    bare, bare_outputs, bare_modes = trained()
+    with watch() as report:
+        net, outputs, modes = trained()
+    assert torch.equal(bare_outputs, outputs)
+    assert bare_modes == modes
+    twins = zip(bare.state_dict().values(), net.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in twins)
+    assert report.checked["evaluations"] == 3
+    assert report.findings == []
+
+
+def test_nothing_stays_behind() -> None:
+    places = (nn.Module, torch.Tensor, torch.autograd, torch.inference_mode, nn.functional)
+    before = [dict(vars(place)) for place in places]
+    run(SCRIPTS / "honest" / "mnist.py")
+    assert [dict(vars(place)) for place in places] == before
+
+
+def test_a_block_that_evaluates_keeps_its_own_guard() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    with watch(sync="ignore") as report, evaluating(net) as inner:
+        for x in DataLoader(torch.ones(8, 4), 2):
+            net(x)
+    assert inner.checked["batches"] == 4
+    assert report.checked["evaluations"] == 0
+
+
+def test_the_policy_error_stops_at_the_second_batch() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    seen = 0
+    fact = "is in train mode while it is evaluated"
+    with pytest.raises(EvalGuardError, match=fact), watch("error"), torch.no_grad():
+        for x in DataLoader(torch.ones(8, 4), 2):
+            seen += len(net(x))
+    assert seen == 2
+
+
+def test_what_is_meant_is_allowed_by_the_name_that_the_finding_gives() -> None:
+    script = SCRIPTS / "faulty" / "forms.py"
+    (finding,) = run(script, "mc_dropout").findings
+    assert finding.switch == 'watch(allow={"modes": ["drop"]})'
+    assert run(script, "mc_dropout", allow={"modes": ["drop"]}).findings == []
+    literature = SCRIPTS / "faulty" / "literature.py"
+    (finding,) = run(literature, "no_eval").findings
+    assert run(literature, "no_eval", allow={"modes": [finding.pattern or ""]}).findings == []
+
+
+def test_unknown_policies_are_refused() -> None:
+    for given in ({"policy": "fix"}, {"modes": "fix"}, {"mode": "warn"}, {"allow": {"mode": []}}):
+        with pytest.raises((ValueError, KeyError)):
+            watch(**given)  # type: ignore[arg-type]
+
+
+# from outside
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("EVALGUARD", raising=False)
+
+    def act(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        return (status, *capfd.readouterr())
+
+    return act
+
+
+def test_run_guards_a_plain_script(command: Callable[..., tuple[int, str, str]]) -> None:
+    script = SCRIPTS / "faulty" / "literature.py"
+    (line,) = (number for number, _ in marked(script)["no_eval"])
+    status, out, err = command("run", "--json", "f.json", "--sarif", "f.sarif", script, "no_eval")
+    assert status == 1
+    assert out.count("accuracy") == 3
+    summary = err[err.index("lightning-evalguard:") :]
+    assert f"literature.py:{line} in `Sequential` (the whole model): is in train mode" in summary
+    assert "Call `model.eval()` before this loop and `model.train()` after it." in summary
+    assert "evaluate_without_eval: accuracy 0.8" in summary
+    written = record.read(Path("f.json"))
+    assert written["runs"][0]["run"] == "script"
+    assert len(written["runs"][0]["history"]) == 3
+    assert '"modes"' in Path("f.sarif").read_text()
+    assert command("run", "--baseline", "f.json", script, "no_eval")[0] == 0
+    status, _, err = command("show", "f.json")
+    assert status == 0
+
+
+def test_a_clean_plain_script_passes_and_shows_its_matrix(
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    status, out, err = command("run", SCRIPTS / "honest" / "spam.py")
+    assert (status, out) == (0, "accuracy 0.92\n")
+    shown = "lightning-evalguard: 0 findings\nevaluate: accuracy 0.9200, precision 0.8333"
+    assert err.startswith(shown)
+
+
+def test_the_public_name_is_a_function() -> None:
+    assert lightning_evalguard.watch is watch
