@@ -258,19 +258,15 @@ class Portrait(NamedTuple):
         return (self.hashes[at] == hashes) & ~blank
 
 
-_PORTRAIT = 20_000  # rows
-_PORTRAIT_BYTES = 1 << 24
+_PORTRAIT = 4096  # rows
+_COLUMNS = 256
 
 
 def portrait(of: Rows | None) -> Portrait | None:
     """Hashes of the rows of a set; none of the rows is kept."""
     if of is None or not len(of.chosen):
         return None
-    most = _PORTRAIT
-    if isinstance(of.values, Tensor):
-        row = of.values[0]
-        most = min(most, max(1, _PORTRAIT_BYTES // max(1, row.numel() * row.element_size())))
-    some = of.some(most)
+    some = of.some(_PORTRAIT)
     hashes, blank = _hashed(some)
     hashes = hashes[~blank].sort().values
     repeated = int((hashes[1:] == hashes[:-1]).sum()) if len(hashes) else 0
@@ -289,7 +285,8 @@ def _hashed(of: Rows) -> tuple[Tensor, Tensor]:
         hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
         numbers = [int.from_bytes(h, "little", signed=True) for h in hashes]
         return torch.tensor(numbers, dtype=torch.int64), torch.zeros(len(names), dtype=torch.bool)
-    words = _bits(of.values[of.chosen])
+    flat = of.values.reshape(len(of.values), -1)
+    words = _bits(flat[:, :: -(-flat.shape[1] // _COLUMNS)][of.chosen].contiguous())
     sums = words.sum(1, dtype=torch.int64) * 0x1E3779B97F4A7C15
     return _keys(of.values, of.chosen) ^ sums, (words == words[:, :1]).all(1)
 

@@ -27,6 +27,7 @@ from lightning_evalguard.data.batches import tensors
 _MOST = 256  # samples of each side
 _FEWEST = 16
 _ROWS = 16  # of one batch
+_VALUES = 1024  # of one channel
 _FACTOR = 3.0
 _OUTSIDE = 0.3
 _CHANCE = 1e-4
@@ -123,10 +124,10 @@ def _look(rows: Tensor) -> _Look:
                 padded = (rows[:, -_TAIL:] == last).all(1) & (rows[:, :1] != last).squeeze(1)
                 tails = torch.stack([last.squeeze(1), padded], 1).to(torch.int64)
             return _Look(rows.float() if rows.is_floating_point() else rows, empty, tails)
-        values = rows.float()
-        channels = values.shape[1] if values.shape[1] <= 4 else 1
-        means = values.reshape(len(rows), channels, -1).mean(2)
-        return _Look(means, values.reshape(len(rows), -1).std(1), tails)
+        channels = rows.shape[1] if rows.shape[1] <= 4 else 1
+        values = rows.reshape(len(rows), channels, -1)
+        values = values[:, :, :: -(-values.shape[2] // _VALUES)].float()
+        return _Look(values.mean(2), values.flatten(1).std(1), tails)
 
 
 def difference(mine: Appearance, theirs: Appearance) -> str:

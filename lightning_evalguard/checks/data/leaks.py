@@ -23,6 +23,7 @@ from lightning_evalguard.data.samples import (
 )
 
 _QUERIES = 4096  # evaluated samples to look for
+_NATURAL = 1024  # rows of the other set that are looked for in it
 _HASHED = 20_000  # samples of the other set whose hashes are kept
 _FEW = 3  # as many may be equal by chance
 _SPLIT = (
@@ -118,7 +119,7 @@ class Leak:
         hit = twins(queries, theirs, 1, budget)
         if not bool(hit.any()):
             return None
-        natural = twins(theirs.some(_QUERIES), theirs, 2, budget).double().mean()
+        natural = twins(theirs.some(_NATURAL), theirs, 2, budget).double().mean()
         return hit if _judged(queries, hit, float(natural)) else None
 
     def _can_read(self) -> bool:
