@@ -13,8 +13,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_evalguard.confusion import scores as _scores
+from lightning_evalguard.confusion.differences import Misread
 from lightning_evalguard.confusion.highest import highest
-from lightning_evalguard.confusion.result import ConfusionResult, Misread, Task
+from lightning_evalguard.confusion.result import ConfusionResult, Task
 
 PredsAre = Literal["logits", "probs", "labels"]
 

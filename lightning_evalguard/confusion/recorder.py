@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_evalguard.confusion import sources
+from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.matrix import (
     ROOM,
     ConfusionMatrix,
@@ -41,11 +43,13 @@ class Recorded:
         results: By stage and loader: ``"val"``, ``"val/dataloader_idx_1"``, ...
         notes: Sentences for the report: what was inferred, or why there is no matrix.
         warnings: Sentences that the user should see.
+        batches: What each batch of a result counted, on one process alone.
     """
 
     results: dict[str, ConfusionResult] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    batches: dict[str, Batches] = field(default_factory=dict)
 
 
 class _Identity:
@@ -133,6 +137,12 @@ class _Loader:
     failed: str = ""
     saw: str = ""
     told: set[str] = field(default_factory=set)
+    each: Batches = field(default_factory=Batches)  # what was counted after each batch
+
+    def batch_over(self) -> None:
+        """What the batch counted stands apart, now that the next one is about to run."""
+        if self.batches and self.chosen is not None:
+            self.each.take(self.chosen.state.counts, self.chosen.state.hits)
 
 
 class Recorder:
@@ -186,6 +196,7 @@ class Recorder:
         for i, loader in enumerate(listed(dataloaders)):
             entry = self._loader(i)
             entry.batches, entry.untrimmed, entry.failed = 0, 0, entry.differ
+            entry.each = Batches()
             entry.dropped = left_out(loader)
             entry.owned = owned(loader)
             if entry.chosen is not None:
@@ -200,7 +211,7 @@ class Recorder:
         """The step is about to run on `batch`: listen to its metrics and losses."""
         if self._stage is None or self._module is None:
             return
-        self._choose()
+        self._batch_over()
         entry = self._now = self._loader(dataloader_idx)
         entry.batches += 1
         entry.samples = sample_count(batch) or 0
@@ -290,7 +301,7 @@ class Recorder:
             EvalGuardError: The same on every rank, where one of them holds a finding.
             ValueError: If what the user asked for does not fit what was seen.
         """
-        self._choose()
+        self._batch_over()
         self._metrics.close()
         self._losses.close()
         recorded = Recorded()
@@ -312,6 +323,13 @@ class Recorder:
                 result.right = right(entry.layout, kept, result.preds_are)
             self._settle(entry, result)
             recorded.results[entry.key] = result
+            entry.each.close(
+                partial(
+                    read, entry.layout, class_names=entry.names if fits else None,
+                    least=result.num_classes, per_class=0, logits=result.preds_are == "logits",
+                )
+            )  # fmt: skip
+            recorded.batches[entry.key], entry.each = entry.each, Batches()
             self._tell(entry, result, recorded)
         for entry in entries:
             if entry.key not in recorded.results:
@@ -406,6 +424,12 @@ class Recorder:
         if others:
             entry.chosen.said += f" (not from {', '.join(dict.fromkeys(others))})"
         entry.candidates = []
+
+    def _batch_over(self) -> None:
+        entry = self._now
+        self._choose()
+        if entry is not None and self.ranks.world == 1:
+            entry.batch_over()
 
     def _count(self, entry: _Loader, source: _Source, pair: Pair) -> None:
         if source.kind != "outputs":

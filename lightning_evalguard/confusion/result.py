@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_evalguard.confusion import differences as _differences
 from lightning_evalguard.confusion import intervals as _intervals
 from lightning_evalguard.confusion import scores as _scores
 from lightning_evalguard.confusion import text as _text
+from lightning_evalguard.confusion.differences import Difference, Misread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,29 +35,6 @@ class Confused(NamedTuple):
     predicted: str
     count: int  # type: ignore[assignment]
     share: float
-
-
-class Misread(NamedTuple):
-    """What is counted where logits are taken for something else than they are.
-
-    ``matrix`` is ``(2, 2)``, or ``(L, 2, 2)`` of a multilabel task; ``rounds`` is whether they are
-    only rounded.
-    """
-
-    matrix: Tensor
-    how: str
-    rounds: bool = False
-
-
-class Difference(NamedTuple):
-    """How a value that a module logs under a score's name differs from the matrix's.
-
-    ``fact`` is empty where it does not; ``rounds`` is whether rounding alone is the reason.
-    """
-
-    fact: str = ""
-    remedy: str = ""
-    rounds: bool = False
 
 
 @dataclass(eq=False)
@@ -277,9 +256,9 @@ class ConfusionResult:
         """
         return self.explained(score, theirs, why).fact
 
-    def explained(self, score: str, theirs: float, why: str = "") -> Difference:
+    def explained(self, score: str, theirs: float, why: str = "", remedy: str = "") -> Difference:
         """As `difference`, and what to do about it."""
-        return _difference(self, score, theirs, why)
+        return _differences.difference(self, self.misread, score, theirs, why, remedy)
 
     def problems(self) -> list[str]:
         """One sentence for each kind of sample that could not be counted."""
@@ -380,54 +359,6 @@ def _insight(result: ConfusionResult) -> str:
     if small and accuracy - float(recall[lowest]) > 0.15:
         return f"accuracy {accuracy:.3f} hides that {name}"
     return ""
-
-
-_OR = "or delete the line and let this value be logged."
-_LOG_IT = f"Log the metric object itself and reset it each epoch, {_OR}"
-
-
-def _difference(result: ConfusionResult, score: str, theirs: float, why: str) -> Difference:
-    ours = result.scores.get(score, math.nan)
-    if math.isnan(ours) or math.isnan(theirs) or _close(ours, theirs):
-        return Difference()
-    fact = f"is {theirs:.4f}, expected {ours:.4f} ({score})"
-    for misread in result.misread:
-        if _close(theirs, _of_yes_or_no(misread.matrix).get(score, math.nan)):
-            remedy = f"Give it `logits{'.float()' * misread.rounds}.sigmoid()`, {_OR}"
-            return Difference(f"{fact}; {misread.how}", remedy, misread.rounds)
-    why = _reason(result, score, theirs, ours) or why
-    general = "a mean of batch values or a metric that is not reset gives another value"
-    return Difference(f"{fact}; {why or general}", _LOG_IT)
-
-
-def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:
-    """Scores of a binary matrix ``(2, 2)``, or of one for each label ``(L, 2, 2)``."""
-    if matrix.ndim == 2:
-        return _scores.multiclass(matrix.sum(1), matrix.sum(0), matrix.diagonal())
-    support, predicted = matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)
-    return _scores.multilabel(support, predicted, matrix[:, 1, 1], matrix.sum((1, 2)))
-
-
-def _reason(result: ConfusionResult, score: str, theirs: float, ours: float) -> str:
-    """Which other score the value is, if any."""
-    if _close(ours, theirs / 100):
-        return "it is in percent"
-    averaged = score.split("_")[0] in ("precision", "recall", "f1")
-    if averaged and _close(theirs, result.scores.get("accuracy", math.nan)):
-        return f"{theirs:.4f} is the accuracy, which micro averaging gives"
-    if score.endswith("_macro"):
-        each = _scores.per_class(
-            result.support, result.predicted, result.true_positives, result.judged
-        )
-        everyone = getattr(each, score.removesuffix("_macro"), None)
-        if everyone is not None and _close(theirs, float(everyone.mean())):
-            return "classes that do not occur count as 0 in it"
-    same = [k for k, v in result.scores.items() if "/" not in k and _close(v, theirs)]
-    return f"{theirs:.4f} is {same[0]}" if same else ""
-
-
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5)  # float32, rounded to 4 digits
 
 
 def _largest(counts: Tensor, k: int) -> list[tuple[int, int]]:

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning_evalguard.checks.scores.check import ScoresCheck
+from lightning_evalguard.confusion.differences import Difference
 from lightning_evalguard.confusion.loggers import write
 from lightning_evalguard.confusion.recorder import Recorder
-from lightning_evalguard.confusion.result import ConfusionResult, Difference
+from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.report import EvalGuardError, Finding, Report, broke, warn_text
 from lightning_evalguard.trainer import lightning as _lightning
