@@ -506,7 +506,7 @@ def test_a_value_that_differs_is_explained_where_it_can_be() -> None:
         "percent": "it is in percent",
         "absent": "classes that do not occur count as 0 in it",
         "weighted": f"{result.scores['f1_weighted']:.4f} is f1_weighted",
-        "unknown": "a mean of batch values or a metric that is not reset gives another value",
+        "unknown": "",  # no reason where none is reproduced
         "rounded": "",
         "no such score": "",
     }
