@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAccuracy, MultilabelF1Score
 
+import words
 from lightning_evalguard import EvalGuard, EvalGuardWarning
 from models import scores as zoo
 from models.program import Classifier
@@ -35,7 +36,7 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
     guard = EvalGuard(scores="warn", **ALONE)
     with pytest.warns(EvalGuardWarning):
         run(make, module(), guard, **kwargs)
-    return [str(f).partition(": ")[2] for f in guard.report.findings]
+    return [words.said(f).partition(": ")[2] for f in guard.report.findings]
 
 
 @pytest.mark.parametrize(
