@@ -34,6 +34,7 @@ from lightning_evalguard.report import (
 )
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.choosers import Desk
+from lightning_evalguard.trainer.ear import Ear
 from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
 from lightning_evalguard.trainer.run import Run, accumulates, batch_size, out_of_the_books, why_not
 from lightning_evalguard.trainer.scores import Scores
@@ -178,7 +179,7 @@ class EvalGuard(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
-        claims = ScoresCheck(_lightning.Books(trainer))
+        claims = ScoresCheck(Ear(trainer))
         checks: list[Check] = [
             ModesCheck(self._expected),
             GradCheck(),

@@ -98,7 +98,7 @@ def test_a_difference_from_the_matrix_is_told_with_its_reason(trainer: Make) -> 
             return {"logits": logits, "target": batch[1]}
 
     guard = EvalGuard(sync="ignore")
-    with pytest.warns(EvalGuardWarning, match="it is the mean of 4 batches' values"):
+    with pytest.warns(EvalGuardWarning, match="it is the mean of 4 batches' f1_macro"):
         run(trainer, OwnF1(), guard, max_epochs=1)
     assert [f.check for f in guard.report.findings] == ["scores"]
 

@@ -77,6 +77,7 @@ class Batches:
         if not of_each:
             return {}
         names = [n for n in of_each[0] if all(n in one for one in of_each)]
+        names.sort(key=lambda n: (n != claim.family, not n.endswith("_macro")))
         return {name: [one[name] for one in of_each] for name in names}
 
 

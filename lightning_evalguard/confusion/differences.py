@@ -36,11 +36,11 @@ _STAGES = {
     "eval": "", "evaluation": "", "test": "test", "testing": "test",
 }  # fmt: skip
 _MEANS_NOTHING = {"score", "scores", "epoch", "metric", "metrics", "overall"} | {
-    "multiclass", "binary", "multilabel", "classification", "cohen", "corr", "coef", "coefficient",
+    "multiclass", "binary", "multilabel", "classification", "hamming", "cohen", "corr",
+    "coef", "coefficient",
 }  # fmt: skip
 _FAMILIES = {
     "acc": "accuracy", "accuracy": "accuracy", "acc1": "accuracy", "top1": "accuracy",
-    "hamming": "accuracy",
     "precision": "precision", "prec": "precision", "ppv": "precision",
     "recall": "recall", "sensitivity": "recall", "tpr": "recall",
     "specificity": "specificity", "tnr": "specificity",
@@ -258,6 +258,17 @@ def difference(
         return Difference(f"{fact}; {why}", remedy or LOG_IT)
     why, remedy = _reason(result, score, theirs, ours)
     return Difference(f"{fact}; {why}" if why else fact, remedy or CHECK_IT)
+
+
+def misread_as(
+    misread: Sequence[Misread], named: Mapping[str, float], value: float
+) -> Misread | None:
+    """The reading of logits of which a value is a score; None where it is of none."""
+    for reading in misread:
+        scores = _of_yes_or_no(reading.matrix)
+        if fits(value, {name: scores[name] for name in named if name in scores}):
+            return reading
+    return None
 
 
 def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:

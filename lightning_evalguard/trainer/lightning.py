@@ -26,6 +26,8 @@ else:  # the user's script runs on the package's other name: do not load both
 
 _UNGUARDED = "these steps are not guarded, and the report says so"
 _UNSEEN = "this evaluation is not guarded, and the report says so"
+_UNHEARD = "what is logged is not held against what the steps gave"
+_STEPS_OVER = "the steps are over once the guard's own hook runs, after other callbacks'"
 _NO_REPLAY = "steps are watched as they run, and none is run again"
 
 PRIVATE = {
@@ -50,6 +52,13 @@ PRIVATE = {
     "_active_loop._combined_loader._mode": "loaders are taken for sequential",
     "_active_loop.max_batches": "no limit of batches is known",
     "fit_loop.epoch_loop.val_loop._module_mode.mode": "no score is taken with dropout on",
+    "fit_loop.epoch_loop._results.update_metrics": _UNHEARD,
+    "fit_loop.epoch_loop.val_loop._results.update_metrics": _UNHEARD,
+    "validate_loop._results.update_metrics": _UNHEARD,
+    "test_loop._results.update_metrics": _UNHEARD,
+    "fit_loop.epoch_loop.val_loop._on_evaluation_epoch_end": _STEPS_OVER,
+    "validate_loop._on_evaluation_epoch_end": _STEPS_OVER,
+    "test_loop._on_evaluation_epoch_end": _STEPS_OVER,
     "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
     "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
     "fit_loop.epoch_loop._results": "scores that training logs are taken for fresh",
@@ -126,7 +135,7 @@ def dataloaders(trainer: Trainer) -> Any:
 
 
 class Books:
-    """What the `data` check asks of the loop that runs; see `checks.data.Loop`."""
+    """What the checks ask of the loop that runs."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -283,8 +292,24 @@ class _Key(str):
         return part != "/dataloader_idx_" and super().__contains__(part)
 
 
+_ours: list[str] = []  # the key that `log` is logging
+
+
+def logs_ours() -> bool:
+    """Whether it is the guard itself that logs."""
+    return bool(_ours)
+
+
 def log(module: LightningModule, key: str, value: float) -> None:
     """Log the score of one evaluation, under exactly this key."""
+    _ours.append(key)
+    try:
+        _log(module, key, value)
+    finally:
+        _ours.pop()
+
+
+def _log(module: LightningModule, key: str, value: float) -> None:
     settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "max"}
     settings["add_dataloader_idx"] = False
     try:
@@ -317,6 +342,7 @@ __all__ = [
     "has",
     "log",
     "logged_step",
+    "logs_ours",
     "out_of_the_books",
     "owner",
     "trained_keys",

@@ -64,6 +64,8 @@ class Run:
         self._wrap("strategy.batch_to_device", self._move)
         for loop in _LOOPS:
             self._wrap(f"{loop}.run", self._evaluate)
+        for loop in _LOOPS[:-1]:  # a prediction logs nothing
+            self._wrap(f"{loop}._on_evaluation_epoch_end", self._steps_over)
 
     def _wrap(self, path: str, around: Callable[..., Any]) -> None:
         """Put `around` in front of one of the trainer's methods, where this Lightning has it."""
@@ -141,6 +143,11 @@ class Run:
             return outputs
         finally:
             self.now = outer
+
+    def _steps_over(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Before any callback's hook: some empty there what they kept."""
+        self.guard.steps_over()
+        return end(*args, **kwargs)
 
     @contextmanager
     def _hooks_followed(self) -> Iterator[None]:

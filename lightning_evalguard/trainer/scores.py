@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning_evalguard.checks.scores.check import ScoresCheck
+from lightning_evalguard.checks.scores.claims import Counted
 from lightning_evalguard.confusion.differences import Difference
 from lightning_evalguard.confusion.loggers import write
 from lightning_evalguard.confusion.recorder import Recorder
@@ -103,6 +104,9 @@ class Scores:
             self._report.note(sentence)
         self._report.confusion.update(recorded.results)
         self.results = recorded.results
+        self._claims.counted(
+            {key: Counted(r, recorded.batches[key]) for key, r in recorded.results.items()}
+        )
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours
         differing = []
@@ -114,7 +118,9 @@ class Scores:
                     self._log_scalar(name, value)
                     continue
                 theirs = float(trainer.callback_metrics[name])
-                difference = result.explained(score, theirs, self._claims.reason(name))
+                difference = result.explained(
+                    score, theirs, *self._claims.reason(name, score, theirs)
+                )
                 if difference.rounds:
                     if (key := f"rounds {name}") not in self._told:
                         self._told.add(key)

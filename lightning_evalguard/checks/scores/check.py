@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.scores.claims import Claims, Counted
+from lightning_evalguard.checks.scores.groups import Groups
+from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.kept import Owner
 from lightning_evalguard.checks.scores.logged import Tally
+from lightning_evalguard.checks.scores.metrics import Metrics
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
 from lightning_evalguard.report import Finding
@@ -32,9 +37,25 @@ class Loop(Protocol):
     def values(self) -> Mapping[str, Any]:
         """The scores that the trainer holds."""
 
+    def owners(self) -> Sequence[Owner]:
+        """The user's callbacks, each with what the names of its attributes begin with."""
+
+    def listen(self, hear: Any) -> None:
+        """Hand every value that is logged to `hear`, until `deafen`."""
+
+    def find_writers(self) -> None:
+        """Listen to the writers of the loggers that were made meanwhile too."""
+
+    def deafen(self) -> None:
+        """Listen no more."""
+
 
 class ScoresCheck(Check):
     """The `scores` check: a logged score is what its name claims.
+
+    What is logged is heard by whatever way it goes. What the steps log, return, keep in attributes
+    and count is followed, one number a step; when the evaluation is over, each logged value is
+    held against the scores that its key may mean, and against what can be made of those numbers.
 
     Args:
         loop: What the loop says.
@@ -49,67 +70,119 @@ class ScoresCheck(Check):
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._forget(root)
+        self._loop.listen(self._hear)
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
+        self._loop.deafen()
+        found = list(self._late(now))
+        self._metrics.close()
         self._forget(None)
-        return ()
+        return found
 
     def _forget(self, root: nn.Module | None) -> None:
         self._root = root
         self._tally = Tally()
-        self._explained: set[str] = set()
-        self._follows = False
+        self._metrics = Metrics()
+        self._groups = Groups(root)
+        self._claims = Claims()
+        self._follows = self._in_steps = self._judged = False
         self._sizes: dict[int, list[int]] = {}
         self._batches: dict[int, int] = {}
+        self._heard: dict[str, Heard] = {}
+        self._of_step: dict[str, Heard] = {}
+        self._stage = "validate"
+        self._explained: set[str] = set()
+
+    # what others tell
 
     def explained(self, keys: Iterable[str]) -> None:
         """Of these keys it was said already why they are wrong."""
         self._explained |= set(keys)
 
-    def reason(self, key: str) -> str:
-        """Why a logged score is not what its name says, where that is known."""
-        return self._tally.reason(key)
+    def counted(self, counted: Mapping[str, Counted]) -> None:
+        """The matrices of the evaluation whose steps are over, by stage and loader."""
+        self._claims.counted = dict(counted)
+
+    def reason(self, key: str, score: str, theirs: float) -> tuple[str, str]:
+        """Why a value logged under a name of ours is not that score, and what to do about it."""
+        heard = self._of_step.get(key) or self._heard.get(key)
+        return self._claims.reason(heard, key, score, theirs) if heard is not None else ("", "")
+
+    def _hear(self, heard: Heard) -> None:
+        if self._in_steps:
+            if not heard.by_metric:
+                self._tally.heard(heard)
+            self._of_step.setdefault(heard.key, heard)
+        else:
+            self._heard[heard.key] = heard
+
+    # the evaluation
 
     def start(self, now: Moment) -> Iterable[Finding]:
-        self._follows = False
-        return ()
+        found = list(self._late(now))
+        self._follows = self._in_steps = self._judged = False
+        self._loop.find_writers()
+        return found
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches its batches for itself says nothing of their sizes
         opaque = not args or isinstance(args[0], Iterator)
-        if now.stage in _STEP and not now.rank and not opaque and not self._follows:
-            self._begin()
+        if now.stage not in _STEP or now.rank or opaque:
+            return ()
+        if not self._follows:
+            self._begin(now)
+        self._tally.before_step(args[0])
+        self._groups.before_step()
         return ()
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         if self._follows:
-            self._tally.after_step(outputs, self._size(now.dataloader), *self._loop.pulse())
+            self._groups.after_step()
+            self._metrics.step_over(now.dataloader)
+            size, updates = self._size(now.dataloader), self._metrics.updates()
+            self._tally.after_step(outputs, size, now.dataloader, updates, *self._loop.pulse())
         return ()
 
     def steps_over(self) -> Iterable[Finding]:
-        if self._follows:
+        if self._follows and self._in_steps:
+            self._in_steps = False
             self._tally.ended(self._loop.logged())
+            self._metrics.step_over(-1)  # what hooks updated after the last step
         return ()
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+        self._in_steps = False
+        self._groups.after_step()
+        self._metrics.end()
         if error is not None or not self._follows:
             return ()
         left = _LEFT.get(now.stage, "the evaluation before")
+        facts = self._metrics.facts(self._tally.records, left, len(self._tally.steps))
+        self._metrics.watch_training()
+        facts += self._groups.facts()
         step = _loaders.source_of(getattr(type(self._root), _STEP[now.stage], None))
-        facts = self._tally.facts(left, self._loop.values(), step)
+        facts += self._tally.facts(step)
+        facts += self._of_keys(facts)
+        self._tally.leave(left)
         # the sanity check's scores are thrown away, and the next evaluation's say more
-        return self._findings(now, facts if now.stage != "sanity_check" else ())
+        return list(self._findings(now, facts if now.stage != "sanity_check" else ()))
 
-    def _begin(self) -> None:
+    def _begin(self, now: Moment) -> None:
         evaluated = self._loop.evaluated()
-        self._follows = True
+        self._follows = self._in_steps = True
+        self._stage = now.stage
         self._sizes, self._batches = {}, {}
+        self._heard, self._of_step = {}, {}
         for i, loader in enumerate(evaluated.loaders):
             limit = evaluated.limits[i] if i < len(evaluated.limits) else float("inf")
             taken = min(limit, _loaders.length(loader) or 0)
             self._sizes[i] = _loaders.batch_sizes(loader, int(taken)) or []
-        self._tally.begin(self._root)
+        own = [("", self._root)] if self._root is not None else []
+        self._tally.begin([*own, *self._loop.owners()])
+        self._metrics.begin(self._root)
+        self._groups.begin()
+        self._claims.begin(now.stage, self._tally)
 
     def _size(self, dataloader: int) -> int | None:
         """How many samples the batch of the step that just ran has, where the loader says."""
@@ -118,13 +191,77 @@ class ScoresCheck(Check):
         sizes = self._sizes.get(dataloader, [])
         return sizes[at] if at < len(sizes) else None
 
-    def _findings(self, now: Moment, facts: Iterable[Fact]) -> Iterator[Finding]:
+    # what the keys claim
+
+    def _of_keys(self, facts: Sequence[Fact]) -> list[Fact]:
+        """What is wrong with each logged value; of what follows from `facts` nothing more."""
+        wrong, metrics = {f.subject for f in facts}, self._metrics.wrong
+        told = [float(v) for one in metrics for v in one.values]
+        held, found = self._loop.values(), []
+        for key, heard in (self._of_step | self._heard).items():
+            in_steps = key in self._of_step
+            value = held.get(key) if in_steps else heard.value
+            if key in self._explained or key in wrong or not isinstance(value, (Tensor, float)):
+                continue
+            number = float(value)
+            if number in told or any(one.metric is heard.value for one in metrics):
+                continue
+            fact = self._claims.fact(heard, number, in_steps)
+            if fact is not None:
+                found.append(fact)
+        found = self._with_lists(found)
+        self._claims.remember()
+        self._judged = True
+        self._heard = {}
+        return found
+
+    def _with_lists(self, facts: list[Fact]) -> list[Fact]:
+        """Lists that were never cleared, where a value was logged that is not this evaluation's."""
+        unexplained = self._claims.unexplained
+        stale = [
+            one
+            for one in (self._tally.stale_lists() if unexplained else [])
+            if self._claims.may_hold(one.name)
+        ]
+        if not stale:
+            return facts
+        first = stale[0]
+        others = [f"`{one.name}`" for one in stale[1:]]
+        named = f" (nor {', '.join(others)})" if others else ""
+        keys = ", ".join(f"`{key}`" for key in unexplained[:3])
+        fact = Fact(
+            f"is never cleared{named}: it still held {first.held} items from {first.left} when "
+            f"this evaluation began, in which {keys} was logged",
+            f"Call `self.{first.name}.clear()` when the epoch ends.",
+            first.name,
+            "list",
+            certain=False,
+        )
+        return [*(f for f in facts if f.subject not in unexplained), fact]
+
+    def _late(self, now: Moment) -> Iterator[Finding]:
+        """What was logged since the last evaluation was over."""
+        facts = self._metrics.facts_of_training()
+        heard, self._heard = self._heard, {}
+        if self._judged and self._stage != "sanity_check":
+            for one in heard.values():
+                if one.by_metric or not isinstance(one.value, Tensor):
+                    continue
+                if one.key in self._explained or one.key in self._of_step:
+                    continue
+                fact = self._claims.fact(one, float(one.value), in_steps=False)
+                facts += [fact] if fact is not None else []
+        yield from self._findings(now, facts, self._stage)
+
+    def _findings(
+        self, now: Moment, facts: Iterable[Fact], stage: str | None = None
+    ) -> Iterator[Finding]:
         for fact in facts:
             if fact.subject in self._explained:
                 continue
             yield Finding(
                 check="scores",
-                stage=now.stage,
+                stage=stage or now.stage,
                 fact=fact.fact,
                 remedy=fact.remedy,
                 subject=fact.subject,

@@ -1,369 +1,292 @@
-"""What the steps of one evaluation logged, counted and kept: are the scores what they claim?"""
+"""The numbers that the steps of one evaluation logged, returned and kept, and how they weigh."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import dis
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.kept import Kept, Owner, Series, on_host
+from lightning_evalguard.checks.scores.metrics import metrics_of
+from lightning_evalguard.checks.scores.summaries import Numbers
+from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.data.loaders import Fact, Logged
-from lightning_evalguard.model.tensors import is_metric
 
-# Scores of which the mean over batches is not the score. By name, so never certain. Retrieval's
-# ``recall@10`` is a mean over queries, and Dice and IoU are by custom a mean over images.
-_NOT_A_MEAN = re.compile(
-    r"(?:^|[_/.\- ])(f1|f_?beta|f1_?score|auroc|roc_?auc|auc|average_?precision|auprc|pr_?auc|mcc|"
-    r"matthews\w*|kappa|cohen_?kappa|precision|recall|balanced_?acc\w*|r2|r2_?score|rmse|pearson\w*|"
-    r"spearman\w*|kendall\w*|perplexity|ppl)(?:_?(?:macro|micro|weighted|score|epoch))*$",
-    re.IGNORECASE,
-)
 _UNEVEN = 0.01  # of the weight must lie on the wrong samples before it is worth a line
 _SCALARS = 4  # numbers of a step's outputs that are followed
+_KEYS = 32  # logged keys of which the values are kept
+_OF_MEANS = {"f1": "F1Score", "precision": "Precision", "recall": "Recall"}
 
 
-class _Count(NamedTuple):
-    updates: int
-    states: tuple[int, ...]
-
-
-@dataclass
-class _Scalar:
-    """One number that every step returns: what of it could be logged when the epoch ends."""
-
-    first: Tensor
-    last: Tensor
-    total: Tensor
-    weighted: Tensor
-    steps: int = 0
-
-
-@dataclass
-class _Metric:
-    """The updates of one torchmetrics object in the running evaluation."""
+class Stale(NamedTuple):
+    """A list that was not emptied: its name, how many items it held, and from which evaluation."""
 
     name: str
-    metric: Any
-    before: int
-    first: int = 0
-    now: _Count = field(default_factory=lambda: _Count(0, ()))
-    restarts: bool = False  # the last step reset and updated it
+    held: int
+    left: str
 
 
 class Tally:
-    """Follows the scores of one evaluation at a time."""
+    """Follows one evaluation at a time."""
 
     def __init__(self) -> None:
-        self._left: dict[str, str] = {}  # what an evaluation left in a list or metric, by stage
-        self.begin(None)
+        self._left: dict[str, str] = {}  # which evaluation left items in a list
+        self.begin(())
 
-    def begin(self, root: nn.Module | None) -> None:
-        """The first step of an evaluation of `root` is about to run."""
-        self._root = root
-        self._metrics = [_Metric(n, m, _count(m).updates) for n, m in _metrics_of(root)]
-        self._lists = {} if root is None else {k: len(v) for k, v in _lists_of(root)}
-        self._scalars: dict[str, _Scalar] = {}
+    def begin(self, owners: Sequence[Owner]) -> None:
+        """The first step of an evaluation is about to run.
+
+        Args:
+            owners: The module and the user's callbacks, see `Kept.begin`.
+        """
+        self._root = owners[0][1] if owners else None
+        self._kept = Kept()
+        self._kept.begin(owners)
+        self._returned: dict[str, Series] = {}
+        self._logged: dict[str, tuple[list[int], list[Heard]]] = {}
+        self.records: list[Logged] = []
+        self.steps: list[int] = []  # the loader of each
         self._sizes: list[int | None] = []
         self._inferred: list[int | None] = []
+        self._elements: list[int] = []  # of the first tensor of each batch
         self._skipped: list[int] = []
         self._active = 0
-        self._activity: tuple[int, ...] = self._pulse(0)
-        self._records: list[Logged] = []
-        self._told: dict[str, str] = {}
+        self._activity: tuple[int, ...] = (0, 0, 0)
+        self._numbers: list[Numbers] | None = None
 
-    def after_step(self, outputs: Any, size: int | None, calls: int, inferred: int | None) -> None:
+    @property
+    def loaders(self) -> int:
+        """How many loaders gave a batch."""
+        return len(set(self.steps))
+
+    def before_step(self, batch: Any) -> None:
+        """A step is about to run; hooks may have kept what belongs to the step before."""
+        if self.steps:
+            self._kept.look(len(self.steps) - 1)
+        first = next(iter(tensors(batch)), None)
+        self._elements.append(first.numel() if first is not None else 0)
+
+    def heard(self, heard: Heard) -> None:
+        """A step logged a value."""
+        known = self._logged.get(heard.key)
+        if known is None:
+            if len(self._logged) == _KEYS:
+                return
+            known = self._logged[heard.key] = [], []
+        known[0].append(len(self.steps))
+        known[1].append(heard)
+
+    def after_step(
+        self,
+        outputs: Any,
+        size: int | None,
+        loader: int,
+        updates: int,
+        calls: int,
+        inferred: int | None,
+    ) -> None:
         """A step returned.
 
         Args:
             outputs: What it returned; only its plain numbers are followed.
             size: How many samples its batch had, where the loader says.
+            loader: Whose batch it was.
+            updates: Updates of metric objects so far.
             calls: Values logged so far.
             inferred: The batch size that `self.log` took from the batch, where it asked.
         """
-        step = len(self._sizes)
+        step = len(self.steps)
+        self._kept.look(step)
+        self.steps.append(loader)
         self._sizes.append(size)
         self._inferred.append(inferred)
-        for one in self._metrics:
-            count = _count(one.metric)
-            if step:
-                one.restarts = 0 < count.updates <= one.now.updates and count != one.now
-            else:
-                one.first = count.updates
-            one.now = count
-        activity = self._pulse(calls)
+        items = sum(before + came for before, came in self._kept.lists().values())
+        activity = calls, updates, items
         if outputs is None and activity == self._activity:
             self._skipped.append(step)
         else:
             self._active += 1
         self._activity = activity
-        self._follow(outputs, size or 0)
+        for name, value in _scalars_of(outputs):
+            series = self._returned.setdefault(name, Series(name))
+            series.values.append(value.detach().clone())
+            series.steps.append(step)
 
     def ended(self, records: Sequence[Logged]) -> None:
         """The last step is over, and nothing is reset yet."""
-        self._records = list(records)
-        for record in records:
-            fact = self._of_record(record)
-            if fact is not None:
-                self._told.setdefault(record.name, fact.fact)
+        self.records = list(records)
+        if self.steps:
+            self._kept.look(len(self.steps) - 1, last=True)
 
-    def reason(self, key: str) -> str:
-        """Why a logged score is not what its name says, where that is known."""
-        record = next((r for r in self._records if r.name == key), None)
-        if record is None:
-            return ""
-        if record.metric is not None:
-            held = next((m for m in self._metrics if m.metric is record.metric), None)
-            if held is not None and held.first > held.before > 0:
-                return f"its metric still holds {held.before} updates from before this evaluation"
-            return ""
-        if record.averaged and record.updates > 1:
-            kind = _uneven(self._weights(record), self._sizes)
-            return f"it is the mean of {record.updates} batches' values" + (
-                ", which weigh other than their samples do" if kind is not None else ""
-            )
-        return ""
-
-    def facts(self, stage: str, values: Mapping[str, Any], module_step: str | None) -> list[Fact]:
-        """What is wrong, once the evaluation is over.
-
-        Args:
-            stage: What to call this evaluation when the next one still holds its values.
-            values: The scores that the trainer holds now.
-            module_step: ``file:line`` of the step.
-        """
-        found = [fact for r in self._records if (fact := self._of_record(r)) is not None]
-        found += self._of_metrics()
-        found += self._of_lists()
-        found += self._of_values(values)
-        n = len(self._sizes)
-        if self._skipped and self._active > len(self._skipped):
-            which = ", ".join(map(str, self._skipped[:3]))
-            found.append(
-                Fact(
-                    f"returned None and logged nothing for {len(self._skipped)} of {n} batches "
-                    f"({which}{', ...' if len(self._skipped) > 3 else ''}), whose samples are in "
-                    "no score",
-                    "Mend or leave out those samples in the dataset.",
-                    location=module_step,
-                    certain=False,
-                )
-            )
-        for one in self._metrics:
-            if _count(one.metric).updates:
-                self._left.setdefault(one.name, stage)
-            else:
-                self._left.pop(one.name, None)
+    def leave(self, stage: str) -> None:
+        """The evaluation is over: what still lies in lists was left by it."""
         for name, value in _lists_of(self._root):
             if value:
                 self._left.setdefault(name, stage)
             else:
                 self._left.pop(name, None)
-        return found
 
-    def _pulse(self, calls: int) -> tuple[int, ...]:
-        """Grows when a step logs, updates a metric or keeps something in a list."""
-        own = {} if self._root is None else vars(self._root)
-        held = sum(len(own.get(name, ())) for name in self._lists)
-        return calls, sum(_count(one.metric).updates for one in self._metrics), held
+    # what is asked for
 
-    def _follow(self, outputs: Any, size: int) -> None:
-        for name, value in _scalars_of(outputs):
-            number = value.detach().float()
-            one = self._scalars.get(name)
-            if one is None:
-                zero = torch.zeros_like(number)
-                one = self._scalars[name] = _Scalar(number, number, zero, zero)
-            one.last = number
-            one.total = one.total + number
-            one.weighted = one.weighted + number * size
-            one.steps += 1
+    def numbers(self) -> list[Numbers]:
+        """One number a step, from each place that gave one in each."""
+        if self._numbers is None:
+            logged = [
+                Series(key, [h.value for h in heard], steps)
+                for key, (steps, heard) in self._logged.items()
+                if all(isinstance(h.value, Tensor) for h in heard)
+            ]
+            known = [(s, True) for s in (*self._returned.values(), *logged)]
+            known += [(s, s.grows or self._is_of_batch(s.name)) for s in self._kept.series()]
+            self._numbers = [n for s, by_batch in known for n in self._of(s, by_batch)]
+        return list(self._numbers)
 
-    def _weights(self, record: Logged) -> list[float] | None:
-        """What each batch weighs in a mean, where that can be told from its sum."""
-        sizes, n = self._sizes, len(self._sizes)
-        if record.weight is None or record.updates != n or None in sizes:
-            return None
-        inferred = [i for i in self._inferred if i is not None]
-        if len(inferred) == n and sum(inferred) == record.weight:
-            return [float(i) for i in inferred]
-        constant = record.weight / n
-        return [constant] * n if constant in (1, max(s or 0 for s in sizes)) else None
+    def sizes_of(self, loader: int | None) -> list[int | None]:
+        """How many samples each batch had, of one loader or of all."""
+        pairs = zip(self._sizes, self.steps, strict=True)
+        return [size for size, of in pairs if loader in (None, of)]
 
-    def _of_record(self, record: Logged) -> Fact | None:
-        if record.metric is not None or not record.averaged or record.updates < 2:
-            return None
-        if _NOT_A_MEAN.search(record.name):
-            return Fact(
-                f"is the mean of {record.updates} batches' values, and that score is not a mean",
-                "Log a torchmetrics object, or compute it once when the epoch ends.",
-                record.name,
-                certain=False,
-            )
-        weights = self._weights(record)
-        share = _uneven(weights, self._sizes)
-        if share is None or weights is None:
-            return None
-        first = self._sizes[0]
-        if weights[0] != first and weights[0] != 1:
-            fact = (
-                f"batches of {first} samples are weighed as {weights[0]:.0f}, the length of dim 0 "
-                "of the batch's first tensor"
-            )
-        else:
-            last = self._sizes[-1]
-            fact = (
-                f"is the mean of {record.updates} batches' means as if all had as many samples, "
-                f"and they have {first} to {last}"
-            )
-        return Fact(fact, "Pass batch_size=<number of samples> to self.log.", record.name)
+    def weights_of(self, key: str) -> list[int]:
+        """The batch sizes by which a key's values were weighed."""
+        _, heard = self._logged.get(key, ([], []))
+        return [h.size for h in heard if h.size is not None]
 
-    def _of_metrics(self) -> list[Fact]:
-        found = []
-        logged = {id(r.metric) for r in self._records if r.metric is not None}
-        for one in self._metrics:
-            if id(one.metric) not in logged and getattr(one.metric, "_computed", None) is None:
-                continue  # nobody asked for its value
-            kind = type(one.metric).__name__
-            if one.first > one.before > 0:
-                since = self._left.get(one.name)
-                where = f"from {since}" if since else "from training"
-                found.append(
-                    Fact(
-                        f"is not reset: it still held {one.before} updates {where} when this "
-                        "evaluation began",
-                        f"Call `self.{one.name}.reset()` in `on_validation_epoch_start`, or log "
-                        "the metric object itself; train and validation need one each.",
-                        one.name,
-                        kind,
-                    )
-                )
-            elif one.restarts and one.now.updates < len(self._sizes):
-                found.append(
-                    Fact(
-                        f"is reset in every step: its value is the last batch's, of "
-                        f"{len(self._sizes)}",
-                        f"Call `self.{one.name}.reset()` once, when the epoch begins.",
-                        one.name,
-                        kind,
-                    )
-                )
-        return found
-
-    def _of_lists(self) -> list[Fact]:
-        steps = len(self._sizes)
+    def stale_lists(self) -> list[Stale]:
+        """Lists that grew by what every step kept, and held items of before."""
         return [
-            Fact(
-                f"is never cleared: it still held {held} items from {self._left[name]} when this "
-                "evaluation began",
-                f"Call `self.{name}.clear()` when the epoch ends.",
-                name,
-                "list",
-                certain=False,
-            )
-            for name, value in _lists_of(self._root)
-            if (held := self._lists.get(name, 0)) and name in self._left
-            if steps and len(value) >= held + steps
+            Stale(name, before, self._left[name])
+            for name, (before, came) in self._kept.lists().items()
+            if before and name in self._left and came >= len(self.steps)
         ]
 
-    def _of_values(self, values: Mapping[str, Any]) -> list[Fact]:
-        """Numbers logged when the epoch ended that are a bad summary of what the steps returned."""
-        steps, stepwise = len(self._sizes), {r.name for r in self._records}
-        followed = [s for s in self._scalars.values() if s.steps == steps]
-        if steps < 2 or not followed:
+    def of_micro_metrics(self, name: str) -> bool:
+        """Whether the module's metrics of that name average so that the mean by samples is exact.
+
+        Micro averages of a multiclass metric are the accuracy, and so is the weighted recall.
+        """
+        kinds = [kind for word, kind in _OF_MEANS.items() if word in name.lower()]
+        metrics = [m for _, m in metrics_of(self._root) if kinds and kinds[0] in type(m).__name__]
+        return bool(metrics) and all(_is_mean(m) for m in metrics)
+
+    def of_weights(self, heard: Heard, answers: Sequence[int]) -> Fact | None:
+        """Whether the values of a key are weighed by something that is not their share.
+
+        Args:
+            heard: The key.
+            answers: How many answers each batch counted, where that is known.
+        """
+        steps, _ = self._logged.get(heard.key, ([], []))
+        weights, sizes = self.weights_of(heard.key), [self._sizes[i] for i in steps]
+        if len(weights) < 2 or len(weights) != len(sizes) or None in sizes:
+            return None
+        samples = [s or 0 for s in sizes]
+        inferred = [self._inferred[i] for i in steps] == weights
+        constant = set(weights) in ({1}, {max(samples)})
+        if not (inferred or constant) or _apart(weights, samples) < _UNEVEN:
+            return None
+        counted = answers if len(answers) == len(weights) else ()
+        if counted and _apart(weights, counted) < _UNEVEN:
+            return None
+        elements = [self._elements[i] for i in steps]
+        by_sample = bool(counted) and _apart(counted, samples) < _UNEVEN
+        if not by_sample and _apart(weights, elements) < _UNEVEN:
+            return None  # a mean over points, of which each batch has as many as it weighs
+        if constant:
+            fact = (
+                f"is the mean of {len(weights)} batches' means as if all had as many samples, "
+                f"and they have {samples[0]} to {samples[-1]}"
+            )
+        else:
+            fact = (
+                f"batches of {samples[0]} samples are weighed as {weights[0]}, the length of dim 0 "
+                "of the batch's first tensor"
+            )
+        return Fact(fact, "Pass batch_size=<number of samples> to self.log.", heard.key)
+
+    def facts(self, module_step: str | None) -> list[Fact]:
+        """Batches that are in no score.
+
+        Args:
+            module_step: ``file:line`` of the step.
+        """
+        n = len(self.steps)
+        if not self._skipped or self._active <= len(self._skipped):
             return []
-        total = sum(s or 0 for s in self._sizes)
-        known = None not in self._sizes and total > 0
-        uneven = known and _uneven([1.0] * steps, self._sizes) is not None
-        found = []
-        for one in followed:
-            first, last = float(one.first), float(one.last)
-            plain = float(one.total) / steps
-            honest = float(one.weighted) / total if known else plain
-            for name, value in values.items():
-                if name in stepwise or not isinstance(value, (float, Tensor)):
-                    continue
-                number = float(value)
-                if _is_ratio(number) or _equal(number, honest):
-                    continue
-                if _equal(number, last) and not _equal(number, plain) and not _equal(number, first):
-                    found.append(
-                        Fact(
-                            f"is the last batch's value, expected the mean of {steps} batches",
-                            "Log it in the step, with self.log.",
-                            name,
-                            certain=False,
-                        )
-                    )
-                elif uneven and _equal(number, plain) and abs(plain - honest) > 1e-3 * abs(honest):
-                    found.append(
-                        Fact(
-                            f"is the mean of {steps} batches' means as if all had as many samples, "
-                            f"and they have {self._sizes[0]} to {self._sizes[-1]}",
-                            "Log it in the step, with self.log.",
-                            name,
-                            certain=False,
-                        )
-                    )
-        return found
+        which = ", ".join(map(str, self._skipped[:3]))
+        return [
+            Fact(
+                f"returned None and logged nothing for {len(self._skipped)} of {n} batches "
+                f"({which}{', ...' if len(self._skipped) > 3 else ''}), whose samples are in "
+                "no score",
+                "Fix or leave out those samples in the dataset.",
+                location=module_step,
+                certain=False,
+            )
+        ]
+
+    def _of(self, series: Series, by_batch: bool) -> list[Numbers]:
+        """A series as numbers: of all steps, or of those of one loader."""
+        loaders = {self.steps[i] for i in series.steps if i < len(self.steps)}
+        expected = [i for i, of in enumerate(self.steps) if of in loaders]
+        if series.steps != expected:
+            return []  # several numbers a step, or none in some
+        sizes = [self._sizes[i] for i in expected]
+        samples = [s or 0 for s in sizes] if None not in sizes else []
+        values, stale = on_host(series.values), on_host(series.stale)
+        return [Numbers(series.name, values, samples, (), stale, by_batch)]
+
+    def _is_of_batch(self, name: str) -> bool:
+        """Whether the step's code writes an attribute from its batch alone."""
+        if self._root is None or "." in name or "[" in name:
+            return False
+        kind = type(self._root)
+        steps = [getattr(kind, step, None) for step in ("validation_step", "test_step")]
+        read: set[str] = set()
+        written: set[str] = set()
+        for code in (getattr(step, "__code__", None) for step in steps):
+            if code is None:
+                continue
+            read |= {const for const in code.co_consts if isinstance(const, str)}
+            for at in dis.get_instructions(code):
+                if at.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                    read.add(str(at.argval))
+                elif at.opname == "STORE_ATTR":
+                    written.add(str(at.argval))
+        moving = {s.name.partition("[")[0].partition(".")[0] for s in self._kept.series()}
+        metrics = {metric.partition(".")[0] for metric, _ in metrics_of(self._root)}
+        return name in written and name not in read and not read & (moving | metrics)
 
 
-def _metrics_of(root: nn.Module | None) -> Iterable[tuple[str, Any]]:
-    """The torchmetrics objects of a module, but for wrappers and what they wrap."""
-    if root is None:
-        return
-    wrapped: tuple[str, ...] = ()
-    for name, module in root.named_modules():
-        if not is_metric(module) or (wrapped and name.startswith(wrapped)):
-            continue
-        if type(module).__module__.startswith("torchmetrics.wrappers"):
-            wrapped += (name + ".",)
-        elif hasattr(module, "_update_count") and hasattr(module, "_defaults"):
-            yield name, module
-
-
-def _count(metric: Any) -> _Count:
-    states = tuple(id(getattr(metric, name, None)) for name in metric._defaults)
-    return _Count(int(metric._update_count), states)
+def _is_mean(metric: Any) -> bool:
+    average = vars(metric).get("average")
+    multiclass = type(metric).__name__.startswith("Multiclass")
+    recall = "Recall" in type(metric).__name__
+    return multiclass and (average == "micro" or (recall and average == "weighted"))
 
 
 def _lists_of(root: nn.Module | None) -> list[tuple[str, list[Any]]]:
     if root is None:
         return []
-    return [(k, v) for k, v in vars(root).items() if type(v) is list and not k.startswith("_")]
+    return [(k, v) for k, v in vars(root).items() if type(v) is list]
 
 
-def _scalars_of(outputs: Any) -> list[tuple[str, Tensor]]:
+def _scalars_of(outputs: Any) -> Iterable[tuple[str, Tensor]]:
     held = outputs if isinstance(outputs, dict) else {"": outputs}
     numbers = [
         (str(name), value)
         for name, value in held.items()
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
     ]
-    return [(name, value.reshape(())) for name, value in numbers[:_SCALARS]]
+    return numbers[:_SCALARS]
 
 
-def _uneven(weights: Sequence[float] | None, sizes: Sequence[int | None]) -> float | None:
-    """The share of the weight that lies on the wrong samples; None where it is negligible."""
-    if weights is None or None in sizes or not sizes:
-        return None
-    total, samples = sum(weights), sum(s or 0 for s in sizes)
-    if not total or not samples:
-        return None
-    pairs = zip(weights, sizes, strict=True)
-    share = sum(abs(w / total - (s or 0) / samples) for w, s in pairs) / 2
-    return share if share >= _UNEVEN else None
-
-
-def _equal(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=2e-6)
-
-
-def _is_ratio(number: float) -> bool:
-    """Whether a number is one that many scores may have by chance: 0, 1, 3/4."""
-    if not math.isfinite(number):
-        return True
-    return abs(number * 5040 - round(number * 5040)) < 1e-3 * max(1.0, abs(number))
+def _apart(weights: Sequence[int], others: Sequence[int]) -> float:
+    """The share of the weight that lies elsewhere than by `others`."""
+    total, of_others = sum(weights), sum(others)
+    if not total or not of_others:
+        return 1.0
+    pairs = zip(weights, others, strict=True)
+    return sum(abs(w / total - o / of_others) for w, o in pairs) / 2

@@ -1,0 +1,330 @@
+"""What each logged key claims, held against what was counted and against the steps' numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.logged import Tally
+from lightning_evalguard.checks.scores.summaries import (
+    Numbers,
+    Summary,
+    by_chance,
+    summary_of,
+)
+from lightning_evalguard.confusion.by_batch import (
+    NO_MEANS,
+    Batches,
+    exactly,
+    is_summary,
+)
+from lightning_evalguard.confusion.differences import (
+    CHECK_IT,
+    OR,
+    Claim,
+    candidates,
+    claim_of,
+    close,
+    fits,
+    misread_as,
+    shown,
+)
+from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.confusion.scores import per_class
+from lightning_evalguard.data.loaders import Fact
+
+# Scores of which the mean over batches is not the score, and that no matrix gives. By name, so
+# never certain. Retrieval's ``recall@10`` is a mean over queries, Dice and IoU by custom one over
+# images; of micro scores and weighted recall the mean by samples is exact.
+_NOT_A_MEAN = re.compile(
+    r"(?:^|[_/.\- ])(f1|f_?beta|f1_?score|auroc|roc_?auc|auc|average_?precision|auprc|pr_?auc|mcc|"
+    r"matthews\w*|kappa|cohen_?kappa|precision|recall(?!_?weighted)|balanced_?acc\w*|r2|r2_?score|"
+    r"rmse|pearson\w*|spearman\w*|kendall\w*|perplexity|ppl)(?:_?(?:macro|weighted|score|epoch))*$",
+    re.IGNORECASE,
+)
+_STAGES = {"sanity_check": "val", "validate": "val", "test": "test"}
+_LOOKED_AT = 2  # evaluations in which every score is recomputed batch by batch
+_LOG_IT = "Log it in the step, with self.log."
+_WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.log."
+_METRIC = "Log a torchmetrics object, or compute it once when the epoch ends."
+
+
+class Counted(NamedTuple):
+    """What one evaluation counted of one loader: all of it, and batch by batch."""
+
+    result: ConfusionResult
+    batches: Batches
+
+
+class Claims:
+    """Judges the logged values of one evaluation at a time."""
+
+    def __init__(self) -> None:
+        self.counted: dict[str, Counted] = {}
+        self.unexplained: list[str] = []  # keys logged after the steps, made of nothing known
+        self._stale: set[str] = set()  # lists of which the mean of all that they hold was logged
+        self._tally = Tally()
+        self._stage = "val"
+        self._evaluations: dict[str, int] = {}
+        self._before: dict[str, dict[str, list[float]]] = {}  # means of evaluations before
+
+    def begin(self, stage: str, tally: Tally) -> None:
+        """An evaluation begins; its steps' numbers will stand in `tally`."""
+        self.counted, self.unexplained, self._stale = {}, [], set()
+        self._tally, self._stage = tally, _STAGES[stage]
+        self._evaluations[stage] = self._evaluations.get(stage, 0) + 1
+        self._closely = self._evaluations[stage] <= _LOOKED_AT
+
+    def remember(self) -> None:
+        """The evaluation is over: what would an old value look like in the next one?"""
+        known = self._before.setdefault(self._stage, {})
+        for one in self._tally.numbers():
+            if len(one.values) > 1 and not one.stale:
+                ways = one.weights() or [[1.0] * len(one.values)]
+                total = sum(ways[0])
+                mean = sum(v * w for v, w in zip(one.values, ways[0], strict=True))
+                if total:
+                    known.setdefault(one.name, []).append(mean / total)
+
+    def fact(self, heard: Heard, value: float, in_steps: bool) -> Fact | None:
+        """What is wrong with a logged value, if anything.
+
+        Args:
+            heard: How it was logged; of a value that the steps logged, the first time.
+            value: What came of it.
+            in_steps: Whether the steps logged it, and the loop averaged it.
+        """
+        verdict = self._of_name(heard, value, in_steps)
+        if verdict == "right" and not in_steps:
+            return None
+        fact = verdict if isinstance(verdict, Fact) else None
+        if fact is None and in_steps:
+            fact = self._of_weights(heard)
+        if fact is None and not in_steps:
+            fact = self._of_numbers(heard, value)
+        if fact is None and not heard.by_metric and claim_of(heard.name) is None:
+            fact = self._of_no_name(heard, value)
+        return fact._replace(location=fact.location or heard.location) if fact else None
+
+    def may_hold(self, name: str) -> bool:
+        """Whether what was logged may have been made of a list: of numbers, only where it was."""
+        of_numbers = [n.name for n in self._tally.numbers() if n.name.startswith(name)]
+        return not of_numbers or any(n in self._stale for n in of_numbers)
+
+    def reason(self, heard: Heard, key: str, score: str, theirs: float) -> tuple[str, str]:
+        """How a value came about that is logged under `score`, where that can be reproduced."""
+        counted, claim = self._counted_of(heard), claim_of(score)
+        if counted is None or claim is None or heard.by_metric:
+            return "", ""
+        series = counted.batches.series(claim)
+        chosen = {n: v for n, v in series.items() if n == score} or series
+        return self._how(heard, theirs, chosen, counted)
+
+    # by the name
+
+    def _of_name(self, heard: Heard, value: float, in_steps: bool) -> Fact | str | None:
+        claim = claim_of(heard.name)
+        if claim is not None and claim.stage not in ("", self._stage):
+            return None
+        counted = self._counted_of(heard) if claim is not None else None
+        if claim is None or counted is None:
+            return self._by_name_alone(heard) if in_steps else None
+        result = counted.result
+        named = candidates(result, claim)
+        if not named or not result.total:
+            return None
+        if fits(value, named):
+            return "right"
+        how = misread_as(result.misread, named, value)
+        if how is not None and how.rounds:
+            return "right"
+        said = f"is {value:.4f}; of the {result.total:,} answers counted {shown(named, claim)}"
+        if how is not None:
+            fix = f"Give it `logits.sigmoid()`, {OR}"
+            return Fact(f"{said}; {how.how}", fix, heard.key, certain=False)
+        why, remedy = "", ""
+        if not heard.by_metric:
+            why, remedy = self._how(heard, value, counted.batches.series(claim), counted)
+        if why:
+            return Fact(f"{said}; {why}", remedy, heard.key, certain=False)
+        if result.task == "multilabel" or result.problems():
+            return None  # scores of whole samples, or of other samples, are not in the matrix
+        if not in_steps:
+            self.unexplained.append(heard.key)
+        remedy = CHECK_IT
+        if result.task == "binary":
+            remedy = (
+                "Pass ConfusionMetrics(threshold=...) where it is cut at a threshold of its own, "
+                f"{OR}"
+            )
+        return Fact(said, remedy, heard.key, certain=False)
+
+    def _counted_of(self, heard: Heard) -> Counted | None:
+        """What was counted of the samples that a key speaks of, where that is known."""
+        if heard.loader is not None:
+            suffix = f"/dataloader_idx_{heard.loader}" if heard.loader else ""
+            return self.counted.get(f"{self._stage}{suffix}") if heard.key != heard.name else None
+        if len(self.counted) != 1 or self._tally.loaders > 1:
+            return None
+        return self.counted.get(self._stage)
+
+    def _how(
+        self, heard: Heard, value: float, series: dict[str, list[float]], counted: Counted
+    ) -> tuple[str, str]:
+        """Which summary of the batches' scores a value is, in words, and the fix."""
+        n = len(counted.batches.results())
+        sizes = [float(s) for s in self._tally.sizes_of(heard.loader) if s is not None]
+        weighed = [float(s) for s in self._tally.weights_of(heard.key)]
+        plain = [1.0] * n
+        answers = [float(a) for a in counted.batches.totals()]
+        ways = [way for way in (weighed, plain, sizes, answers) if len(way) == n]
+        name, kind = is_summary(value, series, ways)
+        if kind == "mean":
+            how = f"it is the mean of {n} batches' {name}"
+            uneven = len(set(answers)) > 1
+            if name in ("accuracy", "hamming_accuracy") and uneven:
+                spread = f"{min(answers):.0f} to {max(answers):.0f}"
+                return f"{how}, as if all had as many answers, and they have {spread}", _WEIGH_IT
+            return how, _METRIC
+        if kind:
+            return f"it is the {kind} batch's {name}, of {n} batches", _LOG_IT
+        return "", ""
+
+    def _by_name_alone(self, heard: Heard) -> Fact | None:
+        updates = len(self._tally.weights_of(heard.key))
+        if heard.by_metric or heard.size is None or updates < 2:
+            return None
+        if not _NOT_A_MEAN.search(heard.name) or self._tally.of_micro_metrics(heard.name):
+            return None
+        return Fact(
+            f"is the mean of {updates} batches' values, and that score is not a mean",
+            _METRIC,
+            heard.key,
+            certain=False,
+        )
+
+    # by how it is weighed
+
+    def _of_weights(self, heard: Heard) -> Fact | None:
+        if heard.by_metric or heard.size is None:
+            return None
+        counted = self._counted_of(heard)
+        answers: Sequence[int] = counted.batches.totals() if counted is not None else ()
+        return self._tally.of_weights(heard, answers)
+
+    # by the steps' numbers
+
+    def _of_numbers(self, heard: Heard, value: float) -> Fact | None:
+        numbers = self._tally.numbers()
+        known = {key: c for key, c in self.counted.items() if self._closely or claim_of(heard.name)}
+        for counted in known.values():
+            numbers += _by_batch(counted)
+        summary = summary_of(value, heard.name, numbers)
+        if summary is None:
+            fact = self._of_before(heard, value)
+            if fact is None and value != round(value):
+                self.unexplained.append(heard.key)
+            return fact
+        if summary.kind == "stale mean":
+            self.unexplained.append(heard.key)  # the list is what is reported
+            self._stale.add(summary.of.name)
+        return None if summary.kind == "honest" else _of_summary(heard, value, summary)
+
+    def _of_before(self, heard: Heard, value: float) -> Fact | None:
+        """Whether a value is what the evaluation before would have given."""
+        now = {one.name for one in self._tally.numbers()}
+        for name, means in self._before.get(self._stage, {}).items():
+            best = means and value in (max(means), min(means))
+            if name in now and means and exactly(value, means[-1]) and not best:
+                return Fact(
+                    f"is the mean of `{name}` of the evaluation before, expected this one's",
+                    "Compute it from what this evaluation's steps kept, after the last of them.",
+                    heard.key,
+                    certain=False,
+                )
+        return None
+
+    def _of_no_name(self, heard: Heard, value: float) -> Fact | None:
+        """Whether a value is a mean of a score that is not a mean, whatever its key says."""
+        counted = self._counted_of(heard)
+        if counted is None or not self._closely or by_chance(value):
+            return None
+        if any(close(value, score) for score in _every_score(counted.result)):
+            return None
+        n = len(counted.batches.results())
+        if n < 2:
+            return None
+        for claim in NO_MEANS:
+            named = candidates(counted.result, claim)
+            if fits(value, named):
+                return None
+        for claim in NO_MEANS:
+            if claim.family == "accuracy":
+                continue
+            series = counted.batches.series(claim)
+            apart = {k: v for k, v in series.items() if _varies(v) and "micro" not in k}
+            why, remedy = self._how(heard, value, apart, counted)
+            name = why.rpartition("batches' ")[2]
+            if why.startswith("it is the mean") and name in apart:
+                right = candidates(counted.result, claim).get(name)
+                if right is None or close(right, value):
+                    continue
+                return Fact(
+                    f"is {value:.4f}, the mean of {n} batches' {name}; of the "
+                    f"{counted.result.total:,} answers counted it is {right:.4f}",
+                    remedy,
+                    heard.key,
+                    certain=False,
+                )
+        return None
+
+
+def _every_score(result: ConfusionResult) -> list[float]:
+    """Of all classes and of each."""
+    each = per_class(result.support, result.predicted, result.true_positives, result.judged)
+    return [*result.scores.values(), *(v for scores in each for v in scores.tolist())]
+
+
+def _varies(values: Sequence[float]) -> bool:
+    return len({round(v, 6) for v in values}) > 1
+
+
+def _by_batch(counted: Counted) -> list[Numbers]:
+    """The plain scores of each batch, which the steps may have computed for themselves."""
+    answers = counted.batches.totals()
+    made = []
+    for family in ("accuracy", "f1", "precision", "recall"):
+        series = counted.batches.series(Claim(family, "", ""))
+        chosen = [n for n in (family, f"{family}_macro") if n in series]
+        made += [
+            Numbers(f"batches' {n}", series[n], answers, answers, by_batch=True) for n in chosen
+        ]
+    return made
+
+
+def _of_summary(heard: Heard, value: float, summary: Summary) -> Fact:
+    one = summary.of
+    n = len(one.values)
+    if summary.kind == "plain mean":
+        sizes = one.samples or one.answers
+        fact = (
+            f"is the mean of {n} batches' means as if all had as many samples, and they have "
+            f"{sizes[0]} to {sizes[-1]}"
+        )
+        return Fact(fact, _WEIGH_IT, heard.key, certain=False)
+    if summary.kind == "stale mean":
+        return Fact(
+            f"is the mean of all of `{one.name}`: {len(one.stale)} of its "
+            f"{n + len(one.stale)} values are from before this evaluation",
+            f"Clear `{one.name}` when the epoch ends.",
+            heard.key,
+            certain=False,
+        )
+    return Fact(
+        f"is the {summary.kind} batch's value, expected the mean of {n} batches",
+        _LOG_IT,
+        heard.key,
+        certain=False,
+    )

@@ -1,0 +1,29 @@
+"""A value that was logged, by whatever way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Heard:
+    """One call that logged one value.
+
+    Attributes:
+        key: Its key, with the loader's suffix where it has one.
+        name: Its key without it.
+        value: A number, a tensor of one element, or a metric object.
+        size: The batch size by which ``self.log`` weighs it; None where nothing is averaged.
+        loader: Index of the data loader, None where there is one or the key is for all of them.
+        by_metric: Whether a metric object was logged, which the loop computes and resets.
+        location: ``file:line`` of the call, where known.
+    """
+
+    key: str
+    name: str
+    value: Any
+    size: int | None = None
+    loader: int | None = None
+    by_metric: bool = False
+    location: str | None = None

@@ -1,0 +1,136 @@
+"""Which summary of the steps' numbers a value is, that was logged when they were over."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lightning_evalguard.confusion.by_batch import exactly, mean_of
+
+_TELLS_A_CHOICE = (
+    "best",
+    "max",
+    "min",
+    "prev",
+    "last",
+    "ema",
+    "high",
+    "low",
+    "old",
+    "record",
+    "worst",
+)
+_UNEVEN = 1e-3  # a mean that is weighed wrongly and differs by less is not worth a line
+_DENOMINATOR = 5040  # ratios of this denominator are values that many scores have by chance
+
+
+@dataclass
+class Numbers:
+    """One number a step, and how the steps weigh.
+
+    Attributes:
+        name: Where it is kept or logged.
+        values: One a step.
+        samples: How many samples each step had; empty where the loader does not say.
+        answers: How many answers each step counted; empty where none were.
+        stale: Numbers of before the evaluation that lie in the same list.
+        by_batch: Whether each number is known to be of its batch alone, not of all batches so far.
+    """
+
+    name: str
+    values: Sequence[float]
+    samples: Sequence[int] = ()
+    answers: Sequence[int] = ()
+    stale: Sequence[float] = ()
+    by_batch: bool = False
+
+    def weights(self) -> list[Sequence[float]]:
+        """The ways in which these steps may rightly be weighed."""
+        n = len(self.values)
+        return [w for w in (self.samples, self.answers) if len(w) == n]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the steps had samples, or answers, of different number."""
+        ways = self.weights()
+        return bool(ways) and all(len(set(way)) > 1 for way in ways)
+
+
+class Summary(NamedTuple):
+    """What a value was found to be.
+
+    Attributes:
+        kind: ``honest``, ``plain mean``, ``last``, ``first``, ``stale mean`` or ``before``.
+        of: The numbers.
+    """
+
+    kind: str
+    of: Numbers
+
+
+def summary_of(value: float, key: str, known: Iterable[Numbers]) -> Summary | None:
+    """What a value is of the numbers that the steps kept; None where it is nothing known.
+
+    An honest reading of any of them comes before every other.
+    """
+    numbers = [one for one in known if len(one.values) > 1 and all(map(math.isfinite, one.values))]
+    chooses = any(word in key.lower() for word in _TELLS_A_CHOICE)
+    for one in numbers:
+        if any(exactly(value, mean) for mean in _means(one)):
+            return Summary("honest", one)
+    for one in numbers:
+        at_an_end = exactly(value, one.values[-1]) or exactly(value, one.values[0])
+        others = _other_summaries(one) if one.by_batch and (chooses or not at_an_end) else ()
+        if any(exactly(value, other) for other in others):
+            return Summary("honest", one)
+    for one in numbers:
+        plain = mean_of(one.values, [1.0] * len(one.values))
+        right = [mean_of(one.values, way) for way in one.weights()]
+        apart = right and all(abs(plain - r) > _UNEVEN * abs(r) for r in right)
+        if one.uneven and apart and exactly(value, plain) and not by_chance(value, one.samples):
+            return Summary("plain mean", one)
+    for one in numbers:
+        all_of_it = [*one.stale, *one.values]
+        mean = mean_of(all_of_it, [1.0] * len(all_of_it))
+        if one.stale and exactly(value, mean) and not by_chance(value, one.samples):
+            return Summary("stale mean", one)
+    if chooses:
+        return None
+    for one in numbers:
+        if not one.by_batch or by_chance(value, ()) or exactly(one.values[0], one.values[-1]):
+            continue
+        if exactly(value, one.values[-1]):
+            return Summary("last", one)
+        if exactly(value, one.values[0]):
+            return Summary("first", one)
+    return None
+
+
+def _means(one: Numbers) -> Iterable[float]:
+    """What is right of numbers that are means, or sums, of their batches."""
+    values = one.values
+    ways = one.weights() if one.uneven else [*one.weights(), [1.0] * len(values)]
+    means = [mean_of(values, way) for way in ways]
+    yield from means
+    yield math.fsum(values)
+    for mean in means:
+        if 0 < abs(mean) < 50:  # a perplexity, a root of a mean square
+            yield math.exp(mean)
+            yield math.sqrt(abs(mean))
+
+
+def _other_summaries(one: Numbers) -> Iterable[float]:
+    values = one.values
+    yield from (max(values), min(values), statistics.median(values))
+    yield from (statistics.pstdev(values), statistics.stdev(values))
+
+
+def by_chance(value: float, samples: Sequence[int] = ()) -> bool:
+    """Whether a value is one that other scores may have too: 0, 1, 3/4, or right answers of all."""
+    if not math.isfinite(value):
+        return True
+    of = [1, 2, sum(samples)] if samples else [_DENOMINATOR]
+    return any(abs(value * n - round(value * n)) < 1e-3 * max(1.0, abs(value)) for n in of if n)

@@ -1,0 +1,160 @@
+"""Every value that is logged in a run: by `self.log`, by a logger, by the writer inside one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.source import owner_of, user_site
+from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.lightning import Trainer
+
+_EVALUATED = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop")
+_TRAINED = "fit_loop.epoch_loop"
+_LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
+_HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")  # not those of every batch
+# The methods by which the writers inside of loggers take values, and how they are called.
+_WRITERS = ("add_scalar", "add_scalars", "log", "log_metric", "log_metrics")
+
+
+class Ear(_lightning.Books):
+    """What the `scores` check asks of the loop that runs; hears from `listen` to `deafen`.
+
+    The values stay as they are: what calls `self.log` or a logger gets what it got before.
+
+    Args:
+        trainer: Whose loops and loggers.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._hear: Callable[[Heard], None] = lambda heard: None
+        self._wraps: list[Wrap] = []
+        self._writers: list[Any] = []
+        self._lines: dict[str, str | None] = {}
+
+    def listen(self, hear: Callable[[Heard], None]) -> None:
+        """Hand every value that is logged to `hear`, until `deafen`."""
+        self.deafen()
+        self._hear = hear
+        for loop in _EVALUATED:
+            self._wrap_results(loop, in_training=False)
+        self._wrap_results(_TRAINED, in_training=True)
+        for logger in self._trainer.loggers:
+            self._wraps.append(Wrap(logger, "log_metrics", self._of_logger))
+        self.find_writers()
+
+    def deafen(self) -> None:
+        """Listen no more, and leave everything as it was."""
+        for wrap in self._wraps:
+            wrap.remove()
+        self._wraps.clear()
+        self._writers.clear()
+
+    def find_writers(self) -> None:
+        """Hear the writers that exist by now: asking a logger for its own would make one."""
+        for logger in self._trainer.loggers:
+            writer = vars(logger).get("_experiment")
+            if writer is None or any(writer is known for known in self._writers):
+                continue
+            self._writers.append(writer)
+            for method in _WRITERS:
+                if callable(getattr(type(writer), method, None)):
+                    around = partial(self._of_writer, method)
+                    self._wraps.append(Wrap(writer, method, around))
+
+    def owners(self) -> list[tuple[str, Any]]:
+        """The user's callbacks, each with what the names of its attributes begin with."""
+        callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
+        own = [c for c in callbacks if type(c).__module__.partition(".")[0] not in _LIBRARIES]
+        return [(f"{type(c).__name__}.", c) for c in own]
+
+    def _wrap_results(self, loop: str, in_training: bool) -> None:
+        path = f"{loop}._results.update_metrics"
+        results = _lightning.owner(self._trainer, path)
+        if results is not None:
+            around = partial(self._of_log, results, in_training)
+            self._wraps.append(Wrap(results, "update_metrics", around))
+
+    def _of_log(
+        self,
+        results: Any,
+        in_training: bool,
+        log: Callable[..., Any],
+        key: str,
+        value: Any,
+        batch_size: int,
+    ) -> Any:
+        one = results[key]
+        meta = one.meta
+        if (
+            _lightning.logs_ours()
+            or not meta.on_epoch
+            or (in_training and not meta.fx.startswith(_HOOKS))
+        ):
+            return log(key, value, batch_size)
+        if isinstance(value, Tensor):
+            value, size = value.detach().clone(), batch_size if meta.is_mean_reduction else None
+        else:
+            size = None
+        loader = meta.dataloader_idx
+        suffix = (
+            f"/dataloader_idx_{loader}" if loader is not None and meta.add_dataloader_idx else ""
+        )
+        if key not in self._lines:
+            site = user_site(3)
+            self._lines[key] = site.location if site is not None else None
+        heard = Heard(
+            meta.name + suffix, meta.name, value, size, loader, not one.is_tensor, self._lines[key]
+        )
+        done = log(key, value, batch_size)
+        self._hear(heard)
+        return done
+
+    def _of_logger(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        metrics = args[0] if args else kwargs.get("metrics")
+        self._direct(metrics, sys._getframe(2))
+        return log(*args, **kwargs)
+
+    def _of_writer(self, method: str, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given: Any = args[0] if args else None
+        if method in ("add_scalar", "log_metric"):
+            names = [k for k in (*args, *kwargs.values()) if isinstance(k, str)]
+            values = [v for v in (*args[1:], *kwargs.values()) if _number(v) is not None]
+            given = {names[-1]: values[0]} if names and values else None
+        elif method == "add_scalars":
+            values = args[1] if len(args) > 1 else {}
+            given = {f"{given}/{k}": v for k, v in values.items()} if values else None
+        self._direct(given, sys._getframe(2))
+        return log(*args, **kwargs)
+
+    def _direct(self, metrics: Any, caller: Any) -> None:
+        """The user's own code calls a logger; what Lightning passes on was heard before."""
+        if not isinstance(metrics, Mapping) or owner_of(caller.f_code.co_filename) != "user":
+            return
+        location = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        for key, value in metrics.items():
+            number = _number(value)
+            if isinstance(key, str) and number is not None:
+                self._hear(Heard(key, key, number, location=location))
+
+
+def _number(value: Any) -> Any:
+    """`value` where it is one number, else None."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.numel() == 1 else None
+    if isinstance(value, (bool, str)) or value is None:
+        return None
+    if isinstance(value, (int, float)):
+        return torch.tensor(float(value), dtype=torch.float64)
+    item = getattr(type(value), "item", None)
+    if item is None or getattr(value, "size", 0) != 1:
+        return None
+    return torch.tensor(float(value), dtype=torch.float64)  # of numpy
