@@ -165,6 +165,36 @@ class RateFallsOnAPlateau(Scored):
         return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_acc"}
 
 
+@bug("selection", "val_acc", **FIT)
+class RateFallsByHand(Scored):
+    """Stepped by hand, so that no `monitor` names the score."""
+
+    best = "min"  # <- here
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+    def on_train_epoch_end(self) -> None:
+        self.lr_schedulers().step(self.trainer.callback_metrics["val_acc"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=self.best)
+        return [optimizer], [plateau]
+
+
+@near_miss
+class RateFallsByHandTheRightWay(RateFallsByHand):
+    best = "max"
+
+
 # --- the wrong way, by what the score is ----------------------------------------------------------
 
 

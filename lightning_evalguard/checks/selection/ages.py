@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning_evalguard.checks.selection.aim import Fact
@@ -175,8 +176,7 @@ class Ages:
 
 def _of(chooser: Chooser, key: str) -> Chooser:
     """The chooser, as one that is spoken of because of `key`."""
-    named = {**vars(chooser), "key": key}
-    return Chooser(**named)
+    return replace(chooser, key=key)
 
 
 def _remedy(chooser: Chooser, key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from lightning_evalguard.checks.selection.choosers import Chooser, Desk, LoggedNow
 from lightning_evalguard.checks.selection.direction import (
@@ -59,6 +60,23 @@ class Aim:
             self._settled.add(identity)
             if direction.mode != chooser.mode:
                 yield _wrong(chooser, direction)
+
+    def by_hand(self) -> Iterator[Fact]:
+        """What schedules that are stepped by hand go by: the one clear score that is their best."""
+        for chooser in self._desk.choosers():
+            identity = id(chooser.itself), chooser.key, chooser.mode
+            best = chooser.best
+            if chooser.kind != "schedule" or chooser.key is not None or best is None:
+                continue
+            if identity in self._settled or best in _SIMPLE:
+                continue
+            same = [key for key, value in self._desk.values().items() if is_same(value, best)]
+            clear = {key: direction for key in same if (direction := by_name(key)) is not None}
+            if len({direction.mode for direction in clear.values()}) == 1:
+                self._settled.add(identity)
+                key, direction = next(iter(clear.items()))
+                if direction.mode != chooser.mode:
+                    yield _wrong(replace(chooser, key=key), direction)
 
     def _direction(self, key: str, logged: LoggedNow) -> Direction | None:
         if logged.higher_is_better is not None:

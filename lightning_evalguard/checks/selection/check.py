@@ -57,7 +57,8 @@ class SelectionCheck(Check):
             self._evaluating = now.stage == "validate"
             self._ages.loaded()
             self._ages.looked_again()
-            return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
+            facts = (*self._aim.by_name(), *self._aim.by_hand())
+            return [*self._pending(now), *self._findings(facts, now)]
         path = self._desk.checkpoint() if now.stage == "test" else None
         many = tested.tested(path) if path else 0
         return [_many_tested(many, now)] if many else ()
@@ -91,7 +92,7 @@ class SelectionCheck(Check):
         self._ages.looked_again()
         self._ages.end()
         self.notes += self._noise.sentences()
-        return self._pending(now)
+        return [*self._pending(now), *self._findings(self._aim.by_hand(), now)]
 
     def _pending(self, now: Moment) -> list[Finding]:
         """What was found since the guard asked last: checkpoints are saved between its events."""

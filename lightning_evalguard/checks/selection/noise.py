@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from lightning_evalguard.checks.selection.aim import matrix_score
 from lightning_evalguard.checks.selection.choosers import Desk
+from lightning_evalguard.confusion.result import ConfusionResult
 
 
-class _Scored(NamedTuple):
-    step: int
-    value: float
-    low: float
-    high: float
+@dataclass
+class _Scored:
+    """What one key was in each evaluation, by step, and the last one's matrix."""
+
+    mode: str
+    values: dict[int, float] = field(default_factory=dict)
+    result: ConfusionResult | None = None
+    name: str = ""
 
 
 class Noise:
-    """The scores that checkpoints were chosen by, each with its 95 % interval."""
+    """The scores that checkpoints were chosen by, as far as they are scores of the matrix."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._scored: dict[tuple[str, str], list[_Scored]] = {}
+        self._scored: dict[tuple[str, str], _Scored] = {}
 
     def scored(self) -> None:
         """An evaluation logged its scores: keep those that are a score of the matrix."""
@@ -37,24 +41,34 @@ class Noise:
             known = None if value is None else matrix_score(value, results)
             if value is None or known is None:
                 continue
-            stage, name = known
-            low, high = results[stage].interval(name)
-            kept = self._scored.setdefault((key, chooser.mode), [])
-            step = self._desk.step()
-            if not kept or kept[-1].step != step:
-                kept.append(_Scored(step, value, low, high))
+            scored = self._scored.setdefault((key, chooser.mode), _Scored(chooser.mode))
+            scored.values[self._desk.step()] = value
+            stage, scored.name = known
+            scored.result = results[stage]
 
     def sentences(self) -> Iterator[str]:
-        """How often the best was within the interval of another evaluation."""
-        for (key, mode), scored in self._scored.items():
-            best = (max if mode == "max" else min)(scored, key=lambda one: one.value)
-            last = scored[-1]
-            within = sum(one.low <= best.value <= one.high for one in scored if one is not best)
-            if best is last or not within:
+        """How often the best was within the interval of another evaluation.
+
+        All are of one set, so that the interval of the last, moved to each, stands for its own.
+        """
+        for (key, _), scored in self._scored.items():
+            values, result = scored.values, scored.result
+            if result is None or len(values) < 2:
                 continue
-            inside = "lies within" if last.low <= best.value <= last.high else "lies outside"
+            pick = max if scored.mode == "max" else min
+            best_step = pick(values, key=lambda step: values[step])
+            best, last = values[best_step], values[max(values)]
+            low, high = result.interval(scored.name)
+            within = sum(
+                low - last <= best - value <= high - last
+                for step, value in values.items()
+                if step != best_step
+            )
+            if best_step == max(values) or not within:
+                continue
+            inside = "lies within" if low <= best <= high else "lies outside"
             yield (
-                f"`{key}`: its best, {best.value:.4f} at step {best.step}, {inside} the 95 % "
-                f"interval of the last, {last.value:.4f} ({last.low:.4f} to {last.high:.4f}), and "
-                f"within that of {within} of the {len(scored) - 1} other evaluations"
+                f"`{key}`: its best, {best:.4f} at step {best_step}, {inside} the 95 % interval of "
+                f"the last, {last:.4f} ({low:.4f} to {high:.4f}); {within} of the "
+                f"{len(values) - 1} other evaluations are as good but for chance"
             )
