@@ -1,0 +1,132 @@
+"""Are these weights as their layer's constructor drew them?
+
+Said only where two things agree: nothing but a constructor wrote the tensor, by torch's count of
+writes, and its values are those that the constructor of this very layer gives: all within the
+bounds of its uniform draw, ones and zeros of a normalisation, a constant bias.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_evalguard.checks.weights.loads import version_of
+
+_CONSTRUCTED = 2  # writes by a constructor: an embedding's padding is one after the draw
+_OWN_INIT = 4  # writes where an initialisation of the user's follows
+_ENOUGH = 64  # values from which on a uniform draw comes near its bounds
+_READ = 1 << 16  # values of a tensor that are looked at
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
+
+
+def is_drawn(module: nn.Module, key: str, tensor: Tensor, writes: int | None = None) -> bool:
+    """Whether the parameter `key` of `module` is as torch's own constructor drew it at random.
+
+    Args:
+        module: The layer.
+        key: The parameter's own name.
+        tensor: The parameter.
+        writes: How often it was written, where not all writes count.
+    """
+    written = version_of(tensor) if writes is None else writes
+    if not 1 <= written <= _CONSTRUCTED or isinstance(module, _NORMS) or _unpickled(tensor):
+        return False
+    bound = _bound(module, key)
+    values = _values(tensor)
+    if values is None or not len(values):
+        return False
+    if bound is not None:
+        return _uniform(values, bound, tensor.dtype)
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        near = 5 / math.sqrt(2 * len(values))
+        spread = float((values * values).mean().sqrt())
+        return len(values) >= _ENOUGH and abs(spread - 1) < near + 0.05
+    return False
+
+
+def is_constant(module: nn.Module, key: str, tensor: Tensor) -> bool:
+    """Whether the parameter is what constructors fill in: a bias of zeros, a scale of ones."""
+    if not 1 <= version_of(tensor) <= _OWN_INIT:
+        return False
+    values = _values(tensor)
+    if values is None or not len(values):
+        return False
+    first = float(values[0])
+    wanted = (0.0, 1.0) if isinstance(module, _NORMS) or "bias" in key else ()
+    return first in wanted and bool((values == first).all())
+
+
+def is_own_draw(module: nn.Module) -> bool:
+    """Whether a layer is as an initialisation of the user's left it: drawn, with a constant bias.
+
+    A bias that training or a checkpoint wrote is not one number.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    bias, weight = own.get("bias"), own.get("weight")
+    if bias is None or weight is None or isinstance(module, _NORMS) or _unpickled(weight):
+        return False
+    if not 1 <= version_of(weight) <= _OWN_INIT or not is_constant(module, "bias", bias):
+        return False
+    values = _values(weight)
+    if values is None or len(values) < _ENOUGH:
+        return False
+    centred = values - values.mean()
+    spread = centred.square().mean()
+    different = set(values[:_ENOUGH].tolist())
+    if spread <= 0 or len(different) < _ENOUGH // 2:
+        return False  # a filter set by hand
+    tails = float(centred.pow(4).mean() / spread.square())
+    return tails < 3 + 5 * math.sqrt(24 / len(values))  # those of trained weights are heavier
+
+
+def _unpickled(tensor: Tensor) -> bool:
+    """Whether the parameter was read from a file as a whole, which counts as one write too."""
+    return tensor._backward_hooks is not None  # `torch._utils._rebuild_parameter` sets it
+
+
+def _bound(module: nn.Module, key: str) -> float | None:
+    """Of the uniform distribution that a constructor of torch's draws from."""
+    if getattr(type(module), "reset_parameters", None) is not _inherited(module):
+        return None
+    if isinstance(module, (nn.Linear, _ConvNd)):
+        fan_in = module.weight[0].numel()
+        return 1 / math.sqrt(fan_in) if fan_in else None
+    if isinstance(module, nn.Bilinear):
+        return 1 / math.sqrt(module.weight.size(1))
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return 1 / math.sqrt(module.hidden_size)
+    if isinstance(module, nn.MultiheadAttention) and key.endswith("weight"):
+        rows, columns = getattr(module, key).shape
+        return math.sqrt(6 / (rows + columns))
+    return None
+
+
+def _inherited(module: nn.Module) -> object:
+    """The `reset_parameters` of torch's class below a user's; ``None`` equals no method."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch.nn"):
+            return getattr(kind, "reset_parameters", None)
+    return None
+
+
+def _uniform(values: Tensor, bound: float, dtype: torch.dtype) -> bool:
+    highest = float(values.abs().max())
+    room = 1 + torch.finfo(dtype).eps
+    if highest > bound * room or highest == 0:
+        return False
+    return len(values) < _ENOUGH or highest > 0.9 * bound
+
+
+def _values(tensor: Tensor) -> Tensor | None:
+    """The values in float32, of a large tensor some of them; None where they cannot be read."""
+    try:
+        with torch.no_grad():
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _READ)
+            return flat[::step].float() if flat.is_floating_point() else None
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None

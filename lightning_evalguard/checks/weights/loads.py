@@ -1,0 +1,275 @@
+"""Which tensors of this process were loaded, by which call, and which a call left out?
+
+Loads happen before a Trainer exists, so they are watched from the import of the callback on. The
+place is the class of what ``nn.Module.load_state_dict`` returns: it is made once a load is over,
+so that no method is patched, no signature changes and no traceback gets a frame of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _torch
+
+from lightning_evalguard.instruments.source import LIBRARIES, Site, nearest, owner_of, site_of
+
+_NAMED = 3  # keys that a message names
+_PROBED = 16  # values of a tensor that are kept to see whether it was written
+_LOAD_CODE = nn.Module.load_state_dict.__code__
+_FLAG = "_is_hf_initialized"  # transformers 5 puts it on each parameter that it loaded
+
+
+@dataclass(frozen=True)
+class Load:
+    """One call of ``load_state_dict``.
+
+    Attributes:
+        site: The user's line, where there is one.
+        strict: What was passed.
+        given: How many keys the state dict had.
+        expected: How many keys the module has.
+        matched: How many of them were loaded.
+        elements: How many elements those have.
+        expected_elements: How many elements all keys of the module have.
+        unused: Some keys of the state dict that the module does not have.
+        prefix: What to take off (``"-model."``) or to put before (``"+net."``) each key so that
+            they match; empty where neither does it.
+    """
+
+    site: Site | None
+    strict: bool
+    given: int
+    expected: int
+    matched: int
+    elements: int
+    expected_elements: int
+    unused: tuple[str, ...] = ()
+    prefix: str = ""
+
+    @property
+    def missed_the_model(self) -> bool:
+        """Whether next to nothing of the module was in the state dict, and the reverse."""
+        if not self.given or not self.expected:
+            return False
+        if not self.matched:
+            return True
+        few = 0.1
+        of_model = self.elements < few * self.expected_elements
+        return of_model and self.matched < few * self.given
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What is known of one tensor."""
+
+    ref: weakref.ref[Tensor]
+    load: Load
+    loaded: bool
+    version: int
+    probe: list[float] | None
+
+
+class _Marks:
+    """Marks by tensor, which they do not keep alive."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, _Mark] = {}
+
+    def put(self, tensor: Tensor, load: Load, loaded: bool) -> None:
+        key = id(tensor)
+        ref = weakref.ref(tensor, lambda _: self._at.pop(key, None))
+        kept = None if loaded else probe(tensor)
+        self._at[key] = _Mark(ref, load, loaded, version_of(tensor), kept)
+
+    def of(self, tensor: Tensor) -> _Mark | None:
+        mark = self._at.get(id(tensor))
+        return mark if mark is not None and mark.ref() is tensor else None
+
+
+_marks = _Marks()
+_loads_of: dict[int, tuple[weakref.ref[nn.Module], Load]] = {}
+problems: list[str] = []
+
+
+def loaded(tensor: Tensor) -> bool:
+    """Whether a load wrote `tensor`, and nothing since."""
+    mark = _marks.of(tensor)
+    if mark is not None and mark.loaded:
+        return mark.version == version_of(tensor)
+    return vars(tensor).get(_FLAG) is True
+
+
+def touched(tensor: Tensor) -> bool:
+    """Whether a load wrote `tensor`, whatever happened to it since."""
+    mark = _marks.of(tensor)
+    return (mark is not None and mark.loaded) or vars(tensor).get(_FLAG) is True
+
+
+def writes(tensor: Tensor) -> int:
+    """How often `tensor` was written since it was loaded, or at all."""
+    mark = _marks.of(tensor)
+    since = mark.version if mark is not None and mark.loaded else 0
+    return version_of(tensor) - since
+
+
+def missed(tensor: Tensor) -> Load | None:
+    """The load that should have written `tensor` and did not; None where it was written since."""
+    mark = _marks.of(tensor)
+    return mark.load if mark is not None and not mark.loaded and not _written(mark) else None
+
+
+def set_by_hand(tensor: Tensor) -> bool:
+    """Whether something wrote `tensor` after a load had left it out."""
+    mark = _marks.of(tensor)
+    return mark is not None and not mark.loaded and _written(mark)
+
+
+def _written(mark: _Mark) -> bool:
+    tensor = mark.ref()
+    if tensor is None or version_of(tensor) != mark.version:
+        return True
+    return mark.probe is not None and mark.probe != probe(tensor)
+
+
+def loads_of(module: nn.Module) -> Load | None:
+    """The last load of `module` as a whole."""
+    ref, load = _loads_of.get(id(module), (None, None))
+    return load if ref is not None and ref() is module else None
+
+
+def version_of(tensor: Tensor) -> int:
+    """``_version``, -1 for a tensor that has none."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
+
+
+def probe(tensor: Tensor) -> list[float] | None:
+    """Some values, spread over the tensor; None where they cannot be read."""
+    try:
+        with torch.no_grad():
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _PROBED)
+            values: list[float] = flat[::step][:_PROBED].tolist()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+    # a nan equals nothing, and itself
+    return [repr(v) if v != v else v for v in values]  # type: ignore[misc]
+
+
+def watch() -> None:
+    """Watch the loads of this process from now on; calling it again does nothing."""
+    made: Any = _torch._IncompatibleKeys
+    if getattr(made, "__evalguard__", False):
+        return
+
+    class _IncompatibleKeys(made):  # type: ignore[misc]
+        """torch's own, which says that it was made."""
+
+        __slots__ = ()
+        __evalguard__ = True
+
+        def __new__(cls, missing_keys: list[str], unexpected_keys: list[str]) -> Any:
+            keys = super().__new__(cls, missing_keys, unexpected_keys)
+            frame = sys._getframe(1)
+            if frame.f_code is _LOAD_CODE:
+                _over(frame, missing_keys, unexpected_keys)
+            return keys
+
+    _IncompatibleKeys.__module__, _IncompatibleKeys.__doc__ = made.__module__, made.__doc__
+    _IncompatibleKeys.__qualname__ = made.__qualname__  # it pickles by that name
+    _torch._IncompatibleKeys = _IncompatibleKeys  # type: ignore[misc]
+
+
+def _over(frame: FrameType, missing: list[str], unexpected: list[str]) -> None:
+    """A load of the module in `frame` is over."""
+    try:
+        here = frame.f_locals
+        _record(here["self"], here["state_dict"], bool(here["strict"]), missing, unexpected, frame)
+    except Exception as error:  # noqa: BLE001 - a load of the user's must not fail by ours
+        problems.append(f"a load of weights was not understood: {type(error).__name__}: {error}")
+
+
+def _record(
+    module: nn.Module,
+    given: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    frame: FrameType,
+) -> None:
+    tensors = dict(_saved(module))
+    left_out = set(missing)
+    matched = [name for name in tensors if name not in left_out]
+    sizes = {name: _size(tensor) for name, tensor in tensors.items()}
+    load = Load(
+        _site(frame),
+        strict,
+        len(given),
+        len(tensors),
+        len(matched),
+        sum(sizes[name] for name in matched),
+        sum(sizes.values()),
+        tuple(unexpected[:_NAMED]),
+        _prefix(left_out & tensors.keys(), unexpected),
+    )
+    key = id(module)
+    _loads_of[key] = weakref.ref(module, lambda _: _loads_of.pop(key, None)), load
+    for name, tensor in tensors.items():
+        if name not in left_out:
+            _marks.put(tensor, load, loaded=True)
+        elif not touched(tensor):
+            _marks.put(tensor, load, loaded=False)
+
+
+def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers, by their keys in a state dict."""
+    for owner, part in module.named_modules(remove_duplicate=False):
+        prefix = f"{owner}." if owner else ""
+        transient = vars(part).get("_non_persistent_buffers_set", ())
+        for name, tensor in part.named_parameters(recurse=False, remove_duplicate=False):
+            yield prefix + name, tensor
+        for name, tensor in part.named_buffers(recurse=False, remove_duplicate=False):
+            if name not in transient:
+                yield prefix + name, tensor
+
+
+def _size(tensor: Tensor) -> int:
+    lazy = isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
+    return 0 if lazy else tensor.numel()
+
+
+def _site(frame: FrameType) -> Site | None:
+    """The user's own line, else that of the library that loads."""
+    outer: FrameType | None = frame
+    while outer is not None and owner_of(outer.f_code.co_filename) != "user":
+        outer = outer.f_back
+    outer = outer or nearest(frame, LIBRARIES)
+    return site_of(outer) if outer is not None else None
+
+
+def _prefix(missing: set[str], unexpected: list[str]) -> str:
+    """The prefix by which all the given keys, or all the missing ones, come to match."""
+    if not missing or not unexpected:
+        return ""
+    enough = min(len(missing), len(unexpected))
+    parts = unexpected[0].split(".")
+    for n in range(1, len(parts)):
+        prefix = ".".join(parts[:n]) + "."
+        stripped = {key.removeprefix(prefix) for key in unexpected if key.startswith(prefix)}
+        if len(stripped & missing) >= enough:
+            return f"-{prefix}"
+    for name in missing:
+        if name.endswith(f".{unexpected[0]}"):
+            prefix = name.removesuffix(unexpected[0])
+            if len({prefix + key for key in unexpected} & missing) >= enough:
+                return f"+{prefix}"
+    return ""

@@ -1,0 +1,233 @@
+"""Where do the weights of an evaluation on its own come from: a load, training, or chance?"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.weights import loads
+from lightning_evalguard.checks.weights.initial import is_constant, is_drawn, is_own_draw
+from lightning_evalguard.checks.weights.loads import Load
+from lightning_evalguard.checks.weights.words import are, finding, listed, tops
+from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
+from lightning_evalguard.model.tensors import Held, Inventory
+from lightning_evalguard.report import Finding
+
+
+class Reads(Subscriber):
+    """Which memory the operators of a step read."""
+
+    def __init__(self) -> None:
+        self.storages: set[int | None] = set()
+
+    def before(self, op: Op) -> None:
+        for value in (*op.args, *op.kwargs.values()):
+            self.storages.update(storage_key(tensor) for tensor in tensors_in(value))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return storage_key(tensor) in self.storages
+
+
+class Known:
+    """Tensors of which something is known in this process, not kept alive."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, weakref.ref[Tensor]] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        key = id(tensor)
+        self._at[key] = weakref.ref(tensor, lambda _: self._at.pop(key, None))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        ref = self._at.get(id(tensor))
+        return ref is not None and ref() is tensor
+
+
+trained = Known()
+reported = Known()
+
+
+@dataclass
+class Origins:
+    """Parameters by where their values come from."""
+
+    known: list[Held] = field(default_factory=list)
+    drawn: list[Held] = field(default_factory=list)
+    constant: list[Held] = field(default_factory=list)
+    unknown: list[Held] = field(default_factory=list)
+    missed: dict[int, list[Held]] = field(default_factory=dict)
+    loads: dict[int, Load] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> list[Held]:
+        """What a load did not write."""
+        return [held for group in self.missed.values() for held in group]
+
+
+def origins(parameters: Iterable[Held]) -> Origins:
+    """Sort parameters by where their values come from."""
+    found = Origins()
+    own_draws: dict[int, bool] = {}
+    for held in parameters:
+        load = loads.missed(held.tensor)
+        if load is not None and held.tensor not in trained:
+            found.loads[id(load)] = load
+            found.missed.setdefault(id(load), []).append(held)
+        else:
+            _group(found, held, own_draws).append(held)
+    _keep_whole_layers(found)
+    return found
+
+
+def _group(found: Origins, held: Held, own_draws: dict[int, bool]) -> list[Held]:
+    """Where a parameter belongs that no load has left out."""
+    tensor, key = held.tensor, held.name.rpartition(".")[2]
+    if tensor in trained or loads.loaded(tensor):
+        return found.known
+    if loads.set_by_hand(tensor):
+        return found.unknown
+    if is_drawn(held.module, key, tensor, loads.writes(tensor)):
+        return found.drawn
+    if _is_own_draw(held, own_draws):
+        return found.drawn
+    if is_constant(held.module, key, tensor):
+        return found.constant
+    return found.known if loads.touched(tensor) else found.unknown
+
+
+def _keep_whole_layers(found: Origins) -> None:
+    """A drawn bias says nothing where the weight beside it came from elsewhere."""
+    elsewhere = {id(held.module) for held in found.unknown}
+    found.unknown += [held for held in found.drawn if id(held.module) in elsewhere]
+    found.drawn = [held for held in found.drawn if id(held.module) not in elsewhere]
+
+
+def _is_own_draw(held: Held, asked: dict[int, bool]) -> bool:
+    key = id(held.module)
+    if key not in asked:
+        asked[key] = is_own_draw(held.module)
+    return asked[key]
+
+
+def judge(inventory: Inventory, reads: Reads | None, now: Moment) -> list[Finding]:
+    """What is wrong with the weights of an evaluation that no training came before.
+
+    Args:
+        inventory: The model's tensors.
+        reads: What the evaluation's first step reads; None where that is not known.
+        now: Where the run stands.
+    """
+    everything = parameters_of(inventory)
+    used = everything if reads is None else [held for held in everything if held.tensor in reads]
+    if not used:
+        return []
+    found = origins(used)
+    left_out, drawn = found.left_out, found.drawn
+    known = found.known
+    random = _elements(left_out) + _elements(drawn)
+    if not known and random >= _elements(used) / 2:
+        return [_nothing_loaded(found, used, now)]
+    findings = [_partly_loaded(found, key, everything, inventory, now) for key in found.missed]
+    if reads is not None:
+        new = [held for held in drawn if _counts(held, left_out)]
+        findings += [_as_drawn(new, everything, inventory, now)] if new else []
+    return findings
+
+
+def _counts(held: Held, left_out: list[Held]) -> bool:
+    """Whether a random layer among others is one to speak of, and not spoken of yet."""
+    if held.tensor in reported or not held.tensor.requires_grad:
+        return False
+    return held.owner not in {other.owner for other in left_out}
+
+
+def parameters_of(inventory: Inventory) -> list[Held]:
+    """The parameters that have a shape."""
+    return [h for h in inventory.held.values() if h.kind == "parameter" and not h.lazy]
+
+
+def _elements(chosen: Iterable[Held]) -> int:
+    return sum(held.tensor.numel() for held in chosen)
+
+
+def _nothing_loaded(found: Origins, used: list[Held], now: Moment) -> Finding:
+    load = next(iter(found.loads.values()), None)
+    scored = {"predict": "predicts"}.get(now.stage, "is scored")
+    if load is not None:
+        return of_load(load, now, f"the model {scored} as it was initialised", subject="")
+    n = _elements(used)
+    return finding(
+        now,
+        f"{scored} as it was initialised: nothing loaded or trained its {n:,} weights in this "
+        "process, expected trained weights",
+        'Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate what '
+        "it returns.",
+        subject="",
+    )
+
+
+def _partly_loaded(
+    found: Origins, key: int, everything: list[Held], inventory: Inventory, now: Moment
+) -> Finding:
+    load, group = found.loads[key], found.missed[key]
+    names = tops(group, everything)
+    return of_load(
+        load,
+        now,
+        f"{listed(names, inventory.modules)} {are(names)} evaluated as initialised",
+        subject=names[0],
+        kind=kind_of(names[0], inventory),
+    )
+
+
+def _as_drawn(
+    drawn: list[Held], everything: list[Held], inventory: Inventory, now: Moment
+) -> Finding:
+    names = tops(drawn, everything)
+    others = f", as {are(names[1:])} {listed(names[1:], inventory.modules)}" if names[1:] else ""
+    return finding(
+        now,
+        "is evaluated as initialised, while other weights of the model were loaded or trained"
+        f"{others}",
+        "Load its weights too, after the model has its final layers.",
+        subject=names[0],
+        kind=kind_of(names[0], inventory),
+    )
+
+
+def kind_of(name: str, inventory: Inventory) -> str | None:
+    """The class of a module by its name."""
+    module = inventory.modules.get(name, inventory.unregistered.get(name))
+    return type(module).__name__ if module is not None else None
+
+
+def of_load(
+    load: Load, now: Moment, effect: str, *, subject: str | None = None, kind: str | None = None
+) -> Finding:
+    """A load that left weights out, and what follows."""
+    share = load.elements / load.expected_elements if load.expected_elements else 0
+    fact = (
+        f"a load matched {load.matched:,} of {load.expected:,} keys ({share:.0%} of the elements)"
+        f" and {effect}"
+    )
+    if load.unused:
+        named = ", ".join(f"`{key}`" for key in load.unused[:2])
+        fact += f"; the state dict has keys that the model has not: {named}"
+    return finding(now, fact, _remedy(load), subject=subject, kind=kind, site=load.site)
+
+
+def _remedy(load: Load) -> str:
+    sign, prefix = load.prefix[:1], load.prefix[1:]
+    if sign == "-":
+        return f'Pass `{{k.removeprefix("{prefix}"): v for k, v in state_dict.items()}}`.'
+    if sign == "+":
+        return f'Pass `{{"{prefix}" + k: v for k, v in state_dict.items()}}`.'
+    if not load.given:
+        return 'Pass the state dict itself, which was empty, e.g. `checkpoint["state_dict"]`.'
+    if not load.strict:
+        return "Pass `strict=True` and rename the keys that it names, or train what is new."
+    return "Load the rest too, or train it."
