@@ -193,7 +193,10 @@ class EvalGuard(Callback):
             RngCheck(restore=self._policies["rng"] == "fix"),
             DataCheck(_lightning.Books(trainer), self._sets_of_fits, self._groups),
             sync,
-            WeightsCheck(lambda: trainer.optimizers),
+            WeightsCheck(
+                lambda: trainer.optimizers,
+                lambda: trainer.callbacks,  # type: ignore[attr-defined]
+            ),
             claims,
         ]
         ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)

@@ -1,4 +1,4 @@
-"""Whose weights are scored: loads are watched without a trace, and what was never trained is said."""
+"""Whose weights are scored: loads are watched without a trace, what was never trained is named."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_a_load_is_seen_with_its_line_and_its_shares() -> None:
     model = TwoLayers()
     model.load_state_dict(checkpoint(head="fc"), strict=False)
     load = loads.loads_of(model)
-    assert load is not None and load.site is not None
+    assert load is not None
+    assert load.site is not None
     assert load.site.location.startswith(__file__)
     assert (load.given, load.expected, load.matched) == (4, 4, 2)
     assert (load.elements, load.expected_elements) == (144, 195)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from models.program import CLASSES, FEATURES, Classifier, bug, near_miss
 
@@ -449,3 +452,205 @@ class WithoutGradientInTheFirstPhase(TwoLayers):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.current_epoch > 0):
             features = self.body(x).relu()
         return self.head(features)
+
+
+# --- registered ---------------------------------------------------------------------------------
+
+
+@bug("weights", "layers[0]", **TRAINED)
+class LayersInAList(Classifier):
+    """A plain list of layers: the optimizer never gets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: Any = [nn.Linear(FEATURES, FEATURES) for _ in range(2)]  # <- here
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return self.net(x)
+
+
+@near_miss
+class LayersInAModuleList(LayersInAList):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.layers)
+
+
+@near_miss
+class FrozenTeacherInAList(Classifier):
+    """Kept out of the checkpoint on purpose, and of the training too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = [nn.Linear(FEATURES, CLASSES).eval().requires_grad_(False)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        wanted = self.teacher[0](batch[0]).softmax(1)
+        return super().training_step(batch, batch_idx) + F.cross_entropy(self(batch[0]), wanted)
+
+
+@bug("weights", "heads['cat']", **TRAINED)
+class HeadsInADict(TwoLayers):
+    """A plain dict of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: Any = {"cat": nn.Linear(HIDDEN, CLASSES)}  # <- here
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads["cat"](self.body(x).relu())
+
+
+@near_miss
+class HeadsInAModuleDict(HeadsInADict):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(self.heads)
+
+
+@bug("weights", "scale", **TRAINED)
+class PlainTensor(Classifier):
+    """A tensor that asks for a gradient, and is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(FEATURES, requires_grad=True)  # <- here
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * self.scale)
+
+
+@near_miss
+class PlainParameter(PlainTensor):
+    def __init__(self) -> None:
+        super().__init__()
+        scale = self.scale.detach()
+        del self.scale
+        self.scale = nn.Parameter(scale)
+
+
+@near_miss
+class GradientOfTheInput(Classifier):
+    """The input asks for a gradient, and is kept."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen = batch[0].clone().requires_grad_()
+        return F.cross_entropy(self(self.seen), batch[1])
+
+
+@bug("weights", "layers[0]", **TRAINED)
+class TrainedAndNotSaved(LayersInAList):
+    """The layers are given to the optimizer by hand: they train, and no checkpoint has them."""
+
+    def configure_optimizers(self) -> Any:
+        hidden = [p for layer in self.layers for p in layer.parameters()]
+        return torch.optim.SGD([*self.parameters(), *hidden], lr=0.1)  # <- here
+
+
+@near_miss
+class TrainedAndSavedByHand(LayersInAList):
+    def configure_optimizers(self) -> Any:
+        hidden = [p for layer in self.layers for p in layer.parameters()]
+        return torch.optim.SGD([*self.parameters(), *hidden], lr=0.1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["layers"] = [layer.state_dict() for layer in self.layers]
+
+
+# --- averaged -----------------------------------------------------------------------------------
+
+AVERAGED: dict[str, Any] = {**TRAINED, "stage": "validate"}
+
+
+class Averaged(Classifier):
+    """Validates the average of its weights."""
+
+    def __init__(self, use_buffers: bool = False) -> None:
+        super().__init__()
+        self.net: Any = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.BatchNorm1d(CLASSES))
+        self.average = AveragedModel(self.net, use_buffers=use_buffers)
+        self.average.requires_grad_(False)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        self.log("val_loss", F.cross_entropy(self.average(x), y))
+
+
+class Updated(Averaged):
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.average.update_parameters(self.net)
+
+
+@bug("weights", "average", also=("modes",), **AVERAGED)
+class NeverUpdated(Averaged):  # <- here
+    """Nobody calls `update_parameters`."""
+
+
+@near_miss
+class UpdatedAfterEachBatch(Averaged):
+    def __init__(self) -> None:
+        super().__init__(use_buffers=True)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.average.update_parameters(self.net)
+
+
+@bug("weights", "average", **AVERAGED)
+class StatisticsOfTheOthers(Updated):  # <- here
+    """The weights are averaged, and the batch statistics are those of the last step."""
+
+
+@near_miss
+class StatisticsOfItsOwn(Updated):
+    """They are computed anew as an epoch ends."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        super().on_train_batch_end(*args)
+        update_bn(self.train_dataloader(), self.average)
+
+
+@near_miss
+class StatisticsFrozen(Updated):
+    """Statistics of pretraining, which nobody updates."""
+
+    def on_train_epoch_start(self) -> None:
+        self.net[1].eval()
+        self.net[1].requires_grad_(False)
+
+
+@bug("weights", "EMAWeightAveraging", **AVERAGED)
+class AveragedTooLate(Classifier):
+    """The callback validates its copy before it averages anything (PL#21724)."""
+
+    def configure_callbacks(self) -> Any:
+        return [EMAWeightAveraging(update_starting_at_step=100)]  # <- here
+
+
+@near_miss
+class AveragedFromTheStart(Classifier):
+    def configure_callbacks(self) -> Any:
+        return [EMAWeightAveraging(decay=0.5)]
+
+
+@bug("weights", "shadow", **TRAINED)
+class ShadowNeverUpdated(Classifier):
+    """A copy that should follow the weights, and that nothing updates, is validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadow = copy.deepcopy(self.net).requires_grad_(False)  # <- here
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val_loss", F.cross_entropy(self.shadow(batch[0]), batch[1]))
+
+
+@near_miss
+class ShadowUpdated(ShadowNeverUpdated):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        for slow, fast in zip(self.shadow.parameters(), self.net.parameters(), strict=True):
+            slow.data.mul_(0.9).add_(0.1 * fast.data)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.weights import loads, origin
+from lightning_evalguard.checks.weights.averaged import Averages
 from lightning_evalguard.checks.weights.optimizers import Training
 from lightning_evalguard.checks.weights.origin import Reads
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
@@ -22,13 +23,19 @@ class WeightsCheck(Check):
 
     Args:
         optimizers: Gives the optimizers of a fit.
+        callbacks: Gives the trainer's callbacks, which may average weights.
     """
 
     name = "weights"
 
-    def __init__(self, optimizers: Callable[[], Iterable[Any]] = tuple) -> None:
+    def __init__(
+        self,
+        optimizers: Callable[[], Iterable[Any]] = tuple,
+        callbacks: Callable[[], Iterable[object]] = tuple,
+    ) -> None:
         self.notes: list[str] = []
-        self._optimizers = optimizers
+        self._optimizers, self._callbacks = optimizers, callbacks
+        self._averages: Averages | None = None
         self._inventory: Inventory | None = None
         self._training: Training | None = None
         self._reads: Reads | None = None
@@ -36,7 +43,9 @@ class WeightsCheck(Check):
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._inventory = Inventory(root)
+        self._inventory.refresh(force=True)
         self._training = Training(self._inventory, self._optimizers)
+        self._averages = Averages(self._inventory, self._callbacks())
         self._reads = None
         self._judged = False
         return ()
@@ -45,7 +54,18 @@ class WeightsCheck(Check):
         self.notes += loads.problems
         if now.fitting and self._training is not None:
             self._training.look()  # before the loop clears the gradients
+        if self._averages is not None:
+            self._averages.start()
         return ()
+
+    def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        if now.batch > 0 or now.dataloader > 0 or self._averages is None:
+            return ()
+        return self._averages.first_step(now, self._optimized(now))
+
+    def _optimized(self, now: Moment) -> bool:
+        """Whether this run has made a step of an optimizer."""
+        return self._training is not None and self._training.steps > 0 and bool(now.step)
 
     def watch(self, now: Moment) -> Subscriber:
         return Reads()
@@ -61,7 +81,10 @@ class WeightsCheck(Check):
         return self._origins(now)
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
-        return self._origins(now) if error is None else ()
+        if error is not None or self._averages is None:
+            return ()
+        averaged = self._averages.stepped(self._reads, now, self._optimized(now))
+        return [*averaged, *self._origins(now)]
 
     def _origins(self, now: Moment) -> Iterable[Finding]:
         """Judge the weights of an evaluation on its own, once a run."""
@@ -72,15 +95,17 @@ class WeightsCheck(Check):
         return origin.judge(self._inventory, self._reads, now)
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return self._training.step(now) if self._training is not None else ()
+        return self._training.step(now, self._reads) if self._training is not None else ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
-        training, inventory, reads = self._training, self._inventory, self._reads
-        self._training = self._inventory = self._reads = None
-        if training is None or inventory is None or not training.steps:
+        training, averages, inventory = self._training, self._averages, self._inventory
+        reads, self._reads = self._reads, None
+        self._training = self._averages = self._inventory = None
+        if training is None or averages is None or inventory is None or not training.steps:
             return ()
+        averaged = averages.close(now, bool(now.step))
         inventory.refresh(force=True)
-        return training.judge(now, reads, over=True)
+        return [*averaged, *training.judge(now, reads, over=True)]
 
 
 loads.watch()

@@ -19,6 +19,13 @@ from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_constant, is_drawn, is_own_draw
 from lightning_evalguard.checks.weights.loads import probe, version_of
 from lightning_evalguard.checks.weights.origin import Reads, kind_of, reported, trained
+from lightning_evalguard.checks.weights.unregistered import (
+    Leaves,
+    never_trained,
+    not_saved,
+    outermost,
+    saves_by_hand,
+)
 from lightning_evalguard.checks.weights.words import are, finding, listed, tops
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.report import Finding
@@ -86,10 +93,12 @@ class Training:
         self._starts: dict[int, _Start] = {}
         self._epoch: int | None = None
         self._reported: set[str] = set()
+        self._leaves = Leaves()
+        self._stale: dict[int, _Start] = {}
         self.steps = 0
 
-    def step(self, now: Moment) -> list[Finding]:
-        """A training step is about to run."""
+    def step(self, now: Moment, reads: Reads | None = None) -> list[Finding]:
+        """A training step is about to run; `reads` is what an evaluation step was seen to read."""
         self.steps += 1
         if now.epoch == self._epoch:
             if self.steps == 2:
@@ -98,8 +107,8 @@ class Training:
         first = self._epoch is None
         self._epoch = now.epoch
         self._inventory.refresh(force=True)
-        findings = [] if first else self.judge(now)
-        self._take_in()
+        findings = [] if first else self.judge(now, reads)
+        self._take_in(reads)
         return findings
 
     def look(self) -> None:
@@ -109,9 +118,12 @@ class Training:
                 tensor = start.ref()
                 start.reached = tensor is not None and tensor.grad is not None
 
-    def _take_in(self) -> None:
+    def _take_in(self, reads: Reads | None) -> None:
         """Remember each trainable parameter as it stands when it is first met."""
         optimized = Optimized(self._optimizers())
+        self._leaves.take_in(self._inventory)
+        if reads is not None and not self._stale:
+            self._take_in_scored(optimized, reads)
         starts: dict[int, _Start] = {}
         for held in self._trainable():
             tensor, key = held.tensor, id(held.tensor)
@@ -122,6 +134,17 @@ class Training:
                 known = _Start(weakref.ref(tensor), version_of(tensor), mode, values)
             starts[key] = known
         self._starts = starts
+
+    def _take_in_scored(self, optimized: Optimized, reads: Reads) -> None:
+        """Remember what evaluations read, where no optimizer holds any of it."""
+        scored = [held for held in _parameters(self._inventory) if held.tensor in reads]
+        if any(h.tensor in optimized and h.tensor.requires_grad for h in scored):
+            return
+        for held in scored:
+            at = version_of(held.tensor)
+            self._stale[id(held.tensor)] = _Start(
+                weakref.ref(held.tensor), at, training=False, probe=probe(held.tensor)
+            )
 
     def _trainable(self) -> Iterable[Held]:
         for held in self._inventory.held.values():
@@ -151,6 +174,10 @@ class Training:
             if id(held.tensor) in optimized.stepped:
                 trained.add(held.tensor)
         findings = self._outside(still, optimized, over, now)
+        if moved or optimized.stepped:
+            findings += self._scored_and_still(now)
+        if over:
+            findings += self._unregistered(optimized, now)
         if over and (moved or optimized.stepped) and self.steps >= _STEPS and reads is not None:
             findings += self._without_gradient(still, optimized, reads, now)
         return findings
@@ -165,16 +192,22 @@ class Training:
         """Parameters that the step uses, by their gradient, and no optimizer holds."""
         here = {id(held.tensor) for held in self._inventory.held.values()}
         orphans = [t.shape for k, t in optimized.parameters.items() if k not in here]
-        replaced, forgotten = [], []
+        replaced, forgotten, hidden = [], [], []
         for held, start in still:
             tensor = held.tensor
             if tensor in optimized or not (start.reached and start.training):
                 continue
-            if tensor.shape in orphans:
+            if not held.registered:
+                hidden.append(held)
+            elif tensor.shape in orphans:
                 replaced.append(held)
             elif over and not loads.touched(tensor):
                 forgotten.append(held)
         findings = []
+        hidden = [held for held in hidden if not loads.touched(held.tensor)]
+        names = self._new(outermost(hidden))
+        if names:
+            findings.append(never_trained(names, now, modules=True))
         if replaced:
             findings += self._say(
                 replaced,
@@ -223,14 +256,51 @@ class Training:
             now,
         )
 
+    def _unregistered(self, optimized: Optimized, now: Moment) -> list[Finding]:
+        """What the model uses and is registered nowhere, now that the fit is over."""
+        findings = []
+        names = self._new(self._leaves.untrained(optimized.parameters))
+        if names:
+            findings.append(never_trained(names, now, modules=False))
+        trained_here = [
+            held for held in self._trainable() if not held.registered and held.tensor in optimized
+        ]
+        if not trained_here or saves_by_hand(self._inventory.root):
+            return findings
+        names = self._new(outermost(trained_here))
+        if names:
+            findings.append(not_saved(names, now))
+        return findings
+
+    def _scored_and_still(self, now: Moment) -> list[Finding]:
+        """An evaluation that reads nothing of what training changes."""
+        scored = [held for held in _parameters(self._inventory) if id(held.tensor) in self._stale]
+        if not scored or len(scored) < len(self._stale):
+            return []
+        if any(self._stale[id(h.tensor)].moved(h.tensor) for h in scored):
+            self._stale = {}
+            return []
+        self._stale = {}
+        return self._say(
+            scored,
+            "{are} all that the evaluation reads, and training changes nothing of {it}: expected "
+            "the trained weights, or an average that follows them",
+            "Evaluate the module that is trained, or update this copy after each optimizer step.",
+            now,
+        )
+
+    def _new(self, names: list[str]) -> list[str]:
+        """Those of `names` that were not reported yet; they are from now on."""
+        new = [name for name in names if name not in self._reported]
+        self._reported.update(new)
+        return new
+
     def _say(self, chosen: list[Held], fact: str, remedy: str, now: Moment) -> list[Finding]:
         for held in chosen:
             reported.add(held.tensor)
-        names = tops(chosen, _parameters(self._inventory))
-        names = [name for name in names if name not in self._reported]
+        names = self._new(tops(chosen, _parameters(self._inventory)))
         if not names:
             return []
-        self._reported.update(names)
         said = fact.format(are=are(names[:1]), it="it")
         if names[1:]:
             said += f"; so {are(names[1:])} {listed(names[1:], self._inventory.modules)}"

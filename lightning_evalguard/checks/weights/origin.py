@@ -12,6 +12,7 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_constant, is_drawn, is_own_draw
 from lightning_evalguard.checks.weights.loads import Load
+from lightning_evalguard.checks.weights.unregistered import how_to_register
 from lightning_evalguard.checks.weights.words import are, finding, listed, tops
 from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
 from lightning_evalguard.model.tensors import Held, Inventory
@@ -193,7 +194,9 @@ def _as_drawn(
         now,
         "is evaluated as initialised, while other weights of the model were loaded or trained"
         f"{others}",
-        "Load its weights too, after the model has its final layers.",
+        how_to_register(names[0], modules=True)
+        if names[0] in inventory.unregistered
+        else "Load its weights too, after the model has its final layers.",
         subject=names[0],
         kind=kind_of(names[0], inventory),
     )

@@ -1,0 +1,242 @@
+"""Are averaged weights scored before anything was averaged, or with statistics of the others?
+
+Known are torch's `AveragedModel`, held by the model or by a callback (Lightning's
+`WeightAveraging` and what derives from it), and Lightning's `StochasticWeightAveraging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.weights.loads import probe, touched, writes
+from lightning_evalguard.checks.weights.origin import Reads
+from lightning_evalguard.checks.weights.words import finding
+from lightning_evalguard.model.tensors import Inventory
+from lightning_evalguard.report import Finding
+
+_PROBED = 8  # tensors that are compared
+
+
+@dataclass
+class Average:
+    """An average of weights.
+
+    Attributes:
+        name: What holds it: a module of the model, or a callback's class.
+        model: The averaged weights.
+        by_callback: Whether a callback puts them in the model's place for each validation.
+    """
+
+    name: str
+    model: AveragedModel
+    by_callback: bool
+
+    @property
+    def updates(self) -> int:
+        """How many models were averaged."""
+        return int(self.model.n_averaged)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it came from a file."""
+        return any(touched(tensor) for tensor in self.model.module.parameters())
+
+
+class Averages:
+    """Watches the averages of one run.
+
+    Args:
+        inventory: The model's modules and tensors.
+        callbacks: The trainer's callbacks.
+    """
+
+    def __init__(self, inventory: Inventory, callbacks: Iterable[object]) -> None:
+        self._inventory = inventory
+        self._callbacks = list(callbacks)
+        self._before: dict[str, list[Any]] = {}
+        self._reported: set[tuple[str, str]] = set()
+
+    def _averages(self) -> Iterator[Average]:
+        modules = {**self._inventory.modules, **self._inventory.unregistered}
+        for name, module in modules.items():
+            if isinstance(module, AveragedModel):
+                yield Average(name, module, by_callback=False)
+        for callback in self._callbacks:
+            for value in _attributes(callback):
+                if isinstance(value, AveragedModel):
+                    yield Average(type(callback).__name__, value, by_callback=True)
+
+    def start(self) -> None:
+        """An evaluation begins: a callback has not yet put its average in the model's place."""
+        self._before = {
+            average.name: _probes(self._inventory.root)
+            for average in self._averages()
+            if average.by_callback
+        }
+
+    def first_step(self, now: Moment, optimized: bool) -> list[Finding]:
+        """The first step of an evaluation is about to run, on the weights that it scores.
+
+        Args:
+            now: Where the run stands.
+            optimized: Whether an optimizer has made a step in this run.
+        """
+        findings = []
+        for average in self._averages():
+            before = self._before.get(average.name)
+            if average.by_callback and before != _probes(self._inventory.root):
+                findings += self._scored(average, now, optimized)
+        return findings
+
+    def stepped(self, reads: Reads | None, now: Moment, optimized: bool) -> list[Finding]:
+        """An evaluation is over: of the averages that the model holds, judge those it read."""
+        findings = []
+        for average in self._averages():
+            parameters = average.model.module.parameters()
+            if average.by_callback or reads is None:
+                continue
+            if any(tensor in reads for tensor in parameters):
+                findings += self._scored(average, now, optimized)
+        return findings
+
+    def _scored(self, average: Average, now: Moment, optimized: bool) -> list[Finding]:
+        if average.updates == 0:
+            known = not optimized or average.is_loaded
+            return [] if known else self._say(average, "never", _never(average, now))
+        other = _same_statistics(average, self._inventory)
+        if other is None or average.updates < 2:
+            return []
+        return self._say(average, "statistics", _of_others(average, other, now))
+
+    def close(self, now: Moment, optimized: bool) -> list[Finding]:
+        """The fit is over: what did the callbacks leave in the model?"""
+        if not optimized:
+            return []
+        findings = []
+        for average in self._averages():
+            unlike = average.by_callback and average.updates == 0 and not average.is_loaded
+            if unlike and _probes(average.model.module) == _probes(self._inventory.root):
+                findings += self._say(average, "left", _left(average, now))
+        for callback in self._callbacks:
+            if type(callback).__name__ == "StochasticWeightAveraging":
+                findings += self._not_transferred(callback, now)
+        return findings
+
+    def _not_transferred(self, callback: object, now: Moment) -> list[Finding]:
+        held = vars(callback)
+        model, n = held.get("_average_model"), held.get("n_averaged")
+        if not isinstance(model, nn.Module) or n is None or int(n) < 1:
+            return []
+        if _probes(model) == _probes(self._inventory.root):
+            return []
+        return [
+            finding(
+                now,
+                f"averaged the weights of {int(n)} epochs, and the fit ended before its last "
+                "epoch: the model keeps the weights of the last step, expected the average",
+                "Let the fit reach `max_epochs`, or copy the average when it stops: "
+                "`swa.transfer_weights(swa._average_model, module)`.",
+                subject="StochasticWeightAveraging",
+            )
+        ]
+
+    def _say(self, average: Average, what: str, said: Finding) -> list[Finding]:
+        if (average.name, what) in self._reported:
+            return []
+        self._reported.add((average.name, what))
+        if what == "never":  # one cause, one finding
+            self._reported.add((average.name, "left"))
+        return [said]
+
+
+def _never(average: Average, now: Moment) -> Finding:
+    if average.by_callback:
+        remedy = "Let it start earlier: its `should_update` has not been true yet."
+    else:
+        remedy = "Call `update_parameters(model)` after each step of the optimizer, before this."
+    return finding(
+        now,
+        "is scored before anything was averaged: these are the weights before training, expected "
+        "an average of trained ones",
+        remedy,
+        subject=average.name,
+        kind=None if average.by_callback else type(average.model).__name__,
+    )
+
+
+def _left(average: Average, now: Moment) -> Finding:
+    return finding(
+        now,
+        "averaged nothing and put its weights in the model's place as the fit ended: the model has "
+        "the weights from before training",
+        "Let it start earlier: its `should_update` was never true.",
+        subject=average.name,
+    )
+
+
+def _of_others(average: Average, other: str, now: Moment) -> Finding:
+    return finding(
+        now,
+        f"is scored with the batch statistics of other weights: `{other}` has its running mean to "
+        f"the bit, expected those of the average of {average.updates} models",
+        "Call `torch.optim.swa_utils.update_bn(loader, averaged)` first, or pass "
+        "`use_buffers=True`.",
+        subject=average.name,
+        kind=None if average.by_callback else type(average.model).__name__,
+    )
+
+
+def _same_statistics(average: Average, inventory: Inventory) -> str | None:
+    """A module outside of the average whose running statistics are those of the average."""
+    inside = {
+        name: module
+        for name, module in average.model.module.named_modules()
+        if isinstance(module, _NormBase) and isinstance(module.running_mean, Tensor)
+    }
+    ours = set(map(id, inside.values()))
+    for name, module in inside.items():
+        candidates = inventory.modules.items()
+        for other, twin in candidates:
+            if id(twin) in ours or type(twin) is not type(module):
+                continue
+            if (other == name or other.endswith(name) or not name) and _is_twin(module, twin):
+                return other
+    return None
+
+
+def _is_twin(module: Any, twin: Any) -> bool:
+    """Whether two layers have the same statistics, of more than no batch, and other weights."""
+    if twin.running_mean is None or not _equal(module.running_mean, twin.running_mean):
+        return False
+    counted = twin.num_batches_tracked
+    if counted is None or writes(counted) == 0:  # statistics that are frozen are meant to be equal
+        return False
+    if module.weight is None or twin.weight is None:
+        return True
+    return not _equal(module.weight, twin.weight)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.detach().cpu(), other.detach().cpu())
+
+
+def _attributes(callback: object) -> list[Any]:
+    try:
+        return list(object.__getattribute__(callback, "__dict__").values())
+    except AttributeError:
+        return []
+
+
+def _probes(model: nn.Module) -> list[Any]:
+    """Some values of some parameters, the last and the largest layers' among them."""
+    tensors = list(model.parameters())
+    step = max(1, len(tensors) // _PROBED)
+    return [probe(tensor) for tensor in tensors[::step]]
