@@ -146,6 +146,30 @@ class Guard:
             broke(self.report, "following hooks line by line", "this stage", self._lines.error)
         self._all("stop", lambda check: check.stop(now, error), quiet=error is not None)
 
+    def say(self, now: Moment) -> dict[str, Any] | None:
+        """What the checks of this rank have to say to the others; None where there are none."""
+        said: dict[str, Any] = {}
+
+        def ask(check: Check) -> Iterable[Finding]:
+            content = check.say(now)
+            if content is not None:
+                said[check.name] = content
+            return ()
+
+        if self.ranks.world > 1:
+            self._ask("say", ask)
+        return said or None
+
+    def hear(self, now: Moment, everyone: Mapping[int, Any]) -> None:
+        """Hand each check what all ranks had to say to it."""
+
+        def ask(check: Check) -> Iterable[Finding]:
+            theirs = {rank: said[check.name] for rank, said in everyone.items()
+                      if said and check.name in said}  # fmt: skip
+            return check.hear(now, theirs) if theirs else ()
+
+        self._all("hear", ask)
+
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one evaluation step under guard and return what it returns."""
         if self._lines is None:

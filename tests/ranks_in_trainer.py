@@ -380,6 +380,47 @@ def without_a_store(name: str) -> Callable[[EvalGuard], Any]:
     return act
 
 
+class Replica(Net):
+    """Does `act` on one rank as the model is set up."""
+
+    def __init__(self, act: Callable[[nn.Sequential], Any]) -> None:
+        super().__init__()
+        self.change = act
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.fill_(0.5)
+
+    def on_validation_start(self) -> None:
+        if self.global_rank == 1:
+            self.change(self.net)
+
+
+def replicas(act: Callable[[nn.Sequential], Any]) -> Callable[[EvalGuard], Any]:
+    """What is found of the weights, on ranks of which the second does `act` to its model."""
+
+    def run(guard: EvalGuard) -> Any:
+        rest = ("modes", "grad", "state", "stochastic", "batch", "data", "sync")
+        guard = EvalGuard(metrics=None, **dict.fromkeys(rest, "ignore"))  # type: ignore[arg-type]
+        trainer(guard).validate(Replica(act), loader(), verbose=False)
+        return [(f.check, f.subject, f.fact) for f in guard.report.findings]
+
+    return run
+
+
+def other_weights(net: nn.Sequential) -> None:
+    with torch.no_grad():
+        net[2].weight.add_(1)
+
+
+def other_statistics(net: nn.Sequential) -> None:
+    net[1].running_mean.add_(1)
+
+
+ASKED |= {
+    "replicas, equal": replicas(lambda net: None),
+    "replicas, other weights": replicas(other_weights),
+    "replicas, other statistics": replicas(other_statistics),
+}
 ASKED |= {f"without a store, {name}": without_a_store(name) for name in SCENARIOS}
 
 
@@ -395,7 +436,8 @@ def main(rank: int, port: str, folder: str, *only: str) -> None:
     happened = {}
     chosen = {name: (SCENARIOS | ASKED)[name] for name in only} or SCENARIOS
     for name, act in chosen.items():
-        guard, began, value, error = EvalGuard(), time.monotonic(), None, ""
+        # the networks of most scenarios are evaluated untrained
+        guard, began, value, error = EvalGuard(weights="ignore"), time.monotonic(), None, ""
         try:
             value = act(guard)
         except Exception as exception:

@@ -638,3 +638,17 @@ def test_fsdp2_is_guarded_on_its_shards(tmp_path: Path) -> None:
         assert rank["fsdp2, mode"][1].count(", on rank 1") == 4
         assert "`0.weight`" in rank["fsdp2, shard"][1]
     assert ranks[0]["fsdp2, shard"][1] == ranks[1]["fsdp2, shard"][1]
+
+
+def test_ranks_that_evaluate_other_weights_are_named(tmp_path: Path) -> None:
+    names = [f"replicas, {what}" for what in ("equal", "other weights", "other statistics")]
+    done = script("ranks_in_trainer.py", free_port(), tmp_path, *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    for rank in ranks:
+        equal, weights, statistics = (rank[name][0] for name in names)
+        assert equal == []
+        assert [found[:2] for found in weights] == [("weights", "net.2")]
+        assert "has other weights on rank 1 than on rank 0" in weights[0][2]
+        assert [found[:2] for found in statistics] == [("weights", "net.1")]
+        assert "has other running statistics on rank 1" in statistics[0][2]

@@ -117,6 +117,17 @@ class Check(Protocol):
         """The evaluation is over and the loop restored what it restores; `error` ended it."""
         return ()
 
+    def say(self, now: Moment) -> Any:
+        """What this rank has to say to the others as an evaluation ends: plain data, or None.
+
+        Asked where several ranks evaluate together, once `stop` has returned.
+        """
+        return None
+
+    def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
+        """What each rank had to say; the same on all of them, so that all find the same."""
+        return ()
+
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         """A training step is about to run on ``args[0]``, the batch."""
         return ()

@@ -133,7 +133,7 @@ class Run:
                 raise
             self.now.batch = -1
             self.guard.stop(self.now)
-            seen = self.ranks.meet("end", self.record.seen())
+            seen = self._met(self.record.seen(), self.guard.say(self.now))
             results = self.scores.results if self.scores is not None else {}
             self.record.end(self.now.stage, outputs, results, seen)
             if self.now.fitting:
@@ -148,6 +148,17 @@ class Run:
         """Before any callback's hook: some empty there what they kept."""
         self.guard.steps_over()
         return end(*args, **kwargs)
+
+    def _met(self, seen: Any, said: Any) -> dict[int, Any] | None:
+        """Meet the other ranks at the end of an evaluation: what each saw of its samples."""
+        content = None if seen is None and said is None else (seen, said)
+        everyone = self.ranks.meet("end", content)
+        if everyone is None:
+            return None
+        pairs = {rank: pair for rank, pair in everyone.items() if pair is not None}
+        if self.ranks.world > 1:
+            self.guard.hear(self.now, {rank: said for rank, (_, said) in pairs.items()})
+        return {rank: seen for rank, (seen, _) in pairs.items()}
 
     @contextmanager
     def _hooks_followed(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from lightning_evalguard.checks.weights import loads, origin
 from lightning_evalguard.checks.weights.averaged import Averages
 from lightning_evalguard.checks.weights.optimizers import Training
 from lightning_evalguard.checks.weights.origin import Reads
+from lightning_evalguard.checks.weights.ranks import Replicas
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.model.tensors import Inventory
@@ -36,6 +37,7 @@ class WeightsCheck(Check):
         self.notes: list[str] = []
         self._optimizers, self._callbacks = optimizers, callbacks
         self._averages: Averages | None = None
+        self._replicas: Replicas | None = None
         self._inventory: Inventory | None = None
         self._training: Training | None = None
         self._reads: Reads | None = None
@@ -46,6 +48,7 @@ class WeightsCheck(Check):
         self._inventory.refresh(force=True)
         self._training = Training(self._inventory, self._optimizers)
         self._averages = Averages(self._inventory, self._callbacks())
+        self._replicas = Replicas(self._inventory)
         self._reads = None
         self._judged = False
         return ()
@@ -61,6 +64,8 @@ class WeightsCheck(Check):
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         if now.batch > 0 or now.dataloader > 0 or self._averages is None:
             return ()
+        if self._replicas is not None:
+            self._replicas.first_step()
         return self._averages.first_step(now, self._optimized(now))
 
     def _optimized(self, now: Moment) -> bool:
@@ -83,8 +88,16 @@ class WeightsCheck(Check):
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         if error is not None or self._averages is None:
             return ()
+        if self._replicas is not None:
+            self.notes += [n for n in self._replicas.notes if n not in self.notes]
         averaged = self._averages.stepped(self._reads, now, self._optimized(now))
         return [*averaged, *self._origins(now)]
+
+    def say(self, now: Moment) -> Any:
+        return self._replicas.say() if self._replicas is not None else None
+
+    def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
+        return self._replicas.hear(everyone, now) if self._replicas is not None else ()
 
     def _origins(self, now: Moment) -> Iterable[Finding]:
         """Judge the weights of an evaluation on its own, once a run."""
@@ -100,7 +113,7 @@ class WeightsCheck(Check):
     def close(self, now: Moment) -> Iterable[Finding]:
         training, averages, inventory = self._training, self._averages, self._inventory
         reads, self._reads = self._reads, None
-        self._training = self._averages = self._inventory = None
+        self._training = self._averages = self._replicas = self._inventory = None
         if training is None or averages is None or inventory is None or not training.steps:
             return ()
         averaged = averages.close(now, bool(now.step))
