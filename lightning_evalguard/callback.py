@@ -178,6 +178,7 @@ class EvalGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
+        record = self._records.open(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
         claims = ScoresCheck(Ear(trainer))
         checks: list[Check] = [
@@ -196,6 +197,7 @@ class EvalGuard(Callback):
             WeightsCheck(
                 lambda: trainer.optimizers,
                 lambda: trainer.callbacks,  # type: ignore[attr-defined]
+                record.disagreements,
             ),
             claims,
         ]
@@ -225,7 +227,6 @@ class EvalGuard(Callback):
         )
         if scores is not None:
             scores.judge = partial(guard.report_findings, "scores")
-        record = self._records.open(trainer)
         ended = partial(self._end, trainer)
         self._runs.append(Run(trainer, pl_module, guard, scores, ended, sync, record))
 

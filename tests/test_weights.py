@@ -8,11 +8,13 @@ import pickle
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_evalguard import EvalGuard, EvalGuardWarning, Finding
@@ -271,3 +273,48 @@ def test_layers_of_many_kinds_are_recognised_as_drawn(
     model = Many()
     model.load_state_dict(Many().state_dict())
     assert tested(model) == []
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+class Tempered(TwoLayers):
+    """Its score hangs on an attribute that no checkpoint has."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.hparams["temperature"]
+
+
+def validated(folder: Path, module: pl.LightningModule, trainer: Fit) -> list[Finding]:
+    def act(watching: EvalGuard) -> None:
+        made = trainer(callbacks=[watching], logger=CSVLogger(folder))
+        made.validate(module, verbose=False)
+
+    return findings(act)
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_another_score_than_the_record_of_the_fit_says_is_named(
+    trainer: Fit, tmp_path: Path
+) -> None:
+    model = Tempered()
+
+    def act(watching: EvalGuard) -> None:
+        made = trainer(callbacks=[watching], logger=CSVLogger(tmp_path), max_epochs=2)
+        made.fit(model)
+
+    assert findings(act) == []
+    assert validated(tmp_path, model, trainer) == []
+    other = Tempered(temperature=3.0)
+    other.load_state_dict(model.state_dict())
+    (found,) = validated(tmp_path, other, trainer)
+    assert found.subject == "val_loss"
+    assert "for the same weights on the same samples" in found.fact
+    assert "what differs: hyper_parameters.temperature: 1.0, now 3.0" in found.fact
+    changed = Tempered(temperature=3.0)
+    changed.load_state_dict({k: v + 0.1 for k, v in model.state_dict().items()})
+    assert validated(tmp_path, changed, trainer) == []

@@ -20,6 +20,12 @@ from lightning_evalguard.data.fingerprint import Content, whole
 from lightning_evalguard.data.loaders import listed, owned
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
+from lightning_evalguard.record.agreement import (
+    Disagreement,
+    disagreements,
+    records_beside,
+    weights_hash,
+)
 from lightning_evalguard.record.outcomes import Outcomes
 from lightning_evalguard.record.plain import plain
 from lightning_evalguard.record.secrets import without_secrets
@@ -97,7 +103,7 @@ class Records:
         if (
             trainer.is_global_zero
             and self._records(trainer)
-            and (own := self._folder(trainer)) is not None
+            and (own := self.folder(trainer)) is not None
         ):
             folders.append(own)
             if said["run"] == "test" and said["error"] is None:
@@ -120,7 +126,8 @@ class Records:
         else:
             self._files[owner] = _files.write_new(folder, NAME, text)
 
-    def _folder(self, trainer: Any) -> Path | None:
+    def folder(self, trainer: Any) -> Path | None:
+        """Where the record of `trainer` goes."""
         if self._where not in ("auto", None):
             return Path(str(self._where))
         return next((f for f in map(_folder_of, trainer.loggers) if f is not None), None)
@@ -176,6 +183,9 @@ class Run:
         self._outcomes: Outcomes | None = None
         self._kept: dict[str, dict[str, Any]] = {}
         self._history: list[dict[str, Any]] = []
+        self._batch_size: int | None = None
+        self._weights: str | None = None
+        self._weighed = True
 
     @_at_no_cost
     def begin(self, stage: str) -> None:
@@ -185,6 +195,7 @@ class Run:
         self._contents = {}
         one_by_one = self.records.outcomes and stage in ("validate", "test")
         self._outcomes = Outcomes() if one_by_one else None
+        self._weights, self._weighed = None, stage not in ("validate", "test")
 
     @_at_no_cost
     def see(self, stage: str, i: int, batch: Any, loaders: Callable[[], Any]) -> None:
@@ -192,12 +203,16 @@ class Run:
         key = _key(stage, i)
         if self._outcomes is not None:
             self._outcomes.see(key, batch)
+        if not self._weighed:  # now, for what averages weights puts others in their place
+            self._weighed = True
+            self._weights = weights_hash(self.trainer.lightning_module)
         if not self._hashing:
             return
         content = self._contents.get(key)
         if content is None:
             loader = listed(loaders())[i : i + 1]
             content = self._contents[key] = Content(owned(*loader) if loader else None)
+            self._batch_size = getattr(loader[0], "batch_size", None) if loader else None
         content.add(batch)
 
     @_at_no_cost
@@ -237,7 +252,22 @@ class Run:
         for key, result in results.items():
             name, slash, loader = key.partition("/")
             scores |= {f"{name}/{k}{slash}{loader}": v for k, v in result.scores.items()}
-        self._history.append(moment | {"stage": stage, "scores": scores})
+        evaluated = {"stage": stage, "scores": scores, "weights": self._weights}
+        self._history.append(moment | evaluated)
+
+    @_at_no_cost
+    def disagreements(self) -> list[Disagreement]:
+        """The scores of this run that an earlier one of the project has otherwise."""
+        weights = {h["weights"] for h in self._history if h["weights"] is not None}
+        if not weights or not self.trainer.is_global_zero:
+            return []
+        folder = self.records.folder(self.trainer)
+        if folder is None:
+            return []
+        ended, self._ended = self._ended, _now()
+        run = {**self.said(), "checkpoint": None}
+        self._ended = ended
+        return disagreements(run, records_beside(folder, weights))
 
     def _keep_outcomes(self, results: Mapping[str, Any]) -> None:
         outcomes, self._outcomes = self._outcomes, None
@@ -285,6 +315,7 @@ class Run:
             "data_hyper_parameters": plain(getattr(data, "hparams", {})),
             "model": f"{type(module).__module__}.{type(module).__qualname__}",
             "precision": str(trainer.precision),
+            "batch_size": self._batch_size,
             "strategy": type(trainer.strategy).__name__,
             "device": str(trainer.strategy.root_device),
             "devices": trainer.num_devices,

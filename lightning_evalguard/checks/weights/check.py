@@ -13,9 +13,11 @@ from lightning_evalguard.checks.weights.averaged import Averages
 from lightning_evalguard.checks.weights.optimizers import Training
 from lightning_evalguard.checks.weights.origin import Reads
 from lightning_evalguard.checks.weights.ranks import Replicas
+from lightning_evalguard.checks.weights.records import contradicted
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.model.tensors import Inventory
+from lightning_evalguard.record.agreement import Disagreement
 from lightning_evalguard.report import Finding
 
 
@@ -25,6 +27,7 @@ class WeightsCheck(Check):
     Args:
         optimizers: Gives the optimizers of a fit.
         callbacks: Gives the trainer's callbacks, which may average weights.
+        disagreements: Gives the scores of this run that earlier records have otherwise.
     """
 
     name = "weights"
@@ -33,9 +36,11 @@ class WeightsCheck(Check):
         self,
         optimizers: Callable[[], Iterable[Any]] = tuple,
         callbacks: Callable[[], Iterable[object]] = tuple,
+        disagreements: Callable[[], Iterable[Disagreement] | None] = tuple,
     ) -> None:
         self.notes: list[str] = []
         self._optimizers, self._callbacks = optimizers, callbacks
+        self._disagreements = disagreements
         self._averages: Averages | None = None
         self._replicas: Replicas | None = None
         self._inventory: Inventory | None = None
@@ -114,11 +119,14 @@ class WeightsCheck(Check):
         training, averages, inventory = self._training, self._averages, self._inventory
         reads, self._reads = self._reads, None
         self._training = self._averages = self._replicas = self._inventory = None
-        if training is None or averages is None or inventory is None or not training.steps:
+        if training is None or averages is None or inventory is None:
             return ()
+        contradictions = contradicted(self._disagreements() or (), now)
+        if not training.steps:
+            return contradictions
         averaged = averages.close(now, bool(now.step))
         inventory.refresh(force=True)
-        return [*averaged, *training.judge(now, reads, over=True)]
+        return [*contradictions, *averaged, *training.judge(now, reads, over=True)]
 
 
 loads.watch()
