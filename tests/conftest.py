@@ -25,7 +25,7 @@ _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own pytree call
 )
 
-collect_ignore = ["ranks_launched.py", "scripts"]  # scripts, started by tests
+collect_ignore = ["cases", "ranks_launched.py", "scripts"]  # scripts, started by tests
 torch.set_num_threads(1)
 
 
