@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lightning_evalguard.allow import allowed
+from lightning_evalguard.audit import Mode, Replays
 from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.check import Check
 from lightning_evalguard.checks.data.check import DataCheck
@@ -23,7 +24,7 @@ from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
 from lightning_evalguard.confusion.matrix import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
-from lightning_evalguard.guard import Audit, Guard, Replays, check_allow, check_policies
+from lightning_evalguard.guard import Guard, check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.record.run import Records
 from lightning_evalguard.report import (
@@ -119,7 +120,7 @@ class EvalGuard(Callback):
         sync_steps: tuple[int, int] = (2, 50),
         allow: dict[str, list[str]] | None = None,
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
-        audit: Audit = "auto",
+        audit: Mode = "auto",
         train_score: int = 0,
         record: str | os.PathLike[str] | None = "auto",
     ) -> None:
@@ -127,7 +128,7 @@ class EvalGuard(Callback):
             modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
             data=data, sync=sync, weights=weights, scores=scores, selection=selection,
         )  # fmt: skip
-        check_policy("audit", audit, Audit)
+        check_policy("audit", audit, Mode)
         check_allow(allow)
         if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
             raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")

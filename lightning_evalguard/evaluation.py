@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_evalguard.audit import Mode, Replays, why_not_again
 from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
@@ -20,12 +21,9 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.guard import (
     Allow,
-    Audit,
     Guard,
-    Replays,
     check_allow,
     check_policies,
-    why_not_again,
 )
 from lightning_evalguard.report import FixPolicy, Policy, Report, check_policy
 
@@ -78,7 +76,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         batch: Policy = "error",
         rng: FixPolicy = "ignore",
         allow: Allow | None = None,
-        audit: Audit = "auto",
+        audit: Mode = "auto",
         optimizers: Iterable[torch.optim.Optimizer] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -86,7 +84,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         policies = check_policies(
             modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng
         )
-        check_policy("audit", audit, Audit)
+        check_policy("audit", audit, Mode)
         check_allow(allow)
         if not isinstance(optimizers, Iterable) or isinstance(optimizers, (str, bytes, Mapping)):
             raise ValueError(f"optimizers={optimizers!r}: expected a list of optimizers")

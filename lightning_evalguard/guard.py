@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from lightning_evalguard.allow import CONSEQUENCES
+from lightning_evalguard.audit import Audit, Replays, Showing
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.registry import CHECKS, RULES
@@ -18,13 +19,11 @@ from lightning_evalguard.instruments.dispatch import (
     Subscriber,
     Watch,
     aside,
-    blinds_compiled,
     compiles,
 )
-from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.lines import LineTrace
-from lightning_evalguard.instruments.replay import CannotReplay, Look
-from lightning_evalguard.ranks import Alone, processes
+from lightning_evalguard.instruments.replay import CannotReplay
+from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import (
     Finding,
     FixPolicy,
@@ -34,39 +33,10 @@ from lightning_evalguard.report import (
     check_policy,
     warn,
 )
-from lightning_evalguard.stages import is_sanity_check, spelling
 
 Allow = Mapping[str, Sequence[str]]
-Audit = Literal["auto", "full", "off"]
 _FOLLOWS = 0.1  # seconds of looking line by line, in one evaluation of each stage
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
-
-
-@dataclass
-class Replays:
-    """How a step may be shown to the checks that want to see its operators.
-
-    Attributes:
-        audit: ``"auto"``: the first step of the sanity check is run again, the first step of any
-            other evaluation is watched as it runs; ``"full"``: that one is run again too;
-            ``"off"``: neither, and no step is run again when a tripwire fires.
-        beside: Gives what a step can change beside the model: optimizers, schedulers.
-        isolate: Keeps a replay out of the loop's books and the loggers.
-        why_not: Gives the reason why steps must not be run again, or None.
-    """
-
-    audit: Audit = "auto"
-    beside: Callable[[], Iterable[object]] = tuple
-    isolate: Callable[[], AbstractContextManager[Any]] | None = None
-    why_not: Callable[[], str | None] = lambda: None
-
-
-@dataclass
-class Showing:
-    """How a step is shown: watched by `seen` as it runs, or run `again` after it."""
-
-    again: bool
-    seen: dict[str, Subscriber]
 
 
 class Guard:
@@ -94,10 +64,9 @@ class Guard:
         self.report = report
         self._host = host
         self.ranks = ranks or Alone(report)
-        self._replays = replays or Replays("off")
+        self._audit = Audit(self, replays or Replays("off"))
         self._root: nn.Module | None = None
-        self._shown: set[str] = set()
-        self._checks = list(checks)
+        self.checks: Sequence[tuple[Check, str]] = list(checks)
         self._listeners: dict[str, tuple[tuple[Check, str], ...]] = {}
         self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
         self._warned: set[tuple[Any, ...]] = set()
@@ -108,7 +77,7 @@ class Guard:
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`."""
         self._root = root
-        self._shown.clear()
+        self._audit.open(root)
         self._followed.clear()
         self._located.clear()
         self._all("open", lambda check: check.open(root, now))
@@ -117,15 +86,16 @@ class Guard:
         """The run is over; raises what is found only where no `error` ended it."""
         self._all("close", lambda check: check.close(now), quiet=error is not None)
         self._root = None
+        self._audit.close()
 
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
         self._lines = None
         root, new = self._root, now.stage not in self._followed
         self._followed.add(now.stage)
-        if new and self._replays.audit != "off" and root is not None and not compiles(root):
+        if new and self._audit.replays.audit != "off" and root is not None and not compiles(root):
             self._lines = LineTrace(self._standing, _FOLLOWS, live=True)
-        for check, _ in self._hearing("standing"):
+        for check, _ in self.hearing("standing"):
             check.lines = self._lines.found if self._lines is not None else {}
         self._all("start", lambda check: check.start(now))
 
@@ -189,14 +159,21 @@ class Guard:
         kwargs: dict[str, Any],
     ) -> Any:
         try:
-            with self.shown(now) as showing, nullcontext() if showing.seen else following:
+            with self.shown(now) as showing, self._follows(following, showing):
                 outputs = call(*args, **kwargs)
         except StopIteration as stopped:  # which a loop takes for the end of its data
             trace = stopped.__traceback__
-            self._ask("broke_off", lambda check: check.broke_off(trace))
+            self.ask("broke_off", lambda check: check.broke_off(trace))
             raise
         self.after(now, outputs, showing, call, args, kwargs)
         return outputs
+
+    @staticmethod
+    def _follows(
+        following: AbstractContextManager[Any], showing: Showing
+    ) -> AbstractContextManager[Any]:
+        """A step that is watched for good is not followed line by line besides."""
+        return nullcontext() if showing.watched and not showing.again else following
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
@@ -213,34 +190,22 @@ class Guard:
     ) -> None:
         """The step ``call(*args, **kwargs)`` returned `outputs`, shown as `showing` says."""
         self.report.checked["batches"] += 1
-        found = self._ask("after_step", lambda check: check.after_step(now, outputs))
-        if showing.again or self._tripped():
-            found += self._show_again(now, call, args, kwargs)
-        elif showing.seen:
-            found += self._ask("saw", lambda c: c.saw(now, showing.seen.get(c.name), None))
+        found = self.ask("after_step", lambda check: check.after_step(now, outputs))
+        found += self._audit.after(now, showing, call, args, kwargs)
         if found:
             self._judge(found, quiet=False)
 
-    @contextmanager
-    def shown(self, now: Moment) -> Iterator[Showing]:
+    def shown(self, now: Moment) -> AbstractContextManager[Showing]:
         """Show the operators of what runs inside to the checks that want to see this step's."""
-        again = self._showing(now)
-        seen = self._watch(now) if again == "alone" else {}
-        showing = Showing(again == "again", seen)
-        if not seen:
-            yield showing
-            return
-        with Watch(*seen.values()) as watch:
-            yield showing
-        self._off(watch, seen)
+        return self._audit.shown(now)
 
     def steps_over(self) -> None:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
-        self._ask("steps_over", lambda check: check.steps_over())
+        self.ask("steps_over", lambda check: check.steps_over())
 
     def report_findings(self, check: str, findings: Iterable[Finding]) -> None:
         """Apply the policy and the allow list to what was found outside of the check's events."""
-        policy = next((p for c, p in self._checks if c.name == check), None)
+        policy = next((p for c, p in self.checks if c.name == check), None)
         if policy is None:
             return
         kept = [f for f in map(self._with_known_line, findings) if not self._is_allowed(f)]
@@ -269,11 +234,11 @@ class Guard:
                 seen[check.name] = subscriber
             return ()
 
-        self._ask("before_move", before)
+        self.ask("before_move", before)
         with Watch(*seen.values()) if seen else nullcontext() as watch:
             batch = call(*args, **kwargs)
         if watch is not None:
-            self._off(watch, seen)
+            self._audit.switch_off(watch, seen)
         self._all("after_move", lambda check: check.after_move(now, seen.get(check.name)))
         return batch
 
@@ -294,95 +259,8 @@ class Guard:
             standing.update(check.standing())
             return ()
 
-        self._ask("standing", ask)
+        self.ask("standing", ask)
         return standing
-
-    def _showing(self, now: Moment) -> Literal["again", "alone"] | None:
-        """How this step is to be shown whatever happens in it: the first of each kind of run."""
-        audit = self._replays.audit
-        kind = spelling(now.stage).kind
-        if audit == "off" or kind in self._shown or not self._witnesses():
-            return None
-        self._shown.add(kind)
-        again = audit == "full" or is_sanity_check(now.stage)
-        return "again" if again and self._replays.why_not() is None else "alone"
-
-    def _witnesses(self) -> list[Any]:
-        return [check for check, _ in self._hearing("saw")]
-
-    def _tripped(self) -> bool:
-        tripped = False
-
-        def ask(check: Any) -> Iterable[Finding]:
-            nonlocal tripped
-            tripped |= check.tripped()
-            return ()
-
-        self._ask("tripped", ask)
-        return tripped
-
-    def _watch(self, now: Moment) -> dict[str, Subscriber]:
-        if self._root is None or blinds_compiled(self._root):
-            return {}
-        return self._subscribers(now)
-
-    def _subscribers(self, now: Moment) -> dict[str, Subscriber]:
-        seen: dict[str, Subscriber] = {}
-
-        def ask(check: Any) -> Iterable[Finding]:
-            seen[check.name] = check.watch(now)
-            return ()
-
-        self._ask("watch", ask)
-        return seen
-
-    def _off(self, watch: Watch, seen: Mapping[str, Subscriber]) -> None:
-        """Switch off the checks whose subscribers failed."""
-        for subscriber, error in watch.failures:
-            for pair in list(self._checks):
-                if seen.get(pair[0].name) is subscriber:
-                    self._failed(pair, error)
-
-    def _show_again(
-        self,
-        now: Moment,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> list[tuple[Finding, str]]:
-        """Run the step again for the witnesses; if it cannot be, let them say what they know."""
-        why = "replays are off" if self._replays.audit == "off" else self._replays.why_not()
-        before = next((c.before for c in self._witnesses() if c.before), None)
-        if why is None and self._root is not None:
-            try:
-                look = Look(
-                    self._root,
-                    call,
-                    args,
-                    kwargs,
-                    before=before or Generators.capture(),
-                    beside=self._replays.beside(),
-                    isolate=self._replays.isolate,
-                )
-                with aside, look:
-                    return self._shown_again(now, look)
-            except CannotReplay as error:
-                why = str(error)
-            except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
-                self._replays = replace(self._replays, audit="off")
-                broke(self.report, "the closer look at a step", "the rest of the run", error)
-                why = "it failed"
-        self.report.note(f"a step was not run again for a closer look: {why}")
-        return self._ask("saw", lambda c: c.saw(now, None, None))
-
-    def _shown_again(self, now: Moment, look: Look) -> list[tuple[Finding, str]]:
-        seen = self._subscribers(now)
-        outcome = look.again(*seen.values(), strict=False)
-        self._off(outcome.watch, seen)
-        if outcome.error is not None:
-            raise CannotReplay(f"{type(outcome.error).__name__}: {outcome.error}")
-        self.report.checked["replayed_steps"] += 1
-        return self._ask("saw", lambda c: c.saw(now, seen.get(c.name), look))
 
     # asking and judging
 
@@ -390,15 +268,14 @@ class Guard:
         self, event: str, ask: Callable[[Any], Iterable[Finding]], quiet: bool = False
     ) -> None:
         """Ask every check, then judge all that they found at this moment together."""
-        found = self._ask(event, ask)
+        found = self.ask(event, ask)
         if found:
             self._judge(found, quiet)
 
-    def _ask(
-        self, event: str, ask: Callable[[Any], Iterable[Finding]]
-    ) -> list[tuple[Finding, str]]:
+    def ask(self, event: str, ask: Callable[[Any], Iterable[Finding]]) -> list[tuple[Finding, str]]:
+        """What the checks find at an event, allowed findings left out, each with its policy."""
         found: list[tuple[Finding, str]] = []
-        for pair in self._hearing(event):
+        for pair in self.hearing(event):
             check, policy = pair
             try:
                 with aside:
@@ -410,7 +287,7 @@ class Guard:
             except CannotReplay:
                 raise
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
-                self._failed(pair, error)
+                self.failed(pair, error)
             else:
                 found += [(finding, policy) for finding in findings]
             if event in _AFTER_WHICH_NOTES:
@@ -418,13 +295,13 @@ class Guard:
                     self.report.note(sentence)
         return found
 
-    def _hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
+    def hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
         """The checks that do something at an event: most do nothing at most of them."""
         hearing = self._listeners.get(event)
         if hearing is None:
             default = getattr(Check, event, None)
             hearing = self._listeners[event] = tuple(
-                pair for pair in self._checks if getattr(type(pair[0]), event, None) is not default
+                pair for pair in self.checks if getattr(type(pair[0]), event, None) is not default
             )
         return hearing
 
@@ -468,8 +345,9 @@ class Guard:
             for text in said
         )
 
-    def _failed(self, pair: tuple[Check, str], error: Exception) -> None:
-        self._checks = [p for p in self._checks if p is not pair]
+    def failed(self, pair: tuple[Check, str], error: Exception) -> None:
+        """Switch off a check that failed."""
+        self.checks = [p for p in self.checks if p is not pair]
         self._listeners.clear()
         check = pair[0]
         with suppress(Exception):  # it is broken, but what it patched must not stay
@@ -479,12 +357,6 @@ class Guard:
 
 def _repaired(finding: Finding) -> Finding:
     return replace(finding, remedy=f"Repaired for this run. {finding.remedy}")
-
-
-def why_not_again() -> str | None:
-    """Why a step must not be run again; None where it may be."""
-    # A replay on one rank alone would wait for the others in the step's first collective.
-    return "several processes evaluate together" if processes() > 1 else None
 
 
 def check_allow(allowed: Allow | None) -> None:

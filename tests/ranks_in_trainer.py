@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_evalguard import ConfusionMetrics, EvalGuard, Report
 from lightning_evalguard import ranks as _ranks
+from lightning_evalguard.audit import Replays, why_not_again
 from lightning_evalguard.checks.batch import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
@@ -33,7 +34,7 @@ from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.confusion import sources
-from lightning_evalguard.guard import Guard, Replays, why_not_again
+from lightning_evalguard.guard import Guard
 
 CLASSES = 3
 

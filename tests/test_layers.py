@@ -31,6 +31,7 @@ FLOORS = [
     {"record"},
     {"checks/check"},
     {"checks"},
+    {"audit"},
     {"guard"},
     {"views"},
     {"trainer", "evaluation"},

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_evalguard.instruments.dispatch import Subscriber, Watch
+from lightning_evalguard.instruments.effects import Abort, Effects
 from lightning_evalguard.instruments.generators import Generators
-from lightning_evalguard.instruments.rollback import Abort, CannotReplay, Held, Writes
+from lightning_evalguard.instruments.reach import Reach
+from lightning_evalguard.instruments.rollback import CannotReplay, Held, Writes
 from lightning_evalguard.instruments.settings import unchanged_world
 
 _replays = 0  # under way; a replay may contain another run's evaluation, never the reverse
@@ -48,7 +52,8 @@ class Look:
 
     What it writes is copied just before the first write reaches a storage that the module, its
     attributes, the batch or `beside` hold; the module is never cloned. See `rollback` for what is
-    put back and what is out of reach.
+    put back. A step whose code names what cannot be put back is not run again (see `reach`), and
+    one that is about to write a file, start a process or send something ends before it does.
 
     Use it as a context manager: private generators run on from one replay to the next, so that
     their draws differ, and are put back at the end.
@@ -61,6 +66,7 @@ class Look:
         before: The generators as they stood before the step ran.
         beside: Other objects that the step can reach and change: optimizers, schedulers.
         isolate: Keeps a replay out of the loop's books and the loggers.
+        code: What is known to run in the step, each with its globals.
 
     Raises:
         CannotReplay: The step cannot be run again on these arguments; the message says why.
@@ -76,6 +82,7 @@ class Look:
         before: Generators,
         beside: Iterable[object] = (),
         isolate: Callable[[], AbstractContextManager[Any]] | None = None,
+        code: Mapping[CodeType, dict[str, Any]] | None = None,
     ) -> None:
         self.root = root
         self.args = args
@@ -86,7 +93,11 @@ class Look:
         for value in (*self.args, *self.kwargs.values()):
             if isinstance(value, Iterator):
                 raise CannotReplay(f"its argument is a {type(value).__name__}, which runs on")
-        self._held = Held([root, *beside, self.args, self.kwargs])
+        roots = [root, *beside, self.args, self.kwargs]
+        reach = Reach(step, roots, code)
+        if reach.why is not None:
+            raise CannotReplay(reach.why)
+        self._held = Held(roots, reach)
 
     def __enter__(self) -> Look:
         return self
@@ -127,15 +138,19 @@ class Look:
                 self._before.restore()
             else:
                 Generators.seed(seed)
+            effects = Effects(forbid=True)
+            given = self.args if args is None else args
             try:
-                with watch:
-                    outcome.outputs = self._step(
-                        *(self.args if args is None else args), **self.kwargs
-                    )
+                with watch, effects:
+                    # in a context of its own, whose variables nobody else sees
+                    context = contextvars.copy_context()
+                    outcome.outputs = context.run(self._step, *given, **self.kwargs)
             except Abort as error:
-                outcome.error = CannotReplay(str(error))
+                outcome.error = CannotReplay(f"it {error}")
             except Exception as error:  # noqa: BLE001 - the step ran before: this is the replay's
                 outcome.error = error.with_traceback(None)
+        if effects.why is not None and outcome.error is None:  # the user's code caught it
+            outcome.error = CannotReplay(f"it {effects.why}")
         if strict and watch.failures:
             raise watch.failures[0][1]
         return outcome

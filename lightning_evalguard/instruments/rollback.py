@@ -1,13 +1,17 @@
 """What a step can change, captured before and restored after: nothing is cloned but what it writes.
 
-Captured are the modules and the plain objects they hold, their attributes and containers, hooks,
-gradients, generators and torch's global modes. Not reached are files and sockets, objects without
-a ``__dict__``, and memory that is written without an operator (a numpy view).
+Captured are the modules and the plain objects they hold, their attributes, slots and containers,
+hooks, gradients and generators, and what the step's code names besides: globals, attributes of
+classes, callbacks, data (see `reach`). Files, connections, iterators and what else cannot be put
+back is not captured: a step that touches it is not run again.
 """
 
 from __future__ import annotations
 
+import array
 import functools
+import io
+import operator
 import sys
 import types
 from collections import OrderedDict, deque
@@ -18,15 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key
+from lightning_evalguard.instruments.effects import Abort
 from lightning_evalguard.instruments.generators import (
     generator_state,
     is_default,
     is_generator,
     set_generator_state,
 )
+from lightning_evalguard.instruments.reach import Reach, slots_of
 
 _DEPTH = 6  # containers and plain objects, counted from a module's attribute
 _MANY = 10_000  # items of one container that are looked into
+_COPIED = 1_000_000  # items of one container that are copied; of a longer list its length is kept
 _LARGE = 1 << 26  # bytes of one numpy array that are worth a copy
 
 _LEAVES = (
@@ -57,9 +64,10 @@ class Held:
 
     Args:
         roots: Modules, optimizers, a batch: whatever the step can reach.
+        reach: What the step's code names besides.
     """
 
-    def __init__(self, roots: Iterable[object]) -> None:
+    def __init__(self, roots: Iterable[object], reach: Reach | None = None) -> None:
         self.storages: dict[int, Tensor] = {}
         self._restores: list[Callable[[], None]] = []
         self._generators: list[tuple[Any, Any]] = []
@@ -72,6 +80,8 @@ class Held:
                 self._empty.append(thing)
             else:
                 self._hold(thing, kind)
+        if reach is not None:
+            self._hold_named(reach)
 
     def restore(self) -> None:
         """Put back attributes, containers, identities, flags and gradients; not contents."""
@@ -108,10 +118,25 @@ class Held:
                 self._restores.append(functools.partial(numpy.copyto, thing, thing.copy()))
         elif issubclass(kind, types.FunctionType):
             self._restores += [_cell(c) for c in thing.__closure__ or () if _filled(c)]
+        elif issubclass(kind, (bytearray, array.array)):
+            self._restores.append(functools.partial(operator.setitem, thing, slice(None), thing[:]))
+        elif kind in (io.StringIO, io.BytesIO):
+            if not thing.closed:
+                self._restores.append(functools.partial(thing.__setstate__, thing.__getstate__()))
         else:
+            self._restores += [_slot(thing, member) for _, member in slots_of(thing)]
             attributes = attributes_of(thing, kind)
             if attributes is not None:
                 self._restores.append(_items(attributes, dict))
+
+    def _hold_named(self, reach: Reach) -> None:
+        known = set(map(id, self._seen))
+        for thing in reach.things:
+            if id(thing) not in known:
+                self._seen.append(thing)
+                self._hold(thing, type(thing))
+        self._restores += [_variables(held, names) for held, names in reach.variables]
+        self._restores += [_member(owner, name) for owner, name in reach.members]
 
     def _hold_tensor(self, tensor: Tensor) -> None:
         if nn.parameter.is_lazy(tensor) or hasattr(tensor, "__tensor_flatten__"):
@@ -228,7 +253,7 @@ class Writes(Subscriber):
                     storage = tensor.untyped_storage()
                     self._copies[key] = (storage, _as_bytes(storage).clone())
                 except Exception as error:  # noqa: BLE001 - nothing may write unsaved
-                    raise Abort(f"`{op.name}` writes what cannot be copied: {error}") from None
+                    raise Abort(f"writes with `{op.name}` what cannot be copied: {error}") from None
         generator = op.kwargs.get("generator")
         if generator is not None and not is_default(generator):
             self._held.hold_generator(generator)
@@ -244,10 +269,6 @@ class Writes(Subscriber):
         self._copies.clear()
 
 
-class Abort(BaseException):
-    """Ends a replay from inside an operator, past the user's ``except Exception``."""
-
-
 def _as_bytes(storage: Any) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
@@ -257,10 +278,10 @@ def _as_bytes(storage: Any) -> Tensor:
 
 def _items(mapping: dict[Any, Any], kind: Any) -> Callable[[], None]:
     saved = dict(mapping)
-    ids = [*map(id, saved.values())]
 
     def restore() -> None:
-        if [*map(id, mapping.values())] != ids:
+        same = _same_items(mapping.values(), saved.values())
+        if not (same and _same_items(mapping, saved)):
             # The class's own methods: a subclass may do more in its overrides than hold items.
             kind.clear(mapping)
             kind.update(mapping, saved)
@@ -271,17 +292,71 @@ def _items(mapping: dict[Any, Any], kind: Any) -> Callable[[], None]:
 def _container(container: Any) -> Callable[[], None]:
     if isinstance(container, dict):
         return _items(container, OrderedDict if isinstance(container, OrderedDict) else dict)
-    if isinstance(container, list) and len(container) > _MANY:
+    if isinstance(container, list) and len(container) > _COPIED:
         return functools.partial(_truncate, container, len(container))
     kind: Any = next(k for k in (list, set, deque) if isinstance(container, k))
     fill = "update" if kind is set else "extend"
     saved = list(container)
-    ids = [*map(id, saved)]
 
     def restore() -> None:
-        if [*map(id, container)] != ids:
+        if not _same_items(container, saved):
             kind.clear(container)
             getattr(kind, fill)(container, saved)
+
+    return restore
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _slot(thing: Any, member: Any) -> Callable[[], None]:
+    saved = _in_slot(thing, member)
+
+    def restore() -> None:
+        now = _in_slot(thing, member)
+        if now is saved:
+            return
+        if saved is _NOTHING:
+            member.__delete__(thing)
+        else:
+            member.__set__(thing, saved)
+
+    return restore
+
+
+_NOTHING = object()
+
+
+def _in_slot(thing: Any, member: Any) -> Any:
+    try:
+        return member.__get__(thing)
+    except AttributeError:
+        return _NOTHING
+
+
+def _variables(held: dict[str, Any], names: set[str]) -> Callable[[], None]:
+    """The globals of a file that the step's code names, also those that are not there yet."""
+    saved = {name: held.get(name, _NOTHING) for name in names}
+
+    def restore() -> None:
+        for name, value in saved.items():
+            if held.get(name, _NOTHING) is value:
+                continue
+            if value is _NOTHING:
+                del held[name]
+            else:
+                held[name] = value
+
+    return restore
+
+
+def _member(owner: type, name: str) -> Callable[[], None]:
+    saved = vars(owner)[name]
+
+    def restore() -> None:
+        if vars(owner).get(name, _NOTHING) is not saved:
+            type.__setattr__(owner, name, saved)
 
     return restore
 
@@ -345,4 +420,4 @@ def _cell(cell: types.CellType) -> Callable[[], None]:
     return restore
 
 
-__all__ = ["Abort", "CannotReplay", "Held", "Writes"]
+__all__ = ["CannotReplay", "Held", "Writes"]

@@ -1,0 +1,243 @@
+"""What a step does that cannot be undone: files, processes, connections; and the code that it runs.
+
+Python tells an audit hook of each file that is opened, each process and each connection before it
+happens. What native code does without telling is known by the functions that lead to it.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import os
+import sys
+import threading
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from lightning_evalguard.instruments.source import LIBRARIES, owner_of
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# Events that reach beyond the process, by their name or by the first part of it.
+_BEYOND = {
+    "subprocess.Popen": "starts a process",
+    "os.system": "starts a process",
+    "os.exec": "starts a process",
+    "os.fork": "starts a process",
+    "os.forkpty": "starts a process",
+    "os.posix_spawn": "starts a process",
+    "os.spawn": "starts a process",
+    "os.startfile": "starts a process",
+    "os.kill": "sends a signal",
+    "os.chdir": "changes the working directory",
+    "socket.connect": "opens a connection",
+    "socket.bind": "opens a connection",
+    "socket.sendto": "sends over a socket",
+    "socket.sendmsg": "sends over a socket",
+    "http.client.send": "sends a request",
+    "urllib.Request": "sends a request",
+    "smtplib.send": "sends a mail",
+    "ftplib.sendcmd": "sends a request",
+    "sqlite3.connect": "opens a database",
+}
+_FILES = frozenset(
+    {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate"}
+    | {"os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr"}
+    | {"shutil.copyfile", "shutil.copymode", "shutil.copystat", "shutil.copytree"}
+    | {"shutil.move", "shutil.rmtree", "shutil.make_archive", "shutil.unpack_archive"}
+    | {"tempfile.mkstemp", "tempfile.mkdtemp"}
+)
+# Below these frames files are written that hold the same whoever writes them, or that a replay does
+# not write: compilers' caches, and loggers, which a replay finds replaced.
+_HARMLESS = tuple(
+    os.path.join("", *folder, "")
+    for folder in (
+        (os.sep, "torch", "_dynamo"),
+        (os.sep, "torch", "_inductor"),
+        (os.sep, "torch", "_functorch"),
+        (os.sep, "triton"),
+        (os.sep, "pytorch", "loggers"),
+        (os.sep, "pytorch_lightning", "loggers"),
+    )
+)
+# Functions of native code that write without an event; methods by what they are called on.
+_NATIVE = frozenset({"imwrite", "imwritemulti"})
+_ACTS = frozenset(
+    {"write", "writelines", "truncate", "send", "sendall", "put", "put_nowait", "get", "get_nowait"}
+    | {"read", "readline", "readlines", "readinto", "recv", "recv_into", "seek"}
+    | {"execute", "executemany", "executescript", "commit", "fetchone", "fetchmany", "fetchall"}
+)
+_READS = frozenset({"read", "readline", "readlines", "readinto", "seek"})
+_HANDLES = frozenset({"_io", "socket", "_socket", "ssl", "_ssl", "_queue", "sqlite3", "_sqlite3"})
+_CALLS = {os.write: "writes to a file"}
+
+
+class Abort(BaseException):
+    """Ends a replay before something happens, past the user's ``except Exception``."""
+
+
+class Effects:
+    """Hears what the code inside does beyond the process, in this thread, while it is entered.
+
+    Args:
+        forbid: Raise `Abort` before it happens.
+        calls: Hear which code runs too, which costs a fraction of a microsecond a call. Where
+            somebody profiles this thread already, or Dynamo compiles, that is not done.
+
+    Attributes:
+        why: The first of what cannot be undone, in words, or None.
+        code: The code that ran, of the user's and of packages around torch, each with its globals.
+    """
+
+    def __init__(self, forbid: bool = False, calls: bool = True) -> None:
+        self.why: str | None = None
+        self.code: dict[CodeType, dict[str, Any]] = {}
+        self._forbid = forbid
+        self._calls = calls
+        self._profiles = False
+        self._thread = 0
+        self._own: set[int] = set()
+        self._known: set[CodeType] = set()
+
+    def __enter__(self) -> Effects:
+        _install()
+        self._thread = threading.get_ident()
+        _listening.append(self)
+        self._profiles = self._calls and sys.getprofile() is None
+        if self._profiles:
+            sys.setprofile(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._profiles and sys.getprofile() == self._call:
+            sys.setprofile(None)
+        if self in _listening:
+            _listening.remove(self)
+        self._own.clear()
+
+    def _add(self, why: str) -> None:
+        if self.why is None:
+            self.why = why
+        if self._forbid:
+            raise Abort(why)
+
+    # what python tells
+
+    def hear(self, event: str, args: tuple[Any, ...]) -> None:
+        """An audit event of this process; most are none of this thread's, or harmless."""
+        if self._thread != threading.get_ident():
+            return
+        why = _reason(event, args)
+        if why is not None and not _is_harmless(sys._getframe(1)):
+            self._add(why)
+
+    # what runs
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            self._python(frame)
+        elif event == "c_call":
+            self._native(arg)
+
+    def _python(self, frame: FrameType) -> None:
+        code = frame.f_code
+        if code.co_flags & _RUNS_ON:
+            known = id(frame) in self._own
+            self._own.add(id(frame))
+            ours = owner_of(code.co_filename) == "self"
+            if not (known or ours or self.why) and frame.f_lasti > _start(code):
+                # Raising here would end the generator, so it is not forbidden but told.
+                self.why = f"takes from the generator `{code.co_name}`"
+        if code in self._known:
+            return
+        self._known.add(code)
+        if code is _SAVES:
+            self._add("writes to a file")
+        if owner_of(code.co_filename) not in LIBRARIES:
+            self.code[code] = frame.f_globals
+
+    def _native(self, function: Any) -> None:
+        name = function.__name__
+        if name in _NATIVE:
+            self._add("writes to a file")
+        if name not in _ACTS:
+            return
+        if function in _CALLS:
+            self._add(_CALLS[function])
+        owner = function.__self__
+        if type(owner).__module__ not in _HANDLES or owner in (sys.stdout, sys.stderr):
+            return
+        if type(owner).__name__ in ("StringIO", "BytesIO"):
+            return
+        if type(owner).__module__ == "_io" and name in _READS:
+            return  # most files that are read were opened for it, and the others are named
+        self._add(f"calls `{type(owner).__name__}.{name}`")
+
+
+_RUNS_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+# `torch.save` to a path: the file is opened by native code.
+_SAVES: CodeType | None = getattr(
+    getattr(getattr(torch.serialization, "_open_zipfile_writer_file", None), "__init__", None),
+    "__code__",
+    None,
+)
+
+
+@functools.lru_cache(maxsize=1024)
+def _start(code: CodeType) -> int:
+    """Where a generator stands that has not run yet."""
+    resumes = (i.offset for i in dis.get_instructions(code) if i.opname == "RESUME")
+    return next(resumes, -1)
+
+
+def _reason(event: str, args: tuple[Any, ...]) -> str | None:
+    if event == "open":
+        return _opened(*args[:3]) if len(args) >= 3 else None
+    if event in _FILES:
+        return None if _is_bytecode(args[0] if args else None) else "changes files"
+    return _BEYOND.get(event) or None
+
+
+def _opened(path: Any, mode: Any, flags: Any) -> str | None:
+    if isinstance(mode, str):
+        writes = any(letter in mode for letter in "wax+")
+    else:
+        writes = isinstance(flags, int) and bool(flags & _WRITING)
+    if not writes or path == os.devnull or _is_bytecode(path):
+        return None
+    return "writes to a file"
+
+
+def _is_bytecode(path: Any) -> bool:
+    return isinstance(path, str) and ("__pycache__" in path or ".pyc" in path)
+
+
+def _is_harmless(frame: FrameType | None) -> bool:
+    """Whether a compiler or a logger is at work."""
+    while frame is not None:
+        if any(folder in frame.f_code.co_filename for folder in _HARMLESS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_listening: list[Effects] = []
+_installed = False
+
+
+def _install() -> None:
+    """Put in the one hook of this process: python knows no way to take it out again."""
+    global _installed
+    if not _installed:
+        _installed = True
+        sys.addaudithook(_hear)
+
+
+def _hear(event: str, args: tuple[Any, ...]) -> None:
+    if _listening:
+        _listening[-1].hear(event, args)
+
+
+__all__ = ["Abort", "Effects"]
