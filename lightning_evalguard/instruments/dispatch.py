@@ -345,19 +345,28 @@ class ModuleNames:
         return "", self._root
 
 
+def holds(thing: object, name: str) -> bool:
+    """Whether a thing has an attribute or a submodule of its own, without running its code."""
+    try:
+        own = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return False
+    return name in own or (isinstance(thing, nn.Module) and name in own.get("_modules", ()))
+
+
 def blinds_compiled(root: nn.Module) -> bool:
     """Whether a dispatch mode would make Dynamo give up compiled parts of `root` for good.
 
     Before torch 2.10 a mode could not ask to be ignored by it.
     """
     ignorable = hasattr(TorchDispatchMode, "ignore_compile_internals")
-    return not ignorable and any(hasattr(m, "_orig_mod") for m in root.modules())
+    return not ignorable and any(holds(m, "_orig_mod") for m in root.modules())
 
 
 def compiles(root: nn.Module) -> bool:
     """Whether a part of `root` is compiled: its code compiles once more where a tracer follows."""
     return any(
-        hasattr(value, "_orig_mod") or hasattr(value, "_torchdynamo_orig_callable")
+        holds(value, "_orig_mod") or holds(value, "_torchdynamo_orig_callable")
         for module in root.modules()
         for value in (module, *vars(module).values())
     ) or any(vars(m).get("_compiled_call_impl") is not None for m in root.modules())
@@ -372,6 +381,7 @@ __all__ = [
     "below",
     "blinds_compiled",
     "compiles",
+    "holds",
     "modules_around",
     "storage_key",
     "tensors_in",

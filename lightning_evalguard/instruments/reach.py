@@ -245,7 +245,8 @@ class Reach:
         names = set(code.co_names)
         self._names |= names
         self._names |= {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
-        if names & _DYNAMIC:
+        # Packages make up names of their own things, the user's code of any.
+        if names & _DYNAMIC and owner_of(code.co_filename) == "user":
             self._dynamic = True
         if names & _STREAMS:
             self._refuse("sys.__stdout__", "an open file, which cannot be put back")

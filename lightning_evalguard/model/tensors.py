@@ -514,10 +514,19 @@ class _Walk:
             for i, item in enumerate(list(value)[-_ITEMS:]):
                 yield from self.within(item, f"{path}[{i}]", depth - 1)
         elif not f"{kind.__module__}.".startswith(_LIBRARIES):
-            inside = getattr(value, "__dict__", None)
-            if isinstance(inside, dict):
+            inside = own_dict(value)
+            if inside is not None:
                 for key, item in list(inside.items())[:_ITEMS]:
                     yield from self.within(item, f"{path}.{key}", depth - 1)
+
+
+def own_dict(value: object) -> dict[str, Any] | None:
+    """``vars(value)``, without running what its class may do for an attribute; None without."""
+    try:
+        inside = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return inside if isinstance(inside, dict) else None
 
 
 def version(tensor: Tensor) -> int:

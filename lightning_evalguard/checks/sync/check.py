@@ -20,6 +20,7 @@ from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
 from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch, forget_compiled
 from lightning_evalguard.data.batches import moved_tensors
+from lightning_evalguard.instruments.dispatch import holds
 from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
 from lightning_evalguard.report import Finding, Report, Sync, short_path
 from lightning_evalguard.stages import spelling
@@ -169,7 +170,7 @@ class SyncCheck(Check):
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._root = root
-        if not any(hasattr(module, "_orig_mod") for module in root.modules()):
+        if not any(holds(module, "_orig_mod") for module in root.modules()):
             forget_compiled()
         return ()
 
