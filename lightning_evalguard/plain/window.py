@@ -6,16 +6,17 @@ import dis
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_evalguard.audit import Replays, Showing, why_not_again
 from lightning_evalguard.checks.check import Moment
-from lightning_evalguard.guard import Guard, Replays, Showing, why_not_again
+from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.plain.models import Model
 from lightning_evalguard.report import Finding, Report
@@ -139,8 +140,9 @@ class Held(Guard):
         else:
             self._waiting += found
 
-    def _showing(self, now: Moment) -> Literal["again", "alone"] | None:
-        return super()._showing(now) if self._look else None
+    def shown(self, now: Moment) -> AbstractContextManager[Showing]:
+        """Show this step, where the window is one of those that are looked at."""
+        return super().shown(now) if self._look else nullcontext(Showing())
 
 
 class Watched:
