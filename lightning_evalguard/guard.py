@@ -127,7 +127,7 @@ class Guard:
             return ()
 
         if self.ranks.world > 1:
-            self._ask("say", ask)
+            self.ask("say", ask)
         return said or None
 
     def hear(self, now: Moment, everyone: Mapping[int, Any]) -> None:
