@@ -8,6 +8,7 @@ import math
 import socket
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
-from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics
+from lightning_evalguard.confusion.by_batch import Batches
+from lightning_evalguard.confusion.differences import Claim, candidates
+from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics, margins
 from lightning_evalguard.confusion.recorder import Recorded, Recorder
 from lightning_evalguard.instruments.patch import Wrap
 from two_ranks import CLASSES, Counted, data, rank_of_two
@@ -510,3 +513,25 @@ def test_a_value_that_differs_is_explained_where_it_can_be() -> None:
         "rounded": "",
         "no such score": "",
     }
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_the_scores_of_each_batch_are_those_of_its_own_matrix(task: Any) -> None:
+    made = torch.Generator().manual_seed(0)
+    whole, batches = ConfusionMatrix(3, task, ignore_index=1 if task == "multiclass" else -1), []
+    each = Batches()
+    for _ in range(4):
+        shape = (7, 3) if task == "multilabel" else (7,)
+        high = 3 if task == "multiclass" else 2
+        preds, target = (torch.randint(high, shape, generator=made) for _ in range(2))
+        alone = ConfusionMatrix.of(whole.layout)
+        for state in (whole, alone):
+            state.count(preds, target)
+        each.take(whole.counts)
+        batches.append(alone.result())
+    each.close(task, partial(margins, whole.layout, whole.layout.num_classes, "labels"))
+    assert each.totals() == [one.total for one in batches]
+    for family in ("accuracy", "f1", "precision", "recall", "specificity", "mcc", "kappa"):
+        claim = Claim(family, "", "")
+        for name, values in each.series(claim).items():
+            assert values == pytest.approx([candidates(one, claim)[name] for one in batches])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_evalguard.confusion.differences import Claim, candidates, close
-from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.confusion import scores as _scores
+from lightning_evalguard.confusion.differences import Claim, close
 
 _CELLS = 1 << 20  # counts that are kept, 8 MiB; above it the batches are not told apart
 _BATCHES = 512
@@ -23,6 +23,10 @@ NO_MEANS = tuple(
 )  # fmt: skip
 
 
+Margins = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Support, predicted and true positives ``(B, C)`` and answers judged ``(B, C)`` or ``(B, 1)``."""
+
+
 class Batches:
     """The counts of one evaluation after each of its batches.
 
@@ -30,55 +34,101 @@ class Batches:
     """
 
     def __init__(self) -> None:
-        self._totals: list[tuple[Tensor, Tensor]] = []
+        self._totals: list[Tensor] = []
         self._cells = 0
-        self._read: Callable[[Tensor, Tensor], ConfusionResult] | None = None
-        self._results: list[ConfusionResult] | None = None
+        self._read: Callable[[Tensor], Margins] | None = None
+        self._task = ""
+        self._margins: Margins | None = None
+        self._series: dict[Claim, dict[str, list[float]]] = {}
 
-    def take(self, counts: Tensor, hits: Tensor) -> None:
+    def take(self, counts: Tensor) -> None:
         """A batch is over: remember what was counted so far."""
         self._cells += counts.numel()
         if self._cells <= _CELLS and len(self._totals) < _BATCHES:
-            self._totals.append((counts.clone(), hits.clone()))
+            self._totals.append(counts.clone())
         else:
             self._totals.clear()
             self._cells = _CELLS + 1
 
-    def close(self, read: Callable[[Tensor, Tensor], ConfusionResult]) -> None:
-        """The evaluation is over: how to read what one batch counted."""
-        self._read = read
-
-    def results(self) -> list[ConfusionResult]:
-        """What each batch counted, empty where that is not known."""
-        if self._results is None:
-            self._results = list(self._differences())
-            self._totals.clear()
-        return self._results
-
-    def _differences(self) -> Iterator[ConfusionResult]:
-        if self._read is None or not self._totals:
-            return
-        counts = torch.stack([c for c, _ in self._totals]).cpu()
-        hits = torch.stack([h for _, h in self._totals]).cpu()
-        for batch in range(len(counts)):
-            before = batch - 1
-            if batch:
-                yield self._read(counts[batch] - counts[before], hits[batch] - hits[before])
-            else:
-                yield self._read(counts[0], hits[0])
+    def close(self, task: str, read: Callable[[Tensor], Margins]) -> None:
+        """The evaluation is over: how to read what its batches counted."""
+        self._task, self._read = task, read
 
     def totals(self) -> list[int]:
-        """How many answers each batch counted."""
-        return [result.total for result in self.results()]
+        """How many answers each batch counted; empty where that is not known."""
+        margins = self._counted()
+        if margins is None:
+            return []
+        support, judged = margins[0], margins[3]
+        counted = judged if self._task == "multilabel" else support
+        return [int(n) for n in counted.sum(1)]
 
     def series(self, claim: Claim) -> dict[str, list[float]]:
-        """Each score of one family, batch by batch; those that every batch has."""
-        of_each = [candidates(result, claim) for result in self.results()]
-        if not of_each:
-            return {}
-        names = [n for n in of_each[0] if all(n in one for one in of_each)]
-        names.sort(key=lambda n: (n != claim.family, not n.endswith("_macro")))
-        return {name: [one[name] for one in of_each] for name in names}
+        """Each score of one family, batch by batch."""
+        claim = claim._replace(stage="")
+        if claim not in self._series:
+            margins = self._counted()
+            named = {} if margins is None else _scores_of(self._task, *margins, claim.family)
+            if claim.average:
+                named = {k: v for k, v in named.items() if claim.average in k.split("_")}
+            self._series[claim] = {k: v.tolist() for k, v in named.items() if not v.isnan().any()}
+        return self._series[claim]
+
+    def _counted(self) -> Margins | None:
+        if self._margins is None and self._read is not None and self._totals:
+            totals = torch.stack(self._totals).cpu()
+            self._totals.clear()
+            self._margins = self._read(torch.diff(totals, dim=0, prepend=totals[:1] * 0))
+        return self._margins
+
+
+def _scores_of(
+    task: str, s: Tensor, p: Tensor, tp: Tensor, judged: Tensor, family: str
+) -> dict[str, Tensor]:
+    """The scores of one family, ``(B,)`` each, the plainest first."""
+    each = _scores.per_class(s, p, tp, judged)
+    n = judged.sum(1).double() if task == "multilabel" else s.sum(1).double()
+    right = tp.sum(1).double()
+    accuracy = right / n
+    if task == "multilabel":
+        accuracy = 1 - ((s - tp) + (p - tp)).sum(1).double() / n
+    if family == "accuracy":
+        if task == "multilabel":
+            return {"hamming_accuracy": accuracy}
+        return {"accuracy": accuracy, "accuracy_macro": _mean(each.recall, (s + p) > 0)}
+    if family == "balanced_accuracy":
+        return {"balanced_accuracy": _mean(each.recall, s > 0)}
+    if family in ("mcc", "kappa"):
+        return {} if task == "multilabel" else {family: _chance_corrected(s, p, right, n, family)}
+    values, support = getattr(each, family), s.double()
+    made = {
+        f"{family}_macro": _mean(values, (s + p) > 0),
+        f"{family}_macro_of_present_classes": _mean(values, s > 0),
+        f"{family}_macro_of_all_classes": values.mean(1),
+        f"{family}_weighted": (values * support).sum(1) / support.sum(1),
+    }
+    if task == "multilabel":
+        micro = _scores.per_class(s.sum(1), p.sum(1), tp.sum(1), judged.sum(1))
+        made[f"{family}_micro"] = getattr(micro, family)
+    elif family != "specificity":
+        made[f"{family}_micro"] = accuracy
+    if task != "multilabel" and values.shape[1] == 2:
+        made = {family: values[:, 1], **made, f"{family}_of_class_0": values[:, 0]}
+    return made
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    return (values * where).sum(1) / where.sum(1)
+
+
+def _chance_corrected(s: Tensor, p: Tensor, right: Tensor, n: Tensor, which: str) -> Tensor:
+    s, p = s.double(), p.double()
+    by_chance = (s * p).sum(1)
+    gain = right * n - by_chance
+    room = n * n - by_chance
+    if which == "mcc":
+        room = ((n * n - (s * s).sum(1)) * (n * n - (p * p).sum(1))).sqrt()
+    return torch.where(room > 0, gain / room, 0.0)
 
 
 def mean_of(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -640,6 +640,45 @@ def _read_multiclass(
     )
 
 
+def margins(
+    layout: Layout, num_classes: int, preds_are: str, counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Support, predicted, true positives and answers judged of several states at once.
+
+    Args:
+        layout: How each is laid out.
+        num_classes: How many classes, or labels, to read.
+        preds_are: What the scores were taken for.
+        counts: The flat states, ``(B, bins)``.
+
+    Returns:
+        ``(B, C)`` each, the last ``(B, 1)`` unless the task is multilabel.
+    """
+    batches, c = len(counts), layout.num_classes
+    if layout.task == "multiclass" and not layout.full:
+        low, high = layout.rows
+        rows, predicted, right = counts.split([high - low + 2, c + 1, c + 1], dim=1)  # type: ignore[no-untyped-call]
+        support, *_ = layout.split(rows[:, :-1].T)
+        found = support.T, predicted[:, :c], right[:, :c]
+    elif layout.task == "multiclass":
+        cells, *_ = layout.split(counts.view(batches, -1, layout.width).transpose(0, 1))
+        matrix = cells[:, :, 1 : c + 1].transpose(0, 1)  # (B, C, C)
+        found = matrix.sum(2), matrix.sum(1), matrix.diagonal(dim1=1, dim2=2)
+    else:
+        labels = c if layout.task == "multilabel" else 1
+        tables = counts.view(batches, 1 + layout.by_batch, labels, -1, layout.width).sum(1)
+        rows, *_ = layout.split(tables.flatten(0, 1).transpose(0, 1))  # (2, B * L, columns)
+        answered = _answered(rows, layout.answers(preds_are))[:, :, :2]
+        matrix = answered.view(batches, labels, 2, 2)
+        if layout.task == "multilabel":
+            judged = matrix.sum((2, 3))
+            return matrix[:, :, 1].sum(2), matrix[:, :, :, 1].sum(2), matrix[:, :, 1, 1], judged
+        one = matrix[:, 0]
+        found = one.sum(2), one.sum(1), one.diagonal(dim1=1, dim2=2)
+    support, predicted, hits = (x[:, :num_classes] for x in found)
+    return support, predicted, hits, support.sum(1, keepdim=True)
+
+
 def _unusable(layout: Layout, n: int) -> dict[str, Any]:
     return {"unusable_preds" if layout.preds_are == "labels" else "nan_preds": n}
 

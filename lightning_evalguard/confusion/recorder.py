@@ -21,6 +21,7 @@ from lightning_evalguard.confusion.matrix import (
     ConfusionMetrics,
     Layout,
     are_logits,
+    margins,
     read,
 )
 from lightning_evalguard.confusion.outcomes import right
@@ -142,7 +143,7 @@ class _Loader:
     def batch_over(self) -> None:
         """What the batch counted stands apart, now that the next one is about to run."""
         if self.batches and self.chosen is not None:
-            self.each.take(self.chosen.state.counts, self.chosen.state.hits)
+            self.each.take(self.chosen.state.counts)
 
 
 class Recorder:
@@ -324,11 +325,8 @@ class Recorder:
             self._settle(entry, result)
             recorded.results[entry.key] = result
             entry.each.close(
-                partial(
-                    read, entry.layout, class_names=entry.names if fits else None,
-                    least=result.num_classes, per_class=0, logits=result.preds_are == "logits",
-                )
-            )  # fmt: skip
+                result.task, partial(margins, entry.layout, result.num_classes, result.preds_are)
+            )
             recorded.batches[entry.key], entry.each = entry.each, Batches()
             self._tell(entry, result, recorded)
         for entry in entries:

@@ -174,7 +174,7 @@ class Claims:
         self, heard: Heard, value: float, series: dict[str, list[float]], counted: Counted
     ) -> tuple[str, str]:
         """Which summary of the batches' scores a value is, in words, and the fix."""
-        n = len(counted.batches.results())
+        n = len(counted.batches.totals())
         sizes = [float(s) for s in self._tally.sizes_of(heard.loader) if s is not None]
         weighed = [float(s) for s in self._tally.weights_of(heard.key)]
         plain = [1.0] * n
@@ -253,7 +253,7 @@ class Claims:
             return None
         if any(close(value, score) for score in _every_score(counted.result)):
             return None
-        n = len(counted.batches.results())
+        n = len(counted.batches.totals())
         if n < 2:
             return None
         for claim in NO_MEANS:
