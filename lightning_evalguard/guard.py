@@ -35,7 +35,7 @@ from lightning_evalguard.report import (
 )
 
 Allow = Mapping[str, Sequence[str]]
-_FOLLOWS = 0.1  # seconds of looking line by line, in one evaluation of each stage
+_FOLLOWS = 10_000  # values looked at line by line, in one evaluation of each stage: about 0.1 s
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
 

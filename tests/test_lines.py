@@ -133,7 +133,7 @@ def test_a_trace_within_itself_ends_with_the_outer_one() -> None:
     assert trace.found["flag"].expression == "box.flag = True"
 
 
-def test_a_live_trace_gives_way_to_a_debugger_and_ends_with_its_time() -> None:
+def test_a_live_trace_gives_way_to_a_debugger_and_ends_with_its_budget() -> None:
     box, seen = Box(), []
 
     def debugger(frame: Any, event: str, arg: Any) -> Any:
@@ -153,7 +153,7 @@ def test_a_live_trace_gives_way_to_a_debugger_and_ends_with_its_time() -> None:
         sys.settrace(before)
     assert trace.found == {}
     assert "line" in seen
-    spent = LineTrace(lambda: {"flag": box.flag}, seconds=0, live=True)
+    spent = LineTrace(lambda: {"flag": box.flag}, most=0, live=True)
     with spent:
         assert sys.gettrace() is before
         hook()

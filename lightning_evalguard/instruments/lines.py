@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FrameType
@@ -24,7 +23,7 @@ class LineTrace:
 
     Args:
         values: Gives what to look at, by name; compared with ``==``. Nothing ends the search.
-        seconds: Time for looking, over all.
+        most: Values that are looked at, over all: what takes more is not searched to its end.
         live: Follows something that counts, and not a replay: lines of the user's own files only,
             and none where a debugger or a coverage tool traces already.
 
@@ -36,13 +35,13 @@ class LineTrace:
     def __init__(
         self,
         values: Callable[[], Mapping[str, Any]],
-        seconds: float = float("inf"),
+        most: float = float("inf"),
         live: bool = False,
     ) -> None:
         self.found: dict[str, Site] = {}
         self.error: Exception | None = None
         self._values = values
-        self._left, self._seconds = _MOST, seconds
+        self._left, self._values_left = _MOST, most
         self._live = live
         self._last: tuple[CodeType, int] | None = None
         self._before: Mapping[str, Any] = {}
@@ -82,7 +81,7 @@ class LineTrace:
                 self.found.setdefault(name, site)
 
     def _goes_on(self) -> bool:
-        return self._left > 0 and self._seconds > 0
+        return self._left > 0 and self._values_left > 0
 
     def _compare(self, at: tuple[CodeType, int] | None) -> None:
         try:
@@ -92,9 +91,9 @@ class LineTrace:
 
     def _look(self, at: tuple[CodeType, int] | None) -> None:
         """Compare, for the last line, and take `at` for the one that runs next."""
-        start = time.perf_counter()
         self._left -= 1
         now = self._values()
+        self._values_left -= len(now)
         if not now:
             self._left = 0
         elif self._last is not None:
@@ -103,7 +102,6 @@ class LineTrace:
                 site = _site(*self._last)
                 self.found.update(dict.fromkeys(changed, site))
         self._before, self._last = now, at
-        self._seconds -= time.perf_counter() - start
 
     def _outside(self, frame: FrameType, event: str, arg: Any) -> Any:
         owner = owner_of(frame.f_code.co_filename)
