@@ -295,7 +295,7 @@ def test_what_cannot_be_written_costs_one_warning(trainer: Make, tmp_path: Path)
     run = trainer(callbacks=[guard])
     with pytest.warns(EvalGuardWarning, match=r"evalguard\.json was not written") as told:
         run.fit(Scored(), zoo.loader(), zoo.loader(seed=1))
-        run.validate(Scored(), zoo.loader(), verbose=False)
+        run.validate(Scored(), zoo.loader(seed=1), verbose=False)
     assert len(ours(told)) == 1
     assert run.state.finished
 
