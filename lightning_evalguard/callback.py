@@ -22,7 +22,7 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
-from lightning_evalguard.confusion.matrix import ConfusionMetrics
+from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard, check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of

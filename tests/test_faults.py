@@ -47,7 +47,7 @@ OF_OTHERS: list[tuple[Any, str]] = [
     *((recorder.Recorder, e) for e in ("start", "before_step", "after_step", "stop")),
     (recorder.Recorder, "_consider"),
     (recorder.Recorder, "_count"),
-    (recorder.Recorder, "_reduced"),
+    (recorder, "reduced"),
     (recorder, "read"),
     (sinks, "_csv"),
     (plot, "figure"),

@@ -282,7 +282,7 @@ NOTHING: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "nothing": lambda b, z: None,
     "a regression": lambda b, z: {"preds": z[:, 0], "target": b[0][:, 0]},
     "other keys": lambda b, z: {"x": z, "loss": z.mean()},
-    "a tuple": lambda b, z: (z, b[1]),
+    "two scores in a tuple": lambda b, z: (z, z * 2),
 }
 
 
@@ -446,21 +446,53 @@ def test_a_replayed_step_is_not_counted() -> None:
     assert recorder.stop().results["val"].total == 16
 
 
-def test_a_tap_that_fails_leaves_the_step_alone() -> None:
+def test_a_loss_under_vmap_is_counted_as_without() -> None:
     recorder, net = Recorder(), nn.Linear(8, CLASSES)
     x, y = data(16).tensors
     for _ in range(2):
         recorder.start("val", net)
         recorder.before_step((x, y))
-        losses = torch.vmap(F.cross_entropy)(net(x), y)  # a loss under vmap cannot be counted
+        losses = torch.vmap(F.cross_entropy)(net(x), y)
         recorder.after_step(None, (x, y))
         assert losses.shape == (16,)
         recorded = recorder.stop()
-        assert recorded.results == {}
+        assert (
+            recorded.results["val"].matrix.tolist()
+            == confusion_matrix(y, net(x).argmax(1), labels=list(range(CLASSES))).tolist()
+        )
         assert recorded.warnings == []
 
 
-def test_a_batch_of_another_number_of_classes_ends_the_matrix_not_the_run() -> None:
+def test_a_loss_of_several_models_under_vmap_costs_the_matrix_nothing() -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    x, y = data(16).tensors
+    several = torch.stack((net(x), net(x) + 1, -net(x)))
+    recorder.start("val", net)
+    recorder.before_step((x, y))
+    losses = torch.vmap(F.cross_entropy, (0, None))(several, y)
+    recorder.after_step({"logits": net(x), "target": y}, (x, y))
+    assert losses.shape == (3,)
+    recorded = recorder.stop()
+    assert recorded.results["val"].total == 16
+    assert recorded.findings == []
+
+
+def test_a_tap_that_fails_leaves_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    x, y = data(16).tensors
+    monkeypatch.setattr(recorder, "_consider", lambda *_: 1 / 0)
+    recorder.start("val", net)
+    recorder.before_step((x, y))
+    loss = F.cross_entropy(net(x), y)
+    recorder.after_step(None, (x, y))
+    assert loss.ndim == 0
+    recorded = recorder.stop()
+    assert recorded.results == {}
+    assert recorded.warnings == []
+    assert "division by zero" in recorded.notes[0]
+
+
+def test_scores_of_another_number_of_classes_are_left_out_and_reported() -> None:
     recorder, net = Recorder(), nn.Linear(8, CLASSES)
     x, y = data(16).tensors
     recorder.start("val", net)
@@ -470,7 +502,27 @@ def test_a_batch_of_another_number_of_classes_ends_the_matrix_not_the_run() -> N
         recorder.after_step(None, (x, y))
         recorder.before_step((x, y))
         recorder.after_step({"logits": x[:, :classes], "target": y}, (x, y))
-    assert recorder.stop().results["val"].total == 16
+    recorded = recorder.stop()
+    assert recorded.results["val"].total == 32
+    (finding,) = recorded.findings
+    assert finding.fact.startswith(
+        "counts 32 of the 64 samples that the loader gave; left out are 32, first in batch 2"
+    )
+
+
+def test_scores_that_grow_between_evaluations_are_counted_in_the_wider_matrix() -> None:
+    recorder, net = Recorder(), nn.Linear(8, CLASSES)
+    x, y = data(16).tensors
+    for classes in (CLASSES, CLASSES + 2):
+        recorder.start("val", net)
+        recorder.before_step((x, y))
+        F.cross_entropy(x[:, :classes], y)
+        recorder.after_step(None, (x, y))
+        recorded = recorder.stop()
+        once = confusion_matrix(y, x[:, :classes].argmax(1), labels=list(range(classes)))
+        assert recorded.results["val"].matrix.tolist() == once.tolist()
+        assert recorded.findings == []
+    assert f"(which had {CLASSES} classes before)" in recorded.notes[0]
 
 
 def test_the_batch_and_the_outputs_are_let_go() -> None:

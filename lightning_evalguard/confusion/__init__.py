@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
     from lightning_evalguard.confusion.matrix import ConfusionMatrix as ConfusionMatrix
-    from lightning_evalguard.confusion.matrix import ConfusionMetrics as ConfusionMetrics
 
 __all__ = ["ConfusionMatrix", "ConfusionMetrics"]
 

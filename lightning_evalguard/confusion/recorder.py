@@ -2,148 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_evalguard.confusion import sources
+from lightning_evalguard.confusion import labels, sources
 from lightning_evalguard.confusion.by_batch import Batches
-from lightning_evalguard.confusion.matrix import (
-    ROOM,
-    ConfusionMatrix,
-    ConfusionMetrics,
-    Layout,
-    are_logits,
-    margins,
-    read,
+from lightning_evalguard.confusion.choice import Evidence, counted_of, main_of, questions_of
+from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
+from lightning_evalguard.confusion.layout import are_logits, margins, read
+from lightning_evalguard.confusion.loader import (
+    Identity,
+    LoaderCount,
+    Spare,
+    Stream,
+    is_known,
+    tensors_of,
+    versions_of,
 )
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
-from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.confusion.reduce import agree, reduced
 from lightning_evalguard.confusion.sources import Pair
-from lightning_evalguard.confusion.taps import LossTap, MetricTap, metrics_of, refusal
+from lightning_evalguard.confusion.taps import LossTap, MetricTap, metrics_of
+from lightning_evalguard.confusion.words import (
+    Recorded,
+    ambiguous,
+    changed_in_place,
+    overwritten,
+    report,
+    report_nothing,
+    sigmoid_twice,
+    swapped_order,
+)
 from lightning_evalguard.data.batches import sample_count
 from lightning_evalguard.data.loaders import left_out, listed, owned
 from lightning_evalguard.ranks import Alone
 
-# Metrics come before losses; labels that were compared tell least.
-_AFTER = {"loss": 1, "comparison": 2}
+__all__ = ["Recorded", "Recorder"]
 
-
-@dataclass
-class Recorded:
-    """What one evaluation gave.
-
-    Attributes:
-        results: By stage and loader: ``"val"``, ``"val/dataloader_idx_1"``, ...
-        notes: Sentences for the report: what was inferred, or why there is no matrix.
-        warnings: Sentences that the user should see.
-        batches: What each batch of a result counted, on one process alone.
-    """
-
-    results: dict[str, ConfusionResult] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    batches: dict[str, Batches] = field(default_factory=dict)
-
-
-class _Identity:
-    """Which elements of which storage a tensor is, without keeping it alive."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        self._where = (tensor.storage_offset(), tensor.shape, tensor.stride())
-
-    def is_of(self, other: _Identity) -> bool:
-        """Whether both are the same, of a storage that still lives: memory is used again."""
-        return (
-            self._where == other._where
-            and not self._storage.expired()  # type: ignore[no-untyped-call]
-            and self._storage.cdata == other._storage.cdata
-        )
-
-
-def _known(tensor: Tensor, seen: Sequence[_Identity]) -> bool:
-    this = _Identity(tensor)
-    return any(one.is_of(this) for one in seen)
-
-
-@dataclass
-class _Source:
-    """One place that predictions and targets were seen at, and what was counted of it."""
-
-    kind: str
-    names: set[str]
-    layout: Layout
-    state: ConfusionMatrix
-    said: str
-    seen: int = 0
-    # What the state counted in the running step, so that nothing is counted twice.
-    targets: list[_Identity] = field(default_factory=list)
-    preds: list[_Identity] = field(default_factory=list)
-    position: int = 0
-
-
-def _corroborate(candidates: Sequence[_Source]) -> None:
-    """What a loss takes its scores for holds of a metric that is given the same ones."""
-    for one in candidates:
-        if one.kind != "metric" or one.layout.preds_are != "unknown" or not one.layout.by_batch:
-            continue
-        for other in candidates:
-            if other.kind == "loss" and any(x.is_of(y) for x in one.preds for y in other.preds):
-                one.layout = replace(one.layout, preds_are=other.layout.preds_are)
-
-
-def _asks_other(one: _Source, chosen: _Source) -> bool:
-    """Whether two sources of a step are two questions, and not one that was put twice."""
-    a, b = one.layout, chosen.layout
-    return (a.task == "multilabel", a.num_classes) != (b.task == "multilabel", b.num_classes) or (
-        one.kind == chosen.kind and not any(x.is_of(y) for x in one.targets for y in chosen.targets)
-    )
-
-
-@dataclass
-class _Loader:
-    """One stage and loader: what is settled about it, and its running evaluation."""
-
-    key: str
-    names: tuple[str, ...] | None = None
-    known: int | None = None
-    # Settled on the first batch, or agreed with the other ranks after the first evaluation.
-    layout: Layout | None = None
-    source: str = ""
-    agreed: bool = False
-    differ: str = ""  # how the ranks' layouts differ, so that there is nothing to add up
-    least: int = 2
-    # Seen on the first batch, of which one is chosen before the second.
-    candidates: list[_Source] = field(default_factory=list)
-    chosen: _Source | None = None
-    refused: list[str] = field(default_factory=list)
-    # Samples that this rank owns of those that a DistributedSampler deals out; it repeats some so
-    # that each rank gets as many. None where nothing is repeated.
-    owned: int | None = None
-    batch: Any = None
-    samples: int = 0
-    keep: int = 0
-    dropped: str = ""
-    batches: int = 0
-    untrimmed: int = 0
-    in_doubt: bool = False  # an evaluation's scores were read as probabilities: none lay outside
-    failed: str = ""
-    saw: str = ""
-    told: set[str] = field(default_factory=set)
-    each: Batches = field(default_factory=Batches)  # what was counted after each batch
-
-    def batch_over(self) -> None:
-        """What the batch counted stands apart, now that the next one is about to run."""
-        if self.batches and self.chosen is not None:
-            self.each.take(self.chosen.state.counts)
+_HELD = 1 << 20  # elements of a pair that may wait for the end of its step
+_KINDS = {"loss": {"loss"}, "metric": {"metric", "epoch"}}  # that an explicit source may be
 
 
 class Recorder:
@@ -154,6 +59,10 @@ class Recorder:
             is nothing to count.
         ranks: The processes that count together, by default this one alone.
         outcomes: Whether results say of each sample whether it is right.
+
+    Attributes:
+        logged: What the running step logged so far, by key; asked where a step shows several
+            answers.
     """
 
     def __init__(
@@ -166,20 +75,25 @@ class Recorder:
         self._outcomes = outcomes
         self.config = config or ConfusionMetrics()
         self.explicit = config is not None
-        self._loaders: dict[str, _Loader] = {}
+        self.logged: Callable[[], Mapping[str, float]] = dict
+        self._loaders: dict[str, LoaderCount] = {}
         self._stage: str | None = None
         self._module: nn.Module | None = None
-        self._now: _Loader | None = None
-        self._paused = False
+        self._now: LoaderCount | None = None
+        self._paused = self._epoch_ends = False
         source = str(self.config.source) if isinstance(self.config.source, str) else ""
         only = source.partition(":")[2] if source.startswith("metric:") else None
         self._reads_outputs = self.config.source is None or not (only or source == "loss")
         self._metrics = MetricTap(self._see, only)
         self._losses = LossTap(self._see)
+        self._pairs = 0
+        self._functions = FunctionTap(self._see, lambda: self._pairs)
+        self._sigmoids = SigmoidTap()
         self._taps_metrics = self.config.source is None or only is not None
         self._taps_losses = self.config.source is None or source == "loss"
-        self._found = False
         self._logits: set[str] = set()  # sources of which one score has shown that they are
+
+    # the life of an evaluation
 
     def start(
         self, stage: str, module: nn.Module, dataloaders: Any = None, datamodule: Any = None
@@ -196,12 +110,9 @@ class Recorder:
         self._stage, self._module = stage, module
         for i, loader in enumerate(listed(dataloaders)):
             entry = self._loader(i)
-            entry.batches, entry.untrimmed, entry.failed = 0, 0, entry.differ
-            entry.each = Batches()
+            entry.begin()
             entry.dropped = left_out(loader)
             entry.owned = owned(loader)
-            if entry.chosen is not None:
-                entry.chosen.state.reset()
             if not entry.agreed:
                 entry.names = self.config.class_names or sources.names_of(
                     loader, module, datamodule
@@ -212,31 +123,19 @@ class Recorder:
         """The step is about to run on `batch`: listen to its metrics and losses."""
         if self._stage is None or self._module is None:
             return
-        self._batch_over()
+        self._close_step()
         entry = self._now = self._loader(dataloader_idx)
-        entry.batches += 1
-        entry.samples = sample_count(batch) or 0
-        entry.keep = entry.samples
-        if entry.owned is not None:
-            entry.keep = min(entry.samples, entry.owned)
-            entry.owned -= entry.keep
-        for source in (*entry.candidates, entry.chosen):
-            if source is not None:
-                source.targets.clear()
-                source.preds.clear()
-                source.position = 0
+        entry.begin_step(sample_count(batch) or 0, tensors_of(batch))
         if entry.chosen is None:
             entry.batch = batch
+            self._sigmoids.open(self._module)
         # Not at the start of the evaluation: hooks that run after it may still replace a metric.
-        reads_outputs = entry.chosen is not None and entry.chosen.kind == "outputs"
-        if entry.batches == 1 and self._taps_metrics and not reads_outputs:
+        if entry.batches == 1 and self._taps_metrics:
             self._metrics.open(self._module)
         if self._taps_losses:
-            self._losses.listens = entry.chosen is None or entry.chosen.kind == "loss"
-            if not self._found:
-                self._losses.find(self._module)
-                self._found = True
+            self._losses.locates = self._functions.locates = entry.chosen is None
             self._losses.open()
+            self._functions.open(self._module)
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int = 0) -> None:
         """The step returned `outputs`: count them.
@@ -245,42 +144,30 @@ class Recorder:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
         self._losses.close()
+        self._functions.close()
         entry = self._now
         if entry is None:
             return
-        entry.batch = None
-        if not self._reads_outputs:
-            return
-        if entry.chosen is not None and entry.chosen.kind != "outputs":
-            return
-        entry.saw = sources.shown(outputs)
-        if self.config.source is not None:
-            pair: Pair | None = sources.from_source(self.config.source, outputs, batch)
-        else:
-            pair = sources.from_outputs(outputs)
-        if pair is None:
-            return
-        arranged = sources.arrange(pair, self.config)
-        if arranged is None:
-            if self.config.source is not None:
-                raise ValueError(
-                    f"source gave preds {tuple(pair.preds.shape)} {pair.preds.dtype} and target "
-                    f"{tuple(pair.target.shape)} {pair.target.dtype}, which fit no task"
-                )
-            return
-        if entry.chosen is None:
-            if entry.layout is None and arranged.preds_are is None:
-                said = {c.layout.preds_are for c in entry.candidates
-                        if c.kind == "loss" and _known(arranged.preds, c.preds)}  # fmt: skip
-                arranged = replace(arranged, preds_are=said.pop() if len(said) == 1 else None)
-            entry.candidates = []
-            entry.chosen = self._new(entry, "outputs", "", arranged)
         try:
-            self._count(entry, entry.chosen, arranged)
-        except ValueError as error:
-            if self.explicit:
-                raise
-            entry.failed = str(error)
+            if self._reads_outputs:
+                self._see_outputs(entry, outputs, batch)
+            if entry.chosen is None:
+                loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+                for stream in entry.streams:
+                    stream.is_returned = stream.gave(loss)
+            elif not entry.counted and not entry.chosen.late:
+                self._fall_back(entry)
+        finally:
+            entry.returned = True
+            entry.end_step()
+            self._sigmoids.close()
+
+    def steps_over(self) -> None:
+        """The last step is over: from now on scores of the whole evaluation may be computed."""
+        self._close_step()
+        self._epoch_ends = self._stage is not None
+        if self._epoch_ends and self._module is not None and self._taps_losses:
+            self._functions.open(self._module)
 
     def hear(self, kind: str, name: str, pair: Pair) -> None:
         """A pair that no tap of this recorder heard: a comparison in a plain script."""
@@ -302,16 +189,21 @@ class Recorder:
             EvalGuardError: The same on every rank, where one of them holds a finding.
             ValueError: If what the user asked for does not fit what was seen.
         """
-        self._batch_over()
-        self._metrics.close()
-        self._losses.close()
+        self._close_step()
+        self._close_taps()
         recorded = Recorded()
-        entries = self._agree(recorded)
-        reduced = self._reduced(entries)
+        for entry in self._entries():
+            if entry.chosen is None and entry.streams:
+                self._choose(entry)
+            _settle_shares(entry)
+            _close_epoch(entry)
+            entry.patterns = entry.patterns_here()
+        entries = agree(self.ranks, self._loaders, self._stage, recorded)
+        counted = reduced(self.ranks, self._module, entries)
         self._logits |= {
-            e.source for e, counts, *_ in reduced if e.layout and are_logits(e.layout, counts)
+            e.source for e, counts, *_ in counted if e.layout and are_logits(e.layout, counts)
         }
-        for entry, counts, hits, pairs in reduced:
+        for entry, counts, hits, pairs in counted:
             assert entry.layout is not None
             fits = entry.names is not None and len(entry.names) == entry.layout.num_classes
             result = read(
@@ -319,225 +211,390 @@ class Recorder:
                 pairs, entry.least, self.config.per_class, entry.source in self._logits,
             )  # fmt: skip
             result.source, result.epoch, result.step = entry.source, epoch, step
+            if _is_made_in_the_step(entry, result.support):
+                continue
             if entry.chosen is not None and entry.chosen.state.kept is not None:
                 kept = entry.chosen.state.kept
                 result.right = right(entry.layout, kept, result.preds_are)
             self._settle(entry, result)
             recorded.results[entry.key] = result
-            entry.each.close(
+            each = entry.each or Batches()
+            each.close(
                 result.task, partial(margins, entry.layout, result.num_classes, result.preds_are)
             )
-            recorded.batches[entry.key], entry.each = entry.each, Batches()
-            self._tell(entry, result, recorded)
+            recorded.batches[entry.key], entry.each = each, Batches()
+            report(entry, result, recorded)
         for entry in entries:
             if entry.key not in recorded.results:
-                self._tell_nothing(entry, recorded)
+                report_nothing(entry, recorded, self.explicit, self.logged)
         self._stage = self._module = self._now = None
         return recorded
 
     def abort(self) -> None:
         """The evaluation ended in an exception: leave nothing behind."""
-        self._metrics.close()
-        self._losses.close()
+        self._close_taps()
         for entry in self._loaders.values():
-            entry.candidates = []
-            entry.batch = None
+            entry.streams = []
+            entry.end_step()
         self._stage = self._module = self._now = None
 
-    def _loader(self, i: int) -> _Loader:
+    def _close_taps(self) -> None:
+        self._epoch_ends = False
+        for tap in (self._metrics, self._losses, self._functions, self._sigmoids):
+            tap.close()
+
+    def _entries(self) -> list[LoaderCount]:
+        """The loaders of the running evaluation."""
+        return [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
+
+    def _loader(self, i: int) -> LoaderCount:
         key = f"{self._stage}/dataloader_idx_{i}" if i else str(self._stage)
-        return self._loaders.setdefault(key, _Loader(key))
+        return self._loaders.setdefault(key, LoaderCount(key))
 
-    def _new(self, entry: _Loader, kind: str, name: str, pair: Pair) -> _Source:
-        layout = entry.layout
-        if layout is None:
-            known = len(entry.names) if entry.names else entry.known
-            layout = sources.layout_of(pair, self.config, known)
-            if layout.preds_are in ("logits", "unknown") and layout.task != "multiclass":
-                guesses = self._module is not None and any(metrics_of(self._module))
-                layout = replace(layout, by_batch=guesses)
-        state = ConfusionMatrix.of(layout).to(pair.preds.device)
-        state.kept = [] if self._outcomes else None
-        return _Source(kind, {name}, layout, state, pair.source)
+    # what a step shows
 
-    def _see(self, kind: str, name: str, pair: Pair) -> None:
+    def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
         """A metric or a loss is called. Whatever goes wrong here, the user's step goes on."""
         entry = self._now
+        self._pairs += kind != "other"
+        if self._epoch_ends:
+            entry, kind = self._of_epoch(kind), "epoch"
         if entry is None or self._paused or entry.failed:
             return
         try:
             if entry.chosen is not None:
-                if entry.chosen.kind == kind and name in entry.chosen.names:
-                    arranged = sources.arrange(pair, self.config)
-                    if arranged is not None:
-                        self._count(entry, entry.chosen, arranged)
+                self._follow(entry, kind, name, pair)
             else:
-                self._consider(entry, kind, name, pair)
-        except Exception as error:  # noqa: BLE001 - a tensor subclass, a vmap: not ours to judge
-            entry.failed = f"{pair.source} could not be counted: {error}"
+                self._consider(entry, kind, name, pair, value)
+        except Exception as error:  # noqa: BLE001 - a tensor subclass, a user's type: not ours to judge
+            entry.trouble = entry.trouble or f"{pair.source} could not be counted: {error}"
 
-    def _consider(self, entry: _Loader, kind: str, name: str, pair: Pair) -> None:
+    def _of_epoch(self, kind: str) -> LoaderCount | None:
+        """The loader whose whole evaluation a call is about: the only one."""
+        entries = [e for e in self._entries() if e.batches]
+        if kind == "other" or len(entries) != 1:
+            return None
+        (entry,) = entries
+        at_steps = entry.chosen is not None and entry.chosen.kind != "epoch"
+        return None if at_steps else entry
+
+    def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
+        entry.saw = sources.shown(outputs)
+        if self.config.source is not None:
+            pair: Pair | None = sources.from_source(self.config.source, outputs, batch)
+        else:
+            pair = sources.from_outputs(outputs)
+        if pair is None or "outputs" in entry.excluded:
+            return
+        try:
+            if entry.chosen is not None:
+                self._follow(entry, "outputs", "", pair)
+            else:
+                self._consider(entry, "outputs", "", pair, None)
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            if self.explicit:
+                raise
+            entry.trouble = f"{pair.source} could not be counted: {error}"
+
+    def _consider(self, entry: LoaderCount, kind: str, name: str, pair: Pair, value: Any) -> None:
         """On the first batch every source counts for itself."""
-        known = next((c for c in entry.candidates if c.kind == kind and name in c.names), None)
-        arranged = sources.arrange(pair, self.config)
+        if kind == "other":
+            entry.kinds.add(name)
+            return
+        leaves = tensors_of(entry.batch)
+        role = entry.role_of(pair.target)
+        swapped = kind != "epoch" and role is None and _stands_in(entry, pair.preds, pair.target)
+        if swapped:
+            pair = replace(pair, preds=pair.target, target=pair.preds)
+            role = entry.role_of(pair.target)
+        from_batch = role is not None or labels.equals_one_of(pair.target, leaves)
+        pair = self._informed(entry, kind, pair)
+        arranged = sources.arrange(pair, self.config, None, entry.axis or 1)
         if arranged is None:
+            if self.config.source is not None and kind == "outputs":
+                raise ValueError(
+                    f"source gave preds {tuple(pair.preds.shape)} {pair.preds.dtype} and target "
+                    f"{tuple(pair.target.shape)} {pair.target.dtype}, which fit no task"
+                )
             return
-        if known is None:
-            same = [c for c in entry.candidates if c.kind == kind
-                    and _known(pair.target, c.targets) and _known(pair.preds, c.preds)]  # fmt: skip
-            if same:  # another metric of a collection, updated with the same tensors
-                same[0].names.add(name)
+        if kind != "outputs" or self.config.source is None:
+            why = labels.refusal(arranged, from_batch, leaves[0] if leaves else None)
+            if why:
+                entry.refused.append(f"{pair.source}: {why}")
                 return
-            why = refusal(arranged, entry.batch) if kind == "loss" else ""
-            if not why:
-                try:
-                    known = self._new(entry, kind, name, arranged)
-                except ValueError as error:
-                    why = str(error)
-            if known is None:
-                entry.refused.append(f"{pair.source}: {why}" if kind == "loss" else why)
-                return
-            entry.candidates.append(known)
-        self._count(entry, known, arranged)
-        _corroborate(entry.candidates)
-
-    def _choose(self) -> None:
-        """The first batch is over: metrics come before losses, then what saw the most."""
-        entry, self._now = self._now, None
-        if entry is None or entry.chosen is not None:
+        stream = self._stream(entry, kind, name, role, pair, arranged)
+        if stream is None:
             return
-        entry.batch = None
-        asked = bool(self.config.top_k)
-        ranked = sorted(
-            entry.candidates,
-            key=lambda c: (asked and not c.layout.top_k, _AFTER.get(c.kind, 0), -c.seen),
-        )
-        if not ranked:
-            if self.explicit and entry.refused and self.config.num_classes is not None:
-                raise ValueError(entry.refused[0])
-            return
-        entry.chosen = ranked[0]
-        others = [c.said for c in ranked[1:]
-                  if c.kind != "comparison" and _asks_other(c, ranked[0])]  # fmt: skip
-        if others:
-            entry.chosen.said += f" (not from {', '.join(dict.fromkeys(others))})"
-        entry.candidates = []
+        if isinstance(value, Tensor) and stream.value is None:
+            stream.value = value.detach()
+        stream.swapped, stream.from_batch = swapped, from_batch
+        stream.versions = versions_of(pair.preds, pair.target)
+        stream.structured = not from_batch and labels.has_pattern(arranged.target)
+        if stream.structured:
+            stream.pattern = arranged.target.detach().clone()
+        preds = labels.answers(arranged, stream.layout.preds_are, stream.layout.threshold)
+        stream.keep_answers(preds, arranged.target.long())
+        self._count(entry, stream, arranged, pair)
+        if kind == "loss":
+            _corroborate(entry.streams, stream)
+        if kind == "outputs":
+            _note_writes(entry, stream, pair)
 
-    def _batch_over(self) -> None:
-        entry = self._now
-        self._choose()
-        if entry is not None and self.ranks.world == 1:
-            entry.batch_over()
+    def _informed(self, entry: LoaderCount, kind: str, pair: Pair) -> Pair:
+        """`pair` with what the rest of the step says about it."""
+        preds = Identity(pair.preds)
+        of_logits = kind == "loss" and pair.task is None and pair.preds_are == "logits"
+        if of_logits and self._sigmoids.gave(pair.preds):
+            pair = replace(pair, preds_are="probs")
+            if "sigmoid twice" not in entry.reported:
+                entry.reported.add("sigmoid twice")
+                entry.found.append(sigmoid_twice(entry, pair))
+        if kind == "loss" and pair.preds.ndim > 1:
+            entry.strides.append((pair.preds.untyped_storage().data_ptr(), pair.preds.stride(1)))
+        undecided = kind == "outputs" and entry.axis is None
+        if undecided and sources.is_ambiguous(pair.preds, pair.target):
+            entry.axis = sources.axis_of(self._module, pair, entry.strides)
+        same = [s for s in entry.streams if is_known(preds, s.scores)]
+        if kind == "outputs":
+            target = Identity(pair.target)
+            for stream in same:
+                if not is_known(target, stream.targets):
+                    continue
+                if stream.layout.ignore_index != -100 and pair.ignore_index is None:
+                    pair = replace(pair, ignore_index=stream.layout.ignore_index)
+                if stream.kind == "metric" and pair.threshold is None:
+                    pair = replace(pair, threshold=stream.layout.threshold)
+        kinds = {s.layout.preds_are for s in same if s.kind == "loss"}
+        if pair.preds_are is None and len(kinds) == 1:
+            pair = replace(pair, preds_are=kinds.pop())
+        if not pair.classification and any(s.layout.task != "multiclass" for s in same):
+            pair = replace(pair, classification=True)
+        zero_or_one = kind == "outputs" and not pair.classification and _is_yes_or_no(pair)
+        if zero_or_one and not entry.kinds:
+            pair = replace(pair, classification=True)
+        if labels.are_shares(pair.preds, pair.target):
+            pair = replace(pair, shares=pair.task != "multilabel", classification=True)
+        return pair
 
-    def _count(self, entry: _Loader, source: _Source, pair: Pair) -> None:
-        if source.kind != "outputs":
-            if _known(pair.target, source.targets):
+    def _stream(
+        self, entry: LoaderCount, kind: str, name: str, role: int | None, pair: Pair, arranged: Pair
+    ) -> Stream | None:
+        """The stream that a pair of the first batch belongs to; None where it is known already."""
+        target, preds = Identity(pair.target), Identity(pair.preds)
+        like = [s for s in entry.streams if s.kind == kind]
+        for stream in like:
+            if is_known(target, stream.targets) and is_known(preds, stream.scores):
+                stream.names.add(name)  # another metric of a collection, given the same tensors
+                return None
+        like = [s for s in like if name in s.names and s.role == role]
+        for stream in like:
+            if kind == "metric" and is_known(target, stream.targets):
+                return None  # a metric and then its log
+            if _is_a_part(entry, stream, arranged):
+                return stream
+        try:
+            layout = self._layout(entry, arranged)
+        except ValueError as error:
+            if kind == "outputs" and self.explicit:
+                raise
+            entry.refused.append(str(error))
+            return None
+        state = ConfusionMatrix.of(layout).to(arranged.preds.device)
+        state.kept = [] if self._outcomes else None
+        stream = Stream(kind, {name}, len(like), role, layout, state, pair.source, pair.location)
+        stream.late, stream.shares = entry.returned, pair.shares
+        if pair.shares and arranged.task == "multiclass" and kind != "metric":
+            stream.twin = self._twin(entry, pair)
+        entry.streams.append(stream)
+        return stream
+
+    def _twin(self, entry: LoaderCount, pair: Pair) -> ConfusionMatrix | None:
+        """The state that counts one-hot targets as so many labels, should they be that."""
+        as_labels = replace(pair, shares=False, task="multilabel")
+        layout = self._layout(entry, sources._as(as_labels, pair.preds, pair.target, "multilabel"))
+        return ConfusionMatrix.of(layout).to(pair.preds.device)
+
+    def _layout(self, entry: LoaderCount, arranged: Pair) -> Any:
+        if entry.layout is not None:
+            return entry.layout
+        known = len(entry.names) if entry.names else entry.known
+        layout = sources.layout_of(arranged, self.config, known)
+        if layout.preds_are in ("logits", "unknown") and layout.task != "multiclass":
+            guesses = self._module is not None and any(metrics_of(self._module))
+            layout = replace(layout, by_batch=guesses)
+        return layout
+
+    # the batches after the first
+
+    def _follow(self, entry: LoaderCount, kind: str, name: str, pair: Pair) -> None:
+        """The chosen stream's pair is counted at once; another waits for the end of the step."""
+        chosen = entry.chosen
+        assert chosen is not None
+        if kind == chosen.kind and name in chosen.names:
+            own = pair
+            if chosen.swapped:
+                own = replace(pair, preds=pair.target, target=pair.preds)
+            if is_known(Identity(own.target), chosen.targets):
                 return  # the same samples again: a metric and then its log, two losses of a batch
-            source.targets.append(_Identity(pair.target))
-            source.preds.append(_Identity(pair.preds))
-        n = len(pair.target)
-        preds, target = pair.preds, pair.target
-        source.seen += target.numel()
-        if entry.keep < entry.samples:
-            if n > entry.samples:  # dim 0 is not the batch: which rows are whose is not known
-                entry.untrimmed += entry.samples - entry.keep
-            else:
-                keep = max(0, entry.keep - source.position)
-                preds, target = preds[:keep], target[:keep]
-            source.position += n
-        source.state.count(preds, target.to(preds.device))
-
-    def _agree(self, recorded: Recorded) -> list[_Loader]:
-        """The loaders of this evaluation, equal on every rank, also on one that got no batch."""
-        entries = [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
-        for entry in entries:
-            if entry.chosen is not None and entry.layout is None:
-                entry.layout, entry.source = entry.chosen.layout, entry.chosen.said
-        unsaid = {
-            e.key: (e.layout, e.source, e.names, e.batches, e.failed)
-            for e in entries
-            if e.failed or not e.agreed
-        }
-        everyone = self.ranks.meet("matrix", unsaid or None)
-        if everyone is None:
-            for entry in entries:
-                entry.failed = "not every rank takes part"
-                if "apart" not in entry.told:
-                    entry.told.add("apart")
-                    recorded.notes.append(
-                        f"{entry.key}: no confusion matrix in an evaluation, because not every "
-                        "rank took part in it to the end"
-                    )
-            return []
-        by_key: dict[str, dict[int, Any]] = {}
-        for rank, theirs in sorted(everyone.items()):
-            for key, said in (theirs or {}).items():
-                by_key.setdefault(key, {})[rank] = said
-        for key, said in by_key.items():
-            if key not in self._loaders:
-                entries.append(self._loaders.setdefault(key, _Loader(key)))
-            self._settle_with(self._loaders[key], said, recorded)
-        return sorted(entries, key=lambda e: _index(e.key))
-
-    def _settle_with(self, entry: _Loader, said: Mapping[int, Any], recorded: Recorded) -> None:
-        """Take what the ranks say of one loader, in the order of their numbers."""
-        failed = {rank: why for rank, (*_, why) in said.items() if why}
-        if failed:
-            rank, why = next(iter(failed.items()))
-            alone = self.ranks.world == 1 or entry.differ
-            entry.failed = why if alone else f"on rank {rank} {why}"
-        if entry.agreed:
+            named = kind in ("outputs", "metric", "epoch")
+            mine = named or entry.role_of(own.target) == chosen.role
+            if mine and self._is_its_turn(entry, own):
+                arranged = self._fitting(entry, chosen, own, is_own=True)
+                if arranged is not None:
+                    self._count(entry, chosen, arranged, own)
+                    return
+        if entry.counted or chosen.late or kind in ("other", "epoch"):
             return
-        layouts = {layout for layout, *_ in said.values() if layout is not None}
-        if len(layouts) > 1:
-            entry.failed = entry.differ = f"the ranks saw {len(layouts)} different layouts"
-            recorded.warnings.append(
-                f"{entry.key}: no confusion matrix, because {entry.failed}. "
-                "Pass ConfusionMetrics(num_classes=..., task=..., source=...)"
-            )
-        for layout, source, names, *_ in said.values():
-            if layout is not None:
-                entry.layout, entry.source, entry.names = layout, source, names
-                break
-        entry.agreed = any(batches for _, _, _, batches, _ in said.values())
-        entry.batches = entry.batches or sum(batches for _, _, _, batches, _ in said.values())
+        spare = Spare(kind, name, entry.role_of(pair.target), pair)
+        if pair.preds.numel() > _HELD:
+            spare.pair = _labels_of(self._fitting(entry, chosen, pair), pair)
+        entry.spares.append(spare)
 
-    def _reduced(
-        self, entries: Sequence[_Loader]
-    ) -> list[tuple[_Loader, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
-        """Every state summed over all ranks, in one reduction, and copied to the host."""
-        counted = [e for e in entries if e.layout is not None and not e.failed]
-        if not counted:
-            return []
-        world, rank = self.ranks.world, self.ranks.rank
-        states = [self._state(e, e.layout) for e in counted if e.layout is not None]
-        pairs = [state.pairs() for state in states]
-        home = _device(self._module) if world > 1 else states[0].counts.device
-        parts = []
-        for entry, state in zip(counted, states, strict=True):
-            parts += [state.counts, state.hits, torch.tensor([entry.untrimmed])]
-        rows = torch.zeros(world, dtype=torch.long)  # of each rank's confused pairs
-        rows[rank] = sum(len(p[0]) for p in pairs if p is not None)
-        parts.append(rows)
-        flat = torch.cat([part.to(home) for part in parts])
-        if world > 1:
-            dist.all_reduce(flat)
-        split = list(flat.cpu().split([len(part) for part in parts]))  # type: ignore[no-untyped-call]
-        if world > 1 and any(p is not None for p in pairs):
-            pairs = _exchanged(pairs, split[-1].tolist(), home)
-        reduced = []
-        for i, entry in enumerate(counted):
-            counts, hits, untrimmed = split[3 * i : 3 * i + 3]
-            entry.untrimmed = int(untrimmed)
-            reduced.append((entry, counts, hits, pairs[i]))
-        return reduced
+    def _is_its_turn(self, entry: LoaderCount, pair: Pair) -> bool:
+        """Whether the chosen stream is this one of several of one name in the step."""
+        chosen = entry.chosen
+        assert chosen is not None
+        if chosen.samples:
+            return _is_a_part(entry, chosen, pair)
+        before = [s for s in entry.spares if s.name in chosen.names and s.role == chosen.role]
+        return len(before) >= chosen.place
 
-    def _state(self, entry: _Loader, layout: Layout) -> ConfusionMatrix:
-        if entry.chosen is not None and entry.chosen.layout == layout:
-            return entry.chosen.state
-        return ConfusionMatrix.of(layout)  # this rank saw nothing
+    def _fitting(
+        self, entry: LoaderCount, chosen: Stream, pair: Pair, is_own: bool = False
+    ) -> Pair | None:
+        """`pair` as the chosen stream counts it; None where it does not fit."""
+        if chosen.shares:
+            pair = replace(pair, shares=True, classification=True)
+        if chosen.layout.task != "multiclass" and not pair.classification:
+            pair = replace(pair, classification=True)
+        arranged = sources.arrange(pair, self.config, chosen.layout, entry.axis or 1)
+        if arranged is None:
+            return None
+        layout = chosen.layout
+        if arranged.task != layout.task:
+            return None
+        scored = arranged.preds.ndim == arranged.target.ndim + 1
+        if layout.task == "multiclass" and scored and arranged.preds.shape[1] != layout.num_classes:
+            return arranged if is_own and self._regrown(entry, chosen, arranged) else None
+        if layout.task == "multilabel" and arranged.preds.shape[1:2] != (layout.num_classes,):
+            return self._flattened(entry, chosen, arranged)
+        return arranged
 
-    def _settle(self, entry: _Loader, result: ConfusionResult) -> None:
+    def _regrown(self, entry: LoaderCount, chosen: Stream, arranged: Pair) -> bool:
+        """Whether the matrix got another size: an evaluation begins with other scores."""
+        fresh = entry.given == entry.left_out and not chosen.samples
+        asked = self.config.num_classes is not None
+        if not fresh or asked or not chosen.layout.exact:
+            return False
+        before = chosen.layout.num_classes
+        width = arranged.preds.shape[1]
+        full = width <= self.config.max_full_classes
+        chosen.layout = replace(chosen.layout, num_classes=width, full=full)
+        chosen.state = ConfusionMatrix.of(chosen.layout).to(arranged.preds.device)
+        chosen.state.kept = [] if self._outcomes else None
+        entry.layout, entry.agreed = chosen.layout, False
+        entry.reported.discard("source")
+        chosen.said += f" (which had {before} classes before)"
+        entry.source = chosen.said
+        return True
+
+    def _flattened(self, entry: LoaderCount, chosen: Stream, arranged: Pair) -> Pair | None:
+        """So many labels, and then another number: they are positions, and one question."""
+        if chosen.layout.task != "multilabel" or self.config.task == "multilabel":
+            return None
+        if chosen.kind == "metric":
+            return None
+        layout = replace(chosen.layout, task="binary", num_classes=2)
+        state = ConfusionMatrix.of(layout).to(arranged.preds.device)
+        chosen.state.into(state)
+        chosen.layout, chosen.state, entry.each = layout, state, None
+        return replace(arranged, task="binary")
+
+    def _fall_back(self, entry: LoaderCount) -> None:
+        """The step did not show the chosen stream: count what fits it best."""
+        chosen = entry.chosen
+        assert chosen is not None
+        order = {"outputs": 0, "metric": 1, "loss": 2, "function": 3, "comparison": 4}
+        fitting = [s for s in entry.spares if s.role == chosen.role and s.kind in order]
+        fitting.reverse()  # the last loss of the step first
+        fitting.sort(key=lambda s: order[s.kind])
+        for spare in fitting:
+            arranged = None if spare.changed else self._fitting(entry, chosen, spare.pair)
+            if arranged is not None:
+                self._count(entry, chosen, arranged, spare.pair)
+                return
+        self._begin_anew(entry, chosen)
+
+    def _begin_anew(self, entry: LoaderCount, chosen: Stream) -> None:
+        """The chosen stream is given other targets, or more classes, from this evaluation on."""
+        own = [s for s in entry.spares if s.kind == chosen.kind and s.name in chosen.names]
+        if entry.given > entry.left_out or not own or own[-1].changed:
+            return
+        arranged = self._fitting(entry, chosen, own[-1].pair, is_own=True)
+        if arranged is not None:
+            chosen.role = own[-1].role
+            self._count(entry, chosen, arranged, own[-1].pair)
+
+    def _count(self, entry: LoaderCount, stream: Stream, arranged: Pair, raw: Pair) -> None:
+        stream.targets.append(Identity(raw.target))
+        stream.scores.append(Identity(raw.preds))
+        stream.samples += len(arranged.target)
+        if stream is entry.chosen:
+            entry.counted = True
+        if stream.pattern is not None and stream is entry.chosen:
+            entry.compare(stream.pattern, arranged.target)
+        preds, target = entry.trimmed(arranged.preds, arranged.target)
+        stream.state.count(preds, target.to(preds.device))
+        if stream.twin is not None and raw.preds.shape == raw.target.shape:
+            stream.twin.count(raw.preds, raw.target.to(raw.preds.device))
+            broken = labels.no_shares(raw.target)
+            entry.violated = broken if entry.violated is None else entry.violated | broken
+
+    # the end of a step
+
+    def _close_step(self) -> None:
+        """The step is over, and the hooks after it: choose, and close the count."""
+        entry, self._now = self._now, None
+        self._sigmoids.close()
+        if entry is None:
+            return
+        if entry.chosen is None and entry.streams:
+            self._choose(entry)
+        unit = entry.keep if entry.samples else 1
+        entry.given += unit
+        chosen = entry.chosen
+        if chosen is None or not chosen.samples:
+            entry.leave_out(entry.trouble or _shown_by(entry))
+        elif chosen.samples < entry.samples:
+            entry.partly += entry.samples - chosen.samples
+        if chosen is not None and entry.each is not None and self.ranks.world == 1:
+            entry.each.take(chosen.state.counts)
+        entry.end_step()
+
+    def _choose(self, entry: LoaderCount) -> None:
+        """The first batch is over: one of its streams counts from now on."""
+        streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
+        told = [s for s in streams if s.kind != "comparison"]
+        questions = questions_of(told or streams)  # labels that were compared tell least
+        evidence = Evidence(samples=entry.samples, top_k=bool(self.config.top_k))
+        if len(questions) > 1:
+            evidence.logged = self.logged()
+        main, is_told = main_of(questions, evidence)
+        others = [question for question in questions if question is not main]
+        chosen = counted_of(main, others)
+        if chosen.kind != "outputs":
+            entry.excluded |= {s.kind for s in streams if s.kind == "outputs"}
+        said = [q.streams[-1].said for q in others if chosen not in q.streams]
+        if not is_told:
+            entry.warnings.append(ambiguous(entry.key, chosen.said, said))
+        elif said:
+            chosen.said += f" (not from {', '.join(dict.fromkeys(said))})"
+        entry.chosen, entry.streams = chosen, []
+        entry.strides.clear()
+        chosen.forget_step()
+        entry.counted = bool(chosen.samples)
+
+    def _settle(self, entry: LoaderCount, result: Any) -> None:
         """What an evaluation has shown for good stays so for the run."""
         assert entry.layout is not None
         if entry.layout.preds_are == "unknown" and result.preds_are == "logits":
@@ -550,102 +607,122 @@ class Recorder:
         if not entry.layout.exact:
             entry.least = max(entry.least, result.num_classes)
 
-    def _tell(self, entry: _Loader, result: ConfusionResult, recorded: Recorded) -> None:
-        layout = entry.layout
-        assert layout is not None
-        if "source" not in entry.told:
-            entry.told.add("source")
-            recorded.notes.append(f"{entry.key}: {_inferred(result, layout)}")
-        if layout.preds_are == "unknown" and result.total:
-            entry.in_doubt = True
-        elif entry.in_doubt and result.preds_are == "logits":
-            entry.in_doubt = False
-            recorded.warnings.append(
-                f"{entry.key}: the scores are logits, for some lie outside [0, 1]; until now "
-                "none did, so they were taken for probabilities. "
-                'Pass ConfusionMetrics(preds_are="logits")'
-            )
-        if not result.total and "empty" not in entry.told:
-            entry.told.add("empty")
-            recorded.warnings.append(f"{entry.key}: no sample was counted, so every score is NaN")
-        if (problems := result.problems()) and "left out" not in entry.told:
-            entry.told.add("left out")
-            text = f"{entry.key}: left out of the confusion matrix: {'; '.join(problems)}"
-            if not layout.exact and (result.out_of_range or result.unusable_preds):
-                text += (
-                    f". Labels tell up to {ROOM} classes: pass ConfusionMetrics(num_classes=...)"
-                )
-            recorded.warnings.append(text)
-        if entry.dropped and "dropped" not in entry.told:
-            entry.told.add("dropped")
-            recorded.notes.append(f"{entry.key}: left out of each evaluation are {entry.dropped}")
-        if entry.untrimmed and "untrimmed" not in entry.told:
-            entry.told.add("untrimmed")
-            recorded.notes.append(
-                f"{entry.key}: {entry.untrimmed:,} of the samples counted are DistributedSampler's "
-                "repetitions, because dim 0 of the target is not the batch"
-            )
 
-    def _tell_nothing(self, entry: _Loader, recorded: Recorded) -> None:
-        if "nothing" in entry.told or not entry.batches:
-            return
-        entry.told.add("nothing")
-        why = entry.failed or f"the step returned {entry.saw or 'nothing that is asked for'}"
-        seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}" if entry.refused else ""
-        text = (
-            f"{entry.key}: no confusion matrix, because {why}{seen}. "
-            'Return {"preds": ..., "target": ...}, or pass ConfusionMetrics(source=...)'
+def _corroborate(streams: list[Stream], loss: Stream) -> None:
+    """What a loss takes its scores for holds of a metric that is given the same ones."""
+    for one in streams:
+        unknown = one.kind == "metric" and one.layout.preds_are == "unknown" and one.layout.by_batch
+        if unknown and any(x.is_of(y) for x in one.scores for y in loss.scores):
+            one.layout = replace(one.layout, preds_are=loss.layout.preds_are)
+            if one.elements == loss.elements:
+                one.preds = loss.preds
+
+
+def _is_a_part(entry: LoaderCount, stream: Stream, arranged: Pair) -> bool:
+    """Whether a pair is a further part of the batch, after what the stream showed of it."""
+    n = len(arranged.target) if arranged.target.ndim else 1
+    if stream.kind == "epoch":
+        return False
+    return bool(stream.samples) and stream.samples + n <= entry.samples
+
+
+def _stands_in(entry: LoaderCount, preds: Tensor, target: Tensor) -> bool:
+    """Whether the batch holds the predictions, as labels: they are the targets."""
+    if entry.role_of(preds) is None or preds.is_complex():
+        return False
+    if not preds.is_floating_point():
+        return preds.ndim > 0
+    return preds.shape == target.shape and bool(((preds == 0) | (preds == 1)).all())
+
+
+def _is_yes_or_no(pair: Pair) -> bool:
+    """Whether floating-point targets are all 0 and 1, and both occur."""
+    target = pair.target
+    if not target.is_floating_point() or target.numel() < 2:
+        return False
+    zero, one = target == 0, target == 1
+    return bool((zero | one).all() & zero.any() & one.any())
+
+
+def _the_right_way_round(entry: LoaderCount) -> list[Stream]:
+    """The streams of the first step without those that another one shows to be turned round."""
+    turned = [s for s in entry.streams if any(_is_turned(s, other) for other in entry.streams)]
+    for stream in entry.streams:
+        if stream.swapped or stream in turned:
+            entry.found.append(swapped_order(entry, stream))
+    return [s for s in entry.streams if s not in turned]
+
+
+def _note_writes(entry: LoaderCount, returned: Stream, pair: Pair) -> None:
+    """What the step changed in place before it returned it."""
+    given = [s for s in entry.streams if s.kind in ("loss", "metric")]
+    earlier = next((s for s in given if s.was_before(returned)), None)
+    if earlier is not None:
+        returned.is_changed = True
+        entry.found.append(changed_in_place(entry, returned, earlier))
+    elif which := entry.overwritten(pair):
+        entry.found.append(overwritten(entry, returned, which))
+
+
+def _is_turned(one: Stream, other: Stream) -> bool:
+    """Whether `one` takes for predictions what `other` takes for targets, and the reverse."""
+    if one is other or one.from_batch:
+        return False
+    if not (other.from_batch or (other.kind == "loss" and one.kind != "loss")):
+        return False
+    if one.preds is None or one.target is None or other.preds is None or other.target is None:
+        return False
+    if one.preds.numel() != other.preds.numel():
+        return False
+    crossed = torch.equal(one.preds, other.target) and torch.equal(one.target, other.preds)
+    return crossed and not torch.equal(one.preds, one.target)
+
+
+def _labels_of(arranged: Pair | None, pair: Pair) -> Pair:
+    """A pair of many scores as labels, which are fewer."""
+    if arranged is None or arranged.task != "multiclass" or not arranged.preds.is_floating_point():
+        return pair
+    if arranged.preds.ndim != arranged.target.ndim + 1:
+        return pair
+    return replace(arranged, preds=arranged.preds.argmax(1), shares=False)
+
+
+def _settle_shares(entry: LoaderCount) -> None:
+    """Decide, once an evaluation is over, whether targets are shares of classes or many labels."""
+    chosen = entry.chosen
+    if chosen is None or chosen.twin is None or entry.violated is None:
+        return
+    if bool(entry.violated):
+        chosen.state, chosen.shares, entry.each = chosen.twin, False, None
+        chosen.layout = chosen.state.layout
+        entry.layout = chosen.layout if entry.layout is not None else None
+    chosen.twin = None
+
+
+def _is_made_in_the_step(entry: LoaderCount, support: Tensor) -> bool:
+    """Whether the targets turned out to be no labels: one pattern, made in each step."""
+    patterns = entry.patterns
+    if not patterns.made or patterns.made < patterns.ranks or not int(support.sum()):
+        return False
+    one_class = int((support > 0).sum()) == 1
+    always = patterns.compared > 0 and not patterns.differing
+    if one_class or always:
+        entry.refused.append(f"{entry.source}: its targets are a pattern that the step makes")
+        return True
+    if (chosen := entry.chosen) is not None:
+        chosen.structured, chosen.pattern = False, None
+    return False
+
+
+def _close_epoch(entry: LoaderCount) -> None:
+    """Where all was shown at the end of the epoch, the steps left nothing out."""
+    chosen = entry.chosen
+    if chosen is not None and chosen.kind == "epoch":
+        entry.left_out = max(0, entry.given - chosen.samples) if entry.samples else 0
+        entry.first = (
+            (entry.batches - 1, "the hook after the last step") if entry.left_out else None
         )
-        (recorded.warnings if self.explicit else recorded.notes).append(text)
 
 
-def _inferred(result: ConfusionResult, layout: Layout) -> str:
-    what = "labels" if result.task == "multilabel" else "classes"
-    said = [f"{result.task}, {result.num_classes:,} {what}, from {result.source}"]
-    if result.task != "multiclass" and result.preds_are != "labels":
-        said.append(f"{result.preds_are} cut at probability {layout.threshold:g}")
-    if result.ignored:
-        said.append(f"targets of {layout.ignore_index} ignored")
-    return "; ".join(said)
-
-
-def _device(module: nn.Module | None) -> torch.device:
-    first = next(module.parameters(), None) if module is not None else None
-    return first.device if first is not None else torch.device("cpu")
-
-
-def _index(key: str) -> int:
-    """Number of the loader in the key of a result."""
-    return int(key.rpartition("_")[2]) if "/" in key else 0
-
-
-def _exchanged(
-    pairs: Sequence[tuple[Tensor, Tensor] | None], rows: Sequence[int], home: torch.device
-) -> list[tuple[Tensor, Tensor] | None]:
-    """The confused pairs of all ranks, merged: which state, key and count of each, one gather.
-
-    Args:
-        pairs: This rank's keys and counts by state, None where the matrix itself is kept.
-        rows: How many each rank has.
-        home: Where collectives run.
-    """
-    mine = [
-        torch.stack((torch.full_like(keys, i), keys, counts))
-        for i, (keys, counts) in ((i, p) for i, p in enumerate(pairs) if p is not None)
-    ]
-    padded = torch.zeros(3, max(rows), dtype=torch.long, device=home)
-    flat = torch.cat(mine, 1)
-    padded[:, : flat.shape[1]] = flat
-    gathered = [torch.empty_like(padded) for _ in rows]
-    if max(rows):
-        dist.all_gather(gathered, padded)
-    everyone = torch.cat([g[:, :n] for g, n in zip(gathered, rows, strict=True)], 1).cpu()
-    merged: list[tuple[Tensor, Tensor] | None] = []
-    for i, pair in enumerate(pairs):
-        if pair is None:
-            merged.append(None)
-            continue
-        of_it = everyone[1:, everyone[0] == i]
-        keys, place = of_it[0].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        merged.append((keys, torch.zeros_like(keys).scatter_add_(0, place, of_it[1])))
-    return merged
+def _shown_by(entry: LoaderCount) -> str:
+    return f"its step returned {entry.saw}" if entry.saw else "its step showed none"

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_evalguard.confusion.matrix import ROOM, ConfusionMetrics, Layout
+from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.layout import ROOM, Layout
 
-PREDS = ("preds", "logits", "probs", "predictions", "y_hat", "y_pred")
-TARGET = ("target", "targets", "labels", "label", "y", "y_true")
-_SCORES = ("logits", "probs")
+# The names under which people return and pass predictions and targets, the likeliest first.
+PREDS = (
+    "preds", "logits", "probs", "predictions", "y_hat", "y_pred", "pred", "prediction", "logit",
+    "prob", "probabilities", "probability", "y_preds", "y_prob", "y_probs", "y_logits", "y_score",
+    "y_scores", "yhat", "y_hats", "predicted", "scores", "score", "outputs", "output", "out",
+    "pred_logits", "pred_probs", "pred_labels", "hypotheses", "hypothesis",
+)  # fmt: skip
+TARGET = (
+    "target", "targets", "labels", "label", "y", "y_true", "true", "trues", "truth", "truths",
+    "ground_truth", "ground_truths", "groundtruth", "gt", "gts", "y_target", "y_label", "y_labels",
+    "y_trues", "gold", "golds", "references", "reference", "expected", "actual", "actuals",
+    "true_labels", "true_label",
+)  # fmt: skip
+_KINDS = {
+    "logits": {"logits", "logit", "y_logits", "pred_logits"},
+    "probs": {"probs", "prob", "probabilities", "probability", "y_prob", "y_probs", "pred_probs"},
+}
+_SCORES = (*_KINDS["logits"], *_KINDS["probs"])
+# Names that only a classification uses; `preds` and `target` are a regression's as well.
+_CLASSIFIES = {*_SCORES, "scores", "score", "labels", "label", "true_labels", "true_label"}
+_STAGE = re.compile(r"^(val|valid|validation|test|eval|dev)_+")
 
 
 @dataclass
@@ -32,6 +54,11 @@ class Pair:
         top_k: Of a metric that judges by the k best.
         classification: Whether the source itself says that this is a classification; a pair of
             floating-point tensors under ``preds`` and ``target`` is as likely a regression.
+        axis: Where the classes of scores ``(N, ..., C, ...)`` stand, 1 or -1, where the source
+            says so: 1 in torch's losses and torchmetrics.
+        shares: Whether rows of the target are shares of the classes that sum to one, so that the
+            largest is the class: one-hot or soft targets.
+        location: ``file:line`` of the call.
     """
 
     preds: Tensor
@@ -44,30 +71,102 @@ class Pair:
     ignore_index: int | None = None
     top_k: tuple[int, ...] = ()
     classification: bool = False
+    axis: int | None = None
+    shares: bool = False
+    location: str | None = None
 
 
 def from_outputs(outputs: Any) -> Pair | None:
-    """Predictions and targets under their usual keys in what a step returned."""
-    if not isinstance(outputs, Mapping):
-        return None
-    tensors = {k: v for k, v in outputs.items() if isinstance(v, Tensor) and v.ndim}
+    """Predictions and targets in what a step returned: a dict, named tuple, tuple or list."""
+    if isinstance(outputs, Mapping):
+        return _from_mapping(outputs)
+    named = getattr(type(outputs), "_fields", None)
+    if isinstance(outputs, tuple) and isinstance(named, tuple):
+        pair = _from_mapping(dict(zip(named, outputs, strict=True)))
+        if pair is not None:
+            return pair
+    if isinstance(outputs, (list, tuple)) and len(outputs) <= _ITEMS:
+        return _from_sequence(outputs)
+    return None
+
+
+_ITEMS = 8  # of a sequence that is returned; a longer one is no tuple of results
+
+
+def _from_mapping(outputs: Mapping[Any, Any]) -> Pair | None:
+    tensors: dict[str, tuple[str, Tensor]] = {}
+    for key, value in outputs.items():
+        tensor = _tensor(value)
+        if isinstance(key, str) and tensor is not None:
+            tensors.setdefault(_STAGE.sub("", key.lower()), (key, tensor))
     target = next((k for k in TARGET if k in tensors), None)
     preds = next((k for k in PREDS if k in tensors), None)
     if target is None or preds is None:
         return None
     pair = Pair(
-        tensors[preds],
-        tensors[target],
-        f"`{preds}` and `{target}` of the returned dict",
-        preds_are=preds if preds in _SCORES else None,
-        classification=preds in _SCORES,
+        tensors[preds][1],
+        tensors[target][1],
+        f"`{tensors[preds][0]}` and `{tensors[target][0]}` of the returned dict",
+        preds_are=_kind_of(preds),
+        classification=preds in _SCORES or (preds in _CLASSIFIES and target in _CLASSIFIES),
     )
     if not pair.preds.is_floating_point():  # labels: their number stands in the scores beside them
         for key in _SCORES:
-            scores = tensors.get(key)
+            scores = tensors[key][1] if key in tensors else None
             if scores is not None and scores.ndim == pair.target.ndim + 1 and scores.shape[1] > 1:
                 pair.num_classes = scores.shape[1]
     return pair
+
+
+def _kind_of(name: str) -> str | None:
+    return next((kind for kind, names in _KINDS.items() if name in names), None)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor, an array or a list of numbers as a tensor; the scores of a nested output."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "bif":
+        return torch.as_tensor(value)
+    if isinstance(value, Mapping):  # what a Hugging Face model returned
+        return next((v for k in _SCORES if isinstance(v := value.get(k), Tensor)), None)
+    if isinstance(value, list) and value and all(isinstance(x, (bool, int, float)) for x in value):
+        return torch.tensor(value)
+    return None
+
+
+def _from_sequence(outputs: Sequence[Any]) -> Pair | None:
+    """The one pair of scores and class indices, in either order; or two tensors of labels."""
+    tensors = [(i, t) for i, v in enumerate(outputs) if (t := _tensor(v)) is not None]
+    scored = [
+        (i, j, p, t)
+        for (i, p), (j, t) in _ordered_pairs(tensors)
+        if p.is_floating_point() and not t.is_floating_point() and _are_scores_of(p, t)
+    ]
+    labels = [(i, t) for i, t in tensors if not t.is_floating_point()]
+    if len(scored) == 1:
+        i, j, preds, target = scored[0]
+    elif not scored and len(labels) == 2 and labels[0][1].shape == labels[1][1].shape:
+        (i, preds), (j, target) = labels
+    else:
+        return None
+    said = f"items {i} and {j} of the returned {type(outputs).__name__}"
+    return Pair(preds, target, said, classification=True)
+
+
+def _ordered_pairs(items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    for one in items:
+        for other in items:
+            if one is not other:
+                yield one, other
+
+
+def _are_scores_of(preds: Tensor, target: Tensor) -> bool:
+    if preds.shape == target.shape:
+        return True
+    if preds.ndim != target.ndim + 1:
+        return False
+    return preds.shape[:1] + preds.shape[2:] == target.shape or preds.shape[:-1] == target.shape
 
 
 def from_source(source: Any, outputs: Any, batch: Any) -> Pair:
@@ -93,9 +192,7 @@ def from_source(source: Any, outputs: Any, batch: Any) -> Pair:
         raise ValueError(
             f"source gave {type(preds).__name__} and {type(target).__name__}, expected tensors"
         ) from error
-    return Pair(
-        preds, target, said, preds_are=named if named in _SCORES else None, classification=True
-    )
+    return Pair(preds, target, said, preds_are=_kind_of(named), classification=True)
 
 
 def _item(outputs: Any, name: str, source: str) -> Any:
@@ -122,44 +219,97 @@ def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else ""
 
 
-def arrange(pair: Pair, config: ConfusionMetrics) -> Pair | None:
+# --- the shapes that the state counts ------------------------------------------------------------
+
+
+def arrange(
+    pair: Pair, config: ConfusionMetrics, settled: Layout | None = None, axis: int = 1
+) -> Pair | None:
     """`pair` in the shapes that the state counts, its task named; None for no classification.
 
     Scores are ``(N, C, ...)``; classes in the last dimension, as transformers has them, are moved.
     Floating-point tensors of one shape are binary where they are ``(N,)``, ``(N, 1, ...)`` or
     ``(N, H, W)``, else multilabel. Two classes are one question where a threshold asks it.
+
+    Args:
+        pair: As its source gave it.
+        config: What the user asked for.
+        settled: How the run counts, where that is settled: a batch of one whose dimension was
+            squeezed away gets it back.
+        axis: Where the classes stand if the shapes fit both: 1 or -1.
     """
     p, t = pair.preds, pair.target
-    task = config.task or pair.task
-    if not p.ndim and not t.ndim:
-        p, t = p.unsqueeze(0), t.unsqueeze(0)
     if p.is_complex() or t.is_complex():
         return None
+    p, t = _unsqueezed(p, t, settled)
+    task = config.task or pair.task or (settled.task if settled is not None else None)
     if p.ndim == t.ndim + 1 and p.shape[:1] == t.shape[:1]:
-        if p.shape[1] == 1 and p.shape[2:] == t.shape[1:]:
-            p = p.squeeze(1)
+        where = _class_axis(p, t, pair.axis or axis)
+        if where is not None and p.shape[where] == 1:
+            p = p.squeeze(where)
         elif t.is_floating_point() and not pair.classification:
             return None
-        elif p.shape[2:] == t.shape[1:] or p.shape[:-1] == t.shape:
-            p = p if p.shape[2:] == t.shape[1:] else p.movedim(-1, 1)
-            if p.shape[1] == 2 and (task == "binary" or config.threshold != 0.5):
-                return _margin(pair, p, t, config)
-            return _as(pair, p, t, "multiclass")
+        elif where is not None:
+            return _scored(pair, p if where == 1 else p.movedim(-1, 1), t, task, config)
+    if pair.shares and p.shape == t.shape:
+        return _scored(pair, p, t.argmax(1), "multiclass", config)
     if p.shape != t.shape:
         if p.numel() != t.numel() or task == "multilabel":
             return None
         p, t = p.reshape(-1), t.reshape(-1)
-    if p.is_floating_point():
-        if t.is_floating_point() and not pair.classification and task is None:
-            return None
-        if task is None:
-            many = t.ndim in (2, 4) and t.shape[1] > 1
-            task = "multilabel" if many else "binary"
-        return _as(pair, p, t, task)
-    if t.is_floating_point() and task is None and not pair.classification:
+    return _alike(pair, p, t, task)
+
+
+def _unsqueezed(p: Tensor, t: Tensor, settled: Layout | None) -> tuple[Tensor, Tensor]:
+    """Both with the dimension of the batch that a squeeze took from a batch of one."""
+    if not p.ndim and not t.ndim:
+        return p.unsqueeze(0), t.unsqueeze(0)
+    if settled is None or (t.ndim and p.ndim == t.ndim + 1 and len(p) == len(t)):
+        return p, t
+    c = settled.num_classes
+    if settled.task == "multiclass" and p.numel() == c * t.numel() and p.shape[0] == c:
+        if p.ndim == 1:
+            return p.unsqueeze(0), t.reshape(1)
+        if p.shape[1:] == t.shape:
+            return p.unsqueeze(0), t.unsqueeze(0)
+    if settled.task == "multilabel" and p.ndim == 1 and p.shape == t.shape == (c,):
+        return p.unsqueeze(0), t.unsqueeze(0)
+    return p, t
+
+
+def _class_axis(p: Tensor, t: Tensor, axis: int) -> int | None:
+    """Which dimension of scores holds the classes: the one that the target lacks."""
+    first, last = p.shape[2:] == t.shape[1:], p.shape[:-1] == t.shape
+    if first and last:
+        return axis if p.ndim > 2 else 1
+    if first:
+        return 1
+    return -1 if last else None
+
+
+def is_ambiguous(p: Tensor, t: Tensor) -> bool:
+    """Whether the classes of `p` may stand in its second dimension as well as in its last."""
+    return p.ndim == t.ndim + 1 > 2 and p.shape[:-1] == t.shape and p.shape[2:] == t.shape[1:]
+
+
+def _scored(pair: Pair, p: Tensor, t: Tensor, task: Any, config: ConfusionMetrics) -> Pair:
+    if p.shape[1] == 2 and (task == "binary" or config.threshold != 0.5):
+        return _margin(pair, p, t, config)
+    return _as(pair, p, t, "multiclass")
+
+
+def _alike(pair: Pair, p: Tensor, t: Tensor, task: Any) -> Pair | None:
+    """A pair of one shape: answers of yes or no, or labels."""
+    sure = pair.classification or task is not None
+    if t.is_floating_point() and not sure:
         return None
+    if task is None and p.is_floating_point():
+        many = t.ndim in (2, 4) and t.shape[1] > 1
+        task = "multilabel" if many else "binary"
     if task is None:
         task = "binary" if p.dtype == torch.bool else "multiclass"
+    if task == "multiclass" and p.is_floating_point():
+        return None  # scores of the target's own shape are none of several classes
     return _as(pair, p, t, task)
 
 
@@ -172,6 +322,34 @@ def _margin(pair: Pair, p: Tensor, t: Tensor, config: ConfusionMetrics) -> Pair:
 def _as(pair: Pair, preds: Tensor, target: Tensor, task: Any) -> Pair:
     preds_are = pair.preds_are if preds.is_floating_point() else "labels"
     return replace(pair, preds=preds, target=target, task=task, preds_are=preds_are)
+
+
+def axis_of(module: nn.Module | None, pair: Pair, vouching: Sequence[tuple[int, int]] = ()) -> int:
+    """Where the classes of scores stand whose shapes fit both: decided once, for the run.
+
+    A loss that is given the same scores says it by their strides: its classes stand in its second
+    dimension. Else the last layer of that many outputs does: a linear one writes into the last
+    dimension, a convolution into the second.
+
+    Args:
+        module: The model.
+        pair: As it was returned.
+        vouching: Of the scores that losses of the step were given: storage and stride of classes.
+    """
+    p = pair.preds
+    for storage, stride in vouching:
+        same = storage == p.untyped_storage().data_ptr()
+        if same and stride in (p.stride(1), p.stride(-1)) and p.stride(1) != p.stride(-1):
+            return 1 if stride == p.stride(1) else -1
+    for layer in reversed(list(module.modules()) if module is not None else []):
+        if getattr(layer, "out_features", None) == p.shape[-1]:
+            return -1
+        if getattr(layer, "out_channels", None) == p.shape[1]:
+            return 1
+    return 1
+
+
+# --- how it is counted ---------------------------------------------------------------------------
 
 
 def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) -> Layout:
@@ -230,16 +408,14 @@ def _kind(pair: Pair, config: ConfusionMetrics, scored: bool) -> str:
 
 def names_of(loader: Any, module: Any, datamodule: Any = None) -> tuple[str, ...] | None:
     """Class names under ``classes`` or ``class_names`` of the dataset, datamodule or module."""
-    dataset = getattr(loader, "dataset", None)
+    dataset = _attribute(loader, "dataset")
     for _ in range(8):  # a Subset of a Subset, a ConcatDataset of them
         if dataset is None:
             break
         if (names := _names(dataset)) is not None:
             return names
-        inner = getattr(dataset, "datasets", None)
-        dataset = (
-            inner[0] if isinstance(inner, list) and inner else getattr(dataset, "dataset", None)
-        )
+        inner = _attribute(dataset, "datasets")
+        dataset = inner[0] if isinstance(inner, list) and inner else _attribute(dataset, "dataset")
     for owner in (datamodule, module):
         if (names := _names(owner)) is not None:
             return names
@@ -248,7 +424,7 @@ def names_of(loader: Any, module: Any, datamodule: Any = None) -> tuple[str, ...
 
 def _names(owner: Any) -> tuple[str, ...] | None:
     for attribute in ("classes", "class_names"):
-        names = getattr(owner, attribute, None)
+        names = _attribute(owner, attribute)
         if (
             isinstance(names, Sequence)
             and not isinstance(names, str)
@@ -262,9 +438,18 @@ def _names(owner: Any) -> tuple[str, ...] | None:
 
 def classes_of(module: nn.Module) -> int | None:
     """``num_classes`` of the module, or of its hyperparameters."""
-    hparams = getattr(module, "hparams", None)
+    hparams = _attribute(module, "hparams")
     inside = hparams.get("num_classes") if isinstance(hparams, Mapping) else None
-    for value in (getattr(module, "num_classes", None), inside):
+    for value in (_attribute(module, "num_classes"), inside):
         if isinstance(value, int) and not isinstance(value, bool) and value > 1:
             return value
     return None
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    """An attribute that the object or its class has; None where only `__getattr__` could say."""
+    try:
+        inspect.getattr_static(owner, name)
+        return getattr(owner, name)
+    except Exception:  # noqa: BLE001 - a property of the user's may raise anything
+        return None

@@ -1,61 +1,53 @@
 """Predictions and targets as a step hands them to its metrics and losses, without changing either.
 
 A metric is tapped through its instance's ``update``, which torchmetrics leaves out of pickles and
-copies. A loss is tapped through the name ``torch.nn.functional`` knows it by, for the length of a
-step: loss modules, focal losses and models that return their loss all call it. Neither a function
-mode nor a forward hook is on while a step runs that counts: those change what it computes.
+copies, and below it where a subclass hands on what it selected. A loss of torch's is tapped where
+its function enters C++, for the length of a step: however the function is held, and whichever loss
+module, focal loss or model calls it. Neither a function mode nor a forward hook is on while a step
+runs that counts: those change what it computes.
 """
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
 
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
-from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.patch import Wrap
-from lightning_evalguard.instruments.source import owner_of, user_site
+from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.report import shown_path
 
-See = Callable[[str, str, Pair], None]
-"""Is told of each call: ``metric`` or ``loss``, which one, and what it was called with."""
+See = Callable[[str, str, Pair, Any], None]
+"""Is told of each call: ``metric``, ``loss`` or ``other``; which one; its pair; what it gave."""
 
 # Their children see resampled or partial predictions.
 _PARTIAL = ("BootStrapper", "MultioutputWrapper")
-
-
-class _Loss(NamedTuple):
-    task: str | None
-    preds_are: str
-    ignore_place: int | None  # of ``ignore_index`` among the arguments, if there is one
-
-
-# By the functions themselves, taken here: while a tap is open their names stand for others.
-_LOSSES: dict[Any, _Loss] = {
-    F.cross_entropy: _Loss("multiclass", "logits", 4),
-    F.nll_loss: _Loss("multiclass", "logits", 4),
-    F.binary_cross_entropy: _Loss(None, "probs", None),
-    F.binary_cross_entropy_with_logits: _Loss(None, "logits", None),
-}
+_IGNORED = -100
 
 
 class MetricTap:
     """Sees what the torchmetrics objects of a module are updated with.
 
+    A metric whose ``update`` updates another one, a parent's or that of a metric it holds, is seen
+    through that one: what it left out on the way was not counted.
+
     Args:
-        see: Is told of each update, before it happens.
+        see: Is told of each update, after it.
         only: Qualified name of the one metric to tap, or its last part.
     """
 
     def __init__(self, see: See, only: str | None = None) -> None:
         self._see, self._only = see, only
         self._wraps: list[Wrap] = []
+        self._classes: list[tuple[type, Any, Any]] = []
+        self._names: dict[int, str] = {}
+        # Of each update that runs now: whether a deeper one was seen.
+        self._deeper: list[bool] = []
 
     def open(self, module: nn.Module) -> None:
         """Tap every metric that `module` holds now.
@@ -64,34 +56,97 @@ class MetricTap:
             ValueError: If the one that is asked for is not there.
         """
         self.close()
-        held = list(metrics_of(module))
-        for name, metric in held:
+        metrics = list(metrics_of(module))
+        for name, metric in metrics:
             if self._only in (None, name, name.rpartition(".")[2]):
+                self._names[id(metric)] = name
                 self._wraps.append(Wrap(metric, "update", self._around(name, metric)))
+                self._tap_parent(type(metric))
         if self._only is not None and not self._wraps:
-            there = ", ".join(name for name, _ in held) or "no classification metric"
+            there = ", ".join(name for name, _ in metrics) or "no classification metric"
             raise ValueError(f"source='metric:{self._only}': the module has {there}")
 
     def close(self) -> None:
         """Leave the metrics as they were."""
         for wrap in self._wraps:
             wrap.remove()
+        for owner, tapped, original in self._classes:
+            if vars(owner).get("update") is tapped:
+                owner.update = original  # type: ignore[attr-defined]
         self._wraps.clear()
+        self._classes.clear()
+        self._names.clear()
+        self._deeper.clear()
 
     def _around(self, name: str, metric: Metric) -> Callable[..., Any]:
-        names = list(metric._update_signature.parameters)[:2]
+        names = list(metric._update_signature.parameters)
 
         def update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return original(*args, **kwargs)
             given = dict(zip(names, args, strict=False)) | kwargs
-            preds = next((given[k] for k in PREDS if k in given), None)
-            target = next((given[k] for k in TARGET if k in given), None)
-            if isinstance(preds, Tensor) and isinstance(target, Tensor):
-                self._see("metric", name, _of_metric(name, metric, preds, target))
-            return original(*args, **kwargs)
+            return self._updated(name, metric, given, lambda: original(*args, **kwargs))
 
         return update
+
+    def _tap_parent(self, kind: type) -> None:
+        """Tap torchmetrics' own ``update``, which a subclass may call with what it selected."""
+        levels = [c for c in kind.__mro__ if "update" in vars(c)]
+        if not levels or _is_torchmetrics(levels[0]):
+            return
+        parent = next((c for c in levels if _is_torchmetrics(c) and c is not Metric), None)
+        if parent is None or any(parent is owner for owner, *_ in self._classes):
+            return
+        original = vars(parent)["update"]
+
+        @functools.wraps(original)
+        def update(metric: Metric, *args: Any, **kwargs: Any) -> Any:
+            name = self._names.get(id(metric))
+            if name is None or torch.compiler.is_compiling():
+                return original(metric, *args, **kwargs)
+            given = dict(zip(("preds", "target"), args, strict=False)) | kwargs
+            return self._updated(name, metric, given, lambda: original(metric, *args, **kwargs))
+
+        parent.update = update  # type: ignore[attr-defined]
+        self._classes.append((parent, update, original))
+
+    def _updated(
+        self, name: str, metric: Metric, given: dict[str, Any], run: Callable[[], Any]
+    ) -> Any:
+        self._deeper.append(False)
+        try:
+            value = run()
+        finally:
+            deeper = self._deeper.pop() if self._deeper else False
+        if self._deeper:
+            self._deeper[-1] = True
+        if deeper:
+            return value
+        preds = next((given[k] for k in PREDS if k in given), None)
+        target = next((given[k] for k in TARGET if k in given), None)
+        if isinstance(preds, Tensor) and isinstance(target, Tensor):
+            pair = _of_metric(name, metric, preds, target)
+            if not _is_torchmetrics(type(metric)):
+                rest = [v for v in given.values() if v is not preds and v is not target]
+                pair.target = _masked(target, rest, pair)
+            self._see("metric", name, pair, None)
+        return value
+
+
+def _is_torchmetrics(kind: type) -> bool:
+    return kind.__module__.startswith("torchmetrics.")
+
+
+def _masked(target: Tensor, others: list[Any], pair: Pair) -> Tensor:
+    """The target with what a mask leaves out ignored: a metric of the user's own is given one."""
+    for mask in others:
+        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if is_mask and mask.shape == target.shape[: mask.ndim]:
+            ignored = _IGNORED if pair.ignore_index is None else pair.ignore_index
+            mask = mask.reshape(mask.shape + (1,) * (target.ndim - mask.ndim))
+            kept = target if target.is_floating_point() else target.long()
+            return torch.where(mask, kept, ignored)
+    return target
 
 
 def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
@@ -130,104 +185,161 @@ def _classifies(metric: Metric) -> bool:
 
 
 def _of_metric(name: str, metric: Any, preds: Tensor, target: Tensor) -> Pair:
-    kind = type(metric).__name__
+    kind = next((c.__name__ for c in type(metric).__mro__ if _is_torchmetrics(c)), "")
     tasks = ("binary", "multiclass", "multilabel")
     task = next((t for t in tasks if kind.lower().startswith(t)), None)
-    top_k = getattr(metric, "top_k", None)
+    given = vars(metric)
+    top_k = given.get("top_k")
     return Pair(
         preds,
         target,
-        f"`{name}` ({kind})",
+        f"`{name}` ({type(metric).__name__})",
         task=task,
-        num_classes=getattr(metric, "num_classes", None) or getattr(metric, "num_labels", None),
-        threshold=getattr(metric, "threshold", None),
-        ignore_index=getattr(metric, "ignore_index", None),
+        num_classes=given.get("num_classes") or given.get("num_labels"),
+        threshold=given.get("threshold"),
+        ignore_index=given.get("ignore_index"),
         top_k=(top_k,) if isinstance(top_k, int) and top_k > 1 else (),
         classification=task is not None,
+        axis=1,
     )
 
 
+# --- losses --------------------------------------------------------------------------------------
+
+
+class _Loss(NamedTuple):
+    """One loss of torch's: the function that people call, and what it calls in C++."""
+
+    name: str
+    home: Any
+    entry: str
+    task: str | None
+    preds_are: str
+    ignore_place: int | None  # of ``ignore_index`` among the arguments, if there is one
+
+
+_LOSSES = (
+    _Loss("cross_entropy", torch._C._nn, "cross_entropy_loss", "multiclass", "logits", 4),
+    _Loss("nll_loss", torch._C._nn, "nll_loss_nd", "multiclass", "logits", 4),
+    _Loss("multi_margin_loss", torch._C._nn, "multi_margin_loss", "multiclass", "logits", None),
+    _Loss("binary_cross_entropy", torch._C._nn, "binary_cross_entropy", None, "probs", None),
+    _Loss(
+        "binary_cross_entropy_with_logits", torch, "binary_cross_entropy_with_logits", None,
+        "logits", None,
+    ),
+)  # fmt: skip
+# A step that calls one of these has a task of another kind.
+_OTHERS = (
+    *((torch._C._nn, name) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")),
+    *((torch, name) for name in (
+        "poisson_nll_loss", "kl_div", "triplet_margin_loss", "margin_ranking_loss",
+        "cosine_embedding_loss", "cosine_similarity", "ctc_loss",
+    )),
+)  # fmt: skip
+
+
 class LossTap:
-    """Sees what cross entropy, NLL and BCE are called with, however they are called.
+    """Sees what cross entropy, NLL, BCE and others are called with, however they are held.
 
     Args:
         see: Is told of each call, after it.
 
     Attributes:
-        listens: Whether anyone wants to know. A tap that nobody listens to stays open all the
-            same, or frames that were compiled with it would be compiled again.
+        locates: Whether the line of a call is looked up, which takes longer than the call.
     """
 
     def __init__(self, see: See) -> None:
         self._see = see
-        self.listens = True
-        # Made once: a compiled frame that calls a loss would be compiled again for each new one.
-        self._taps = {loss: self._tap(loss, kind) for loss, kind in _LOSSES.items()}
-        self._places: list[tuple[dict[str, Any], str, Any]] = []
+        self.locates = True
+        self._places: list[tuple[Any, str, Any, Any]] = []
+        for kind in _LOSSES:
+            if (original := getattr(kind.home, kind.entry, None)) is not None:
+                tapped = self._tap(original, kind)
+                self._places.append((kind.home, kind.entry, original, tapped))
+        for home, name in _OTHERS:
+            if (original := getattr(home, name, None)) is not None:
+                self._places.append((home, name, original, self._note(original, name)))
         self._is_open = False
-
-    def find(self, module: nn.Module) -> None:
-        """Look up the names under which user code and `module`'s classes know the losses."""
-        homes = {c.__module__ for m in module.modules() for c in type(m).__mro__}
-        self._places = [(vars(F), loss.__name__, loss) for loss in _LOSSES]
-        for name, home in list(sys.modules.items()):
-            path = getattr(home, "__file__", None)
-            if name in homes or name == "__main__" or (path and owner_of(path) == "user"):
-                self._places += [
-                    (vars(home), bound, value)
-                    for bound, value in list(vars(home).items())
-                    if home is not F and callable(value) and _is_loss(value)
-                ]
 
     def open(self) -> None:
         """Tap the losses from now on."""
         if not self._is_open:
             self._is_open = True
-            for names, bound, loss in self._places:
-                names[bound] = self._taps[loss]
+            for home, name, original, tapped in self._places:
+                if getattr(home, name) is original:
+                    setattr(home, name, tapped)
 
     def close(self) -> None:
         """Give the losses their names back."""
         if self._is_open:
             self._is_open = False
-            for names, bound, loss in self._places:
-                if names.get(bound) is self._taps[loss]:
-                    names[bound] = loss
+            for home, name, original, tapped in self._places:
+                if getattr(home, name) is tapped:
+                    setattr(home, name, original)
 
-    def _tap(self, loss: Any, kind: _Loss) -> Any:
+    def _tap(self, original: Any, kind: _Loss) -> Any:
         place = kind.ignore_place
 
+        @functools.wraps(original)
         def tapped(*args: Any, **kwargs: Any) -> Any:
-            value = loss(*args, **kwargs)
-            if torch.compiler.is_compiling() or not self.listens:
+            value = original(*args, **kwargs)
+            if torch.compiler.is_compiling():
                 return value
-            preds = args[0] if args else kwargs.get("input")
-            target = args[1] if len(args) > 1 else kwargs.get("target")
-            if isinstance(preds, Tensor) and isinstance(target, Tensor):
-                ignore = kwargs.get("ignore_index", -100)
-                if place is not None and len(args) > place:
-                    ignore = args[place]
-                site = user_site(2)
+            preds, target = plain(*args[:2]) if len(args) > 1 else (None, None)
+            if preds is not None and target is not None:
+                ignore = args[place] if place is not None and len(args) > place else None
+                site = user_site(2) if self.locates else None
                 where = shown_path(site.location) if site is not None else "an unknown place"
-                said = f"`{loss.__name__}` at {where}"
-                # Two losses may stand on one line, of two heads; one may stand in a loop.
-                name = f"{said} {site and site.expression} {preds.shape[1:2]}"
-                self._see("loss", name, _of_loss(kind, preds, target, ignore, said))
+                said = f"`{kind.name}` at {where}" if self.locates else kind.name
+                pair = _of_loss(kind, preds, target, ignore, said)
+                pair.location = site.location if site is not None else None
+                self._see("loss", kind.name, pair, value)
             return value
 
-        tapped.__name__ = tapped.__qualname__ = loss.__name__
-        tapped.__doc__ = loss.__doc__
         return tapped
 
+    def _note(self, original: Any, name: str) -> Any:
+        @functools.wraps(original)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if self.locates and not torch.compiler.is_compiling():
+                nothing = torch.empty(0)
+                self._see("other", name, Pair(nothing, nothing, name), None)
+            return original(*args, **kwargs)
 
-def _is_loss(value: Any) -> bool:
-    try:
-        return value in _LOSSES
-    except TypeError:  # unhashable
-        return False
+        return noted
 
 
-def _of_loss(kind: _Loss, preds: Tensor, target: Tensor, ignore: int, said: str) -> Pair:
+def plain(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Both as ordinary tensors: under `vmap` the samples are in a dimension that the loss lacks."""
+    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
+        return None, None
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return preds, target
+    dims = preds.dim()
+    preds, levels = _unwrapped(preds)
+    target, others = _unwrapped(target)
+    if levels != others:
+        return None, None  # of several models on one batch, none is the answer
+    last = levels if dims > 1 else levels - 1
+    if last > 0:
+        preds, target = preds.flatten(0, last), target.flatten(0, last)
+    return preds, target
+
+
+def _unwrapped(tensor: Tensor) -> tuple[Tensor, int]:
+    """What lies below `vmap` and `grad`, and in how many first dimensions there are samples."""
+    functorch, levels = torch._C._functorch, 0
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            where = functorch.maybe_get_bdim(tensor)
+            tensor = functorch.get_unwrapped(tensor).movedim(where, 0)
+            levels += 1
+        else:
+            tensor = functorch.get_unwrapped(tensor)
+    return tensor, levels
+
+
+def _of_loss(kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str) -> Pair:
     if kind.task is not None:
         if target.is_floating_point():  # probabilities of the classes
             target = target.argmax(min(1, target.ndim - 1))
@@ -241,23 +353,5 @@ def _of_loss(kind: _Loss, preds: Tensor, target: Tensor, ignore: int, said: str)
         preds_are=kind.preds_are,
         ignore_index=ignore,
         classification=True,
+        axis=1,
     )
-
-
-def refusal(pair: Pair, batch: Any) -> str:
-    """Why a loss that a step calls judges no classification of its samples; else empty.
-
-    Looks at the values, which makes the host wait: for the first call at each place only.
-    """
-    preds, target = pair.preds, pair.target
-    if pair.task == "multiclass":
-        square = preds.ndim == 2 and preds.shape[0] == preds.shape[1] == target.numel()
-        if square and torch.equal(target, torch.arange(len(target), device=target.device)):
-            return "its classes are the samples of the batch"
-        return ""
-    if not bool(((target == 0) | (target == 1)).all()):
-        return "its targets are not only 0 and 1"
-    first = next(iter(tensors(batch)), None)
-    if first is None or not first.is_floating_point() or first.numel() != target.numel():
-        return ""
-    return "its target is the input" if first.data_ptr() == target.data_ptr() else ""

@@ -181,7 +181,8 @@ def _metrics_around(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
 def _of_arrays(y_true: Any, y_pred: Any) -> ConfusionResult | None:
     """The matrix of two arrays of labels, also of strings."""
     numpy = sys.modules["numpy"]
-    from lightning_evalguard.confusion.matrix import ROOM, ConfusionMatrix
+    from lightning_evalguard.confusion.layout import ROOM
+    from lightning_evalguard.confusion.matrix import ConfusionMatrix
 
     true, preds = numpy.asarray(y_true), numpy.asarray(y_pred)
     if true.ndim != 1 or true.shape != preds.shape or not len(true):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ class PlainRecorder(Recorder):
         self._scored = scored
         super().__init__()
 
-    def _see(self, kind: str, name: str, pair: Pair) -> None:
-        self._scored()
+    def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
+        if kind != "other":
+            self._scored()
         with torch.no_grad():
-            super()._see(kind, name, pair)
+            super()._see(kind, name, pair, value)

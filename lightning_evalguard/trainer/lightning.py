@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
+from torch import Tensor
 
 from lightning_evalguard.data.loaders import Evaluated, Logged, flat
 
@@ -226,6 +227,23 @@ def trained_keys(trainer: Trainer) -> dict[str, bool]:
     return keys
 
 
+def logged_so_far(trainer: Trainer) -> dict[str, float]:
+    """The means that the steps of the running evaluation logged so far, by key."""
+    found = {}
+    for one in (trainer._results or {}).values():
+        meta = getattr(one, "meta", None)
+        if meta is None or one.has_reset:
+            continue
+        value = one.value
+        if not one.is_tensor:
+            value = getattr(value, "_forward_cache", None)
+        elif meta.is_mean_reduction:
+            value = value / one.cumulated_batch_size.clamp(min=1)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            found[meta.name] = float(value)
+    return found
+
+
 class ValidationLoop:
     """What the loop that validates lends to the training score; see `training_score.Loop`."""
 
@@ -341,6 +359,7 @@ __all__ = [
     "entries",
     "has",
     "log",
+    "logged_so_far",
     "logged_step",
     "logs_ours",
     "out_of_the_books",

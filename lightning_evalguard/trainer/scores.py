@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning_evalguard.checks.scores.check import ScoresCheck
@@ -44,6 +46,7 @@ class Scores:
     def start(self, stage: str, dataloaders: Any) -> None:
         trainer = self._trainer
         self.results = {}
+        self._recorder.logged = partial(_lightning.logged_so_far, trainer)
         self._counting = self._safely(
             lambda: self._recorder.start(
                 stage, self._module, dataloaders, getattr(trainer, "datamodule", None)
@@ -64,6 +67,7 @@ class Scores:
         """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
         if self._counting:
             self._counting = False
+            self._recorder.steps_over()
             self._wrap = Wrap(self._module, hook, self._log)
         else:
             self._recorder.ranks.skip("matrix")
@@ -127,6 +131,10 @@ class Scores:
                         self._report.note(f"`{name}` {difference.fact}")
                 elif difference.fact:
                     differing.append(_differs(name, difference, result))
+        differing += [
+            replace(finding, epoch=trainer.current_epoch, step=trainer.global_step)
+            for finding in recorded.findings
+        ]
         self._claims.explained(str(finding.subject) for finding in differing)
         if not trainer.is_global_zero:
             return

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_evalguard.confusion.matrix import ConfusionMetrics
+from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.samples import digest, undisturbed

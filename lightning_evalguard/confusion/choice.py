@@ -1,0 +1,182 @@
+"""Which of the pairs that a step shows is its answer: the rules, in the order in which they decide.
+
+A step may show the same answer several times (a loss, a metric, the returned dict), and several
+answers (two heads, a teacher's labels, a subset). What shows one answer is a `Question`; they are
+never added up. One is chosen, by the first rule in `RULES` that tells it from the others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.confusion.loader import Stream
+
+_SCORE = re.compile(r"(?:^|[_/.\- ])(acc|accuracy|f1|precision|recall|kappa|mcc|iou|dice)", re.I)
+_LOSS = re.compile(r"^(?:(?:val|valid|validation|test|eval)[_/.\- ]*)?loss$", re.I)
+
+
+@dataclass
+class Evidence:
+    """What else a step says about its pairs.
+
+    Attributes:
+        logged: What it logged so far, by key: numbers, or metric objects by their names.
+        samples: Of its batch.
+        top_k: Whether the user asks for the k best, which labels do not tell.
+    """
+
+    logged: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 0
+    top_k: bool = False
+
+
+@dataclass
+class Question:
+    """What a step asks: the streams that show the same predictions and targets."""
+
+    streams: list[Stream]
+
+    def of(self, *kinds: str) -> list[Stream]:
+        """The streams of these kinds."""
+        return [stream for stream in self.streams if stream.kind in kinds]
+
+
+def questions_of(streams: Sequence[Stream]) -> list[Question]:
+    """The streams of a step, those that show one answer together, in the order of the step."""
+    questions: list[Question] = []
+    for stream in streams:
+        for question in questions:
+            if any(_same(stream, other) for other in question.streams):
+                question.streams.append(stream)
+                break
+        else:
+            questions.append(Question([stream]))
+    return questions
+
+
+def _same(one: Stream, other: Stream) -> bool:
+    if (one.layout.task == "multilabel") != (other.layout.task == "multilabel"):
+        return False
+    return _equal(one.target, other.target) and _equal(one.preds, other.preds)
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.numel() != other.numel():
+        return False
+    return bool(torch.equal(one, other.to(one.device)))
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+
+def _keeps_the_best(question: Question, evidence: Evidence) -> Any:
+    """What the user asks for comes first: of the k best, labels say nothing."""
+    return not evidence.top_k or any(stream.layout.top_k for stream in question.streams)
+
+
+def _is_returned(question: Question, evidence: Evidence) -> Any:
+    """A pair that the returned dict names."""
+    return bool(question.of("outputs"))
+
+
+def _is_agreed_on(question: Question, evidence: Evidence) -> Any:
+    """Else the pair on which a loss and a metric agree."""
+    judged = question.of("metric", "function")
+    return bool(judged and question.of("loss")) or bool(question.of("metric") and len(judged) > 1)
+
+
+def _is_judged(question: Question, evidence: Evidence) -> Any:
+    """Else the one that a metric counts."""
+    return bool(question.of("metric"))
+
+
+def _is_logged(question: Question, evidence: Evidence) -> Any:
+    """Else the one whose value the step logs as its score."""
+    values = [stream.accuracy for stream in question.streams]
+    scores = [v for k, v in evidence.logged.items() if _SCORE.search(k)]
+    return any(_near(a, b) or _near(100 * a, b) for a in values for b in scores)
+
+
+def _has_own_targets(question: Question, evidence: Evidence) -> Any:
+    """Else the one whose targets stand in the batch: a teacher's labels are made in the step."""
+    return any(stream.from_batch for stream in question.streams)
+
+
+def _is_the_loss(question: Question, evidence: Evidence) -> Any:
+    """Else the one whose loss is what the step logs or returns as its loss."""
+    said = [v for k, v in evidence.logged.items() if _LOSS.match(k)]
+    for stream in question.streams:
+        if stream.is_returned:
+            return True
+        value = stream.value
+        is_number = value is not None and value.numel() == 1
+        if is_number and any(_near(float(value), logged) for logged in said):  # type: ignore[arg-type]
+            return True
+    return False
+
+
+def _is_whole(question: Question, evidence: Evidence) -> Any:
+    """Else the one of the most samples: a group's subset has fewer."""
+    return max(stream.elements for stream in question.streams)
+
+
+RULES: tuple[Callable[[Question, Evidence], Any], ...] = (
+    _keeps_the_best,
+    _is_returned,
+    _is_agreed_on,
+    _is_judged,
+    _is_logged,
+    _has_own_targets,
+    _is_the_loss,
+    _is_whole,
+)
+
+
+def main_of(questions: Sequence[Question], evidence: Evidence) -> tuple[Question, bool]:
+    """The question that the run counts, and whether a rule told it from all others.
+
+    Where none does, it is the last one that the step asks.
+    """
+    judged = [[rule(question, evidence) for rule in RULES] for question in questions]
+    best = max(judged)
+    chosen = max(i for i, values in enumerate(judged) if values == best)
+    return questions[chosen], judged.count(best) == 1
+
+
+def counted_of(main: Question, others: Sequence[Question]) -> Stream:
+    """The stream through which a question is counted.
+
+    A metric counts what it scores; else the loss does; what is returned is counted where neither
+    shows more of it. Where a loss or a metric is given a part of what is returned, chosen by a
+    mask, the part is what counts.
+    """
+    returned = main.of("outputs")
+    if returned:
+        masked = [
+            stream
+            for question in others
+            for stream in question.of("metric", "loss")
+            if stream.elements < returned[0].elements and _fits(stream, returned[0])
+        ]
+        if masked and len(main.streams) == 1:
+            return masked[-1]
+        return returned[0]
+    metrics = main.of("metric")
+    with_scores = [m for m in metrics if m.layout.top_k] or metrics
+    return (with_scores or main.of("loss") or main.streams)[0]
+
+
+def _fits(one: Stream, other: Stream) -> bool:
+    a, b = one.layout, other.layout
+    return a.task == b.task and (a.num_classes == b.num_classes or not (a.exact and b.exact))
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6)

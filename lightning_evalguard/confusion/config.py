@@ -1,0 +1,144 @@
+"""What the user may say of the confusion matrix: what it is counted from, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+from lightning_evalguard.confusion.result import Task
+
+PredsAre = Literal["logits", "probs", "labels"]
+
+
+class ConfusionMetrics:
+    """What the confusion matrix is counted from, and how; whatever is None is inferred.
+
+    Args:
+        num_classes: Number of classes, or of labels with ``task="multilabel"``.
+        class_names: One name a class. By default those of the dataset's ``classes``, else indices.
+        task: ``binary``, ``multiclass`` or ``multilabel``.
+        preds_are: What floating-point predictions of a binary or multilabel model are: ``logits``
+            or ``probs``. By default told by the key they came with or a loss that is given the same
+            ones, else by whole evaluations: probabilities until a value lies outside [0, 1], and
+            from then on logits. Never by batch.
+        threshold: Probability above which a binary or multilabel prediction is positive. Logits
+            are compared with its logit, so that no sigmoid rounds them.
+        ignore_index: Target that is not counted; by default -100, as in PyTorch's losses, or what
+            the loss or metric says that the predictions came from.
+        source: Where predictions and targets come from: a function of ``(outputs, batch)`` that
+            returns ``(preds, target)``; ``"outputs:logits,target"`` for two keys (or indices) of
+            what the step returns; ``"metric:val_acc"`` for what that torchmetrics object of the
+            module is called with; ``"loss"`` for what the loss is called with. By default the
+            first of these that works.
+        top_k: Also count targets among the k highest scores; one k or several.
+        max_full_classes: Above this number of classes the matrix is not kept, but support,
+            predictions and hits of each class and the confused pairs are.
+        per_class: Log the F1 of each class where there are at most this many classes.
+
+    Raises:
+        ValueError: For an argument out of its range, naming it.
+
+    Example:
+        >>> config = ConfusionMetrics(class_names=["ham", "spam"], source="outputs:logits,y")
+        >>> config.num_classes
+        2
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        task: Task | None = None,
+        preds_are: PredsAre | None = None,
+        threshold: float = 0.5,
+        ignore_index: int | None = None,
+        source: Callable[[Any, Any], Any] | str | None = None,
+        top_k: int | Sequence[int] | None = None,
+        max_full_classes: int = 2048,
+        per_class: int = 20,
+    ) -> None:
+        if task is not None and task not in get_args(Task):
+            raise ValueError(f"task={task!r}: expected one of {_listed(get_args(Task))}")
+        if preds_are is not None and preds_are not in get_args(PredsAre):
+            raise ValueError(
+                f"preds_are={preds_are!r}: expected one of {_listed(get_args(PredsAre))}"
+            )
+        least = 1 if task == "multilabel" else 2
+        if num_classes is not None and (not _is_int(num_classes) or num_classes < least):
+            raise ValueError(f"num_classes={num_classes!r}: expected an integer of {least} or more")
+        if task == "binary" and num_classes not in (None, 2):
+            raise ValueError(f"num_classes={num_classes!r}: expected 2 with task='binary'")
+        if class_names is not None:
+            if not isinstance(class_names, Sequence) or isinstance(class_names, (str, bytes)):
+                raise ValueError(
+                    f"class_names={class_names!r}: expected a list of names, in the order of the "
+                    "class indices"
+                )
+            class_names = tuple(str(name) for name in class_names)
+            expected = num_classes or (2 if task == "binary" else None)
+            if expected is not None and len(class_names) != expected:
+                raise ValueError(
+                    f"class_names has {len(class_names)} names, expected {expected} "
+                    f"(num_classes={expected})"
+                )
+            if len(class_names) < least:
+                raise ValueError(
+                    f"class_names has {len(class_names)} names, expected {least} or more"
+                )
+            if len(set(class_names)) != len(class_names):
+                raise ValueError("class_names repeats a name, expected each once")
+            num_classes = len(class_names)
+        if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold!r}: expected a probability between 0 and 1")
+        if ignore_index is not None and not _is_int(ignore_index):
+            raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
+        if source is not None and not callable(source):
+            check_source(source)
+        if not (top_k is None or _is_int(top_k) or isinstance(top_k, (list, tuple, range))):
+            raise ValueError(f"top_k={top_k!r}: expected an integer or a list of integers")
+        ks = (top_k,) if isinstance(top_k, int) else tuple(top_k or ())
+        for k in ks:
+            if not _is_int(k) or k < 1 or (num_classes is not None and k > num_classes):
+                raise ValueError(f"top_k={top_k!r}: expected 1 to num_classes")
+        if not _is_int(max_full_classes) or max_full_classes < 2:
+            raise ValueError(f"max_full_classes={max_full_classes!r}: expected 2 or more")
+        if not _is_int(per_class) or per_class < 0:
+            raise ValueError(f"per_class={per_class!r}: expected 0 or more")
+        self.num_classes = num_classes
+        self.class_names = class_names
+        self.task = task
+        self.preds_are = preds_are
+        self.threshold = threshold
+        self.ignore_index = ignore_index
+        self.source = source
+        self.top_k = ks
+        self.max_full_classes = max_full_classes
+        self.per_class = per_class
+
+
+def check_source(source: Any) -> None:
+    """Refuse a `source` that is neither a function nor one of the known forms.
+
+    Raises:
+        ValueError: Naming the forms.
+    """
+    if isinstance(source, str):
+        kind, _, rest = source.partition(":")
+        names = [name.strip() for name in rest.split(",")]
+        if kind == "outputs" and len(names) == 2 and all(names):
+            return
+        if (kind == "metric" and rest) or source == "loss":
+            return
+    raise ValueError(
+        f"source={source!r}: expected a function of (outputs, batch) that returns (preds, target), "
+        "'outputs:PREDS,TARGET', 'metric:NAME' or 'loss'"
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(repr(v) for v in values)

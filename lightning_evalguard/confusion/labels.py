@@ -1,0 +1,105 @@
+"""Are these targets labels? Looks at values, on the first batch alone: there the host may wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.confusion.sources import Pair
+
+_FEW = 4  # samples, among which labels may happen to be counted up
+
+
+def refusal(pair: Pair, from_batch: bool, first_input: Tensor | None) -> str:
+    """Why a pair is no classification of the batch's samples; empty where it may be one.
+
+    Args:
+        pair: As it is counted.
+        from_batch: Whether its target stands in the batch.
+        first_input: The first tensor of the batch.
+    """
+    preds, target = pair.preds, pair.target
+    if not target.numel():
+        return ""
+    if pair.task == "multiclass":
+        if preds.ndim == target.ndim + 1 == 2 and not from_batch and _counts_samples(preds, target):
+            return "its classes are the samples of the batch"
+        return ""
+    if target.is_floating_point() and not bool(((target == 0) | (target == 1)).all()):
+        return "its targets are not only 0 and 1"
+    if not from_batch and _is_square_of_samples(preds, target):
+        return "its targets say which samples of the batch belong together"
+    is_input = first_input is not None and first_input.is_floating_point()
+    if is_input and first_input is not None and first_input.numel() == target.numel():
+        return "its target is the input" if first_input.data_ptr() == target.data_ptr() else ""
+    return ""
+
+
+def _counts_samples(preds: Tensor, target: Tensor) -> bool:
+    """Whether the target numbers the columns, of which there is one for each row or so: InfoNCE."""
+    n, columns = preds.shape
+    if columns < n - 1 or n < _FEW:
+        return False
+    breaks = int((target[1:] - target[:-1] != 1).sum())
+    return breaks == 0 or (breaks == 1 and n > _FEW)  # twice, or rolled
+
+
+def _is_square_of_samples(preds: Tensor, target: Tensor) -> bool:
+    if target.ndim != 2 or target.shape[0] != target.shape[1] or target.shape[0] < 2:
+        return False
+    same = bool((target.diagonal() == 1).all())
+    return same and torch.equal(target, target.T)
+
+
+def has_pattern(target: Tensor) -> bool:
+    """Whether a target looks as if a step made it: a constant, a count, two blocks."""
+    flat = target.reshape(-1)
+    steps = flat[1:].double() - flat[:-1].double()
+    changes = int((steps != 0).sum())
+    if changes == 0 or int((steps != 1).sum()) == 0:
+        return True
+    middle = len(flat) // 2
+    return changes == 1 and len(flat) % 2 == 0 and bool(steps[middle - 1] != 0)
+
+
+def are_shares(preds: Tensor, target: Tensor) -> bool:
+    """Whether rows of a target in the form of `preds` are shares of its classes, summing to one."""
+    if preds.shape != target.shape or target.ndim < 2 or target.shape[1] < 2:
+        return False
+    if not preds.is_floating_point() or target.dtype == torch.bool or not target.numel():
+        return False
+    return not bool(no_shares(target))
+
+
+def no_shares(target: Tensor) -> Tensor:
+    """Whether a row does not sum to one, on the device."""
+    total = target.sum(1)
+    off = (total - 1).abs() > 1e-3 if target.is_floating_point() else total != 1
+    return off.any() | (target < 0).any()
+
+
+def equals_one_of(target: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether a target has the values of a tensor of the batch."""
+    for leaf in leaves:
+        alike = leaf.numel() == target.numel()
+        if alike and leaf.is_floating_point() != target.is_floating_point():
+            alike = leaf.ndim == target.ndim
+        if alike and torch.equal(leaf.reshape(-1).double(), target.reshape(-1).double()):
+            return True
+    return False
+
+
+def answers(pair: Pair, preds_are: str, threshold: float) -> Tensor:
+    """The labels that the predictions of an arranged pair give."""
+    preds = pair.preds
+    if not preds.is_floating_point():
+        return preds.long()
+    if pair.task == "multiclass":
+        return preds.argmax(1)
+    if preds_are == "unknown":
+        inside = bool(((preds >= 0) & (preds <= 1)).all())
+        preds_are = "probs" if inside else "logits"
+    cut = threshold if preds_are == "probs" else torch.logit(torch.tensor(threshold)).item()
+    return (preds.double() > cut).long()

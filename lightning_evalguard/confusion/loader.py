@@ -1,0 +1,361 @@
+"""What is known of one stage and loader: its streams, its running evaluation, what was reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lightning_evalguard.confusion.by_batch import Batches
+from lightning_evalguard.confusion.layout import Layout
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.data.batches import tensors
+from lightning_evalguard.report import Finding
+
+
+class Identity:
+    """Which elements of which storage a tensor is, without keeping it alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        self._where = (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def is_of(self, other: Identity) -> bool:
+        """Whether both are the same, of a storage that still lives: memory is used again."""
+        return self._where == other._where and self.shares_storage(other)
+
+    def shares_storage(self, other: Identity) -> bool:
+        """Whether both lie in one storage that still lives."""
+        return (
+            not self._storage.expired()  # type: ignore[no-untyped-call]
+            and self._storage.cdata == other._storage.cdata
+        )
+
+
+def is_known(this: Identity, others: Sequence[Identity]) -> bool:
+    """Whether a tensor is one of `others`."""
+    return any(one.is_of(this) for one in others)
+
+
+@dataclass(eq=False)
+class Stream:
+    """One place at which a step shows predictions and targets, and what was counted of it.
+
+    Attributes:
+        kind: ``outputs``, ``metric``, ``loss``, ``function``, or ``epoch`` where they are shown
+            once, after the last step.
+        names: Of the metrics or of the loss.
+        place: How many streams of that kind and name came before it in the step.
+        role: Which tensor of the batch its target lies in, counted from 0; None for none.
+        layout: How it is counted.
+        state: What was counted.
+        said: Where it is, in words.
+        location: ``file:line`` of the call.
+        late: Whether it is shown after the step returned, in a hook.
+        swapped: Whether it is given ``(target, preds)``.
+        shares: Whether rows of its target are shares of the classes.
+        twin: The same counted as so many labels, until it is known that the shares always are.
+        structured: Whether its target has a pattern that is made in the step.
+        from_batch: Whether its target stands in the batch.
+        pattern: That target, to see whether later steps make the same one.
+        is_returned: Whether the step returned this loss.
+        is_changed: Whether it was changed in place after a loss or a metric was given it.
+        value: What the loss returned in the first step.
+        preds: Its answers in the first step.
+        target: Their targets.
+        elements: How many they were.
+        targets: Identities of what was counted in the running step.
+        scores: The same of the predictions.
+        versions: How often its predictions and its target had been written to.
+        samples: Of the running step, counted along the first dimension.
+    """
+
+    kind: str
+    names: set[str]
+    place: int
+    role: int | None
+    layout: Layout
+    state: ConfusionMatrix
+    said: str
+    location: str | None = None
+    late: bool = False
+    swapped: bool = False
+    shares: bool = False
+    twin: ConfusionMatrix | None = None
+    structured: bool = False
+    from_batch: bool = False
+    pattern: Tensor | None = None
+    is_returned: bool = False
+    is_changed: bool = False
+    value: Tensor | None = None
+    preds: Tensor | None = None
+    target: Tensor | None = None
+    elements: int = 0
+    targets: list[Identity] = field(default_factory=list)
+    scores: list[Identity] = field(default_factory=list)
+    versions: list[int] = field(default_factory=lambda: [-1, -1])
+    samples: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        """Of the first step."""
+        if self.preds is None or self.target is None:
+            return float("nan")
+        kept = self.target != self.layout.ignore_index
+        right = (self.preds == self.target) & kept
+        return float(right.sum()) / max(1, int(kept.sum()))
+
+    def gave(self, returned: Any) -> bool:
+        """Whether a step returned this loss."""
+        if self.value is None or not isinstance(returned, Tensor):
+            return False
+        return returned.numel() == 1 and returned.data_ptr() == self.value.data_ptr()
+
+    def was_before(self, later: Stream) -> bool:
+        """Whether `later` shows what this one showed, changed in place since."""
+        same = [
+            any(one.is_of(other) for one in mine for other in others)
+            for mine, others in ((self.scores, later.scores), (self.targets, later.targets))
+        ]
+        return any(
+            known and before >= 0 and before != now
+            for known, before, now in zip(same, self.versions, later.versions, strict=True)
+        )
+
+    def begin_step(self) -> None:
+        """Nothing of the step that begins was counted yet."""
+        self.targets.clear()
+        self.scores.clear()
+        self.samples = 0
+
+    def forget_step(self) -> None:
+        """What only the choice needed."""
+        self.value = self.preds = self.target = None
+
+    def keep_answers(self, preds: Tensor, target: Tensor) -> None:
+        """Note what the first step answered, flat."""
+        preds, target = preds.reshape(-1).clone(), target.reshape(-1).clone()
+        if self.preds is not None and self.target is not None:
+            preds, target = torch.cat((self.preds, preds)), torch.cat((self.target, target))
+        self.preds, self.target, self.elements = preds, target, len(target)
+
+
+class Patterns(NamedTuple):
+    """On how many ranks targets look as if the steps made them, and whether they ever differed."""
+
+    ranks: int = 0
+    made: int = 0
+    compared: int = 0
+    differing: int = 0
+
+
+class Spare:
+    """A pair that is not the chosen one's, kept until the step shows whether it is needed."""
+
+    def __init__(self, kind: str, name: str, role: int | None, pair: Pair) -> None:
+        self.kind, self.name, self.role, self.pair = kind, name, role, pair
+        self._versions = self._now()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the step changed it in place since."""
+        return self._versions != self._now()
+
+    def _now(self) -> list[int]:
+        return versions_of(self.pair.preds, self.pair.target)
+
+
+def versions_of(*tensors: Tensor) -> list[int]:
+    """How often each was written to; -1 for inference tensors, which do not count it."""
+    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+@dataclass
+class LoaderCount:
+    """One stage and loader: what is settled about it, and its running evaluation.
+
+    Attributes:
+        key: ``"val"``, ``"val/dataloader_idx_1"``, ...
+        names: Of the classes.
+        known: Number of classes that the module names.
+        layout: Settled on the first batch, or agreed with the other ranks.
+        source: Where the counts come from, in words.
+        agreed: Whether the ranks agreed on the layout.
+        differ: How their layouts differ, so that there is nothing to add up.
+        least: Classes there are at least.
+        axis: Where the classes of scores stand whose shapes fit both; None until that is decided.
+        streams: Seen on the first batch, of which one is chosen before the second.
+        chosen: The one that counts.
+        refused: Why others were not taken.
+        kinds: What the step calls that is no classification.
+        owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
+            some so that each rank gets as many. None where nothing is repeated.
+        batch: The running step's, until the choice.
+        samples: Of the running batch.
+        keep: How many of them are this rank's own.
+        position: How many of them were passed.
+        leaves: Storages of the batch's tensors.
+        versions: How often each had been written to before the first step.
+        spares: Pairs of the running step that are not the chosen one's.
+        counted: Whether the running step was counted.
+        returned: Whether the running step returned.
+        given: Samples that the loader gave in this evaluation; batches where their number is not
+            known.
+        left_out: How many of them were not counted.
+        first: The first batch that was left out, and what it showed.
+        partly: Samples that the step itself selected away.
+        violated: Whether a target was no share of the classes, on the device.
+        differs: Whether a later target was another than the pattern, on the device.
+        patterns: What became of them, on all ranks.
+        dropped: Samples that no batch holds, in words.
+        batches: Of this evaluation.
+        untrimmed: Repetitions of a sampler that could not be left out.
+        in_doubt: Whether scores were read as probabilities because none lay outside [0, 1].
+        failed: Why there is no matrix, for the ranks together.
+        trouble: What could not be counted, and why.
+        saw: What the last step returned, in words.
+        found: Findings for the end of the evaluation.
+        warnings: Sentences for the end of the evaluation.
+        reported: What was said already.
+        each: What was counted after each batch; None where the layout changed on the way.
+    """
+
+    key: str
+    names: tuple[str, ...] | None = None
+    known: int | None = None
+    layout: Layout | None = None
+    source: str = ""
+    agreed: bool = False
+    differ: str = ""
+    least: int = 2
+    axis: int | None = None
+    streams: list[Stream] = field(default_factory=list)
+    chosen: Stream | None = None
+    refused: list[str] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+    excluded: set[str] = field(default_factory=set)
+    strides: list[tuple[int, int]] = field(default_factory=list)
+    owned: int | None = None
+    batch: Any = None
+    samples: int = 0
+    keep: int = 0
+    position: int = 0
+    leaves: list[int] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    spares: list[Spare] = field(default_factory=list)
+    counted: bool = False
+    returned: bool = False
+    given: int = 0
+    left_out: int = 0
+    first: tuple[int, str] | None = None
+    partly: int = 0
+    violated: Tensor | None = None
+    differs: Tensor | None = None
+    patterns: Patterns = field(default_factory=Patterns)
+    dropped: str = ""
+    batches: int = 0
+    untrimmed: int = 0
+    in_doubt: bool = False
+    failed: str = ""
+    trouble: str = ""
+    saw: str = ""
+    found: list[Finding] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    reported: set[str] = field(default_factory=set)
+    each: Batches | None = field(default_factory=Batches)
+
+    def begin(self) -> None:
+        """An evaluation begins."""
+        self.batches = self.untrimmed = self.given = self.left_out = self.partly = 0
+        self.first = None
+        self.failed = self.differ
+        self.trouble = ""
+        self.end_step()
+        self.differs, self.each = None, Batches()
+        if self.chosen is not None:
+            self.chosen.begin_step()
+            self.chosen.state.reset()
+            if self.chosen.twin is not None:
+                self.chosen.twin.reset()
+
+    def begin_step(self, samples: int, tensors: Sequence[Tensor]) -> None:
+        """A step begins on a batch of so many samples."""
+        self.batches += 1
+        self.samples = self.keep = samples
+        if self.owned is not None:
+            self.keep = min(samples, self.owned)
+            self.owned -= self.keep
+        self.position, self.counted, self.returned = 0, False, False
+        self.leaves = [t.untyped_storage().data_ptr() for t in tensors]
+        self.versions = versions_of(*tensors) if self.chosen is None else []
+        for stream in (*self.streams, self.chosen):
+            if stream is not None:
+                stream.begin_step()
+
+    def end_step(self) -> None:
+        """Let go of everything that belongs to the step."""
+        self.spares.clear()
+        self.batch = None
+
+    def role_of(self, target: Tensor) -> int | None:
+        """Which tensor of the batch `target` lies in."""
+        here = target.untyped_storage().data_ptr()
+        return self.leaves.index(here) if here in self.leaves else None
+
+    def overwritten(self, pair: Pair) -> str:
+        """What of a returned pair the step wrote over: ``target``, ``preds`` or nothing.
+
+        A target that stands in the batch is not the batch's any more. Scores that were written to
+        and are the same for every class are no answers.
+        """
+        role = self.role_of(pair.target)
+        before = self.versions[role] if role is not None and role < len(self.versions) else -1
+        if before >= 0 and pair.target._version != before:
+            return "target"
+        preds = pair.preds
+        written = preds.is_floating_point() and versions_of(preds)[0] > 0 and preds.numel() > 1
+        if written and bool((preds == preds.reshape(-1)[0]).all()):
+            return "preds"
+        return ""
+
+    def compare(self, pattern: Tensor, target: Tensor) -> None:
+        """Whether a later step's target is the first one's, without a wait for the device."""
+        if self.batches > 1 and pattern.shape == target.shape:
+            differs = (pattern != target).any()
+            self.differs = differs if self.differs is None else self.differs | differs
+
+    def patterns_here(self) -> Patterns:
+        """Of this rank."""
+        if self.chosen is None:
+            return Patterns()
+        differs = self.differs
+        compared = int(differs is not None)
+        return Patterns(1, int(self.chosen.structured), compared, int(bool(differs)))
+
+    def leave_out(self, why: str) -> None:
+        """The running step is over, and nothing of it was counted."""
+        self.left_out += self.keep if self.samples else 1
+        if self.first is None:
+            self.first = self.batches - 1, why
+
+    def trimmed(self, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Without the samples that a DistributedSampler repeats."""
+        if self.keep >= self.samples:
+            return preds, target
+        n = len(target)
+        if n > self.samples:  # dim 0 is not the batch: which rows are whose is not known
+            self.untrimmed += self.samples - self.keep
+            return preds, target
+        kept = max(0, self.keep - self.position)
+        self.position += n
+        return preds[:kept], target[:kept]
+
+
+def tensors_of(batch: Any, most: int = 16) -> list[Tensor]:
+    """The tensors of a batch, in order, up to so many."""
+    return tensors(batch)[:most]
