@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_evalguard import watch
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -121,3 +123,24 @@ def test_the_plain_loop_reports_a_clean_evaluation(run: Callable[..., Done]) -> 
     done = run("plain_loop.py")
     assert done.stdout.splitlines()[-1].startswith("checked: 1 evaluation"), done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
+def test_plain_script_has_four_bugs_that_are_found_from_outside(run: Callable[..., Done]) -> None:
+    with watch() as report:
+        assert run("plain_script.py").stdout.count("validation accuracy") == 4
+    text = (EXAMPLES / "plain_script.py").read_text().splitlines()
+    lines: dict[str, set[str]] = {f.check: set() for f in report.findings}
+    for finding in report.findings:
+        number = int((finding.location or ":0").rpartition(":")[2])
+        lines[finding.check].add(text[number - 1].strip())
+    assert lines == {
+        "modes": {"right = (model(x).argmax(1) == y).sum()", "model.eval()"},
+        "grad": {"total += F.cross_entropy(model(x), y).detach()"},
+        "sync": {'correct += right.item() if "item" in BUGS else right'},
+    }
+    assert report.confusion["validate"].total == 100
+    with watch() as report:
+        run("plain_script.py", "none")
+    assert report.findings == []
+    assert report.checked["evaluations"] == 8

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from lightning_evalguard.guard import check_allow, check_policies
-from lightning_evalguard.plain.session import Session, policies_of
+from lightning_evalguard.plain.judge import policies_of
+from lightning_evalguard.plain.session import Session
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import run as record
 from lightning_evalguard.report import Report, warn_text
@@ -165,10 +166,10 @@ def _run(report: Report, session: Session, started: str, error: str | None) -> d
         },
         "hyper_parameters": {},
         "data_hyper_parameters": {},
-        "model": session.described(),
+        "model": session.models.described(),
         "precision": "as the script has it",
         "strategy": "none",
-        "device": session.device(),
+        "device": session.models.device(),
         "devices": 1,
         "nodes": 1,
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),

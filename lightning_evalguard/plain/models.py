@@ -122,6 +122,18 @@ class Models:
         modules = [m.module() for m in list(self._known.values()) if m.computes]
         return [m for m in modules if m is not None]
 
+    def described(self) -> str:
+        """The class of the model that was met first and still lives."""
+        kind = type(next(iter(self.living()), None))
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+    def device(self) -> str:
+        """Where its parameters live."""
+        for module in self.living():
+            for parameter in module.parameters():
+                return str(parameter.device)
+        return "cpu"
+
     def _forget(self, number: int, known: Model) -> None:
         if self._known.get(number) is known:
             del self._known[number]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -14,25 +12,22 @@ import torch
 from torch import nn
 
 from lightning_evalguard.allow import allowed
-from lightning_evalguard.checks.batch import BatchCheck
-from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.grad import GradCheck
+from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.check import _calls
-from lightning_evalguard.checks.registry import RULES
-from lightning_evalguard.checks.rng import RngCheck
-from lightning_evalguard.checks.state.check import StateCheck
-from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.evaluation import is_evaluated
-from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.dispatch import compiles
-from lightning_evalguard.instruments.source import PLUMBING, nearest, owner_of, site_of
+from lightning_evalguard.instruments.source import owner_of, site_of
 from lightning_evalguard.model.tree import registrations
 from lightning_evalguard.plain import rules
 from lightning_evalguard.plain.comparisons import ComparisonTap, hear_sklearn
 from lightning_evalguard.plain.events import Events
+from lightning_evalguard.plain.frames import functions_around, is_discarded, is_trainers, user_frame
+from lightning_evalguard.plain.judge import Judge, Together
 from lightning_evalguard.plain.matrix import Scores
 from lightning_evalguard.plain.models import Model, Models
+from lightning_evalguard.plain.names import Names
 from lightning_evalguard.plain.syncs import PlainSync
+from lightning_evalguard.plain.training import Training
 from lightning_evalguard.plain.window import (
     Call,
     Key,
@@ -40,32 +35,11 @@ from lightning_evalguard.plain.window import (
     Watched,
     Window,
     follow,
-    functions_around,
-    is_discarded,
     make_held,
     memory_of,
-    tensors_in,
+    size_of,
 )
 from lightning_evalguard.report import EvalGuardError, Finding, Report, broke
-
-_TRAINERS = ("lightning", "pytorch_lightning", "transformers")
-
-
-class Judge(Guard):
-    """The guard of the script as a whole: its own findings, and the syncs of each step."""
-
-    def tell(self, found: Sequence[tuple[Finding, str]]) -> None:
-        """Report what is found, unless it is meant; raise where the policy says so."""
-        self._judge([(f, p) for f, p in found if not self._is_allowed(f)], quiet=False)
-
-    def step(self, now: Moment, args: tuple[Any, ...]) -> None:  # type: ignore[override]
-        """A step begins: the wait for the device is looked for in it."""
-        event = "before_train_step" if now.stage == "fit" else "before_step"
-        self._all(event, lambda check: getattr(check, event)(now, args))
-
-    def leave(self, now: Moment) -> None:
-        """A loop is over."""
-        self._all("start", lambda check: check.start(now))
 
 
 class Session:
@@ -82,22 +56,18 @@ class Session:
         self._policies = policies
         self._allow = allow
         self._events = Events(self)
-        self._models = Models()
+        self.models = Models()
         self._sides: dict[Key, str] = {}
         self._loops: dict[int, Loop] = {}
-        self._numbers: dict[int, int] = {}
-        self._made = 0
-        self._names: dict[tuple[Any, int], str] = {}
+        self._names = Names()
         self._window: Window | None = None
         self._undecided: list[Key] = []
-        self._in_step: dict[int, tuple[Model, Call | None]] = {}
-        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._training = Training()
         self._owned: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
-        self._where: tuple[Any, int] = (None, 0)
         self._ended: list[int] = []
-        self._steps = 0
+        self._training.steps = 0
         self._new_step = True
-        self._frame: FrameType | None = None
+        self._graded = False
         self._woken: list[Any] = []
         self._scores = Scores(report, self._scored)
         self._tap = ComparisonTap(
@@ -116,7 +86,7 @@ class Session:
         """Guard what runs from here on."""
         registrations.start()
         _calls.start(self._woken)
-        self._judge.open(_Together(self._models), self._now)
+        self._judge.open(Together(self.models), self._now)
         self._events.start()
 
     def stop(self) -> None:
@@ -149,23 +119,11 @@ class Session:
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return self._steps
+        return self._training.steps
 
     def is_elsewhere(self) -> bool:
         """Whether this is a process that was forked from the one that started."""
         return self._events.is_forked()
-
-    def described(self) -> str:
-        """The class of the model that was met first and still lives."""
-        kind = type(next(iter(self._models.living()), None))
-        return f"{kind.__module__}.{kind.__qualname__}"
-
-    def device(self) -> str:
-        """Where its parameters live."""
-        for module in self._models.living():
-            for parameter in module.parameters():
-                return str(parameter.device)
-        return "cpu"
 
     # what the script does
 
@@ -194,8 +152,9 @@ class Session:
 
     def backward(self) -> None:
         """Gradients are computed."""
+        self._graded = True
         self._safely(self._trains)
-        if not self._optimizers:  # a script that updates its weights by hand
+        if not self._training.optimizers:  # a script that updates its weights by hand
             self._new_step = True
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
@@ -221,15 +180,15 @@ class Session:
     # calls
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        model = self._models.of(module)
+        model = self.models.of(module)
         if not model.computes:
             if model.is_loss:
                 self._scored()
             return None
         frame = sys._getframe(4)
-        if _is_trainers(frame) or is_evaluated(module):
+        if is_trainers(frame) or is_evaluated(module):
             return None
-        user = _user_frame(frame)
+        user = user_frame(frame)
         if user is None:
             return None
         while self._ended:
@@ -246,6 +205,7 @@ class Session:
         if side == "train" and window is not None:
             self._end()
         if self._new_step:
+            self._sync.place = user.f_code.co_name
             self._begin_step((grad and mode) or side == "train", loop, args, kwargs)
         if side == "train":
             return self._training_call(model, key, flags, user, grad, loop)
@@ -270,7 +230,7 @@ class Session:
         if grad:
             plain = model.accepted == flags and not model.evaluated
             call = None if plain else self._call(model, key, flags, user)
-            self._in_step[id(model)] = (model, call)
+            self._training.calls(model, call)
 
     def _call(self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType) -> Call:
         return Call(
@@ -294,12 +254,12 @@ class Session:
             self._inputs = set()
             self._scores.before(batch)
         self._inputs |= memory_of((args, kwargs))
-        window.samples = _size((args, kwargs))
+        window.samples = size_of((args, kwargs))
         window.add(call)
         if window.confirmed:
             model.evaluated = True
         elif call.grad:
-            self._in_step[id(model)] = (model, call)
+            self._training.calls(model, call)
         guard = self._guard_of(window, call)
         if guard is not None:
             guard.begin(args if args else (*args, *kwargs.values()))
@@ -319,18 +279,9 @@ class Session:
             return None
         known = window.guards.get(id(call.model))
         if known is None:
-            checks: list[Check] = [
-                StateCheck(lambda: list(self._optimizers)),
-                StochasticCheck(),
-                BatchCheck(),
-                RngCheck(restore=self._policies["rng"] == "fix"),
-            ]
-            if not call.grad:
-                checks.insert(0, GradCheck())
-            wanted = [(c, p) for c in checks if (p := self._policies[c.name]) != "ignore"]
             held = make_held(
-                wanted, self._allow, not call.model.looked_at, call.grad,
-                lambda: list(self._optimizers), self._judge.tell,
+                self._policies, self._allow, not call.model.looked_at, call.grad,
+                lambda: list(self._training.optimizers), self._judge.tell,
             )  # fmt: skip
             known = window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
             if window.confirmed:
@@ -352,8 +303,8 @@ class Session:
 
     def _open(self, call: Call, user: FrameType, loop: Loop | None) -> Window:
         alone = loop is None or loop.ever_trained
-        name = self._name(user, None if alone else loop)
-        window = self._window = Window(name, self._where, loop, alone)
+        name, where = self._names.of(user, None if alone else loop)
+        window = self._window = Window(name, where, loop, alone)
         window.confirmed = self._sides.get(call.key) == "evaluation" and not call.is_lazy
         module = call.model.module()
         if module is not None and not (call.is_lazy and compiles(module)):
@@ -366,7 +317,7 @@ class Session:
 
     def _confirm(self, window: Window) -> None:
         """It is an evaluation: what is wrong with it is said now."""
-        self._names[window.where] = window.name
+        self._names.take(window)
         window.confirmed = True
         found: list[Finding] = []
         for call in window.calls.values():
@@ -374,7 +325,7 @@ class Session:
                 self._sides[call.key] = "evaluation"
                 found += rules.evaluated_in_train_mode(call)
             call.model.evaluated = True
-            self._in_step.pop(id(call.model), None)
+            self._training.evaluates(call.model)
         self._tell(found)
         for guard in window.guards.values():
             guard.release()
@@ -396,7 +347,7 @@ class Session:
         if window.in_batch and window.alone:
             self._batch_over(window)
         if not window.confirmed:
-            looked = window.stands_alone(self._steps > 0 or at_exit)
+            looked = window.stands_alone(self._training.steps > 0 or at_exit)
             lazy = any(c.is_lazy for c in window.calls.values())
             untrained = bool(window.batches and window.scores) and lazy and window.loop is not None
             if looked or (untrained and (at_exit or window.proves())):
@@ -423,43 +374,16 @@ class Session:
                 self.report.note(note)
             for model in [c.model for c in window.calls.values() if id(c.model) == number]:
                 model.looked_at = True
-        living = self._models.living()
+        living = self.models.living()
         count = max((sum(1 for _ in m.modules()) for m in living), default=0)
         checked["modules"] = max(checked["modules"], count)
         scores = {f"{name}/{k}": v for name, r in results.items() for k, v in r.scores.items()}
-        self.history.append({"stage": window.name, "step": self._steps, "scores": scores})
-
-    def _name(self, user: FrameType, loop: Loop | None) -> str:
-        """Of the function that evaluates, with a number for each set after the first.
-
-        It is taken once the window proves to be an evaluation.
-        """
-        named = [f for f in functions_around(user, owner_of) if not f.startswith("<")]
-        said = named[0] if named and named[0] != "main" else "evaluate"
-        loader = loop.loader() if loop is not None else None
-        data = getattr(loader, "dataset", None)
-        where = self._where = (user.f_code, self._number(data) if data is not None else 0)
-        if where in self._names:
-            return self._names[where]
-        taken = sum(name.split(" ")[0] == said for name in self._names.values())
-        return f"{said} ({taken + 1})" if taken else said
+        self.history.append({"stage": window.name, "step": self._training.steps, "scores": scores})
 
     # batches
 
     def _innermost(self) -> Loop | None:
         return next(reversed(self._loops.values())) if self._loops else None
-
-    def _number(self, thing: Any) -> int:
-        """A number for each object that lives, never used again."""
-        number = self._numbers.get(id(thing))
-        if number is None:
-            self._made += 1
-            number = self._numbers[id(thing)] = self._made
-            try:
-                weakref.finalize(thing, self._numbers.pop, id(thing), None).atexit = False
-            except TypeError:  # no weak reference to a list
-                del self._numbers[id(thing)]
-        return number
 
     def _fetched(self, iterator: Any, batch: Any) -> None:
         while self._ended:
@@ -467,12 +391,12 @@ class Session:
         loop = self._loops.pop(id(iterator), None)
         if loop is None:
             loader = self._events.loader_of(iterator)
-            refer = weakref.ref(loader) if loader is not None else _nothing
-            loop = Loop(self._number(loader) if loader is not None else 0, refer)
+            refer: Any = weakref.ref(loader) if loader is not None else lambda: None
+            loop = Loop(self._names.number(loader) if loader is not None else 0, refer)
         else:
             self._fetched_again(loop)
         self._loops[id(iterator)] = loop
-        loop.batch, loop.size, loop.count = batch, _size(batch), loop.count + 1
+        loop.batch, loop.size, loop.count = batch, size_of(batch), loop.count + 1
         loop.trained = False
         self._new_step = True
 
@@ -527,7 +451,7 @@ class Session:
 
     def _take_for_training(self, window: Window) -> None:
         """Training goes on: were the calls before it a part of it?"""
-        if window.stands_alone(self._steps > 0):
+        if window.stands_alone(self._training.steps > 0):
             return
         dead = [c for c in window.first if c.graph is not None and not c.graph_lives]
         over = window.loop is not None and window.loop not in self._loops.values()
@@ -544,32 +468,28 @@ class Session:
             guard.close(compare=False)
 
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        if optimizer not in self._optimizers:
-            self._optimizers.add(optimizer)
-        window = self._window
-        if window is not None and window.confirmed and window.loop in self._loops.values():
-            return  # within an evaluation: what it changes is found when that is over
+        self._training.optimizers.add(optimizer)
+        if self._within_evaluation():
+            return  # what it changes is found when that is over
+        self._graded = False
         self._trains()
-        self._steps += 1
         self._new_step = True
-        in_step, self._in_step = self._in_step, {}
-        for model, call in in_step.values():
-            model.trained += 1
-            if call is not None:
-                self._judge_training(model, call, optimizer)
+        self._tell(self._training.step(optimizer))
 
-    def _judge_training(self, model: Model, call: Call, optimizer: Any) -> None:
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        root = model.module()
-        if root is None or not any(id(p) in owned for p in root.parameters()):
-            self._in_step[id(model)] = (model, call)
-            return
-        if call.flags not in model.judged or model.evaluated:
-            model.judged.add(call.flags)
-            found = rules.trains_in_eval_mode(model, call, owned)
-            found += rules.woken_by_train(model, call)
-            self._tell(found)
-        model.accepted, model.evaluated = call.flags, False
+    def _within_evaluation(self) -> bool:
+        """Whether an optimizer is stepped in an evaluation's loop, without a backward pass."""
+        window = self._window
+        if window is None or self._graded or window.loop not in self._loops.values():
+            return False
+        if any(call.grad for call in window.calls.values()) or not window.guards:
+            return False
+        user = user_frame(sys._getframe(4))
+        if user is None:
+            return True
+        site = site_of(user)
+        for guard in window.guards.values():
+            guard.stepped_at(site)
+        return True
 
     # scores
 
@@ -594,70 +514,3 @@ class Session:
         told = [(f, p) for f in found if (p := self._policies[f.check]) != "ignore"]
         if told:
             self._judge.tell(told)
-
-
-class _Together(nn.Module):
-    """Stands for all models of a script, which it does not hold."""
-
-    def __init__(self, models: Models) -> None:
-        super().__init__()
-        vars(self)["_models"] = models
-
-    def modules(self, remove_duplicate: bool = True) -> Any:
-        yield self
-        for model in vars(self)["_models"].living():
-            yield from model.modules()
-
-    def parameters(self, recurse: bool = True) -> Any:
-        for model in vars(self)["_models"].living():
-            yield from model.parameters(recurse)
-
-    def buffers(self, recurse: bool = True) -> Any:
-        for model in vars(self)["_models"].living():
-            yield from model.buffers(recurse)
-
-
-def _size(batch: Any) -> int | None:
-    first = next(tensors_in(batch), None)
-    return len(first) if first is not None and first.ndim else None
-
-
-def _nothing() -> None:
-    return None
-
-
-def _user_frame(frame: FrameType | None) -> FrameType | None:
-    """The user's frame that calls; of a library that trains by itself, the library's."""
-    first = nearest(frame, PLUMBING)
-    while frame is not None:
-        if owner_of(frame.f_code.co_filename) == "user":
-            return frame
-        frame = frame.f_back
-    return first
-
-
-def _is_trainers(frame: FrameType | None) -> bool:
-    """Whether a Trainer runs this step: it has a guard of its own."""
-    if not any(name in sys.modules for name in _TRAINERS):
-        return False
-    while frame is not None:
-        if _runs_a_trainer(frame.f_code.co_filename):
-            return True
-        frame = frame.f_back
-    return False
-
-
-@lru_cache(maxsize=4096)
-def _runs_a_trainer(file: str) -> bool:
-    owner = owner_of(file)
-    if owner in ("lightning", "pytorch_lightning"):
-        return f"{os.sep}trainer{os.sep}" in file or f"{os.sep}loops{os.sep}" in file
-    return owner == "transformers" and os.path.basename(file).startswith("trainer")
-
-
-def policies_of(policy: str, given: dict[str, str]) -> dict[str, str]:
-    """The policy of each check: `policy` where a bare guard stops the run, as `given` else."""
-    found = {
-        name: policy if rule.default == "error" else rule.default for name, rule in RULES.items()
-    }
-    return found | given

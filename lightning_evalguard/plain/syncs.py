@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
+from typing import Any
 
+from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.sync.check import SyncCheck
-from lightning_evalguard.report import Finding
+from lightning_evalguard.report import Finding, Sync
+from lightning_evalguard.stages import spelling
 
 _FIRST, _EVERY = 3, 50
 _BESIDE = 3  # further than a multiple of 50: there a script logs
+
+
+_OF = " of "
 
 
 class PlainSync(SyncCheck):
@@ -24,17 +31,32 @@ class PlainSync(SyncCheck):
 
     Attributes:
         deaf: Whether what runs is the guard's own.
+        place: The function whose steps run: the first steps of each are watched.
     """
 
     def __init__(self, allowed: Callable[[], bool]) -> None:
         super().__init__((_FIRST, _EVERY), allowed)
         self.deaf = False
+        self.place = ""
         self._counted: dict[object, float] = {}
         self._reached: Counter[object] = Counter()
 
     def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
         if not self.deaf:
             super()._hear(op, frame, seconds)
+
+    def records(self) -> list[Sync]:
+        """One record a site, dearest first."""
+        return [replace(sync, stage=_stage(sync.stage)) for sync in super().records()]
+
+    def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
+        return super()._step(replace(now, stage=f"{now.stage}{_OF}{self.place}"), args)
+
+    def _finding(self, now: Moment, at: Any, op: str, cost: list[float]) -> Finding:
+        finding = super()._finding(now, at, op, cost)
+        stage = _stage(now.stage)
+        fact = finding.fact.replace("per step", f"per {spelling(stage).step_words}")
+        return replace(finding, stage=stage, fact=fact)
 
     def _is_due(self, n: int) -> bool:
         return n > _BESIDE and super()._is_due(n - _BESIDE)
@@ -55,3 +77,7 @@ class PlainSync(SyncCheck):
             return super()._findings()
         finally:
             self._sites = sites
+
+
+def _stage(place: str) -> str:
+    return place.partition(_OF)[0]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dis
-import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.audit import Replays, Showing, why_not_again
-from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.grad import GradCheck
+from lightning_evalguard.checks.rng import RngCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.plain.models import Model
@@ -125,6 +127,7 @@ class Held(Guard):
         self._look = look
         self._tell = tell
         self._waiting: list[tuple[Finding, str]] | None = []
+        self.stepped: Site | None = None
 
     def release(self) -> None:
         """It is an evaluation: what waits, and what comes, is said."""
@@ -134,11 +137,19 @@ class Held(Guard):
 
     def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         # a loop may enter autocast for each batch: the window begins within and ends outside
-        found = [(f, p) for f, p in found if "autocast" not in (f.subject or "")]
+        found = [(self._placed(f), p) for f, p in found if "autocast" not in (f.subject or "")]
         if self._waiting is None:
             self._tell(found)
         else:
             self._waiting += found
+
+    def _placed(self, finding: Finding) -> Finding:
+        """What changed unseen, where an optimizer was stepped, was changed there."""
+        site = self.stepped
+        if site is None or finding.check != "state" or finding.location is not None:
+            return finding
+        where = {k: getattr(site, k) for k in ("location", "expression", "function")}
+        return replace(finding, remedy="Step the optimizer in training only.", **where)
 
     def shown(self, now: Moment) -> AbstractContextManager[Showing]:
         """Show this step, where the window is one of those that are looked at."""
@@ -164,6 +175,10 @@ class Watched:
     def release(self) -> None:
         """What it found is said from now on."""
         self._guard.release()
+
+    def stepped_at(self, site: Site) -> None:
+        """An optimizer was stepped there, in the middle of the evaluation."""
+        self._guard.stepped = site
 
     def begin(self, args: tuple[Any, ...]) -> None:
         """A call begins."""
@@ -280,51 +295,35 @@ class Window:
 
 
 def make_held(
-    checks: Sequence[tuple[Any, str]], allow: Any, look: bool, grad: bool,
-    beside: Callable[[], Any], tell: Callable[[Any], None],
+    policies: dict[str, str], allow: Any, look: bool, grad: bool,
+    optimizers: Callable[[], list[Any]], tell: Callable[[Any], None],
 ) -> Held:  # fmt: skip
     """The guard of one model in one window.
 
     Args:
-        checks: With their policies.
+        policies: Of every check.
         allow: Patterns of what is meant.
         look: Whether the first call is watched as it runs.
         grad: Whether gradients are on: then nothing is watched nor run again.
-        beside: Gives the optimizers.
+        optimizers: Gives those of the script.
         tell: Takes what is found.
     """
-    replays = Replays("off" if grad else "auto", beside=beside, why_not=why_not_again)
-    return Held(checks, allow, Report(), replays, host="watch", look=look, tell=tell)
-
-
-def is_discarded(frame: FrameType) -> bool:
-    """Whether the value of the call that `frame` is in is thrown away: a statement by itself."""
-    return _discards(frame.f_code, frame.f_lasti)
-
-
-@functools.lru_cache(maxsize=4096)
-def _discards(code: CodeType, lasti: int) -> bool:
-    for instruction in dis.get_instructions(code):
-        if instruction.offset <= lasti or instruction.opname in ("CACHE", "EXTENDED_ARG"):
-            continue
-        if instruction.opname.startswith("STORE_"):
-            return bool(instruction.argval == "_")
-        return instruction.opname == "POP_TOP"
-    return False
-
-
-def functions_around(frame: FrameType | None, owner_of: Callable[[str], str]) -> tuple[str, ...]:
-    """Names of the user's functions around a frame, innermost first."""
-    names: list[str] = []
-    while frame is not None and len(names) < 6:
-        if owner_of(frame.f_code.co_filename) == "user":
-            names.append(frame.f_code.co_name)
-            if names[-1] == "<module>":
-                break
-        frame = frame.f_back
-    return tuple(names)
+    checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), BatchCheck()]
+    checks.append(RngCheck(restore=False))
+    if not grad:
+        checks.insert(0, GradCheck())
+    wanted = [(check, policies[check.name]) for check in checks]
+    wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
+    replays = Replays("off" if grad else "auto", beside=optimizers, why_not=why_not_again)
+    return Held(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
 
 
 def memory_of(batch: Any) -> set[int]:
     """Where the tensors of a batch lie."""
     return {t.untyped_storage().data_ptr() for t in tensors_in(batch) if t.layout == torch.strided}
+
+
+def size_of(batch: Any) -> int | None:
+    """How many samples a batch holds, by its first tensor."""
+    first = next(tensors_in(batch), None)
+    return len(first) if first is not None and first.ndim else None

@@ -298,7 +298,7 @@ def steps_in_evaluation():
         for xb, yb in val_loader:
             loss = criterion(model(xb), yb)
             if BUG:
-                optimizer.step()  # changes_weights
+                optimizer.step()  # steps_in_evaluation: state
     print(loss)
 
 

@@ -1,0 +1,63 @@
+"""Judges what is found in a script as a whole, with one policy a check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.registry import RULES
+from lightning_evalguard.guard import Guard
+from lightning_evalguard.plain.models import Models
+from lightning_evalguard.report import Finding
+
+
+class Judge(Guard):
+    """The guard of the script as a whole: its own findings, and the syncs of each step."""
+
+    def tell(self, found: Sequence[tuple[Finding, str]]) -> None:
+        """Report what is found, unless it is meant; raise where the policy says so."""
+        self._judge([(f, p) for f, p in found if not self._is_allowed(f)], quiet=False)
+
+    def step(self, now: Moment, args: tuple[Any, ...]) -> None:  # type: ignore[override]
+        """A step begins: the wait for the device is looked for in it."""
+        event = "before_train_step" if now.stage == "fit" else "before_step"
+        self._all(event, lambda check: getattr(check, event)(now, args))
+
+    def leave(self, now: Moment) -> None:
+        """A loop is over."""
+        self._all("start", lambda check: check.start(now))
+
+
+class Together(nn.Module):
+    """Stands for all models of a script, which it does not hold."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__()
+        vars(self)["_models"] = models
+
+    def modules(self, remove_duplicate: bool = True) -> Any:
+        """Theirs, and this."""
+        yield self
+        for model in vars(self)["_models"].living():
+            yield from model.modules()
+
+    def parameters(self, recurse: bool = True) -> Any:
+        """Those of all."""
+        for model in vars(self)["_models"].living():
+            yield from model.parameters(recurse)
+
+    def buffers(self, recurse: bool = True) -> Any:
+        """Those of all."""
+        for model in vars(self)["_models"].living():
+            yield from model.buffers(recurse)
+
+
+def policies_of(policy: str, given: dict[str, str]) -> dict[str, str]:
+    """The policy of each check: `policy` where a bare guard stops the run, as `given` else."""
+    found = {
+        name: policy if rule.default == "error" else rule.default for name, rule in RULES.items()
+    }
+    return found | given
