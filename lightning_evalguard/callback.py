@@ -183,7 +183,11 @@ class EvalGuard(Callback):
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
         claims = ScoresCheck(Ear(trainer))
         checks: list[Check] = [
-            ModesCheck(self._expected),
+            ModesCheck(
+                self._expected,
+                lambda: trainer.optimizers,
+                lambda: getattr(trainer, "callbacks", ()),
+            ),
             GradCheck(),
             StateCheck(
                 lambda: trainer.optimizers,
@@ -282,11 +286,18 @@ class EvalGuard(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end(trainer)
+        self._let_go()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._end(trainer, exception)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Lightning gives each callback the module's `log`, which keeps the module alive."""
+        for name in ("log", "log_dict"):
+            vars(self).pop(name, None)
 
     def _run_of(self, trainer: Trainer) -> Run | None:
         return next((run for run in self._runs if run.trainer is trainer), None)

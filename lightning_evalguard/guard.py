@@ -203,6 +203,10 @@ class Guard:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
         self.ask("steps_over", lambda check: check.steps_over())
 
+    def ends(self, now: Moment) -> None:
+        """The last hook of an evaluation is over; its grad mode has not been put back yet."""
+        self._all("ends", lambda check: check.ends(now))
+
     def report_findings(self, check: str, findings: Iterable[Finding]) -> None:
         """Apply the policy and the allow list to what was found outside of the check's events."""
         policy = next((p for c, p in self.checks if c.name == check), None)
@@ -247,6 +251,7 @@ class Guard:
         self._all("before_train_step", lambda check: check.before_train_step(now, args))
         outputs = call(*args, **kwargs)
         self.report.checked["training_steps"] += 1
+        self._all("before_backward", lambda check: check.before_backward(now, outputs))
         self._all("after_train_step", lambda check: check.after_train_step(now))
         return outputs
 
@@ -282,14 +287,15 @@ class Guard:
                     findings = [
                         f for f in map(self._with_known_line, ask(check)) if not self._is_allowed(f)
                     ]
+                    left_alone: Iterable[Finding] = ()
                     if findings and policy == "fix":
-                        check.fix()
+                        left_alone = check.fix(findings)
             except CannotReplay:
                 raise
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
                 self.failed(pair, error)
             else:
-                found += [(finding, policy) for finding in findings]
+                found += [(f, "warn" if f in left_alone else policy) for f in findings]
             if event in _AFTER_WHICH_NOTES:
                 for sentence in check.notes:
                     self.report.note(sentence)
@@ -305,7 +311,23 @@ class Guard:
             )
         return hearing
 
+    def _without_consequences(
+        self, found: Sequence[tuple[Finding, str]]
+    ) -> list[tuple[Finding, str]]:
+        """One cause, one finding: what follows from another finding is a note."""
+        kept = []
+        for finding, policy in found:
+            causes = (check.explains(finding) for check, _ in self.hearing("explains"))
+            cause = next((c for c in causes if c is not None), None)
+            if cause is None:
+                kept.append((finding, policy))
+            else:
+                what = f"{finding.subject}: {finding.fact}" if finding.subject else finding.fact
+                self.report.note(f"{finding.check}: {what} (it follows from [{cause.check}])")
+        return kept
+
     def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
+        found = self._without_consequences(found)
         self.report.add(finding for finding, _ in found)
         fatal = [f for f, policy in found if policy == "error" and f.certain]
         for finding, policy in found:

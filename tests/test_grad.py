@@ -149,6 +149,24 @@ def test_grad_mode_left_on_is_told_once_with_its_line(report_of: Any) -> None:
     assert "left grad mode on after the step" in finding.fact
 
 
+@pytest.mark.parametrize("hook", ["on_validation_epoch_end", "on_validation_end"])
+def test_grad_mode_left_on_after_the_last_step_is_a_suspicion(hook: str, report_of: Any) -> None:
+    class LeavesOn(Classifier):
+        pass
+
+    setattr(LeavesOn, hook, lambda self: torch._C._set_grad_enabled(True))
+    (finding,) = report_of(LeavesOn(), num_sanity_val_steps=0).findings
+    assert (finding.check, finding.certain) == ("grad", False)
+    assert "left on by a hook after the last step" in finding.fact
+
+    def puts_back(self: Any) -> None:
+        with torch.enable_grad():
+            pass
+
+    setattr(LeavesOn, hook, puts_back)
+    assert report_of(LeavesOn()).findings == []
+
+
 class Keeps(Classifier):
     def __init__(self) -> None:
         super().__init__()
@@ -166,6 +184,43 @@ def test_outputs_of_two_evaluations_in_one_list_are_a_suspicion(report_of: Any) 
     assert (finding.subject, finding.stage, finding.certain) == ("outputs", "validate", False)
     assert "keeps 4 tensors of more than one evaluation" in finding.fact
     assert 'allow={"grad": ["outputs"]}' in finding.switch
+
+
+class Caches(Keeps):
+    """A mask for each place in the set, made once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: dict[int, Tensor] = {}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch_idx not in self.masks:
+            self.masks[batch_idx] = torch.arange(8.0) < batch_idx
+
+
+class KeepsTheFirst(Keeps):
+    """One batch of each evaluation."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 0:
+            super().validation_step(batch, batch_idx)
+
+
+class KeepsByBatch(Keeps):
+    """Overwritten in each evaluation, which is longer than the sanity check."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.outputs[batch_idx:] = [self(batch[0])]
+
+
+@pytest.mark.parametrize("cache", [Caches, KeepsByBatch])
+def test_what_fills_up_or_is_overwritten_accumulates_nothing(cache: Any, report_of: Any) -> None:
+    assert report_of(cache(), max_epochs=3, num_sanity_val_steps=1).findings == []
+
+
+def test_one_batch_of_each_evaluation_accumulates(report_of: Any) -> None:
+    (finding,) = report_of(KeepsTheFirst(), max_epochs=3).findings
+    assert "of more than one evaluation" in finding.fact
 
 
 @pytest.mark.parametrize("hook", ["on_validation_epoch_start", "on_validation_end"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -217,8 +217,9 @@ class Finds(Check):
             raise self.fails
         return self.findings
 
-    def fix(self) -> None:
+    def fix(self, findings: Sequence[Finding]) -> Iterable[Finding]:
         self.fixed += 1
+        return ()
 
 
 def finding(**more: Any) -> Finding:

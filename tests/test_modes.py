@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning, StochasticWeightAver
 from torch import nn
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Finding, allow
-from lightning_evalguard.checks.modes.check import effect_of
+from lightning_evalguard.checks.modes.effect import effect_of
 from models import modes as zoo
 
 STAGES = ("validate", "test", "predict")

@@ -113,6 +113,10 @@ class Check(Protocol):
         """An evaluation logged all its scores, and nobody has chosen by them yet."""
         return ()
 
+    def ends(self, now: Moment) -> Iterable[Finding]:
+        """The last hook of an evaluation is over; its grad mode has not been put back yet."""
+        return ()
+
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         """The evaluation is over and the loop restored what it restores; `error` ended it."""
         return ()
@@ -130,6 +134,10 @@ class Check(Protocol):
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         """A training step is about to run on ``args[0]``, the batch."""
+        return ()
+
+    def before_backward(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        """The user's training step returned `outputs`; unless it ran backward itself, none ran."""
         return ()
 
     def after_train_step(self, now: Moment) -> Iterable[Finding]:
@@ -156,6 +164,14 @@ class Check(Protocol):
         """
         return ()
 
-    def fix(self) -> None:
-        """Repair what the last findings named; only for checks whose policy takes ``"fix"``."""
-        return
+    def explains(self, other: Finding) -> Finding | None:
+        """The finding of this check from which another check's finding follows, if one does."""
+        return None
+
+    def fix(self, findings: Sequence[Finding]) -> Iterable[Finding]:
+        """Repair what `findings`, just made, name; only for checks whose policy takes ``"fix"``.
+
+        Returns:
+            Those that were left alone.
+        """
+        return ()

@@ -46,8 +46,12 @@ class GradCheck(Check):
         self._on_at_entry = False
         self._before: dict[str, dict[str, Kept]] | None = None
         self._sizes: dict[str, int] = {}
-        self._left_over: dict[str, int] = {}
+        self._left_over: dict[str, dict[str, Kept]] = {}
         self._grown: dict[str, Site] = {}
+        self._left_on: Site | None = None
+        self._growths: dict[str, int] = {}
+        self._accumulating: set[str] = set()
+        self._batches, self._longest = 0, 0
 
     # a run
 
@@ -57,6 +61,9 @@ class GradCheck(Check):
         self._pending, self._told = [], set()
         self._evaluations = 0
         self._sizes, self._left_over, self._grown = {}, {}, {}
+        self._growths, self._longest = {}, 0
+        self._accumulating = set()
+        self._left_on = None
         self._entered = False
         return ()
 
@@ -73,7 +80,8 @@ class GradCheck(Check):
         self._told = set()
         self._evaluations += 1
         self._left_over = {}
-        self._entered = False
+        self._entered, self._on_at_entry = False, False
+        self._batches = 0
         return ()
 
     def standing(self) -> Mapping[str, Any]:
@@ -87,13 +95,16 @@ class GradCheck(Check):
             breach = _Breach(fact, "Remove `set_grad_enabled(True)`.")
             breach.site = self.lines.get("grad mode")
             findings.append(_finding(breach, now))
+        self._batches += 1
         if now.batch < _CLOSELY:
             self._before = self._attributes()
         if not self._entered:
             self._entered = True
             # What hooks did not empty until the first step holds the last evaluation's tensors.
-            sizes = _sizes(self._before or {})
-            self._left_over = {k: n for k, n in sizes.items() if n and n == self._sizes.get(k)}
+            before = self._before or {}
+            self._left_over = {
+                k: before[k] for k, n in _sizes(before).items() if n and n == self._sizes.get(k)
+            }
         return findings
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
@@ -114,18 +125,34 @@ class GradCheck(Check):
                     self._pending.append(self._keeps(attribute))
         return ()
 
+    def ends(self, now: Moment) -> Iterable[Finding]:
+        """Grad mode that a hook after the last step left on: later hooks record graphs."""
+        if not torch.is_grad_enabled() or self._on_at_entry or not self._tell("end"):
+            return ()
+        if self._told & {"entry", "exit"}:
+            return ()
+        fact = f"grad mode was left on by a hook after the last step, {_EXPECTED}"
+        breach = _Breach(fact, "Use `with torch.enable_grad():` around as little.", certain=False)
+        breach.site = self.lines.get("grad mode") or self._left_on
+        self._left_on = breach.site
+        return [_finding(breach, now)]
+
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         self._before = None
         findings = self._flush(now)
         if error is not None:
             return findings
-        sizes = _sizes(self._attributes())
+        attributes = self._attributes()
+        sizes = _sizes(attributes)
         self._grown |= {attribute: self.lines[attribute] for attribute in sizes.keys() & self.lines}
-        for attribute, n in self._left_over.items():
-            more = sizes.get(attribute, 0) - n
-            if more > 0 and self._tell(attribute):
-                findings.append(_finding(self._hoards(attribute, n + more), now))
+        for attribute, left_over in self._left_over.items():
+            n = sizes.get(attribute, 0)
+            accumulates = self._accumulates(attribute, left_over, attributes)
+            if accumulates and attribute not in self._accumulating and self._tell(attribute):
+                self._accumulating.add(attribute)
+                findings.append(_finding(self._hoards(attribute, n), now))
         self._sizes = sizes
+        self._longest = max(self._longest, self._batches)
         return findings
 
     # a witness (see `checks.check.Check`)
@@ -186,6 +213,26 @@ class GradCheck(Check):
             if known is module:
                 return name, type(module).__name__
         return None, type(module).__name__
+
+    def _accumulates(
+        self, attribute: str, left_over: dict[str, Kept], attributes: dict[str, dict[str, Kept]]
+    ) -> bool:
+        """Whether an attribute still holds what it held before this evaluation, and as much again.
+
+        A cache fills up: it takes less than one tensor a batch, and less in each evaluation. What
+        collects samples takes one a batch, or as many in this evaluation as in the one before.
+        """
+        paths = attributes.get(attribute, {})
+        held = {k.ref() for k in paths.values() if k.sized}
+        stays = all(k.ref() in held for k in left_over.values() if k.sized)
+        more = _sizes({attribute: paths}).get(attribute, 0) - sum(
+            k.sized for path, k in left_over.items() if path
+        )
+        before = self._growths.get(attribute) if self._batches <= self._longest else None
+        self._growths[attribute] = more
+        if more <= 0 or not stays:
+            return False
+        return more >= self._batches or (before is not None and more >= before > 0)
 
     def _keeps(self, attribute: str) -> _Breach:
         fact = "keeps an autograd graph after the step, expected tensors without `grad_fn`"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
-from lightning_evalguard.checks.modes.check import Effect, effect_of
+from lightning_evalguard.checks.modes.effect import Effect, effect_of
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.model.tree import registrations
 

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_evalguard.checks.modes.check import _calls, _keeps_eval, _trains
+from lightning_evalguard.checks.modes.callers import calls as recorded_calls
+from lightning_evalguard.checks.modes.learning import trains as trains_by_name
+from lightning_evalguard.checks.modes.plans import keeps_eval
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tree import Modes, collapse, parent
 from lightning_evalguard.plain.models import Model
@@ -82,7 +84,7 @@ def trains_in_eval_mode(model: Model, call: Call, of_optimizer: set[int]) -> lis
     if root is None or not asleep or "modes" in call.allowed:
         return []
     modes = Modes(root)
-    trains = _trains(modes)
+    trains = trains_by_name(modes)
     modules = dict(zip(modes.names, modes.modules, strict=True))
     places = {model.names[i]: i for i in asleep}
     left = {
@@ -136,7 +138,7 @@ def woken_by_train(model: Model, call: Call) -> list[Finding]:
         return []
     if all(call.flags) is False or not any(before) or "modes" in call.allowed:
         return []
-    trains = _trains(Modes(root))
+    trains = trains_by_name(Modes(root))
     woken = {
         model.names[i]: i
         for i, (was, flag) in enumerate(zip(before, call.flags, strict=True))
@@ -169,7 +171,7 @@ def _is_meant(
     name: str, modules: dict[str, nn.Module], trains: dict[str, bool], of_optimizer: set[int]
 ) -> bool:
     """Whether a part in eval mode is kept so, or does not train with this optimizer."""
-    call = _calls.last(modules[name])
+    call = recorded_calls.last(modules[name])
     if call is not None and not call.mode and (call.inside_train or call.allowed):
         return True
     up: str | None = name
@@ -178,7 +180,7 @@ def _is_meant(
         module = modules.get(up)
         if module is not None:
             kind: Any = type(module)
-            if _keeps_eval(kind):
+            if keeps_eval(kind):
                 return True
             if around is None and next(module.parameters(), None) is not None:
                 around = module
@@ -190,12 +192,12 @@ def _is_meant(
 
 def _set_one_by_one(left: dict[str, int], modules: dict[str, nn.Module]) -> bool:
     """Whether each was put in eval mode by itself, as who freezes batch norms does."""
-    calls = {name: _calls.last(modules[name]) for name in left}
+    calls = {name: recorded_calls.last(modules[name]) for name in left}
     if any(call is None or call.mode for call in calls.values()):
         return False
     for name, call in calls.items():
         up = parent(name)
-        if up is not None and _calls.last(modules[up]) is call:
+        if up is not None and recorded_calls.last(modules[up]) is call:
             return False
         if up is None:
             return False
@@ -204,7 +206,7 @@ def _set_one_by_one(left: dict[str, int], modules: dict[str, nn.Module]) -> bool
 
 def _by_user(left: dict[str, int], modules: dict[str, nn.Module]) -> bool:
     """Whether the script's own code put all of them in eval mode."""
-    calls = [_calls.last(modules[name]) for name in left]
+    calls = [recorded_calls.last(modules[name]) for name in left]
     sites = [call.site if call is not None else None for call in calls]
     return all(site is not None and site.owner == "user" for site in sites)
 
@@ -221,7 +223,7 @@ def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
     if root is None:
         return None
     module = dict(root.named_modules()).get(name)
-    call = _calls.last(module) if module is not None else None
+    call = recorded_calls.last(module) if module is not None else None
     return call.site if call is not None and call.mode == mode else None
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Moment
-from lightning_evalguard.checks.modes.check import _calls
+from lightning_evalguard.checks.modes.callers import calls
 from lightning_evalguard.evaluation import is_evaluated
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.source import owner_of, site_of
@@ -85,7 +85,7 @@ class Session:
     def start(self) -> None:
         """Guard what runs from here on."""
         registrations.start()
-        _calls.start(self._woken)
+        calls.start(self._woken)
         self._judge.open(Together(self.models), self._now)
         self._events.start()
 
@@ -105,7 +105,7 @@ class Session:
         self._scores.abort()
         if self._sklearn is not None:
             self._sklearn()
-        _calls.stop(self._woken)
+        calls.stop(self._woken)
         registrations.stop()
 
     def _finish(self) -> None:

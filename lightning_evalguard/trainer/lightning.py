@@ -29,6 +29,7 @@ _UNGUARDED = "these steps are not guarded, and the report says so"
 _UNSEEN = "this evaluation is not guarded, and the report says so"
 _UNHEARD = "what is logged is not held against what the steps gave"
 _STEPS_OVER = "the steps are over once the guard's own hook runs, after other callbacks'"
+_UNSEEN_END = "grad mode that the last hooks leave on is not seen"
 _NO_REPLAY = "steps are watched as they run, and none is run again"
 
 PRIVATE = {
@@ -41,6 +42,10 @@ PRIVATE = {
     "validate_loop.run": _UNSEEN,
     "test_loop.run": _UNSEEN,
     "predict_loop.run": _UNSEEN,
+    "fit_loop.epoch_loop.val_loop.on_run_end": _UNSEEN_END,
+    "validate_loop.on_run_end": _UNSEEN_END,
+    "test_loop.on_run_end": _UNSEEN_END,
+    "predict_loop.on_run_end": _UNSEEN_END,
     "_run_stage": "what a run patched stays where another callback's on_exception raises",
     "_active_loop": _NO_REPLAY,
     "_active_loop._results": _NO_REPLAY,

@@ -64,6 +64,7 @@ class Run:
         self._wrap("strategy.batch_to_device", self._move)
         for loop in _LOOPS:
             self._wrap(f"{loop}.run", self._evaluate)
+            self._wrap(f"{loop}.on_run_end", self._last_hooks)
         for loop in _LOOPS[:-1]:  # a prediction logs nothing
             self._wrap(f"{loop}._on_evaluation_epoch_end", self._steps_over)
 
@@ -192,6 +193,13 @@ class Run:
 
     def _is_late(self, action: str) -> bool:
         return self.now.batch > 1 and ("_batch_" in action or action.endswith("_next"))
+
+    def _last_hooks(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run what comes after the last step, while grad mode is still the evaluation's own."""
+        outputs = end(*args, **kwargs)
+        if self.now.stage != "fit":
+            self.guard.ends(self.now)
+        return outputs
 
     def _points(self) -> list[str]:
         """Where the ranks meet in the evaluation that begins; equal on all of them."""

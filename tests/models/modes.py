@@ -412,11 +412,11 @@ class NoEffect(Honest):
 
 
 class Teacher(Honest):
-    """A mean teacher: frozen, in train mode, and moved after each step."""
+    """A mean teacher in eval mode: frozen, and moved after each step."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.teacher = net().requires_grad_(False)
+        self.teacher = net().requires_grad_(False).eval()
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         with torch.no_grad():

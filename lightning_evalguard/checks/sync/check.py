@@ -197,9 +197,6 @@ class SyncCheck(Check):
     def after_train_step(self, now: Moment) -> Iterable[Finding]:
         return ()
 
-    def fix(self) -> None:
-        return
-
     # Windows
 
     def _safely(self, do: Callable[..., list[Finding]], *args: Any) -> list[Finding]:

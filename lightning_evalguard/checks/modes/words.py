@@ -1,0 +1,113 @@
+"""The words in which the `modes` check reports, and its one maker of findings."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.report import Finding
+
+HOOK = {
+    "sanity_check": "validation",
+    "validate": "validation",
+    "test": "test",
+    "predict": "predict",
+}
+DONE = {
+    "sanity_check": "the sanity check",
+    "validate": "validation",
+    "test": "testing",
+    "predict": "prediction",
+}
+_FEW = 4  # names that a pattern list writes out
+
+
+def word(mode: bool) -> str:
+    """How PyTorch calls a mode."""
+    return "train" if mode else "eval"
+
+
+def with_others(n: int) -> str:
+    """`` with 3 submodules``, or nothing."""
+    if n <= 0:
+        return ""
+    return f" with {n} submodule{'s' if n > 1 else ''}"
+
+
+def kinds_of(modules: Iterable[nn.Module]) -> str:
+    """``2 BatchNorm1d, 1 Dropout``: the most frequent classes first, three of them."""
+    kinds = Counter(type(m).__name__ for m in modules)
+    listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
+    return f"{listed}, ..." if len(kinds) > 3 else listed
+
+
+def common(names: Sequence[str]) -> str:
+    """The qualified name under which all of `names` stand."""
+    split = [name.split(".") for name in names]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def patterns(names: Sequence[str], others: Collection[str], tops: Sequence[str]) -> str:
+    """A list of glob patterns, as Python writes it, that match `names` and none of `others`.
+
+    Args:
+        names: Qualified names to be matched.
+        others: Those that must not be.
+        tops: The parts that `names` lie in.
+    """
+    by_part = [p for top in tops for p in ([top, f"{top}.*"] if top not in names else [f"{top}*"])]
+    by_kind = sorted({re.sub(r"\d+", "*", name) for name in names})
+    for choice in (by_part, by_kind):
+        if choice and len(choice) <= _FEW and _match(choice, names, others):
+            return _listed(choice)
+    return _listed(names)
+
+
+def _match(choice: Sequence[str], names: Iterable[str], others: Iterable[str]) -> bool:
+    def is_matched(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in choice)
+
+    return all(map(is_matched, names)) and not any(map(is_matched, others))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def finding(
+    now: Moment,
+    name: str,
+    module: nn.Module,
+    fact: str,
+    remedy: str,
+    site: Site | None,
+    certain: bool = True,
+) -> Finding:
+    """A finding of the `modes` check on `module`, which `named_modules()` calls `name`."""
+    return Finding(
+        check="modes",
+        stage=now.stage,
+        fact=fact,
+        remedy=remedy,
+        subject=name,
+        subject_type=type(module).__name__,
+        location=site.location if site is not None else None,
+        expression=site.expression if site is not None else None,
+        function=site.function if site is not None else None,
+        leads="subject",
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+        certain=certain,
+    )
