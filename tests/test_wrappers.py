@@ -688,7 +688,8 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("lit", CASES)
 def test_honest_is_silent_bit_exact_and_counted(lit: type[Lit], trainer: Make) -> None:
     weights, random_state, predicted = run(lit, trainer, [])
-    guard = EvalGuard(**lit.silent)
+    meant = {"allow": {"data": ["test_dataloader*"]}}  # they test on the validation set
+    guard = EvalGuard(**meant | lit.silent)
     theirs = run(lit, trainer, [guard])
     assert same(weights, theirs[0])
     assert torch.equal(random_state, theirs[1])
