@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, Te
 
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.differences import Claim, candidates
-from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics, margins
+from lightning_evalguard.confusion.layout import margins
+from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorded, Recorder
 from lightning_evalguard.instruments.patch import Wrap
 from two_ranks import CLASSES, Counted, data, rank_of_two
