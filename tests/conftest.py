@@ -14,8 +14,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_evalguard.checks.weights import origin
-
 # What Lightning says of every run on a laptop. Everything else is an error, ours included.
 _NOISE = (
     r".*does not have many workers which may be a bottleneck",
@@ -42,13 +40,6 @@ def _nobody_traces() -> Iterator[None]:
     before = sys.gettrace()
     yield
     assert sys.gettrace() is before
-
-
-@pytest.fixture(autouse=True)
-def _untrained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests evaluate networks that nobody trained: that is said in tests of its own alone."""
-    if request.module.__name__ not in ("test_weights", "test_zoo"):
-        monkeypatch.setattr(origin, "judge", lambda *_: [])
 
 
 @pytest.fixture

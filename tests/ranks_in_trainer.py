@@ -438,7 +438,7 @@ def main(rank: int, port: str, folder: str, *only: str) -> None:
     chosen = {name: (SCENARIOS | ASKED)[name] for name in only} or SCENARIOS
     for name, act in chosen.items():
         # the networks of most scenarios are evaluated untrained
-        guard, began, value, error = EvalGuard(weights="ignore"), time.monotonic(), None, ""
+        guard, began, value, error = EvalGuard(), time.monotonic(), None, ""
         try:
             value = act(guard)
         except Exception as exception:

@@ -160,15 +160,40 @@ def test_a_prefix_that_is_missing_is_named(tested: Callable[..., list[Finding]])
 # --- an evaluation on its own -------------------------------------------------------------------
 
 
+class ByHand(TwoLayers):
+    """The author's own initialisation is all that the weights ever saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in (self.body, self.head):
+            torch.nn.init.xavier_normal_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+
+
 @pytest.mark.parametrize("entry", ["validate", "test", "predict"])
-def test_an_untrained_model_is_named_once_in_each_kind_of_run(entry: str, trainer: Fit) -> None:
+@pytest.mark.parametrize("kind", [TwoLayers, ByHand])
+def test_a_fresh_model_is_named_where_another_was_trained(
+    kind: type[TwoLayers], entry: str, trainer: Fit
+) -> None:
+    model = kind()
+    trainer(callbacks=[guard()]).fit(model)
+
     def act(watching: EvalGuard) -> None:
         run = getattr(trainer(callbacks=[watching]), entry)
-        run(TwoLayers(), **({} if entry == "predict" else {"verbose": False}))
+        run(kind(), **({} if entry == "predict" else {"verbose": False}))
 
     (found,) = findings(act)
-    assert "as it was initialised" in found.fact
+    assert "as it was initialised, while another" in found.fact
     assert found.switch == 'EvalGuard(weights="ignore")'
+    del model
+
+
+def test_an_untrained_model_alone_is_a_note(trainer: Fit) -> None:
+    trainer(callbacks=[guard()]).fit(TwoLayers())  # nobody holds it any more
+    watching = guard()
+    trainer(callbacks=[watching]).validate(TwoLayers(), verbose=False)
+    assert watching.report.findings == []
+    assert any("as it was initialised" in note for note in watching.report.notes)
 
 
 def test_a_test_after_a_fit_is_silent(trainer: Fit) -> None:

@@ -64,7 +64,6 @@ def guarded(
     """What the guard reports, warns of, and stops the run with."""
     # what has tests of its own
     apart = {"metrics": None, "sync": "ignore", "data": "ignore", "scores": "ignore"}
-    apart["weights"] = "ignore"  # the programs are tested untrained
     guard = EvalGuard(**(apart | program.guard | (settings or {})))
     kwargs = {} if sanity else {"num_sanity_val_steps": 0}
     stopped = None

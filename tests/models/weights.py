@@ -204,9 +204,9 @@ class SubmoduleLoaded(TwoLayers):
 # --- as initialised -----------------------------------------------------------------------------
 
 
-@bug("weights", "", **OUTSIDE)
-class NeverLoaded(TwoLayers):  # <- here
-    """Tested without a checkpoint."""
+@near_miss
+class NeverLoaded(TwoLayers):
+    """Tested without a checkpoint, and nothing shows that another model is meant: a note."""
 
 
 @near_miss
@@ -250,11 +250,11 @@ def unpickled(module: nn.Module) -> nn.Module:
     return read
 
 
-@bug("weights", "", **OUTSIDE)
+@near_miss
 class InitialisedByHand(TwoLayers):
     """The author's own initialisation is all that the weights ever saw."""
 
-    def __init__(self) -> None:  # <- here
+    def __init__(self) -> None:
         super().__init__()
         for layer in (self.body, self.head):
             nn.init.xavier_normal_(layer.weight)

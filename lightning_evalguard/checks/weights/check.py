@@ -110,7 +110,7 @@ class WeightsCheck(Check):
             return ()
         self._judged = True
         self._inventory.refresh(force=True)
-        return origin.judge(self._inventory, self._reads, now)
+        return origin.judge(self._inventory, self._reads, now, self.notes)
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         return self._training.step(now, self._reads) if self._training is not None else ()
@@ -124,6 +124,7 @@ class WeightsCheck(Check):
         contradictions = contradicted(self._disagreements() or (), now)
         if not training.steps:
             return contradictions
+        origin.fitted(inventory.root)
         averaged = averages.close(now, bool(now.step))
         inventory.refresh(force=True)
         return [*contradictions, *averaged, *training.judge(now, reads, over=True)]
