@@ -170,28 +170,21 @@ class ByHand(TwoLayers):
             torch.nn.init.zeros_(layer.bias)
 
 
-@pytest.mark.parametrize("entry", ["validate", "test", "predict"])
 @pytest.mark.parametrize("kind", [TwoLayers, ByHand])
-def test_a_fresh_model_is_named_where_another_was_trained(
-    kind: type[TwoLayers], entry: str, trainer: Fit
-) -> None:
-    model = kind()
-    trainer(callbacks=[guard()]).fit(model)
-
+def test_a_test_of_an_untrained_model_is_named(kind: type[TwoLayers], trainer: Fit) -> None:
     def act(watching: EvalGuard) -> None:
-        run = getattr(trainer(callbacks=[watching]), entry)
-        run(kind(), **({} if entry == "predict" else {"verbose": False}))
+        trainer(callbacks=[watching]).test(kind(), verbose=False)
 
     (found,) = findings(act)
-    assert "as it was initialised, while another" in found.fact
+    assert "is scored as it was initialised" in found.fact
     assert found.switch == 'EvalGuard(weights="ignore")'
-    del model
 
 
-def test_an_untrained_model_alone_is_a_note(trainer: Fit) -> None:
-    trainer(callbacks=[guard()]).fit(TwoLayers())  # nobody holds it any more
+@pytest.mark.parametrize("entry", ["validate", "predict"])
+def test_an_untrained_model_before_its_training_is_a_note(entry: str, trainer: Fit) -> None:
     watching = guard()
-    trainer(callbacks=[watching]).validate(TwoLayers(), verbose=False)
+    run = getattr(trainer(callbacks=[watching]), entry)
+    run(TwoLayers(), **({} if entry == "predict" else {"verbose": False}))
     assert watching.report.findings == []
     assert any("as it was initialised" in note for note in watching.report.notes)
 

@@ -124,7 +124,6 @@ class WeightsCheck(Check):
         contradictions = contradicted(self._disagreements() or (), now)
         if not training.steps:
             return contradictions
-        origin.fitted(inventory.root)
         averaged = averages.close(now, bool(now.step))
         inventory.refresh(force=True)
         return [*contradictions, *averaged, *training.judge(now, reads, over=True)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
@@ -51,28 +50,10 @@ class Known:
 
 trained = Known()
 reported = Known()
-_fitted: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 UNTRAINED = (
     "weights: nothing loaded or trained the model in this process; it was scored as it was "
     "initialised"
 )
-
-
-def fitted(model: nn.Module) -> None:
-    """`model` was trained in this process."""
-    _fitted.add(model)
-
-
-def trained_sibling(model: nn.Module) -> bool:
-    """Whether another model of its class was trained, and is still held by somebody."""
-    if not any(_siblings(model)):
-        return False
-    gc.collect()  # a model and its trainer hold each other
-    return any(_siblings(model))
-
-
-def _siblings(model: nn.Module) -> Iterator[nn.Module]:
-    return (other for other in _fitted if other is not model and type(other) is type(model))
 
 
 @dataclass
@@ -157,10 +138,11 @@ def judge(
     known = found.known
     random = _elements(left_out) + _elements(drawn)
     if not known and random >= _elements(used) / 2:
-        if not found.loads and not trained_sibling(inventory.root):
+        # a validation before the training is a usual baseline; a test is not
+        if not found.loads and now.stage != "test":
             notes.append(UNTRAINED)
             return []
-        return [_nothing_loaded(found, used, inventory.root, now)]
+        return [_nothing_loaded(found, used, now)]
     findings = [_partly_loaded(found, key, everything, inventory, now) for key in found.missed]
     if reads is not None:
         new = [held for held in drawn if _counts(held, left_out)]
@@ -184,7 +166,7 @@ def _elements(chosen: Iterable[Held]) -> int:
     return sum(held.tensor.numel() for held in chosen)
 
 
-def _nothing_loaded(found: Origins, used: list[Held], root: nn.Module, now: Moment) -> Finding:
+def _nothing_loaded(found: Origins, used: list[Held], now: Moment) -> Finding:
     load = next(iter(found.loads.values()), None)
     scored = {"predict": "predicts"}.get(now.stage, "is scored")
     if load is not None:
@@ -192,9 +174,10 @@ def _nothing_loaded(found: Origins, used: list[Held], root: nn.Module, now: Mome
     n = _elements(used)
     return finding(
         now,
-        f"{scored} as it was initialised, while another {type(root).__name__} of this "
-        f"process was trained: nothing loaded or trained its {n:,} weights",
-        "Evaluate the model that was trained, or load its weights into this one.",
+        f"is scored as it was initialised: nothing loaded or trained its {n:,} weights in this "
+        "process, expected trained weights",
+        'Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate what '
+        "it returns.",
         subject="",
     )
 
