@@ -35,7 +35,7 @@ FLOORS = [
     {"guard"},
     {"views"},
     {"trainer", "evaluation"},
-    {"callback"},
+    {"callback", "huggingface"},
     {"plain"},
     {"trainer/attached"},
     {"attach", "testing"},
@@ -168,10 +168,11 @@ def test_the_test_for_circles_can_fail() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_one_file_imports_lightning(path: Path) -> None:
+def test_only_one_file_imports_lightning_and_one_transformers(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(parsed(path))}
     lightning = roots & {"lightning", "pytorch_lightning"}
     assert name_of(path) == "trainer/lightning" or not lightning
+    assert name_of(path) == "huggingface/callback" or "transformers" not in roots
     if name_of(path) in STDLIB_ONLY:
         assert roots <= {*sys.stdlib_module_names, "lightning_evalguard"}
 
@@ -185,7 +186,8 @@ _WITHOUT = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"lightning", "pytorch_lightning", "torchmetrics", "matplotlib"}:
+        if name.split(".")[0] in {"lightning", "pytorch_lightning", "torchmetrics", "matplotlib",
+                                  "transformers"}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 """

@@ -128,7 +128,10 @@ def is_iterable_style(loader: Any) -> bool:
 
 def sampler_of(loader: Any) -> Any:
     """The sampler that gives single indices, where the loader has one."""
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    batches: Any = getattr(loader, "batch_sampler", None)
+    if _deals_batches(batches):
+        batches = batches.batch_sampler
+    inner = getattr(batches, "sampler", None)
     return inner if inner is not None else getattr(loader, "sampler", None)
 
 
@@ -203,10 +206,34 @@ def shares(sampler: DistributedSampler[Any]) -> list[int]:
 
 def owned(loader: Any) -> int | None:
     """How many of a loader's samples are this rank's own; None where its sampler repeats none."""
+    batches = getattr(loader, "batch_sampler", None)
+    if _deals_batches(batches):
+        return _owned_batches(batches)
     sampler = distributed(loader)
     if sampler is None or sampler.drop_last:
         return None
     return shares(sampler)[sampler.rank]
+
+
+def _deals_batches(batches: Any) -> bool:
+    """Whether whole batches, or pieces of them, are dealt out to the ranks, as accelerate does."""
+    known = ("num_processes", "process_index", "split_batches", "even_batches", "batch_sampler")
+    return isinstance(batches, BatchSampler) and all(name in vars(batches) for name in known)
+
+
+def _owned_batches(batches: Any) -> int | None:
+    """How many samples are this rank's own; what completes the last round comes after them."""
+    size, ranks, n = (
+        batches.batch_size,
+        batches.num_processes,
+        length(getattr(batches.batch_sampler, "sampler", None)),
+    )
+    if not size or n is None or batches.drop_last or not batches.even_batches:
+        return None
+    one_round = size if batches.split_batches else size * ranks
+    each = one_round // ranks
+    last = min(max(n % one_round - batches.process_index * each, 0), each)
+    return int(n // one_round * each + last)
 
 
 def repeated(loader: Any) -> tuple[int, int, int]:

@@ -130,13 +130,7 @@ def _wrong(chooser: Chooser, direction: Direction) -> Fact:
         fact = f"{chooser.written} stops once it does not {fall} any more, expected {rise}"
     else:
         fact = f"{chooser.written} lowers the rate once it does not {fall}, expected {rise}"
-    return chooser, f"{fact}: {direction.why}", f"Pass `{_with_mode(chooser, direction.mode)}`."
-
-
-def _with_mode(chooser: Chooser, mode: str) -> str:
-    if chooser.kind == "schedule":
-        return f'{chooser.name}(optimizer, mode="{mode}")'
-    return f'{chooser.name}(monitor="{chooser.key}", mode="{mode}")'
+    return chooser, f"{fact}: {direction.why}", f"Pass `{chooser.with_mode(direction.mode)}`."
 
 
 def _of_test(chooser: Chooser) -> Fact:

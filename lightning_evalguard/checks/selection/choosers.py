@@ -43,6 +43,12 @@ class Chooser:
         """How it stands in the user's code."""
         return f'{self.name}(mode="{self.mode}")'
 
+    def with_mode(self, mode: str) -> str:
+        """How it should stand there, for scores of which that mode keeps the better one."""
+        if self.kind == "schedule":
+            return f'{self.name}(optimizer, mode="{mode}")'
+        return f'{self.name}(monitor="{self.key}", mode="{mode}")'
+
     @property
     def best(self) -> float | None:
         """Its best score so far; None before the first one."""
