@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes.check import ModesCheck

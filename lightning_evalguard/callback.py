@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.audit import Mode, Replays
-from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check
 from lightning_evalguard.checks.data.check import DataCheck
 from lightning_evalguard.checks.data.history import History
@@ -37,7 +37,14 @@ from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.choosers import Desk
 from lightning_evalguard.trainer.ear import Ear
 from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
-from lightning_evalguard.trainer.run import Run, accumulates, batch_size, out_of_the_books, why_not
+from lightning_evalguard.trainer.run import (
+    Run,
+    accumulates,
+    batch_size,
+    loader_at,
+    out_of_the_books,
+    why_not,
+)
 from lightning_evalguard.trainer.scores import Scores
 from lightning_evalguard.trainer.training_score import TrainScoreOfFit
 
@@ -195,7 +202,7 @@ class EvalGuard(Callback):
                 lambda: accumulates(trainer),
             ),
             StochasticCheck(),
-            BatchCheck(lambda: batch_size(trainer)),
+            BatchCheck(lambda: batch_size(trainer), lambda index: loader_at(trainer, index)),
             RngCheck(restore=self._policies["rng"] == "fix"),
             DataCheck(_lightning.Books(trainer), self._sets_of_fits, self._groups),
             sync,

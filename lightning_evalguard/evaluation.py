@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_evalguard.audit import Mode, Replays, why_not_again
-from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes.check import ModesCheck

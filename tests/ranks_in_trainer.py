@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_evalguard import ConfusionMetrics, EvalGuard, Report
 from lightning_evalguard import ranks as _ranks
 from lightning_evalguard.audit import Replays, why_not_again
-from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes.check import ModesCheck

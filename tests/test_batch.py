@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import words
 from lightning_evalguard import EvalGuard, Report
-from lightning_evalguard.checks.batch import _repeated
+from lightning_evalguard.checks.batch.check import _repeated
 from lightning_evalguard.data.batches import common_length, map_samples
 
 Make = Callable[..., pl.Trainer]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard, EvalGuardWarning
-from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.data.check import DataCheck
 from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.modes.check import ModesCheck

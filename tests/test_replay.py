@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -460,3 +460,49 @@ def test_nothing_is_run_again_where_several_processes_evaluate(
     trainer(callbacks=[guard]).fit(Logs(), loader(), loader())
     assert guard.report.checked["replayed_steps"] == 0
     assert guard.report.findings == []
+
+
+class Makes(OrderedDict[str, Any]):
+    """Holds classes, and makes an object of one at each access, as some registries do."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+MADE = Makes(relu=nn.ReLU, gelu=nn.GELU)
+
+
+def test_a_mapping_that_makes_what_it_gives_still_holds_what_it_held() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.registry = MADE
+
+        def step(self, batch: Tensor) -> Tensor:
+            made = self.registry["relu"](batch)
+            assert isinstance(made, Tensor)
+            return made
+
+    module = Asks()
+    with Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look:
+        assert look.again().error is None
+    assert list(OrderedDict.items(MADE)) == [("relu", nn.ReLU), ("gelu", nn.GELU)]
+
+
+@contextmanager
+def scaled(by: float) -> Iterator[float]:
+    yield by
+
+
+class Decorated(nn.Module):
+    @scaled(2.0)
+    def step(self, batch: Tensor) -> Tensor:
+        return batch * 2
+
+
+def test_a_function_that_a_context_manager_decorates_runs_again() -> None:
+    module = Decorated()
+    with Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look:
+        outcome = look.again()
+    assert outcome.error is None
+    assert torch.equal(outcome.outputs, torch.full((2,), 2.0))

@@ -273,7 +273,9 @@ class Reach:
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             if not _filled(cell):
                 continue
-            if name == "__class__":  # which every `super()` holds, and makes nothing of it
+            if name == "self" and isinstance(cell.cell_contents, contextlib.ContextDecorator):
+                self._stack.append((_made_anew(cell.cell_contents), name))
+            elif name == "__class__":  # which every `super()` holds, and makes nothing of it
                 self._class(cell.cell_contents, path, makes=False)
             else:
                 self._stack.append((cell.cell_contents, name))
@@ -322,6 +324,13 @@ class Reach:
             if isinstance(function, types.FunctionType) and function.__code__ not in self._code:
                 self._code.add(function.__code__)
                 self._names |= set(function.__code__.co_names) - _ITS_OWN
+
+
+def _made_anew(manager: contextlib.ContextDecorator) -> object:
+    """What a decorator is made of: one of a generator makes another one for each call."""
+    if isinstance(manager, contextlib._GeneratorContextManager):
+        return (manager.func, manager.args, manager.kwds)
+    return manager
 
 
 class _Named:

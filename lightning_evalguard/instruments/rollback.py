@@ -277,14 +277,16 @@ def _as_bytes(storage: Any) -> Tensor:
 
 
 def _items(mapping: dict[Any, Any], kind: Any) -> Callable[[], None]:
-    saved = dict(mapping)
+    # The class's own methods throughout: a subclass may do more in its overrides than hold items,
+    # as make an object at each `__getitem__` (transformers' ACT2FN), which `dict(mapping)` asks.
+    saved = dict(kind.items(mapping))
 
     def restore() -> None:
-        same = _same_items(mapping.values(), saved.values())
-        if not (same and _same_items(mapping, saved)):
-            # The class's own methods: a subclass may do more in its overrides than hold items.
+        same = _same_items(kind.values(mapping), saved.values())
+        if not (same and _same_items(kind.keys(mapping), saved)):
             kind.clear(mapping)
-            kind.update(mapping, saved)
+            for key, value in saved.items():
+                kind.__setitem__(mapping, key, value)
 
     return restore
 

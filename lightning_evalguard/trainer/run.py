@@ -268,6 +268,12 @@ def batch_size(trainer: Trainer) -> int | None:
     return max(sizes, default=None)
 
 
+def loader_at(trainer: Trainer, index: int) -> Any:
+    """The loader of that number in the running evaluation; None where there is none."""
+    loaders = list(flat(_lightning.dataloaders(trainer)))
+    return loaders[index] if index < len(loaders) else None
+
+
 def accumulates(trainer: Trainer) -> bool:
     """Whether gradients that stand between two steps are still needed."""
     return (

@@ -14,6 +14,7 @@ from torch.nn.modules import module as _module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_evalguard.allow import allowed
+from lightning_evalguard.checks.batch.depends import Padding
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.data.batches import common_length, map_samples, tensors
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, aside, tensors_in
@@ -36,13 +37,19 @@ class BatchCheck(Check):
     Args:
         batch_size: Gives how many samples the loader puts in a batch, or None where it does not
             say; dim 0 must be no longer, or it is not the samples.
+        loader: Gives the loader of that number in the running evaluation, or None.
     """
 
     name = "batch"
 
-    def __init__(self, batch_size: Callable[[], int | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        batch_size: Callable[[], int | None] = lambda: None,
+        loader: Callable[[int], Any] = lambda _: None,
+    ) -> None:
         self._root: nn.Module | None = None
         self._batch_size = batch_size
+        self._loader = loader
         self.notes: list[str] = []
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -62,18 +69,28 @@ class BatchCheck(Check):
         return Subscriber()
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
-        """Run the step on halves of the batch and compare."""
+        """Run the step on halves of the batch and compare; then on a sample and its padding."""
         if look is None or self._root is None or not look.args:
             return ()
+        found = self._halved(now, look)
+        if found:  # one cause, one finding
+            return found
+        padding = Padding(self._root, self._loader)
+        found = padding.look(now, look)
+        self.notes += padding.notes
+        return found
+
+    def _halved(self, now: Moment, look: Look) -> list[Finding]:
+        assert self._root is not None, "open() comes first"
         samples = common_length(look.args[0])
         if samples is None or samples < _FEWEST or samples > (self._batch_size() or samples):
             few = samples is not None and samples < _FEWEST
             why = f"fewer than {_FEWEST} samples" if few else "dim 0 of its tensors is not samples"
             self.notes.append(f"batch: the first batch was not halved: {why}")
-            return ()
+            return []
         whole = Rows(samples)
         if self._run(look, whole, None) is not None:
-            return ()
+            return []
         half = samples // 2
         for start in (0, half):
             part = Rows(half, start)
@@ -85,11 +102,11 @@ class BatchCheck(Check):
             if error is not None:
                 kind = type(error).__name__
                 self.notes.append(f"batch: the step does not run on other samples ({kind})")
-                return ()
+                return []
             at = first_mixing(whole, part, start)
             if at is not None:
                 return self._confirm(now, look, whole, at, start)
-        return ()
+        return []
 
     def _run(self, look: Look, rows: Rows, take: Callable[[Any], Any] | None) -> Exception | None:
         """Run the step on what `take` makes of the batch; why it did not run."""

@@ -1,0 +1,1 @@
+"""Does a sample get the same outputs whatever else is in its batch?"""
