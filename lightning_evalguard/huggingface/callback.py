@@ -14,7 +14,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.audit import Mode, Replays, why_not_again
-from lightning_evalguard.checks.batch import BatchCheck
+from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check
 from lightning_evalguard.checks.data.check import DataCheck
 from lightning_evalguard.checks.data.history import History
