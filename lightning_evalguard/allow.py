@@ -1,4 +1,4 @@
-"""Breaches that are meant: a context in the user's own code that silences one check."""
+"""Violations that are meant: a context in the user's own code that silences one check."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         optimizers: Those that train the model, to find a step or a setting changed in the block.
 
     Raises:
-        EvalGuardError: At the first call that breaches the contract, or at the end of the block.
+        EvalGuardError: At the first call that violates the contract, or at the end of the block.
         ValueError: On an unknown policy or check.
 
     Example:

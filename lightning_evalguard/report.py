@@ -1,4 +1,4 @@
-"""What was found and what was verified: records, their words, and the two ways to say them."""
+"""Findings, the report that collects them, and how they are raised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = 1  # of evalguard.json
 
 @dataclass(frozen=True)
 class Finding:
-    """One breach of the evaluation contract, as data.
+    """One violation of the evaluation contract, as data.
 
     Attributes:
         check: The check that found it: the keyword of `EvalGuard` that sets its policy.
@@ -203,7 +203,7 @@ class Report:
     """What one guard verified and found, over all the runs it took part in.
 
     Attributes:
-        findings: Every breach, oldest first; equal ones are one record with a `count`.
+        findings: Every violation, oldest first; equal ones are one record with a `count`.
         checked: What was verified, with counts: ``evaluations``, ``batches``, ``training_steps``,
             ``modules``, and the like.
         confusion: Confusion matrix and scores by stage: ``"val"``, ``"test"``,

@@ -1,6 +1,6 @@
-"""Lightning, and all of it that is used although it does not promise it: the only file to mend.
+"""The only file that imports Lightning, with the private attributes that we rely on.
 
-Each such attribute stands once, in `PRIVATE`, with what happens in a Lightning that lacks it. Held
+Each of these stands once, in `PRIVATE`, with what happens in a Lightning that lacks it. Held
 against Lightning 2.2 to 2.6 by tests/test_versions.py, which names those that went away.
 """
 
