@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_evalguard.instruments.source import (
     PLUMBING,
@@ -28,8 +27,6 @@ from lightning_evalguard.instruments.source import (
 from lightning_evalguard.plain.window import memory_of
 
 _METHODS = ("__eq__", "__ne__", "eq", "ne")
-# Losses that tell that outputs are scored, beside those that tell a class.
-_MEASURES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "gaussian_nll_loss")
 _OPERATORS = re.compile(r"==|!=|\.eq\(|\.ne\(|\.__eq__\(|\.__ne__\(")
 _PREDS = re.compile(r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b")
 _TARGET = re.compile(r"target|label|true|truth|\bgt\b|gold|\bclass|^\(*[yt]_?\w{0,5}\b")
@@ -45,7 +42,6 @@ class ComparisonTap:
         heard: Is told of each.
         is_inside: Whether a model runs: what it compares are masks.
         targets: Gives where the tensors of the running batch lie, and of the model's inputs.
-        measured: Is told that a loss was computed.
     """
 
     def __init__(
@@ -53,13 +49,9 @@ class ComparisonTap:
         heard: Heard,
         is_inside: Callable[[], bool],
         targets: Callable[[], tuple[set[int], set[int]]],
-        measured: Callable[[], None],
     ) -> None:
         self._heard, self._is_inside, self._targets = heard, is_inside, targets
-        self._measured = measured
         self._taps = {name: self._around(name) for name in _METHODS}
-        self._losses = {name: self._measure(name) for name in _MEASURES}
-        self._originals: dict[str, Any] = {}
         self._is_open = False
 
     def open(self) -> None:
@@ -69,8 +61,6 @@ class ComparisonTap:
         self._is_open = True
         for name, tap in self._taps.items():
             setattr(Tensor, name, tap)
-        self._originals = {name: vars(F)[name] for name in _MEASURES}
-        vars(F).update(self._losses)
 
     def close(self) -> None:
         """Leave no trace."""
@@ -80,9 +70,6 @@ class ComparisonTap:
         for name, tap in self._taps.items():
             if vars(Tensor).get(name) is tap:
                 delattr(Tensor, name)
-        for name, loss in self._originals.items():
-            if vars(F)[name] is self._losses[name]:
-                vars(F)[name] = loss
 
     def _around(self, name: str) -> Callable[..., Any]:
         original = getattr(Tensor, name)
@@ -100,18 +87,6 @@ class ComparisonTap:
             return result
 
         return compared
-
-    def _measure(self, name: str) -> Callable[..., Any]:
-        original = vars(F)[name]
-
-        @functools.wraps(original)
-        def measured(*args: Any, **kwargs: Any) -> Any:
-            value = original(*args, **kwargs)
-            if not torch.compiler.is_compiling():
-                self._measured()
-            return value
-
-        return measured
 
     def _compare(self, one: Tensor, other: Tensor) -> None:
         frame = nearest(sys._getframe(2), PLUMBING)

@@ -50,6 +50,9 @@ class Listener(Protocol):
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to change weights."""
 
+    def scripts(self) -> None:
+        """TorchScript is about to compile: it takes no Python where torch has C++."""
+
 
 class Events:
     """Listens from `start` to `stop`; one at a time in a process.
@@ -82,6 +85,7 @@ class Events:
         for name in ("__enter__", "__exit__"):
             change = vars(torch.inference_mode)[name]
             self._patch(torch.inference_mode, name, self._crossings(change))
+        self._patch(torch.jit, "script", self._scripting(torch.jit.script))
         self._undo.append(register_optimizer_step_pre_hook(self._steps()).remove)
 
     def stop(self) -> None:
@@ -154,7 +158,7 @@ class Events:
                 return original(iterator)
             self.inside = True
             try:
-                batch = original(iterator)
+                batch = crossing(lambda: original(iterator))  # a loader makes tensors on the host
                 self._follow(iterator)
                 self._listener.fetched(iterator, batch)
             except StopIteration:
@@ -199,6 +203,17 @@ class Events:
             return crossing(lambda: original(context, *args))
 
         return crossed
+
+    def _scripting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def scripted(*args: Any, **kwargs: Any) -> Any:
+            if not self.elsewhere():
+                self._listener.scripts()
+            if len(args) < 3:  # where it looks up names: as many frames up as without us
+                kwargs["_frames_up"] = kwargs.get("_frames_up", 0) + 1
+            return original(*args, **kwargs)
+
+        return scripted
 
     def _steps(self) -> Callable[..., None]:
         is_compiling = torch.compiler.is_compiling

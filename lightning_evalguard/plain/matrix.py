@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,16 @@ class Scores:
     Args:
         report: Where the matrices stand.
         scored: Is told of each loss or metric that is computed.
+        quietly: Makes a context in which nothing that is read counts as the script's.
     """
 
-    def __init__(self, report: Report, scored: Callable[[], None]) -> None:
-        self._report, self._scored = report, scored
+    def __init__(
+        self,
+        report: Report,
+        scored: Callable[[], None],
+        quietly: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._report, self._scored, self._quietly = report, scored, quietly
         self._recorders: dict[str, Any] = {}
         self._off = False
         self._now: Any = None
@@ -124,7 +131,7 @@ class Scores:
             with torch.inference_mode(False), torch.enable_grad():
                 from lightning_evalguard.plain.recorder import PlainRecorder
 
-                return PlainRecorder(self._scored)
+                return PlainRecorder(self._scored, self._quietly)
         except ImportError as error:
             self._off = True
             self._report.note(f"no confusion matrix: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,20 +11,26 @@ import torch
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.sources import Pair
 
+# What outputs are also compared by within a step that scores nothing.
+_NO_SCORE = ("cosine_similarity",)
+
 
 class PlainRecorder(Recorder):
     """Counts without a graph, for a script may evaluate with gradients on.
 
     Args:
         scored: Is told of each loss, metric and comparison.
+        quietly: Makes a context in which nothing that is read counts as the script's.
     """
 
-    def __init__(self, scored: Callable[[], None]) -> None:
-        self._scored = scored
+    def __init__(
+        self, scored: Callable[[], None], quietly: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._scored, self._quietly = scored, quietly
         super().__init__()
 
     def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
-        if kind != "other":
+        if kind != "other" or name not in _NO_SCORE:
             self._scored()
-        with torch.no_grad():
+        with torch.no_grad(), self._quietly():
             super()._see(kind, name, pair, value)

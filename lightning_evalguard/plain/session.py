@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from lightning_evalguard.plain.events import Events
 from lightning_evalguard.plain.frames import functions_around, is_discarded, is_trainers, user_frame
 from lightning_evalguard.plain.judge import Judge, Together
 from lightning_evalguard.plain.matrix import Scores
+from lightning_evalguard.plain.measures import MeasureTap
 from lightning_evalguard.plain.models import Model, Models
 from lightning_evalguard.plain.names import Names
 from lightning_evalguard.plain.syncs import PlainSync
@@ -69,10 +71,9 @@ class Session:
         self._new_step = True
         self._graded = False
         self._woken: list[Any] = []
-        self._scores = Scores(report, self._scored)
-        self._tap = ComparisonTap(
-            self._compared, lambda: self._events.inside, self._memory, self._scored
-        )
+        self._scores = Scores(report, self._scored, self._quietly)
+        self._tap = ComparisonTap(self._compared, lambda: self._events.inside, self._memory)
+        self._measures = MeasureTap(self._scored)
         self._inputs: set[int] = set()
         self._sklearn: Callable[[], None] | None = None
         self._off = False
@@ -87,6 +88,7 @@ class Session:
         registrations.start()
         calls.start(self._woken)
         self._judge.open(Together(self.models), self._now)
+        self._measures.start()
         self._events.start()
 
     def stop(self) -> None:
@@ -102,6 +104,7 @@ class Session:
         for guard in self._window.guards.values() if self._window is not None else ():
             guard.abandon()
         self._tap.close()
+        self._measures.stop()
         self._scores.abort()
         if self._sklearn is not None:
             self._sklearn()
@@ -161,12 +164,17 @@ class Session:
         """An optimizer is about to change weights."""
         self._safely(self._stepped, optimizer)
 
+    def scripts(self) -> None:
+        """TorchScript compiles what it finds in torch: nothing of ours is there."""
+        self._safely(self._scores.after)
+        self._measures.close()
+
     def _safely(self, act: Callable[..., Any], *args: Any) -> Any:
         """A bug of ours costs one warning and the guard, never the script."""
         if self._off:
             return None
+        before, self._sync.deaf = self._sync.deaf, True
         try:
-            self._sync.deaf = True
             return act(*args)
         except EvalGuardError:
             raise
@@ -175,7 +183,7 @@ class Session:
             broke(self.report, "the guard around the script", "the rest of the run", error)
             return None
         finally:
-            self._sync.deaf = False
+            self._sync.deaf = before
 
     # calls
 
@@ -193,6 +201,7 @@ class Session:
             return None
         while self._ended:
             self._over(self._ended.pop())
+        self._sync.moves = False
         loop = self._innermost()
         grad, mode = torch.is_grad_enabled(), module.training
         number = loop.number if loop is not None else 0
@@ -311,6 +320,7 @@ class Session:
             loader = None if loop is None or alone else loop.loader()
             self._scores.start(name, [module], user, loader)
             self._tap.open()
+            self._measures.open()
         if self._sklearn is None:
             self._sklearn = hear_sklearn(self._asked)
         return window
@@ -355,6 +365,7 @@ class Session:
         self._window = None
         self._new_step = True
         self._tap.close()
+        self._measures.close()
         if window.confirmed:
             self._close(window, compare)
         else:
@@ -398,7 +409,7 @@ class Session:
         self._loops[id(iterator)] = loop
         loop.batch, loop.size, loop.count = batch, size_of(batch), loop.count + 1
         loop.trained = False
-        self._new_step = True
+        self._new_step = self._sync.moves = True
 
     def _fetched_again(self, loop: Loop) -> None:
         """What ran since the last fetch was one batch."""
@@ -463,6 +474,7 @@ class Session:
         self._sides.update(dict.fromkeys(window.calls, "train"))
         self._window = None
         self._tap.close()
+        self._measures.close()
         self._scores.abort()
         for guard in window.guards.values():
             guard.close(compare=False)
@@ -496,6 +508,9 @@ class Session:
     def _scored(self) -> None:
         if self._window is not None and self._window.in_batch:
             self._window.scores += 1
+
+    def _quietly(self) -> AbstractContextManager[None]:
+        return self._sync.quiet()
 
     def _compared(self, preds: Any, target: Any, text: str, place: str) -> None:
         if not self._off:

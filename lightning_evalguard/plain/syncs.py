@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -15,8 +16,7 @@ from lightning_evalguard.stages import spelling
 
 _FIRST, _EVERY = 3, 50
 _BESIDE = 3  # further than a multiple of 50: there a script logs
-
-
+_TO_DEVICE = "copy to the device"
 _OF = " of "
 
 
@@ -31,18 +31,30 @@ class PlainSync(SyncCheck):
 
     Attributes:
         deaf: Whether what runs is the guard's own.
+        moves: Whether a batch was fetched and no model called since: what is copied to the device
+            is that batch.
         place: The function whose steps run: the first steps of each are watched.
     """
 
     def __init__(self, allowed: Callable[[], bool]) -> None:
         super().__init__((_FIRST, _EVERY), allowed)
         self.deaf = False
+        self.moves = False
         self.place = ""
         self._counted: dict[object, float] = {}
         self._reached: Counter[object] = Counter()
 
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What runs meanwhile is the guard's own."""
+        before, self.deaf = self.deaf, True
+        try:
+            yield
+        finally:
+            self.deaf = before
+
     def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
-        if not self.deaf:
+        if not (self.deaf or (self.moves and op == _TO_DEVICE)):
             super()._hear(op, frame, seconds)
 
     def records(self) -> list[Sync]:
