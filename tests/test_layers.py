@@ -34,6 +34,7 @@ FLOORS = [
     {"audit"},
     {"guard"},
     {"views"},
+    {"plain/models", "plain/frames", "plain/window", "plain/rules"},
     {"trainer", "evaluation"},
     {"callback", "huggingface"},
     {"plain"},

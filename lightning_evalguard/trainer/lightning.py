@@ -140,6 +140,12 @@ def dataloaders(trainer: Trainer) -> Any:
     return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
 
 
+def sets_of(loaders: Any) -> list[Any]:
+    """The datasets of one or several loaders."""
+    found = [vars(loader).get("dataset") for loader in flat(loaders) if hasattr(loader, "__dict__")]
+    return [dataset for dataset in found if dataset is not None]
+
+
 class Books:
     """What the checks ask of the loop that runs."""
 

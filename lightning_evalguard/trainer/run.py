@@ -10,12 +10,14 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.data.loaders import flat
 from lightning_evalguard.guard import Guard
+from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
 from lightning_evalguard.record.run import Run as Record
 from lightning_evalguard.report import broke
 from lightning_evalguard.stages import spelling
 from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer.by_hand import ByHand
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 from lightning_evalguard.trainer.scores import Scores
 
@@ -57,6 +59,16 @@ class Run:
             guard.report.checked["modules"], sum(1 for _ in module.modules())
         )
         self._wraps: list[Wrap] = []
+        self._by_hand: ByHand | None = None
+        if trainer.state.fn == "fit" and not compiles(module):
+            self._by_hand = ByHand(
+                module,
+                guard,
+                lambda: trainer.optimizers,
+                lambda: _lightning.sets_of(trainer.train_dataloader),
+                lambda: _lightning.sets_of(trainer.val_dataloaders),
+                lambda: self.now,
+            )
         self._wrap("_run_stage", self._until_error)
         self._wrap("strategy.training_step", self._train_step)
         for step in _STEPS:
@@ -79,6 +91,8 @@ class Run:
     def close(self, error: BaseException | None) -> None:
         if self.scores is not None:
             self.scores.abort()
+        if self._by_hand is not None:
+            self._by_hand.close()
         for wrap in self._wraps:
             wrap.remove()
         self._where("fit")
@@ -117,6 +131,8 @@ class Run:
 
     def _evaluate(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         outer = self.now
+        if self._by_hand is not None:
+            self._by_hand.training_goes_on()
         self.now = Moment("validate", rank=outer.rank)
         self._where(_stage(self.trainer))
         self.record.begin(self.now.stage)
@@ -234,7 +250,16 @@ class Run:
 
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")
-        outputs = self.guard.train_step(self.now, step, *args, **kwargs)
+        hand = self._by_hand
+        if hand is None:
+            outputs = self.guard.train_step(self.now, step, *args, **kwargs)
+        else:
+            hand.training_goes_on()
+            hand.in_step = True
+            try:
+                outputs = self.guard.train_step(self.now, step, *args, **kwargs)
+            finally:
+                hand.in_step = False
         self.ranks.trained()
         return outputs
 

@@ -62,10 +62,15 @@ class _Calls:
     """Records who called `train()` or `eval()`, while at least one run is open.
 
     ``nn.Module.train`` is wrapped once for the process. The original does all the work.
+
+    Attributes:
+        number: Of the last call.
+        heard: Told of each outermost call once it has returned.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self.heard: list[Callable[[nn.Module, Call], None]] = []
         self._listeners: list[list[tuple[nn.Module, Call]]] = []
         self._last: dict[int, Call] = {}
         self._last_eval: dict[int, Call] = {}
@@ -93,7 +98,7 @@ class _Calls:
                 call = outer  # the original walks down to this module
             before = module.__dict__.get("training")
             try:
-                return original(module, mode)
+                result = original(module, mode)
             finally:
                 local.call = outer
                 last[id(module)] = call
@@ -102,6 +107,10 @@ class _Calls:
                 elif before is False:
                     for heard in listeners:
                         heard.append((module, call))
+            if call is not outer:
+                for hear in tuple(self.heard):
+                    hear(module, call)
+            return result
 
         nn.Module.train = train  # type: ignore[method-assign, assignment]
 
