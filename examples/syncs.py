@@ -34,7 +34,7 @@ class Planted(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), 1e-3)
 
 
-class Mended(Planted):
+class Fixed(Planted):
     def training_step(self, batch, batch_idx):
         x, y = batch
         logits = self.net(x)
@@ -49,7 +49,7 @@ class Mended(Planted):
 
 
 warnings.simplefilter("ignore", EvalGuardWarning)  # the table below says the same
-for module in (Planted(), Mended()):
+for module in (Planted(), Fixed()):
     guard = EvalGuard()
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     data = TensorDataset(torch.randn(512, 16), torch.arange(512) % 4)

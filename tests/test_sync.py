@@ -538,7 +538,7 @@ def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fi
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             nn.utils.clip_grad_norm_(self.parameters(), 1.0, error_if_nonfinite=True)
 
-    class Mended(Honest):
+    class Fixed(Honest):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             mean, scale = self(batch[0])[:, :2].chunk(2, 1)
             normal = torch.distributions.Normal(mean, scale.exp(), validate_args=False)
@@ -555,7 +555,7 @@ def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fi
     assert "1.0 per training step" in score.fact
     assert normal.remedy == score.remedy == "Pass validate_args=False."
     assert clip.remedy == "Pass error_if_nonfinite=False."
-    assert [f for f in watch(fit, Mended()).report.findings if f.check == "sync"] == []
+    assert [f for f in watch(fit, Fixed()).report.findings if f.check == "sync"] == []
 
 
 def test_the_gradient_scaler_reads_once_a_step(fit: Fit) -> None:
@@ -830,13 +830,13 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
     assert sites(guard, "user", "validate") == {"self.step(*batch).item()": 1.0}
 
 
-def test_the_example_prints_its_five_and_the_mended_one_none(
+def test_the_example_prints_its_five_and_the_fixed_one_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     runpy.run_path(str(Path(__file__).parent.parent / "examples" / "syncs.py"), run_name="__main__")
-    planted, _, mended = capsys.readouterr().out.partition("Mended: ")
+    planted, _, fixed = capsys.readouterr().out.partition("Fixed: ")
     assert planted.count("[user]") == 5
-    assert mended.strip() == "0 syncs"
+    assert fixed.strip() == "0 syncs"
 
 
 def test_steps_under_inference_mode_are_watched_and_keep_their_bits(
