@@ -338,6 +338,7 @@ class _Window:
         self._batch: list[tuple[weakref.ref[Tensor], int]] = []
         self._before: _Optimization | None = None
         self._told: set[str] = set()
+        self._estimated: set[str] = set()
         self._watched: tuple[dict[str, dict[str, Kept]], Training] | None = None
 
     def standing(self) -> dict[str, Any]:
@@ -366,7 +367,11 @@ class _Window:
         if self._mark is None:
             self._mark = inventory.read()
             self._training_mark = inventory.training()
-            self._rebase(self._mark.moved(self._marks))
+            moved = self._mark.moved(self._marks)
+            # Of the statistics only the count moves a version: the module stands for all of them.
+            counts = (self._held.get(name) for name in moved)
+            self._estimated = {h.owner for h in counts if h is not None and _is_statistic(h)}
+            self._rebase(moved)
             self._shards = self._shard_versions()
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
@@ -694,8 +699,12 @@ class _Window:
             if not self._is_cache(name) and self._tell(name):
                 h = held[name]
                 remedy = _PUT_BACK if h.kind == "parameter" else _remedy_of(h)
-                fact = f"changed {when}"
-                changes.append(_of(h, fact, "it to be as before", remedy, writes=True))
+                fact, is_plan = f"changed {when}", h.kind == "buffer" and h.owner in self._estimated
+                if is_plan:  # batch norm is calibrated for the weights that are evaluated
+                    fact, remedy = "was estimated anew before the first batch", _PUT_BACK
+                change = _of(h, fact, "it to be as before", remedy, writes=True)
+                change.certain = not is_plan
+                changes.append(change)
         return changes
 
     def _structure(self, when: str) -> list[_Change]:
@@ -979,6 +988,12 @@ def _definition(hook: Any) -> Site | None:
 def _knobs(module: nn.Module) -> dict[str, float | None]:
     own = module.__dict__
     return {k: v for k in _KNOBS if k in own and isinstance(v := own[k], (int, float, type(None)))}
+
+
+def _is_statistic(held: Held) -> bool:
+    """Whether it is a running statistic of a batch norm that is in eval mode."""
+    is_norm = isinstance(held.module, nn.modules.batchnorm._NormBase)
+    return is_norm and held.kind == "buffer" and not held.module.training
 
 
 def _remedy_of(held: Held) -> str:

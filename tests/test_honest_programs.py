@@ -1,0 +1,81 @@
+"""Honest programs of the field under a default guard: none is stopped, and each remedy works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
+from models.program import FEATURES, Classifier
+
+Fit = Callable[..., pl.Trainer]
+
+
+class Normalised(Classifier):
+    """Scores by a batch norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(FEATURES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(x))
+
+    def estimate(self) -> None:
+        self.norm.train()
+        with torch.no_grad():
+            self.norm(torch.ones(8, FEATURES) * torch.arange(8)[:, None])
+        self.norm.eval()
+
+
+class Calibrates(Normalised):
+    """Statistics are estimated anew for the weights that are evaluated, as schedule-free does."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.estimate()
+
+
+class PutsBack(Calibrates):
+    """The same, and training goes on with its own."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.own = {n: b.clone() for n, b in self.norm.named_buffers()}
+        super().on_validation_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        for name, buffer in self.norm.named_buffers():
+            buffer.copy_(self.own[name])
+
+
+class Drifts(Normalised):
+    """A step wakes the norm: its statistics take in the validation set."""
+
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        self.estimate()
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_calibration_before_the_first_batch_is_a_suspicion_that_works_when_put_back(
+    sanity: int, fit: Fit
+) -> None:
+    guard = EvalGuard(sync="ignore")
+    with pytest.warns(EvalGuardWarning, match="estimated anew before the first batch"):
+        fit(Calibrates(), guard, num_sanity_val_steps=sanity)
+    assert {f.check for f in guard.report.findings} == {"state"}
+    assert not any(f.certain for f in guard.report.findings)
+    remedies = {f.remedy for f in guard.report.findings}
+    assert remedies == {"Put it back before the evaluation ends."}
+
+    put_back = EvalGuard(sync="ignore")
+    fit(PutsBack(), put_back, num_sanity_val_steps=sanity)
+    assert put_back.report.findings == []
+
+
+def test_statistics_that_a_step_moves_stop_the_run(fit: Fit) -> None:
+    with pytest.raises(EvalGuardError, match="running_mean"):
+        fit(Drifts(), EvalGuard(sync="ignore"), num_sanity_val_steps=0)
