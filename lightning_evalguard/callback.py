@@ -236,6 +236,7 @@ class EvalGuard(Callback):
                 why_not=lambda: why_not(trainer),
             ),
             ranks,
+            budget=self._budget,
         )
         if scores is not None:
             scores.judge = partial(guard.report_findings, "scores")

@@ -23,6 +23,7 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
+from lightning_evalguard.pace import Pace
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import (
     Finding,
@@ -50,6 +51,7 @@ class Guard:
         replays: How a step may be shown to those checks that are a witness.
         ranks: The processes that agree on what stops the run, by default this one alone.
         host: To whom a user passes the switches that findings name.
+        budget: Share of the batches, and so of the time, that looking again and again may cost.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Guard:
         replays: Replays | None = None,
         ranks: Alone | None = None,
         host: str = "EvalGuard",
+        budget: float = 0.01,
     ) -> None:
         self.report = report
+        self._pace, self._moves = Pace(budget), Pace(budget)
         self._host = host
         self.ranks = ranks or Alone(report)
         self._audit = Audit(self, replays or Replays("off"))
@@ -91,6 +95,8 @@ class Guard:
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
         self._lines = None
+        self._pace.begin()
+        self._moves.begin()
         root, new = self._root, now.stage not in self._followed
         self._followed.add(now.stage)
         if new and self._audit.replays.audit != "off" and root is not None and not compiles(root):
@@ -177,7 +183,8 @@ class Guard:
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
-        self._all("before_step", lambda check: check.before_step(now, args))
+        event = "before_step" if self._pace.looks(now.dataloader) else "before_skipped_step"
+        self._all(event, lambda check: check.before_step(now, args))
 
     def after(
         self,
@@ -189,8 +196,11 @@ class Guard:
         kwargs: dict[str, Any],
     ) -> None:
         """The step ``call(*args, **kwargs)`` returned `outputs`, shown as `showing` says."""
+        skipped = self._pace.skipped
         self.report.checked["batches"] += 1
-        found = self.ask("after_step", lambda check: check.after_step(now, outputs))
+        self.report.checked["batches_looked_at"] += not skipped
+        event = "after_skipped_step" if skipped else "after_step"
+        found = self.ask(event, lambda check: check.after_step(now, outputs))
         found += self._audit.after(now, showing, call, args, kwargs)
         if found:
             self._judge(found, quiet=False)
@@ -198,6 +208,12 @@ class Guard:
     def shown(self, now: Moment) -> AbstractContextManager[Showing]:
         """Show the operators of what runs inside to the checks that want to see this step's."""
         return self._audit.shown(now)
+
+    def last_look(self, now: Moment) -> None:
+        """The last step of an evaluation is over: look at the modes that it left."""
+        if self._pace.skipped:
+            self._pace.skipped = False
+            self.flags(now, None)
 
     def steps_over(self) -> None:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
@@ -230,6 +246,8 @@ class Guard:
 
     def move(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Move a batch of an evaluation to the device under guard and return what that returns."""
+        if not self._moves.looks(0):
+            return call(*args, **kwargs)
         seen: dict[str, Subscriber] = {}
 
         def before(check: Any) -> Iterable[Finding]:
@@ -305,9 +323,12 @@ class Guard:
         """The checks that do something at an event: most do nothing at most of them."""
         hearing = self._listeners.get(event)
         if hearing is None:
-            default = getattr(Check, event, None)
+            method, each = event.replace("_skipped", ""), self.checks
+            if method != event:
+                each = [pair for pair in each if not pair[0].thins]
+            default = getattr(Check, method, None)
             hearing = self._listeners[event] = tuple(
-                pair for pair in self.checks if getattr(type(pair[0]), event, None) is not default
+                pair for pair in each if getattr(type(pair[0]), method, None) is not default
             )
         return hearing
 

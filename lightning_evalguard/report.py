@@ -18,6 +18,7 @@ Policy = Literal["error", "warn", "ignore"]
 FixPolicy = Literal["error", "warn", "fix", "ignore"]
 
 _COUNTED = ("evaluations", "batches", "training_steps", "modules")
+_LOOKED_AT = "batches_looked_at"  # shown where it is not all of them
 _SHOWN = 10  # lines of one message, before "... and N more"
 FORMAT = 1  # of evalguard.json
 
@@ -204,8 +205,8 @@ class Report:
 
     Attributes:
         findings: Every violation, oldest first; equal ones are one record with a `count`.
-        checked: What was verified, with counts: ``evaluations``, ``batches``, ``training_steps``,
-            ``modules``, and the like.
+        checked: What was verified, with counts: ``evaluations``, ``batches``,
+            ``batches_looked_at``, ``training_steps``, ``modules``, and the like.
         confusion: Confusion matrix and scores by stage: ``"val"``, ``"test"``,
             ``"val/dataloader_idx_1"``, ...
         syncs: One record a host-device sync site, dearest first.
@@ -249,6 +250,8 @@ class Report:
         parts = [_message(self.findings)] if self.findings else []
         if self.checked:
             order = [*_COUNTED, *(what for what in self.checked if what not in _COUNTED)]
+            if self.checked[_LOOKED_AT] == self.checked["batches"]:
+                order = [what for what in order if what != _LOOKED_AT]
             counted = [(what, self.checked[what]) for what in order if self.checked[what]]
             counts = ", ".join(f"{n:,} {_plural(what, n)}" for what, n in counted)
             parts.append(f"checked: {counts}" if counts else "checked: nothing")

@@ -59,12 +59,15 @@ class Check(Protocol):
         lines: The lines that changed something that ``standing`` names.
         notes: What could not be checked, one sentence each.
         before: The generators as they stood before the step, where the check captured them.
+        thins: Whether its ``before_step`` and ``after_step`` may be left out on most batches: the
+            next look, or that at the end of the evaluation, finds what was changed meanwhile.
     """
 
     name: str
     lines: Mapping[str, Site] = MappingProxyType({})
     notes: Sequence[str] = ()
     before: Generators | None = None
+    thins: bool = False
 
     def standing(self) -> Mapping[str, Any]:
         """What is compared line by line, by name, in hooks and steps of a first evaluation.

@@ -54,6 +54,9 @@ class FunctionTap:
 
     A function that calls a loss of torch's is seen through that.
 
+    Between two steps of an evaluation the functions stay followed, and only call through: giving
+    them their code back and taking it again would cost more than a small step.
+
     Args:
         see: Is told of each call, after it.
         pairs: How many pairs were seen so far.
@@ -62,7 +65,7 @@ class FunctionTap:
     def __init__(self, see: See, pairs: Callable[[], int]) -> None:
         self._see, self._pairs = see, pairs
         self._follows: list[Follow] | None = None
-        self._is_open = False
+        self._is_open = self._is_followed = False
         self._inside = False
         self.locates = True
 
@@ -74,13 +77,20 @@ class FunctionTap:
             found = [] if compiles(module) else functions_of(module)
             self._follows = [Follow(f, self._around(f)) for f in found]
         self._is_open = True
-        for follow in self._follows:
-            follow.start()
+        if not self._is_followed:
+            self._is_followed = True
+            for follow in self._follows:
+                follow.start()
+
+    def pause(self) -> None:
+        """Report no calls until `open`."""
+        self._is_open = False
 
     def close(self) -> None:
         """Leave the functions as they were."""
-        if self._is_open and self._follows is not None:
-            self._is_open = False
+        self._is_open = False
+        if self._is_followed and self._follows is not None:
+            self._is_followed = False
             for follow in self._follows:
                 follow.stop()
 
@@ -91,7 +101,7 @@ class FunctionTap:
         whole = home.startswith(("sklearn.", _TORCHMETRICS))
 
         def around(original: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-            if self._inside:
+            if self._inside or not self._is_open:
                 return original(*args, **kwargs)
             before = self._pairs()
             self._inside = whole

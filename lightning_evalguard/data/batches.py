@@ -26,6 +26,7 @@ from lightning_evalguard.instruments.rollback import attributes_of
 _DEPTH = 8
 _MANY = 10_000  # items of one container that are looked into
 _LEAVES = 256  # of one sample
+_FEW = 16  # tensors of a plain batch
 _PLAIN = frozenset({str, bytes, bool, int, float, complex})
 _SEQUENCES = (list, tuple, deque, set, frozenset)
 _CLOSED = (torch.Size, torch.dtype, torch.device, types.FunctionType, type, nn.Module)
@@ -58,7 +59,21 @@ def tensors(batch: Any) -> list[Tensor]:
     """
     if isinstance(batch, Tensor):
         return [batch]
+    if batch is None:
+        return []
+    if _is_row_of_tensors(batch):
+        return list(batch)
     return list(_tensors(pieces(batch)))
+
+
+def _is_row_of_tensors(batch: Any) -> bool:
+    """Whether a batch is a plain list or tuple of nothing but tensors: most are."""
+    if type(batch) not in (list, tuple) or len(batch) > _FEW:
+        return False
+    for part in batch:  # a loop: half the time of `all`
+        if not isinstance(part, Tensor):
+            return False
+    return True
 
 
 def moved_tensors(batch: Any) -> list[Tensor]:
@@ -204,6 +219,11 @@ def count_of(batch: Any) -> Count:
     """
     if isinstance(batch, Tensor):
         return Count(batch.size(0), True) if batch.dim() else Count(None, False)
+    if _is_row_of_tensors(batch):
+        lengths = [part.size(0) for part in batch if part.dim()]
+        if not lengths:
+            return Count(None, False)
+        return Count(lengths[0], lengths.count(lengths[0]) == len(lengths))
     declared = graph_count(batch)
     if declared is not None:
         return Count(declared, True)

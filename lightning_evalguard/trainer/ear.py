@@ -101,7 +101,9 @@ class Ear(_lightning.Books):
         ):
             return log(key, value, batch_size)
         if isinstance(value, Tensor):
-            value, size = value.detach().clone(), batch_size if meta.is_mean_reduction else None
+            # `self.log` has made a copy of its own, which nobody writes to
+            value = value.detach() if value.requires_grad else value
+            size = batch_size if meta.is_mean_reduction else None
         else:
             size = None
         loader = meta.dataloader_idx

@@ -212,6 +212,8 @@ class Run:
 
     def _last_hooks(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what comes after the last step, while grad mode is still the evaluation's own."""
+        if self.now.stage != "fit":
+            self.guard.last_look(self.now)
         outputs = end(*args, **kwargs)
         if self.now.stage != "fit":
             self.guard.ends(self.now)

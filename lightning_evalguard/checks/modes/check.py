@@ -34,6 +34,7 @@ class ModesCheck(Check):
     """
 
     name = "modes"
+    thins = True
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _CLOSELY = 2  # batches of an evaluation on which also what costs more is looked at
 _SPARSELY = 8  # from then on, every so many batches
+_RARELY = 16  # from this one on few are looked at, each in full
 _PROBES = 8  # parameters of which a piece tells whether weights were swapped unseen
 _AT_EACH_BATCH = 1 << 16  # elements of buffers on the CPU whose contents are looked at then
 _KNOBS = ("p", "dropout", "dropout_p", "drop_prob", "drop_rate", "momentum", "eps", "max_norm")
@@ -59,6 +60,7 @@ class StateCheck(Check):
     """
 
     name = "state"
+    thins = True
 
     def __init__(
         self,
@@ -337,6 +339,7 @@ class _Window:
         self._products: dict[str, tuple[weakref.ref[Tensor], Site | None]] = {}
         self._batch: list[tuple[weakref.ref[Tensor], int]] = []
         self._before: _Optimization | None = None
+        self._due = True
         self._told: set[str] = set()
         self._estimated: set[str] = set()
         self._watched: tuple[dict[str, dict[str, Kept]], Training] | None = None
@@ -376,7 +379,8 @@ class _Window:
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
             self._settings_mark = settings()
-        if now.batch < _CLOSELY or now.batch % _SPARSELY == 0:
+        self._due = now.batch < _CLOSELY or now.batch % _SPARSELY == 0 or now.batch >= _RARELY
+        if self._due:
             self._before = self._check._optimization()
         self._batch = [(weakref.ref(t), version(t)) for t in tensors(args[0] if args else None)]
 
@@ -397,8 +401,7 @@ class _Window:
         if self._mark is None:
             return []
         inventory, mark = self._inventory, self._mark
-        closely = now.batch < _CLOSELY
-        due = closely or now.batch % _SPARSELY == 0
+        closely, due = now.batch < _CLOSELY, self._due
         changes: list[_Change] = []
         moved: list[str] = []
         if due or not inventory.unwritten(mark):

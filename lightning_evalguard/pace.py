@@ -1,0 +1,51 @@
+"""Which batches of an evaluation are looked at: all of the first, then ever fewer."""
+
+from __future__ import annotations
+
+_FIRST = 16  # batches of each loader that are looked at in any case
+
+
+class Pace:
+    """Says of each batch whether the checks that look again and again look at it.
+
+    The first batches of each loader are looked at, then the gaps double, up to one batch in so
+    many that the looks take their share of the evaluation and no more: a look takes less time than
+    the step that it looks at, so a share of the batches is a larger share than that of the time.
+    Nothing here asks for the time.
+
+    Args:
+        budget: That share; 1.0 looks at every batch.
+
+    Attributes:
+        skipped: Whether the last batch was not looked at.
+
+    Example:
+        >>> pace = Pace(budget=0.01)
+        >>> looks = [i for i in range(1000) if pace.looks(0)]
+        >>> looks[:4], looks[16:]
+        ([0, 1, 2, 3], [17, 21, 29, 45, 77, 141, 241, 341, 441, 541, 641, 741, 841, 941])
+    """
+
+    def __init__(self, budget: float) -> None:
+        self._widest = max(1, round(1 / budget))
+        self.begin()
+
+    def begin(self) -> None:
+        """An evaluation begins."""
+        self._loader: int | None = None
+        self.skipped = False
+
+    def looks(self, loader: int) -> bool:
+        """Whether the next batch, of that loader, is looked at."""
+        if loader != self._loader:
+            self._loader, self._batches, self._next, self._gap = loader, 0, 0, 1
+        n = self._batches
+        self._batches += 1
+        if n < self._next:
+            self.skipped = True
+            return False
+        if n >= _FIRST - 1:
+            self._gap = min(2 * self._gap, self._widest)
+        self._next = n + self._gap
+        self.skipped = False
+        return True
