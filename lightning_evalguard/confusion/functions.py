@@ -46,6 +46,7 @@ _SKLEARN = (
     "recall_score", "zero_one_loss", "hamming_loss",
 )  # fmt: skip
 _TORCHMETRICS = "torchmetrics.functional.classification."
+_SIGMOID = torch.sigmoid
 _TASK = re.compile(r"^(binary|multiclass|multilabel)_")
 
 
@@ -290,7 +291,9 @@ class SigmoidTap:
 
     def open(self, module: nn.Module) -> None:
         """Note what `torch.sigmoid` gives, as a function and as a method."""
-        if self._function is not None or compiles(module):
+        # another guard's tap knows as much, and two could not be taken out in any order
+        tapped = torch.sigmoid is not _SIGMOID or "sigmoid" in vars(torch.Tensor)
+        if tapped or compiles(module):
             return
         self._function = torch.sigmoid
         torch.sigmoid = self._noting(torch.sigmoid)
