@@ -31,7 +31,7 @@ FLOORS = [
     {"record"},
     {"checks/check"},
     {"checks"},
-    {"audit"},
+    {"audit", "pace"},
     {"guard"},
     {"views"},
     {"plain/models", "plain/frames", "plain/window", "plain/rules"},
