@@ -580,7 +580,7 @@ def test_the_scores_of_each_batch_are_those_of_its_own_matrix(task: Any) -> None
         alone = ConfusionMatrix.of(whole.layout)
         for state in (whole, alone):
             state.count(preds, target)
-        each.take(whole.counts)
+        each.take(whole.counts.clone()[None])
         batches.append(alone.result())
     each.close(task, partial(margins, whole.layout, whole.layout.num_classes, "labels"))
     assert each.totals() == [one.total for one in batches]

@@ -41,14 +41,18 @@ class Batches:
         self._margins: Margins | None = None
         self._series: dict[Claim, dict[str, list[float]]] = {}
 
-    def take(self, counts: Tensor) -> None:
-        """A batch is over: remember what was counted so far."""
-        self._cells += counts.numel()
-        if self._cells <= _CELLS and len(self._totals) < _BATCHES:
-            self._totals.append(counts.clone())
-        else:
+    def takes(self, batches: int, bins: int) -> bool:
+        """Whether there is room for what so many batches counted; else all is forgotten."""
+        enough = self._cells + batches * bins <= _CELLS
+        if not enough or len(self._totals) + batches > _BATCHES:
             self._totals.clear()
             self._cells = _CELLS + 1
+        return self._cells <= _CELLS
+
+    def take(self, totals: Tensor) -> None:
+        """Batches are over: what was counted up to the end of each, a row each."""
+        self._cells += totals.numel()
+        self._totals += totals.unbind(0)
 
     def close(self, task: str, read: Callable[[Tensor], Margins]) -> None:
         """The evaluation is over: how to read what its batches counted."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
 from lightning_evalguard.confusion.highest import highest
 from lightning_evalguard.confusion.layout import Layout, read, reshaped
@@ -18,6 +20,8 @@ _PAIRS = 1 << 20  # keys that wait for compaction, 8 MiB
 # Up to so many scores one search is faster than a comparison for each cut. Beyond, comparisons are
 # written in the type of what they compare, since those into bool are not vectorised: a fifth.
 _FEW_SCORES = 1024
+# Answers of one batch up to which they wait for others, and how much waits: at most 1 MiB.
+_SMALL, _WAITING, _STEPS = 1 << 12, 1 << 16, 32
 
 
 class ConfusionMatrix(Metric):
@@ -95,6 +99,9 @@ class ConfusionMatrix(Metric):
             # the cells of each batch, where they are asked for
             self.kept: list[Tensor] | None = None
             self._pairs = None if full or task != "multiclass" else _Pairs(num_classes)
+        self._waits = task == "multiclass" and full and not top_k
+        self._each: Batches | None
+        self._forget()
 
     @classmethod
     def of(cls, layout: Layout, **kwargs: Any) -> ConfusionMatrix:
@@ -123,16 +130,70 @@ class ConfusionMatrix(Metric):
         if self.kept is not None:
             self.kept.append(index)
 
-    def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
+    def note(self, preds: Tensor, target: Tensor) -> None:
+        """`count`, with many small batches in one go: what they answered waits for `settle`."""
+        if not self._waits or self.kept is not None or target.numel() > _SMALL:
+            self.settle()
+            self.count(preds, target)
+            return
+        p = self._predicted(preds.detach() if preds.requires_grad else preds, target)
+        self._answers.append(p if p.ndim == 1 else p.reshape(-1))
+        # a copy: the target is the batch's own
+        self._targets.append(target.reshape(-1).to(torch.long, copy=True))
+        self._noted += target.numel()
+        if self._noted > _WAITING or len(self._targets) > 2 * _STEPS:
+            self.settle()
+
+    def step_over(self, each: Batches) -> None:
+        """A step is over: `each` is to know what was counted so far."""
+        self._each = each
+        self._ends.append(self._noted)
+        if len(self._ends) == _STEPS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what waits."""
+        if not self._targets and not self._ends:
+            return
+        answers, targets, ends, each = self._answers, self._targets, self._ends, self._each
+        self._forget()
+        bins = len(self.counts)
+        knows = each is not None and each.takes(len(ends), bins)
+        if not targets:
+            if each is not None and knows:
+                each.take(self.counts.expand(len(ends), -1).clone())
+            return
+        index = self._cell(torch.cat(answers), self._row(torch.cat(targets)), 1)
+        if each is None or not knows:
+            self.counts.index_add_(0, index, self._one.expand_as(index))
+            return
+        # one table for each step, and one for what came after the last of them
+        _number(index, ends, bins)
+        tables = self.counts.new_zeros((len(ends) + 1) * bins)
+        tables.index_add_(0, index, self._one.expand_as(index))
+        totals = tables.view(-1, bins).cumsum(0).add_(self.counts)
+        self.counts.copy_(totals[-1])
+        each.take(totals[:-1])
+
+    def _forget(self) -> None:
+        self._answers: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._noted = 0
+        self._ends: list[int] = []  # of the steps, in answers that wait
+        self._each = None
+
+    def _predicted(self, preds: Tensor, target: Tensor) -> Tensor:
         c = self.layout.num_classes
         scored = preds.ndim == target.ndim + 1
         if scored and preds.shape[1] != c:
             raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
         if preds.shape[:1] + preds.shape[1 + scored :] != target.shape:
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
-        p = highest(preds) if scored else preds.long().clamp(-1, c)
-        t = target.long()
-        if self.layout.top_k and scored:
+        return highest(preds) if scored else preds.long().clamp(-1, c)
+
+    def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
+        p, t = self._predicted(preds, target), target.long()
+        if self.layout.top_k and preds.ndim == target.ndim + 1:
             self._count_hits(preds, p, t)
         if not self.layout.full:
             return self._vectors(p.reshape(-1), t.reshape(-1))
@@ -219,6 +280,7 @@ class ConfusionMatrix(Metric):
 
     def into(self, other: ConfusionMatrix) -> bool:
         """Add these counts to a state of another layout; whether that was possible."""
+        self.settle()
         moved = reshaped(self.counts, self.layout, other.layout)
         if moved is None:
             return False
@@ -239,6 +301,7 @@ class ConfusionMatrix(Metric):
 
     def result(self, class_names: Sequence[str] | None = None) -> ConfusionResult:
         """Everything the counts say, copied to the host once."""
+        self.settle()
         counts, hits = self.counts.cpu(), self.hits.cpu()
         return read(self.layout, counts, hits, class_names, self.pairs())
 
@@ -250,6 +313,7 @@ class ConfusionMatrix(Metric):
         """Start again from zero."""
         with torch.inference_mode(False):
             super().reset()
+            self._forget()
             if self.kept is not None:
                 self.kept = []
             if self._pairs is not None:
@@ -260,6 +324,20 @@ class ConfusionMatrix(Metric):
             if self._pairs is not None:
                 self._pairs.apply(fn)
             return super()._apply(fn, exclude_state)
+
+
+def _number(index: Tensor, ends: Sequence[int], bins: int) -> None:
+    """Move the cells of each step to a table of its own."""
+    first = ends[0]
+    sizes = [end - start for start, end in pairwise((0, *ends, len(index)))]
+    if first and all(n == first for n in sizes[:-2]) and sizes[-2] <= first and not sizes[-1]:
+        table = torch.arange(len(index), device=index.device)
+        index.add_(table.div_(first, rounding_mode="floor"), alpha=bins)
+        return
+    start = 0
+    for i, n in enumerate(sizes):
+        index[start : start + n].add_(i * bins)
+        start += n
 
 
 class _Pairs:

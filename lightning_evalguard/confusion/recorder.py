@@ -198,6 +198,8 @@ class Recorder:
         for entry in self._entries():
             if entry.chosen is None and entry.streams:
                 self._choose(entry)
+            if entry.chosen is not None:
+                entry.chosen.state.settle()
             _settle_shares(entry)
             _close_epoch(entry)
             entry.patterns = entry.patterns_here()
@@ -547,7 +549,10 @@ class Recorder:
         if stream.pattern is not None and stream is entry.chosen:
             entry.compare(stream.pattern, arranged.target)
         preds, target = entry.trimmed(arranged.preds, arranged.target)
-        stream.state.count(preds, target.to(preds.device))
+        take = stream.state.count
+        if stream is entry.chosen and stream.twin is None:
+            take = stream.state.note
+        take(preds, target.to(preds.device))
         if stream.twin is not None and raw.preds.shape == raw.target.shape:
             stream.twin.count(raw.preds, raw.target.to(raw.preds.device))
             broken = labels.no_shares(raw.target)
@@ -571,7 +576,7 @@ class Recorder:
         elif chosen.samples < entry.samples:
             entry.partly += entry.samples - chosen.samples
         if chosen is not None and entry.each is not None and self.ranks.world == 1:
-            entry.each.take(chosen.state.counts)
+            chosen.state.step_over(entry.each)
         entry.end_step()
 
     def _choose(self, entry: LoaderCount) -> None:
