@@ -78,4 +78,4 @@ def test_a_calibration_before_the_first_batch_is_a_suspicion_that_works_when_put
 
 def test_statistics_that_a_step_moves_stop_the_run(fit: Fit) -> None:
     with pytest.raises(EvalGuardError, match="running_mean"):
-        fit(Drifts(), EvalGuard(sync="ignore"), num_sanity_val_steps=0)
+        fit(Drifts(), EvalGuard(modes="ignore", sync="ignore"), num_sanity_val_steps=0)
