@@ -243,6 +243,17 @@ class EvalGuard(Callback):
         ended = partial(self._end, trainer)
         self._runs.append(Run(trainer, pl_module, guard, scores, ended, sync, record))
 
+    def on_after_setup(self, fabric: Any, module: Any) -> None:
+        """Fabric has set up a module; its loops are the user's, and no hook stands around them."""
+        self._report.note(
+            "Fabric runs no evaluation itself: write `with evaluating(model):` around yours, or "
+            "`lightning_evalguard.watch()` as the first line of the script"
+        )
+        # `fabric.call(...)` hands over what the user's loop has, which is no Trainer.
+        for name in dir(Callback):
+            if name.startswith("on_"):
+                vars(self).setdefault(name, _no_trainer)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count(trainer, "val")
 
@@ -334,3 +345,7 @@ class EvalGuard(Callback):
         if run is not None:
             self._runs.remove(run)
             run.close(error)
+
+
+def _no_trainer(*args: Any, **kwargs: Any) -> None:
+    """A hook of a loop that is no Trainer's."""

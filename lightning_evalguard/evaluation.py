@@ -25,7 +25,7 @@ from lightning_evalguard.guard import (
     check_allow,
     check_policies,
 )
-from lightning_evalguard.report import FixPolicy, Policy, Report, check_policy
+from lightning_evalguard.report import EvalGuardError, FixPolicy, Policy, Report, check_policy
 
 
 class evaluating:  # noqa: N801 - reads as a statement in user code
@@ -36,6 +36,10 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
     and `eval()` of the model are not called. A step is one call of `model`: around each the
     tripwires look, and the first is watched as it runs. What the block does outside those calls is
     seen by what it leaves at the end.
+
+    Around a module that Fabric or accelerate has set up, findings name the modules as they stand
+    in your own. With pytorch-ignite it stands around the evaluator:
+    ``with evaluating(model): evaluator.run(loader)``.
 
     Args:
         model: The model, with any submodules.
@@ -100,7 +104,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
             BatchCheck(),
             RngCheck(restore=rng == "fix"),
         ]
-        self._model = model
+        self._outer, self._model = model, _unwrapped(model)
         self._report = Report()
         self._guard = Guard(
             [(c, policies[c.name]) for c in checks if policies[c.name] != "ignore"],
@@ -112,7 +116,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         self._now = Moment("evaluate")
 
     def __enter__(self) -> Report:
-        self._before = [(m, m.training) for m in self._model.modules()]
+        self._before = [(m, m.training) for m in self._outer.modules()]
         self._report.checked["modules"] = len(self._before)
         self._guard.open(self._model, self._now)
         self._guard.start(self._now)
@@ -122,7 +126,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self._calls = _Calls(self._guard, self._model, self._now)
-        _open.append(self._model)
+        _open.extend(self._both())
         return self._report
 
     def __exit__(
@@ -132,18 +136,37 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         trace: TracebackType | None,
     ) -> None:
         self._calls.remove()
-        _open.remove(self._model)
+        for module in self._both():
+            _open.remove(module)
         with ExitStack() as at_end:
             at_end.callback(self._guard.close, self._now, error)
             at_end.callback(self._guard.stop, self._now, error)
             at_end.callback(self._restore)
-            self._guard.flags(self._now, error)
+            if not isinstance(error, EvalGuardError):  # which says what is in train mode
+                self._guard.flags(self._now, error)
+
+    def _both(self) -> list[nn.Module]:
+        """The model as it was given, and what is called inside where it is a wrapper."""
+        return list(dict.fromkeys((self._outer, self._model)))
 
     def _restore(self) -> None:
         self._no_grad.__exit__(None, None, None)
         for module, flag in self._before:
             if module.training != flag:
                 module.training = flag
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module in what Fabric, accelerate or DDP made of it, by which names read."""
+    while True:
+        kind = type(model)
+        fabrics = kind.__name__ == "_FabricModule" and "fabric" in kind.__module__
+        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        name = "_forward_module" if fabrics else "module" if parallel else ""
+        inner = model._modules.get(name)
+        if inner is None:
+            return model
+        model = inner
 
 
 _open: list[nn.Module] = []

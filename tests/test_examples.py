@@ -144,3 +144,20 @@ def test_plain_script_has_four_bugs_that_are_found_from_outside(run: Callable[..
         run("plain_script.py", "none")
     assert report.findings == []
     assert report.checked["evaluations"] == 8
+
+
+def test_fabric_evaluates_honestly_and_finds_dropout_awake(run: Callable[..., Done]) -> None:
+    done = run("fabric.py")
+    assert done.status == 0, done.stderr
+    assert done.stdout.count("dropout trains again: True") == 3
+    assert "`3` (Dropout): is in train mode" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_huggingface_chooses_by_a_score_of_the_matrix(run: Callable[..., Done]) -> None:
+    pytest.importorskip("accelerate")
+    done = run("huggingface.py")
+    assert done.status == 0, done.stderr
+    assert "'eval_f1_macro': " in done.stdout
+    assert "150 samples, 2 classes" in done.stdout

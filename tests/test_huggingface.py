@@ -369,6 +369,46 @@ def test_each_module_has_after_an_evaluation_the_mode_it_had_before(
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("options", [{}, {"eval_on_start": True}])
+def test_a_frozen_encoder_that_the_trainer_wakes_and_evaluates_is_no_finding(
+    make: Make, recwarn: pytest.WarningsRecorder, options: dict[str, Any]
+) -> None:
+    guard, model = EvalGuardCallback(), bert()
+    model.eval()  # as `from_pretrained` leaves it
+    model.bert.requires_grad_(False)
+    make(model, guard, num_train_epochs=2, **options).train()
+    assert guard.report.findings == []
+    assert not [w for w in recwarn if issubclass(w.category, EvalGuardWarning)]
+
+
+def test_a_frozen_batch_norm_whose_statistics_the_trainer_moves_is_found(make: Make) -> None:
+    guard, model = EvalGuardCallback(modes="warn"), Classifier()
+    model.norm.eval().requires_grad_(False)
+    trainer = make(model, guard)
+    trainer.model_accepts_loss_kwargs = False
+    with pytest.warns(EvalGuardWarning, match=r"`norm` \(BatchNorm1d\): is frozen but in train"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"gradient_accumulation_steps": 2, "eval_accumulation_steps": 1},
+        {"gradient_checkpointing": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_ways_to_train_are_counted_and_silent(
+    make: Make, recwarn: pytest.WarningsRecorder, options: dict[str, Any]
+) -> None:
+    guard = EvalGuardCallback()
+    make(bert(), guard, **options).train()
+    assert guard.report.confusion["eval"].total == 21
+    assert guard.report.findings == []
+    assert not [w for w in recwarn if issubclass(w.category, EvalGuardWarning)]
+
+
 # --- what evaluations must not do ----------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from lightning_evalguard.allow import allowed
 from lightning_evalguard.instruments.source import PLUMBING, Site, nearest, owner_of, site_at
 
 LOOPS = frozenset({"lightning", "pytorch_lightning", "lightning_fabric"})
+_TRAINERS = frozenset({"trl", "sentence_transformers", "setfit"})  # built on that of transformers
 # Lightning's own methods that a user calls to set modes: the line is that of the caller.
 _FREEZES = frozenset({"freeze", "unfreeze"})
 _EVALUATES = ("on_validation_", "on_test_", "on_predict_", "on_sanity_check_")
@@ -173,7 +175,16 @@ def _call_at(frame: FrameType | None, mode: bool, number: int, receiver: int) ->
 
 
 def _is_loops(frame: FrameType) -> bool:
-    return owner_of(frame.f_code.co_filename) in LOOPS
+    return _runs_a_loop(frame.f_code.co_filename)
+
+
+@functools.lru_cache(maxsize=4096)
+def _runs_a_loop(file: str) -> bool:
+    """Whether it is a loop's own: of transformers, whose models set modes too, the trainers'."""
+    owner = owner_of(file)
+    if owner == "transformers":
+        return os.path.basename(file).startswith("trainer")
+    return owner in LOOPS or (owner in _TRAINERS and f"{os.sep}trainer" in file)
 
 
 def _hook_around(frame: FrameType | None) -> str | None:
