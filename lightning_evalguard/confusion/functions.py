@@ -6,6 +6,7 @@ torchmetrics' functions are followed in their code: it makes no difference who h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from lightning_evalguard.confusion.loader import Identity
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
 from lightning_evalguard.confusion.taps import See
-from lightning_evalguard.instruments.calls import Follow, can_follow
+from lightning_evalguard.instruments.calls import Follow, can_follow, code_of
 from lightning_evalguard.instruments.dispatch import compiles
+from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import owner_of, user_site
 from lightning_evalguard.report import shown_path
 
@@ -46,7 +48,6 @@ _SKLEARN = (
     "recall_score", "zero_one_loss", "hamming_loss",
 )  # fmt: skip
 _TORCHMETRICS = "torchmetrics.functional.classification."
-_SIGMOID = torch.sigmoid
 _TASK = re.compile(r"^(binary|multiclass|multilabel)_")
 
 
@@ -96,7 +97,7 @@ class FunctionTap:
                 follow.stop()
 
     def _around(self, function: types.FunctionType) -> Callable[..., Any]:
-        code = function.__code__
+        code = code_of(function)
         names = code.co_varnames[: code.co_argcount]
         home = function.__module__ or ""
         whole = home.startswith(("sklearn.", _TORCHMETRICS))
@@ -287,25 +288,19 @@ class SigmoidTap:
 
     def __init__(self) -> None:
         self._given: list[Identity] = []
-        self._function: Any = None
+        self._wraps: list[Wrap] = []
 
     def open(self, module: nn.Module) -> None:
         """Note what `torch.sigmoid` gives, as a function and as a method."""
-        # another guard's tap knows as much, and two could not be taken out in any order
-        tapped = torch.sigmoid is not _SIGMOID or "sigmoid" in vars(torch.Tensor)
-        if tapped or compiles(module):
-            return
-        self._function = torch.sigmoid
-        torch.sigmoid = self._noting(torch.sigmoid)
-        torch.Tensor.sigmoid = self._noting(torch.Tensor.sigmoid)  # type: ignore[method-assign]
+        if not self._wraps and not compiles(module):
+            self._wraps = [Wrap(owner, "sigmoid", self._note) for owner in (torch, torch.Tensor)]
 
     def close(self) -> None:
         """Give both their names back, and forget what was noted."""
         self._given.clear()
-        if self._function is not None:
-            torch.sigmoid = self._function
-            del torch.Tensor.sigmoid  # the one it inherits
-            self._function = None
+        for wrap in self._wraps:
+            wrap.remove()
+        self._wraps.clear()
 
     def gave(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in what a sigmoid gave."""
@@ -314,16 +309,10 @@ class SigmoidTap:
         this = Identity(tensor)
         return any(this.shares_storage(other) for other in self._given)
 
-    def _noting(self, original: Any) -> Any:
-        @functools.wraps(original)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            value = original(*args, **kwargs)
-            if torch.compiler.is_compiling():
-                return value
-            try:
+    def _note(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        value = original(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            # a tensor without a storage, under vmap, or a fake one
+            with contextlib.suppress(Exception):
                 self._given.append(Identity(value))
-            except Exception:  # noqa: BLE001 - a tensor without a storage: under vmap, a fake one
-                return value
-            return value
-
-        return noted
+        return value
