@@ -239,6 +239,8 @@ def _let_dynamo_pass(function: Callable[..., Any]) -> None:
     """
     from torch._C._dynamo import eval_frame as frames
 
-    action = frames._FrameAction
+    action = vars(frames).get("_FrameAction")
+    if action is None:  # torch < 2.6: the frame and what it calls are one
+        return
     strategy = frames._FrameExecStrategy(action.SKIP, action.DEFAULT)
     frames.set_code_exec_strategy(function.__code__, strategy)
