@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as registrations
 
-from lightning_evalguard import EvalGuard, EvalGuardError
+from lightning_evalguard import EvalGuard, EvalGuardError, Report
 from models import modes as zoo
 
 pytestmark = [
@@ -58,7 +58,10 @@ class Net(zoo.Honest):
     def val_dataloader(self) -> Any:
         return zoo.loader(SAMPLES, seed=1)
 
-    test_dataloader = predict_dataloader = val_dataloader
+    def test_dataloader(self) -> Any:  # apart from what the fit validated on
+        return zoo.loader(SAMPLES, seed=2)
+
+    predict_dataloader = test_dataloader
 
 
 class Tally(pl.Callback):
@@ -204,11 +207,12 @@ def compare(
     folder: Path,
     net: Callable[[], Net] = Net,
     counted: bool = True,
+    guard: EvalGuard | None = None,
 ) -> tuple[Play, EvalGuard]:
     """Play a scenario bare and guarded, and hold all that is left against each other."""
     bare = play(scenario, make, [], net, folder / "bare")
     left, weights = bare.left(), bare.weights()
-    guard, before = EvalGuard(), shared()
+    guard, before = guard or EvalGuard(), shared()
     run = play(scenario, make, [guard], net, folder / "guarded")
     assert shared() == before
     there = run.left()
@@ -342,7 +346,10 @@ def test_an_exception_in_a_hook_or_step_of_an_evaluation(
     hook: str, stage: str, error: type[BaseException], trainer: Make, tmp_path: Path
 ) -> None:
     hook = hook.format({"validate": "validation"}.get(stage, stage))
-    run, _ = compare(evaluate(stage), trainer, tmp_path, lambda: failing(Net, hook, error))
+    guard = EvalGuard(weights="ignore")  # a test of weights that nothing trained
+    run, _ = compare(
+        evaluate(stage), trainer, tmp_path, lambda: failing(Net, hook, error), guard=guard
+    )
     assert run.error is not None
 
 
@@ -646,17 +653,32 @@ def test_a_breach_under_two_guards_leaves_nothing(stage: str, trainer: Make) -> 
     assert (shared(), modes(module), [g._runs for g in guards]) == (before, flags, [[], []])
 
 
+# What a module in train mode brings about is noted under `modes`, else found for itself.
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
+@pytest.mark.parametrize("policy", ["warn", "ignore"])
 @pytest.mark.parametrize("seed", range(3))
-def test_of_two_guards_each_finds_what_it_finds_alone(seed: int, trainer: Make) -> None:
-    def found(n: int) -> list[list[tuple[str, str | None, str]]]:
+def test_of_two_guards_each_finds_what_it_finds_alone(
+    seed: int, policy: Any, trainer: Make
+) -> None:
+    def followed(report: Report) -> list[str]:
+        return [note for note in report.notes if "it follows from [modes]" in note]
+
+    def found(n: int) -> list[tuple[list[tuple[str, str | None, str]], list[str]]]:
         torch.manual_seed(seed)
-        guards = [EvalGuard(modes="warn", state="warn", batch="warn") for _ in range(n)]
+        guards = [EvalGuard(modes=policy, state="warn", batch="warn") for _ in range(n)]
         trainer(callbacks=guards).validate(zoo.WokenInEveryStep(), zoo.loader(), verbose=False)
-        return [[(f.check, f.location, f.fact) for f in guard.report.findings] for guard in guards]
+        reports = [guard.report for guard in guards]
+        return [
+            ([(f.check, f.location, f.fact) for f in report.findings], followed(report))
+            for report in reports
+        ]
 
     (alone,) = found(1)
-    assert {"modes", "state", "batch"} <= {check for check, _, _ in alone}
+    checks = {check for check, _, _ in alone[0]}
+    noted = {note.partition(":")[0] for note in alone[1]}
+    consequences = {"state", "batch"}
+    expected = ({"modes"}, consequences) if policy == "warn" else (consequences, set())
+    assert (checks, noted) == expected
     assert found(2) == [alone, alone]
 
 
@@ -687,7 +709,7 @@ def test_one_trainer_fits_evaluates_and_fits_on(trainer: Make, tmp_path: Path) -
 
 
 def test_validate_after_fit_is_counted_by_its_own_loader(trainer: Make) -> None:
-    named = zoo.loader(8)
+    named = zoo.loader(8, seed=2)
     named.dataset.classes = ["ant", "bee", "cat"]
     guard, module = EvalGuard(), Net()
     made = trainer(callbacks=[guard])

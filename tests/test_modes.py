@@ -57,7 +57,7 @@ def breach(guard: EvalGuard) -> Finding:
 def test_a_module_awake_in_an_evaluation_stops_the_first_batch(
     bug: type[zoo.Honest], stage: str, trainer: Make
 ) -> None:
-    guard, module = EvalGuard(), bug()
+    guard, module = EvalGuard(weights="ignore"), bug()  # nothing trains them here
     before = [m.training for m in module.modules()]
     with pytest.raises(EvalGuardError) as raised:
         evaluate(trainer(callbacks=[guard]), stage, module)

@@ -488,7 +488,7 @@ def test_only_the_first_evaluation_of_a_stage_is_hashed(
 
 def test_the_third_use_of_a_test_set_is_told_with_the_runs(tmp_path: Path, trainer: Make) -> None:
     def test_it(seed: int) -> Report:
-        guard = EvalGuard()
+        guard = EvalGuard(weights="ignore")  # nothing trains them here
         run = trainer(callbacks=[guard], logger=CSVLogger(tmp_path))
         run.test(Scored(), zoo.loader(seed=seed), verbose=False)
         return guard.report
@@ -540,7 +540,8 @@ def test_metrics_may_be_off(logged: Make) -> None:
 
 
 def test_each_loader_has_its_own_set(logged: Make) -> None:
-    run = logged(callbacks=[EvalGuard(metrics=ConfusionMetrics(num_classes=3))])
+    metrics = ConfusionMetrics(num_classes=3)
+    run = logged(callbacks=[EvalGuard(metrics=metrics, weights="ignore")])  # nothing trains them
     run.test(Scored(), [zoo.loader(), zoo.loader(24, seed=3)], verbose=False)
     sets = written(run.log_dir)["runs"][0]["evaluated_on"]
     assert {k: v["samples"] for k, v in sets.items()} == {"test": 32, "test/dataloader_idx_1": 24}
