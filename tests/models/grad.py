@@ -179,7 +179,7 @@ class CallbackWithGradModeOfItsOwn(Classifier):
         return [self.Slope()]
 
 
-@bug("grad", entry="test", stage="test")
+@bug("grad", entry="test", stage="test", guard={"weights": "ignore"})
 class InferenceModeLeft(Classifier):
     """`inference_mode(False)` in a test step switches recording on again."""
 

@@ -692,7 +692,7 @@ class ResetInTheMiddle(Quarters):
         self.f1.update(self(batch[0]), batch[1])
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 1:
+        if batch_idx == 0:
             self.f1.reset()  # <- here
 
     def on_validation_epoch_end(self) -> None:
@@ -702,10 +702,10 @@ class ResetInTheMiddle(Quarters):
 
 @near_miss
 class ReadAndReset(ResetInTheMiddle):
-    """Read before it is reset: two values of two halves."""
+    """Read before it is reset: two values of two parts."""
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 1:
+        if batch_idx == 0:
             self.f1.compute()
             self.f1.reset()
 

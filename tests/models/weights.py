@@ -204,9 +204,9 @@ class SubmoduleLoaded(TwoLayers):
 # --- as initialised -----------------------------------------------------------------------------
 
 
-@near_miss
-class NeverLoaded(TwoLayers):
-    """Tested without a checkpoint, and nothing shows that another model is meant: a note."""
+@bug("weights", "", **OUTSIDE)
+class NeverLoaded(TwoLayers):  # <- here
+    """Tested without a checkpoint."""
 
 
 @near_miss
@@ -250,11 +250,11 @@ def unpickled(module: nn.Module) -> nn.Module:
     return read
 
 
-@near_miss
+@bug("weights", "", **OUTSIDE)
 class InitialisedByHand(TwoLayers):
     """The author's own initialisation is all that the weights ever saw."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # <- here
         super().__init__()
         for layer in (self.body, self.head):
             nn.init.xavier_normal_(layer.weight)
@@ -595,6 +595,18 @@ class UpdatedAfterEachBatch(Averaged):
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.average.update_parameters(self.net)
+
+
+@near_miss
+class UpdatedWithinEachStep(UpdatedAfterEachBatch):
+    """The step writes the statistics of the average, and never calls it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.average.update_parameters(self.net)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
 
 
 @bug("weights", "average", **AVERAGED)

@@ -30,8 +30,10 @@ class _Bystander:
         name: Its qualified name.
         top: The largest part around it in which nothing learns.
         around: The parameters of that part.
-        marks: Versions of these, and of the count of batches, before the steps looked at.
-        calls: Whether grad mode was on, for each time that it was called.
+        marks: Versions of these before the steps looked at.
+        count: Version of the count of batches before the latest of these steps.
+        heard: Whether its calls are listened to.
+        calls: Whether grad mode was on, for each time that it was called in train mode.
     """
 
     name: str
@@ -40,6 +42,8 @@ class _Bystander:
     frozen: bool
     around: list[Tensor]
     marks: list[int] = field(default_factory=list)
+    count: int | None = None
+    heard: bool = False
     calls: list[bool] = field(default_factory=list)
 
     @property
@@ -48,8 +52,10 @@ class _Bystander:
         return self.module._buffers.get("num_batches_tracked")
 
     def mark(self) -> None:
-        """Remember where its tensors stand."""
-        self.marks = [version(p) for p in self.around]
+        """Remember where its tensors stand as a step begins."""
+        if not self.marks:
+            self.marks = [version(p) for p in self.around]
+        # Between steps others may write it: an average of buffers, statistics computed anew.
         self.count = version(self.batches) if self.batches is not None else None
 
     @property
@@ -59,8 +65,8 @@ class _Bystander:
 
     @property
     def moves_statistics(self) -> bool:
-        """Whether its running statistics moved since the mark."""
-        if not tracks_statistics(self.module):
+        """Whether a call within the step moved its running statistics."""
+        if not tracks_statistics(self.module) or (self.heard and not self.calls):
             return False
         return self.batches is None or version(self.batches) != self.count
 
@@ -117,9 +123,9 @@ class Bystanders:
         if not self._candidates:
             return
         for bystander in self._candidates:
-            if not bystander.marks:
-                bystander.mark()
-            if not tracks_statistics(bystander.module) and self._may_be_heard(bystander.name):
+            bystander.mark()
+            bystander.heard = self._may_be_heard(bystander.name)
+            if bystander.heard:
                 hook = _Called(bystander.calls)
                 self._handles.append(bystander.module.register_forward_pre_hook(hook))
 
@@ -157,8 +163,8 @@ class Bystanders:
     def _acts(bystander: _Bystander) -> bool:
         if any(p.requires_grad for p in bystander.around) and bystander.frozen:
             return False  # it was unfrozen meanwhile
-        if bystander.moves_statistics:
-            return True
+        if tracks_statistics(bystander.module):
+            return bystander.moves_statistics
         # A frozen layer below others that train drops as they do; a teacher is asked on the side.
         on_the_side = not all(bystander.calls) or bystander.follows
         return bool(bystander.calls) and on_the_side
@@ -208,7 +214,7 @@ class _Called:
         self._calls = calls
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if self._calls is not None:
+        if self._calls is not None and module.training:
             self._calls.append(torch.is_grad_enabled())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Called:
