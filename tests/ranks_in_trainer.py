@@ -213,10 +213,14 @@ def both(guard: EvalGuard) -> Any:
     """The same finding on both ranks, and another on one."""
 
     class Both(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.append(nn.Dropout(0.1))
+
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             self.net[1].train()
             if self.global_rank == 1:
-                self.net[2].train()
+                self.net[3].train()
             return super().validation_step(batch, batch_idx)
 
     trainer(guard).validate(Both(), loader(), verbose=False)

@@ -208,12 +208,15 @@ class Traced(Dropping):
 
 @case()
 class Exported(Dropping):
-    """An exported program refuses `train()` and `eval()`: it is kept where they do not reach."""
+    """An exported program refuses `train()` and `eval()`: it is kept where they do not reach.
+
+    So no optimizer and no checkpoint has its weights: it is frozen.
+    """
 
     def build(self) -> nn.Module:
         batch = {0: torch.export.Dim.DYNAMIC}
         program = torch.export.export(net().eval(), (torch.zeros(8, 4),), dynamic_shapes=(batch,))
-        self.kept = [program.module()]
+        self.kept = [program.module().requires_grad_(False)]
         return nn.Linear(3, 3)
 
     def forward(self, x: Any) -> Any:

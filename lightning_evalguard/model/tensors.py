@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
+from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tree import registrations
 
 Mark = tuple[int, int] | None
@@ -48,6 +49,11 @@ class Held(NamedTuple):
     persistent: bool
     lazy: bool
     registered: bool
+
+
+def identity(held: Held) -> Identity:
+    """By which its tensor is recognised later."""
+    return Identity(held.tensor, held.module, held.name.rpartition(".")[2])
 
 
 def is_metric(module: nn.Module) -> bool:

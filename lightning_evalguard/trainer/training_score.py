@@ -342,4 +342,4 @@ class TrainScoreOfFit:
         return outputs
 
     def _log(self, key: str, value: float) -> None:
-        self._module.log(key, value, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        _lightning.log(self._module, key, value)

@@ -191,6 +191,8 @@ def _foreign(ours: Tensor, training: Tensor) -> Tensor:
     low, high = training.min(0).values, training.max(0).values
     width = high - low
     varies = width > 0  # else it says nothing of its range
+    if not varies.any():
+        return varies[:0]
     ours, training = ours[:, varies], training[:, varies]
     low, high, width = low[varies], high[varies], width[varies]
     outside = ((ours < low - _MARGIN * width) | (ours > high + _MARGIN * width)).sum(0)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch
 
 from lightning_evalguard.instruments.source import LIBRARIES, Site, nearest, owner_of, site_of
+from lightning_evalguard.model.identity import Identity
 
 _NAMED = 3  # keys that a message names
+_MANY = 1024  # tensors that are remembered before those gone are looked for
 _PROBED = 16  # values of a tensor that are kept to see whether it was written
 _LOAD_CODE = nn.Module.load_state_dict.__code__
 _FLAG = "_is_hf_initialized"  # transformers 5 puts it on each parameter that it loaded
@@ -69,7 +71,7 @@ class Load:
 class _Mark:
     """What is known of one tensor."""
 
-    ref: weakref.ref[Tensor]
+    same: Identity
     load: Load
     loaded: bool
     version: int
@@ -81,16 +83,21 @@ class _Marks:
 
     def __init__(self) -> None:
         self._at: dict[int, _Mark] = {}
+        self._many = _MANY
 
-    def put(self, tensor: Tensor, load: Load, loaded: bool) -> None:
-        key = id(tensor)
-        ref = weakref.ref(tensor, lambda _: self._at.pop(key, None))
+    def put(self, same: Identity, tensor: Tensor, load: Load, loaded: bool) -> None:
         kept = None if loaded else probe(tensor)
-        self._at[key] = _Mark(ref, load, loaded, version_of(tensor), kept)
+        self._at[id(tensor)] = _Mark(same, load, loaded, version_of(tensor), kept)
 
     def of(self, tensor: Tensor) -> _Mark | None:
         mark = self._at.get(id(tensor))
-        return mark if mark is not None and mark.ref() is tensor else None
+        return mark if mark is not None and mark.same(tensor) else None
+
+    def drop_those_gone(self) -> None:
+        """Forget tensors that are no more, each time that there are twice as many."""
+        if len(self._at) > self._many:
+            self._at = {key: mark for key, mark in self._at.items() if not mark.same.gone}
+            self._many = max(_MANY, 2 * len(self._at))
 
 
 _marks = _Marks()
@@ -102,7 +109,7 @@ def loaded(tensor: Tensor) -> bool:
     """Whether a load wrote `tensor`, and nothing since."""
     mark = _marks.of(tensor)
     if mark is not None and mark.loaded:
-        return mark.version == version_of(tensor)
+        return not _written(mark, tensor)
     return vars(tensor).get(_FLAG) is True
 
 
@@ -116,24 +123,26 @@ def writes(tensor: Tensor) -> int:
     """How often `tensor` was written since it was loaded, or at all."""
     mark = _marks.of(tensor)
     since = mark.version if mark is not None and mark.loaded else 0
-    return version_of(tensor) - since
+    return max(0, version_of(tensor) - since)
 
 
 def missed(tensor: Tensor) -> Load | None:
     """The load that should have written `tensor` and did not; None where it was written since."""
     mark = _marks.of(tensor)
-    return mark.load if mark is not None and not mark.loaded and not _written(mark) else None
+    return (
+        mark.load if mark is not None and not mark.loaded and not _written(mark, tensor) else None
+    )
 
 
 def set_by_hand(tensor: Tensor) -> bool:
     """Whether something wrote `tensor` after a load had left it out."""
     mark = _marks.of(tensor)
-    return mark is not None and not mark.loaded and _written(mark)
+    return mark is not None and not mark.loaded and _written(mark, tensor)
 
 
-def _written(mark: _Mark) -> bool:
-    tensor = mark.ref()
-    if tensor is None or version_of(tensor) != mark.version:
+def _written(mark: _Mark, tensor: Tensor) -> bool:
+    # a smaller count is that of a tensor that was swapped in: a converted copy
+    if version_of(tensor) > mark.version:
         return True
     return mark.probe is not None and mark.probe != probe(tensor)
 
@@ -206,7 +215,8 @@ def _record(
     unexpected: list[str],
     frame: FrameType,
 ) -> None:
-    tensors = dict(_saved(module))
+    places = dict(_saved(module))
+    tensors = {name: tensor for name, (tensor, _, _) in places.items()}
     left_out = set(missing)
     matched = [name for name in tensors if name not in left_out]
     sizes = {name: _size(tensor) for name, tensor in tensors.items()}
@@ -223,23 +233,22 @@ def _record(
     )
     key = id(module)
     _loads_of[key] = weakref.ref(module, lambda _: _loads_of.pop(key, None)), load
-    for name, tensor in tensors.items():
-        if name not in left_out:
-            _marks.put(tensor, load, loaded=True)
-        elif not touched(tensor):
-            _marks.put(tensor, load, loaded=False)
+    for name, (tensor, part, own) in places.items():
+        if name not in left_out or not touched(tensor):
+            _marks.put(Identity(tensor, part, own), tensor, load, name not in left_out)
+    _marks.drop_those_gone()
 
 
-def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers, by their keys in a state dict."""
+def _saved(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, nn.Module, str]]]:
+    """Parameters and persistent buffers with their places, by their keys in a state dict."""
     for owner, part in module.named_modules(remove_duplicate=False):
         prefix = f"{owner}." if owner else ""
         transient = vars(part).get("_non_persistent_buffers_set", ())
         for name, tensor in part.named_parameters(recurse=False, remove_duplicate=False):
-            yield prefix + name, tensor
+            yield prefix + name, (tensor, part, name)
         for name, tensor in part.named_buffers(recurse=False, remove_duplicate=False):
             if name not in transient:
-                yield prefix + name, tensor
+                yield prefix + name, (tensor, part, name)
 
 
 def _size(tensor: Tensor) -> int:

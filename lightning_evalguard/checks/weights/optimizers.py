@@ -7,7 +7,6 @@ module in eval mode, weights that a checkpoint brought, a group whose learning r
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,8 @@ from lightning_evalguard.checks.weights.unregistered import (
     saves_by_hand,
 )
 from lightning_evalguard.checks.weights.words import are, finding, listed, tops
-from lightning_evalguard.model.tensors import Held, Inventory
+from lightning_evalguard.model.identity import Identity
+from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
 
 _STEPS = 4  # before them a layer that is dropped at random may have had no turn
@@ -38,14 +38,14 @@ class _Start:
     """A trainable parameter as training began, or as it came in.
 
     Attributes:
-        ref: The parameter, not kept alive.
+        same: Recognises the parameter, which is not kept alive.
         version: Its count of writes.
         training: Whether its module was in train mode.
         probe: Some of its values, where no optimizer held it.
         reached: Whether a gradient was seen on it.
     """
 
-    ref: weakref.ref[Tensor]
+    same: Identity
     version: int
     training: bool
     probe: list[float] | None = None
@@ -115,7 +115,7 @@ class Training:
         """Remember which parameters have a gradient: loops clear it at moments of their own."""
         for start in self._starts.values():
             if not start.reached:
-                tensor = start.ref()
+                tensor = start.same.tensor()
                 start.reached = tensor is not None and tensor.grad is not None
 
     def _take_in(self, reads: Reads | None) -> None:
@@ -128,10 +128,10 @@ class Training:
         for held in self._trainable():
             tensor, key = held.tensor, id(held.tensor)
             known = self._starts.get(key)
-            if known is None or known.ref() is not tensor:
+            if known is None or not known.same(tensor):
                 values = None if tensor in optimized else probe(tensor)
                 mode = bool(held.module.training)
-                known = _Start(weakref.ref(tensor), version_of(tensor), mode, values)
+                known = _Start(identity(held), version_of(tensor), mode, values)
             starts[key] = known
         self._starts = starts
 
@@ -143,7 +143,7 @@ class Training:
         for held in scored:
             at = version_of(held.tensor)
             self._stale[id(held.tensor)] = _Start(
-                weakref.ref(held.tensor), at, training=False, probe=probe(held.tensor)
+                identity(held), at, training=False, probe=probe(held.tensor)
             )
 
     def _trainable(self) -> Iterable[Held]:
@@ -164,15 +164,15 @@ class Training:
         still, moved = [], 0
         for held in self._trainable():
             start = self._starts.get(id(held.tensor))
-            if start is None or start.ref() is not held.tensor:
+            if start is None or not start.same(held.tensor):
                 continue
             if start.moved(held.tensor):
                 moved += 1
-                trained.add(held.tensor)
+                trained.add(held)
             elif start.training or held.tensor in optimized:
                 still.append((held, start))
             if id(held.tensor) in optimized.stepped:
-                trained.add(held.tensor)
+                trained.add(held)
         findings = self._outside(still, optimized, over, now)
         if moved or optimized.stepped:
             findings += self._scored_and_still(now)
@@ -297,7 +297,7 @@ class Training:
 
     def _say(self, chosen: list[Held], fact: str, remedy: str, now: Moment) -> list[Finding]:
         for held in chosen:
-            reported.add(held.tensor)
+            reported.add(held)
         names = self._new(tops(chosen, _parameters(self._inventory)))
         if not names:
             return []

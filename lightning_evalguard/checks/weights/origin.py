@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,8 +14,11 @@ from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.unregistered import how_to_register
 from lightning_evalguard.checks.weights.words import are, finding, listed, tops
 from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
-from lightning_evalguard.model.tensors import Held, Inventory
+from lightning_evalguard.model.identity import Identity
+from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
+
+_MANY = 1024  # tensors that are remembered before those gone are looked for
 
 
 class Reads(Subscriber):
@@ -37,15 +39,18 @@ class Known:
     """Tensors of which something is known in this process, not kept alive."""
 
     def __init__(self) -> None:
-        self._at: dict[int, weakref.ref[Tensor]] = {}
+        self._at: dict[int, Identity] = {}
+        self._many = _MANY
 
-    def add(self, tensor: Tensor) -> None:
-        key = id(tensor)
-        self._at[key] = weakref.ref(tensor, lambda _: self._at.pop(key, None))
+    def add(self, held: Held) -> None:
+        self._at[id(held.tensor)] = identity(held)
+        if len(self._at) > self._many:
+            self._at = {key: same for key, same in self._at.items() if not same.gone}
+            self._many = max(_MANY, 2 * len(self._at))
 
     def __contains__(self, tensor: Tensor) -> bool:
-        ref = self._at.get(id(tensor))
-        return ref is not None and ref() is tensor
+        same = self._at.get(id(tensor))
+        return same is not None and same(tensor)
 
 
 trained = Known()
