@@ -107,6 +107,20 @@ def test_a_load_draws_no_number_and_keeps_no_model_alive() -> None:
     assert loads._marks._at[at].same.gone
 
 
+def test_a_loaded_module_can_be_converted_by_swapping() -> None:
+    linear, fresh = nn.Linear(2, 2), nn.Linear(2, 2)
+    linear.load_state_dict(linear.state_dict())
+    fresh.load_state_dict({}, strict=False)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        linear.double()
+        fresh.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert loads.loaded(linear.weight)
+    assert not loads.loaded(fresh.weight)
+
+
 def test_a_module_with_a_load_of_its_own_is_understood() -> None:
     class Own(TwoLayers):
         def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:

@@ -311,7 +311,6 @@ class _Window:
                 "gradients contain was not compared"
             )
         self._held = dict(inventory.held)
-        self._objects = {n: weakref.ref(h.tensor) for n, h in self._held.items()}
         self._prints = self._hash(self._held)
         self._base = self._prints
         parameters = [n for n, h in self._held.items() if h.kind == "parameter"]
@@ -768,7 +767,7 @@ class _Window:
             elif (
                 before is not None
                 and h.kind == "parameter"
-                and h.tensor is not self._objects[name]()
+                and h.tensor is not before.tensor
                 and not (self._sharded or isinstance(h.module, torch.jit.ScriptModule))
                 and self._tell(name)
             ):
