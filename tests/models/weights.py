@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import callbacks as pl_callbacks
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
@@ -632,18 +632,19 @@ class StatisticsFrozen(Updated):
         self.net[1].requires_grad_(False)
 
 
-@bug("weights", "EMAWeightAveraging", **AVERAGED)
-class AveragedTooLate(Classifier):
-    """The callback validates its copy before it averages anything (PL#21724)."""
+if hasattr(pl_callbacks, "EMAWeightAveraging"):  # Lightning >= 2.6
 
-    def configure_callbacks(self) -> Any:
-        return [EMAWeightAveraging(update_starting_at_step=100)]  # <- here
+    @bug("weights", "EMAWeightAveraging", **AVERAGED)
+    class AveragedTooLate(Classifier):
+        """The callback validates its copy before it averages anything (PL#21724)."""
 
+        def configure_callbacks(self) -> Any:
+            return [pl_callbacks.EMAWeightAveraging(update_starting_at_step=100)]  # <- here
 
-@near_miss
-class AveragedFromTheStart(Classifier):
-    def configure_callbacks(self) -> Any:
-        return [EMAWeightAveraging(decay=0.5)]
+    @near_miss
+    class AveragedFromTheStart(Classifier):
+        def configure_callbacks(self) -> Any:
+            return [pl_callbacks.EMAWeightAveraging(decay=0.5)]
 
 
 @bug("weights", "shadow", **TRAINED)
