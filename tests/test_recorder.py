@@ -540,6 +540,7 @@ def test_the_batch_and_the_outputs_are_let_go() -> None:
         del x, y, out
         gc.collect()
         assert [ref() for ref in refs] == [None] * 3
+    recorder.abort()
 
 
 def test_a_value_that_differs_is_explained_where_it_can_be() -> None:

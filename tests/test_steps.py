@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_evalguard import EvalGuard
+from lightning_evalguard import ConfusionMetrics, EvalGuard
 from lightning_evalguard.confusion.recorder import Recorder
 from models.steps import TABLE, run
 from test_recorder import Net, loader
@@ -102,4 +102,21 @@ def test_what_the_taps_replace_is_put_back() -> None:
     recorder.abort()
     after = torch.sigmoid, torch._C._nn.cross_entropy_loss, F.cross_entropy.__code__
     assert before == after
+    assert "sigmoid" not in vars(torch.Tensor)
+
+
+def test_what_another_recorder_follows_is_found_and_a_refused_step_leaves_nothing() -> None:
+    step = next(step for name, step, _ in TABLE if name == "focal_loss_by_hand_in_a_partial")
+    how = next(how for name, _, how in TABLE if name == "focal_loss_by_hand_in_a_partial")
+    other, x = Recorder(), torch.randn(4, 3)
+    other.start("val", nn.Linear(3, 3))
+    other.before_step((x, torch.tensor([0, 1, 2, 0])))
+    try:
+        assert run(step, **how)[0] == "ok"
+    finally:
+        other.abort()
+    refusing = Recorder(ConfusionMetrics(source="metric:none"))
+    refusing.start("val", nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="metric:none"):
+        refusing.before_step((x, torch.tensor([0, 1, 2, 0])))
     assert "sigmoid" not in vars(torch.Tensor)

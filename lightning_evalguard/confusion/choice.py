@@ -7,6 +7,7 @@ never added up. One is chosen, by the first rule in `RULES` that tells it from t
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -48,12 +49,15 @@ class Question:
         return [stream for stream in self.streams if stream.kind in kinds]
 
 
-def questions_of(streams: Sequence[Stream]) -> list[Question]:
+def questions_of(
+    streams: Sequence[Stream], same: Callable[[Stream, Stream], bool] | None = None
+) -> list[Question]:
     """The streams of a step, those that show one answer together, in the order of the step."""
+    same = same or _same
     questions: list[Question] = []
     for stream in streams:
         for question in questions:
-            if any(_same(stream, other) for other in question.streams):
+            if any(same(stream, other) for other in question.streams):
                 question.streams.append(stream)
                 break
         else:
@@ -71,6 +75,57 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None or one.numel() != other.numel():
         return False
     return bool(torch.equal(one, other.to(one.device)))
+
+
+class Unread:
+    """Which of a step's streams show the same answer, compared on the device and not yet read.
+
+    A read waits for the device, and the choice does not need it where `returned_of` makes it.
+    """
+
+    def __init__(self, streams: Sequence[Stream], chosen: Stream) -> None:
+        self._streams, self._chosen = list(streams), chosen
+        pairs = list(itertools.combinations(range(len(streams)), 2))
+        self._flags = {(i, j): _is_same(streams[i], streams[j]) for i, j in pairs}
+
+    def others(self) -> list[str]:
+        """The answers that were not taken, in words: this is where the flags are read."""
+        place = {id(stream): i for i, stream in enumerate(self._streams)}
+
+        def same(stream: Stream, other: Stream) -> bool:
+            i, j = sorted((place[id(stream)], place[id(other)]))
+            return bool(self._flags[i, j])
+
+        questions = questions_of(self._streams, same)
+        return [q.streams[-1].said for q in questions if self._chosen not in q.streams]
+
+
+def _is_same(one: Stream, other: Stream) -> Tensor | bool:
+    """What `_same` says, without a wait."""
+    if (one.layout.task == "multilabel") != (other.layout.task == "multilabel"):
+        return False
+    sides = (one.target, other.target), (one.preds, other.preds)
+    same: Tensor | bool = True
+    for a, b in sides:
+        if a is None or b is None or a.numel() != b.numel():
+            return False
+        same = (a == b).all() & same
+    return same
+
+
+def returned_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
+    """The one returned pair, where it counts whatever else the step shows, and no value is read.
+
+    The rules and `counted_of` say the same of it; they would compare it with every other pair.
+    """
+    returned = [stream for stream in streams if stream.kind == "outputs"]
+    if evidence.top_k or len(returned) != 1:
+        return None
+    (one,) = returned
+    tensors = [t for s in streams for t in (s.preds, s.target) if t is not None]
+    is_part = any(s.kind in ("metric", "loss") and s.elements < one.elements for s in streams)
+    is_spread = len({tensor.device for tensor in tensors}) > 1
+    return None if is_part or is_spread else one
 
 
 # --- the rules -----------------------------------------------------------------------------------
@@ -99,8 +154,10 @@ def _is_judged(question: Question, evidence: Evidence) -> Any:
 
 def _is_logged(question: Question, evidence: Evidence) -> Any:
     """Else the one whose value the step logs as its score."""
-    values = [stream.accuracy for stream in question.streams]
     scores = [v for k, v in evidence.logged.items() if _SCORE.search(k)]
+    if not scores:
+        return False
+    values = [stream.accuracy for stream in question.streams]
     return any(_near(a, b) or _near(100 * a, b) for a in values for b in scores)
 
 
@@ -116,7 +173,7 @@ def _is_the_loss(question: Question, evidence: Evidence) -> Any:
         if stream.is_returned:
             return True
         value = stream.value
-        is_number = value is not None and value.numel() == 1
+        is_number = bool(said) and value is not None and value.numel() == 1
         if is_number and any(_near(float(value), logged) for logged in said):  # type: ignore[arg-type]
             return True
     return False
@@ -144,6 +201,8 @@ def main_of(questions: Sequence[Question], evidence: Evidence) -> tuple[Question
 
     Where none does, it is the last one that the step asks.
     """
+    if len(questions) == 1:
+        return questions[0], True
     judged = [[rule(question, evidence) for rule in RULES] for question in questions]
     best = max(judged)
     chosen = max(i for i, values in enumerate(judged) if values == best)

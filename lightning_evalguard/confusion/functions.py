@@ -253,7 +253,7 @@ def _judging(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _judges(function: types.FunctionType, name: str, first: int) -> bool:
-    code = function.__code__
+    code = code_of(function)  # its own, also while another recorder follows it
     params = code.co_varnames[: code.co_argcount][first : first + 2]
     home = function.__module__ or ""
     if len(params) < 2 or _is_framework(home):

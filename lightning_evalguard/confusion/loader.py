@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -191,6 +191,7 @@ class LoaderCount:
         axis: Where the classes of scores stand whose shapes fit both; None until that is decided.
         streams: Seen on the first batch, of which one is chosen before the second.
         chosen: The one that counts.
+        others: Says what was not chosen, where that waits for the device; asked at the end.
         refused: Why others were not taken.
         kinds: What the step calls that is no classification.
         owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
@@ -236,6 +237,7 @@ class LoaderCount:
     axis: int | None = None
     streams: list[Stream] = field(default_factory=list)
     chosen: Stream | None = None
+    others: Callable[[], list[str]] | None = None
     refused: list[str] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     excluded: set[str] = field(default_factory=set)

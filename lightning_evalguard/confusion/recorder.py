@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from lightning_evalguard.confusion import labels, sources
 from lightning_evalguard.confusion.by_batch import Batches
-from lightning_evalguard.confusion.choice import Evidence, counted_of, main_of, questions_of
+from lightning_evalguard.confusion.choice import (
+    Evidence,
+    Unread,
+    counted_of,
+    main_of,
+    questions_of,
+    returned_of,
+)
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
 from lightning_evalguard.confusion.layout import are_logits, margins, read
@@ -128,14 +135,22 @@ class Recorder:
         entry.begin_step(sample_count(batch) or 0, tensors_of(batch))
         if entry.chosen is None:
             entry.batch = batch
-            self._sigmoids.open(self._module)
+        try:
+            self._open_taps(self._module, entry)
+        except BaseException:
+            self._close_taps()
+            raise
+
+    def _open_taps(self, module: nn.Module, entry: LoaderCount) -> None:
+        if entry.chosen is None:
+            self._sigmoids.open(module)
         # Not at the start of the evaluation: hooks that run after it may still replace a metric.
         if entry.batches == 1 and self._taps_metrics:
-            self._metrics.open(self._module)
+            self._metrics.open(module)
         if self._taps_losses:
             self._losses.locates = self._functions.locates = entry.chosen is None
             self._losses.open()
-            self._functions.open(self._module)
+            self._functions.open(module)
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int = 0) -> None:
         """The step returned `outputs`: count them.
@@ -198,6 +213,7 @@ class Recorder:
         for entry in self._entries():
             if entry.chosen is None and entry.streams:
                 self._choose(entry)
+            _name_others(entry)
             if entry.chosen is not None:
                 entry.chosen.state.settle()
             _settle_shares(entry)
@@ -583,8 +599,15 @@ class Recorder:
         """The first batch is over: one of its streams counts from now on."""
         streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
         told = [s for s in streams if s.kind != "comparison"]
-        questions = questions_of(told or streams)  # labels that were compared tell least
+        streams_told = told or streams  # labels that were compared tell least
         evidence = Evidence(samples=entry.samples, top_k=bool(self.config.top_k))
+        returned = returned_of(streams_told, evidence)
+        if returned is not None:
+            if len(streams_told) > 1:
+                entry.others = Unread(streams_told, returned).others
+            _take(entry, returned)
+            return
+        questions = questions_of(streams_told)
         if len(questions) > 1:
             evidence.logged = self.logged()
         main, is_told = main_of(questions, evidence)
@@ -596,11 +619,8 @@ class Recorder:
         if not is_told:
             entry.warnings.append(ambiguous(entry.key, chosen.said, said))
         elif said:
-            chosen.said += f" (not from {', '.join(dict.fromkeys(said))})"
-        entry.chosen, entry.streams = chosen, []
-        entry.strides.clear()
-        chosen.forget_step()
-        entry.counted = bool(chosen.samples)
+            chosen.said += _not_from(said)
+        _take(entry, chosen)
 
     def _settle(self, entry: LoaderCount, result: Any) -> None:
         """What an evaluation has shown for good stays so for the run."""
@@ -614,6 +634,27 @@ class Recorder:
                 source.state = ConfusionMatrix.of(entry.layout).to(source.state.device)
         if not entry.layout.exact:
             entry.least = max(entry.least, result.num_classes)
+
+
+def _take(entry: LoaderCount, chosen: Stream) -> None:
+    """This stream counts from now on."""
+    for stream in entry.streams:
+        stream.forget_step()
+    entry.chosen, entry.streams = chosen, []
+    entry.strides.clear()
+    entry.counted = bool(chosen.samples)
+
+
+def _not_from(said: Sequence[str]) -> str:
+    return f" (not from {', '.join(dict.fromkeys(said))})"
+
+
+def _name_others(entry: LoaderCount) -> None:
+    """The evaluation is over, its counts are read anyway: say what else the step showed."""
+    ask, entry.others = entry.others, None
+    others = ask() if ask is not None else []
+    if others and entry.chosen is not None:
+        entry.chosen.said += _not_from(others)
 
 
 def _corroborate(streams: list[Stream], loss: Stream) -> None:

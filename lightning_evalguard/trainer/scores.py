@@ -165,6 +165,7 @@ class Scores:
             if self._recorder.explicit and isinstance(error, ValueError):
                 raise  # the user's arguments do not fit what the step gives
             broke(self._report, "the confusion matrix", "its evaluation", error)
+            self._recorder.abort()  # what it follows is given back now, not at the next evaluation
             return False
         return True
 
