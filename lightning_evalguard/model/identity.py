@@ -36,7 +36,10 @@ class Identity:
         if module is None:
             return None
         for registered in ("_parameters", "_buffers"):
-            tensor: Tensor | None = vars(module).get(registered, {}).get(self._key)
+            tensors = vars(module).get(registered, {})  # of a scripted module, no plain dict
+            if self._key not in tensors:
+                continue
+            tensor: Tensor | None = tensors[self._key]
             if tensor is not None and id(tensor) == self._id:
                 return tensor
         return None

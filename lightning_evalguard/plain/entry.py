@@ -127,7 +127,7 @@ def watch(
         ...     model = model.eval()
         ...     with torch.no_grad():
         ...         outputs = [model(batch) for batch in loader]
-        >>> print(report)
+        >>> print(report)  # doctest: +SKIP
         checked: 1 evaluation, 4 batches, 3 modules
     """
     global _running
