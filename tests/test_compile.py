@@ -74,10 +74,6 @@ def test_the_guard_adds_no_frame_no_graph_and_no_break(
     results: list[list[torch.Tensor]] = []
     bare = counted(lambda: results.append(weights([])))
     guarded = counted(lambda: results.append(weights([guard])))
-    # the first run of a process may count frames that later ones, guarded or not, do not
-    for run in (guarded, bare):
-        run["frames"] = run["frames"].get("total", 0)
-    assert guarded.pop("frames") <= bare.pop("frames")
     assert guarded == bare
     assert guard.report.findings == []
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lightning_evalguard.instruments.dynamo import skip_dynamo
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -232,7 +233,7 @@ def _install() -> None:
     global _installed
     if not _installed:
         _installed = True
-        sys.addaudithook(_hear)
+        sys.addaudithook(skip_dynamo(_hear))
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:

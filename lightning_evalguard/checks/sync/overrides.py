@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import (
 )
 
 from lightning_evalguard.instruments.dispatch import below, tensors_in
+from lightning_evalguard.instruments.dynamo import skip_dynamo
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,21 +105,6 @@ class _Here(threading.local):
 _here = _Here()
 _devices_open: list[Watch] = []  # also heard from the autograd engine's threads
 second_ears: list[Callable[[bool], object]] = []  # told when a wait is heard here, and its end
-
-
-def skip_dynamo(function: F) -> F:
-    """Keep Dynamo from compiling `function` and what it calls where it runs after a graph break."""
-    from torch._C._dynamo import eval_frame as frames
-
-    actions = vars(frames).get("_FrameAction")
-    if actions is None:  # torch < 2.6 knows one way to skip
-        skip_code = vars(frames).get("skip_code")
-        if skip_code is not None:
-            skip_code(function.__code__)
-        return function
-    skip = actions.SKIP
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
-    return function
 
 
 def _caller(depth: int = 1) -> FrameType | None:
