@@ -635,7 +635,8 @@ def test_fsdp2_is_guarded_on_its_shards(tmp_path: Path) -> None:
         assert rank["fsdp2, clean"][:2] == ([note], "")
         assert note in rank["fsdp2, full"][0]
         assert rank["fsdp2, full"][1] == ""
-        assert rank["fsdp2, mode"][1].count(", on rank 1") == 4
+        # what its statistics and dropout do in train mode are notes under these two
+        assert rank["fsdp2, mode"][1].count(", on rank 1") == 2
         assert "`0.weight`" in rank["fsdp2, shard"][1]
     assert ranks[0]["fsdp2, shard"][1] == ranks[1]["fsdp2, shard"][1]
 
