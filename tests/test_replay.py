@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import random
 import warnings
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard
 from lightning_evalguard.instruments.dispatch import Op, Subscriber
+from lightning_evalguard.instruments.effects import Effects
 from lightning_evalguard.instruments.generators import Generators, generator_state, same_state
 from lightning_evalguard.instruments.replay import CannotReplay, Look, replaying
 
@@ -506,3 +510,60 @@ def test_a_function_that_a_context_manager_decorates_runs_again() -> None:
         outcome = look.again()
     assert outcome.error is None
     assert torch.equal(outcome.outputs, torch.full((2,), 2.0))
+
+
+class Collects(nn.Module):
+    """Memory runs low in the middle of its step: the garbage collector ends what is left over."""
+
+    def step(self, batch: Tensor) -> Tensor:
+        gc.collect()
+        return batch * 2
+
+
+class Leftover:
+    """A generator that stopped halfway, and a file, in a circle of references."""
+
+    def __init__(self, path: Path) -> None:
+        self.circle = self
+        self.path = path
+        self.halfway = (number for number in range(10))
+        next(self.halfway)
+
+    def __del__(self) -> None:
+        self.path.write_text("ended")
+
+
+def test_what_the_garbage_collector_ends_is_no_act_of_the_step(tmp_path: Path) -> None:
+    Leftover(tmp_path / "file")
+    module = Collects()
+    with (
+        Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look,
+        Effects() as effects,
+    ):
+        outcome = look.again()
+    assert outcome.error is None
+    assert effects.why is None
+    assert (tmp_path / "file").read_text() == "ended"
+
+
+class NamesAModule(nn.Module):
+    """An attribute of it is called like a module that somebody else imported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leftover = 2.0
+
+    def step(self, batch: Tensor) -> Tensor:
+        return batch * self.leftover
+
+
+def test_a_module_is_touched_where_it_is_imported_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "leftover.py"
+    source.write_text("step = open(__file__)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with importlib.import_module("leftover").step:
+        module = NamesAModule()
+        with Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look:
+            assert look.again().error is None

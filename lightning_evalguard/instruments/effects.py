@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import inspect
 import os
 import sys
@@ -82,6 +83,9 @@ class Abort(BaseException):
 class Effects:
     """Hears what the code inside does beyond the process, in this thread, while it is entered.
 
+    What the garbage collector ends meanwhile (old generators, temporary files of somebody else) is
+    no act of that code: it comes whenever memory says so.
+
     Args:
         forbid: Raise `Abort` before it happens.
         calls: Hear which code runs too, which costs a fraction of a microsecond a call. Where
@@ -99,6 +103,7 @@ class Effects:
         self._calls = calls
         self._profiles = False
         self._thread = 0
+        self._collects = False
         self._own: set[int] = set()
         self._known: set[CodeType] = set()
 
@@ -106,6 +111,7 @@ class Effects:
         _install()
         self._thread = threading.get_ident()
         _listening.append(self)
+        gc.callbacks.append(self._collected)
         self._profiles = self._calls and sys.getprofile() is None
         if self._profiles:
             sys.setprofile(self._call)
@@ -116,6 +122,7 @@ class Effects:
             sys.setprofile(None)
         if self in _listening:
             _listening.remove(self)
+        gc.callbacks.remove(self._collected)
         self._own.clear()
 
     def _add(self, why: str) -> None:
@@ -124,11 +131,16 @@ class Effects:
         if self._forbid:
             raise Abort(why)
 
+    def _collected(self, phase: str, info: dict[str, int]) -> None:
+        """The garbage collector begins or ends, in whichever thread."""
+        if self._thread == threading.get_ident():
+            self._collects = phase == "start"
+
     # what python tells
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         """An audit event of this process; most are none of this thread's, or harmless."""
-        if self._thread != threading.get_ident():
+        if self._thread != threading.get_ident() or self._collects:
             return
         why = _reason(event, args)
         if why is not None and not _is_harmless(sys._getframe(1)):
@@ -137,6 +149,8 @@ class Effects:
     # what runs
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> None:
+        if self._collects:
+            return
         if event == "call":
             self._python(frame)
         elif event == "c_call":

@@ -8,6 +8,7 @@ may be what runs on and cannot be put back: then the step must not be run again.
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import os
 import sys
@@ -255,8 +256,8 @@ class Reach:
         for name in names:
             if name in variables:
                 self._stack.append((variables[name], name))
-            elif (module := sys.modules.get(name)) is not None:
-                self._stack.append((module, name))
+        if any(name in sys.modules for name in names):
+            self._stack += [(sys.modules[name], name) for name in _imported(code)]
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._read(constant, variables)
@@ -482,6 +483,17 @@ def _in_mro(kind: type, name: str) -> bool:
 
 def _properties(base: type) -> dict[str, property]:
     return {name: m for name, m in vars(base).items() if isinstance(m, property)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _imports(code: types.CodeType) -> tuple[str, ...]:
+    """The modules that a function imports itself."""
+    return tuple(i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME")
+
+
+def _imported(code: types.CodeType) -> Iterator[str]:
+    """Of the modules that a function imports itself, those that are there."""
+    return (name for name in _imports(code) if name in sys.modules)
 
 
 def _filled(cell: types.CellType) -> bool:
