@@ -21,7 +21,8 @@ from torchmetrics import MeanMetric
 import words
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow
 from lightning_evalguard.callback import EvalGuard
-from lightning_evalguard.model.tensors import PIECE, Inventory, Prints, kept
+from lightning_evalguard.model.hashes import PIECE, Prints
+from lightning_evalguard.model.tensors import Inventory, kept
 from lightning_evalguard.model.tree import registrations
 from models.program import BATCH, CLASSES, FEATURES, Classifier
 

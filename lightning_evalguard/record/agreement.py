@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_evalguard.model.tensors import Inventory, Prints
+from lightning_evalguard.model.hashes import Prints
+from lightning_evalguard.model.tensors import Inventory
 
 _NEWEST = 20  # records beside this one that are read
 _LARGE = 16 << 20  # bytes of a record from which on it is not read

@@ -20,16 +20,8 @@ from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.lines import lines_that_change
 from lightning_evalguard.instruments.settings import SETTINGS, settings
 from lightning_evalguard.instruments.source import Site, owner_of, site_at, user_site
-from lightning_evalguard.model.tensors import (
-    Held,
-    Inventory,
-    Kept,
-    Marks,
-    Prints,
-    Training,
-    kept,
-    version,
-)
+from lightning_evalguard.model.hashes import Prints
+from lightning_evalguard.model.tensors import Held, Inventory, Kept, Marks, Training, kept, version
 from lightning_evalguard.model.tree import registrations
 from lightning_evalguard.report import Finding
 

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights.origin import parameters_of
 from lightning_evalguard.checks.weights.words import finding
-from lightning_evalguard.model.tensors import Inventory, Prints
+from lightning_evalguard.model.hashes import Prints
+from lightning_evalguard.model.tensors import Inventory
 from lightning_evalguard.report import Finding
 
 SHARDED = "the ranks' weights were not compared: each rank holds a part of them"
