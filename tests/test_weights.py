@@ -259,6 +259,39 @@ def test_a_head_made_new_after_the_fit_is_named(
     assert found.subject == "head"
 
 
+@pytest.mark.parametrize("entry", ["validate", "test"])
+def test_a_head_beside_an_initialisation_of_the_users_is_silent(entry: str, trainer: Fit) -> None:
+    class Scaled(TwoLayers):
+        """Nothing loaded the body: how it was initialised is no torch constructor's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(FEATURES, HIDDEN, bias=False)
+            nn.init.kaiming_normal_(self.body.weight)
+
+    def act(watching: EvalGuard) -> None:
+        getattr(trainer(callbacks=[watching]), entry)(Scaled(), verbose=False)
+
+    assert findings(act) == []
+
+
+@pytest.mark.parametrize("origin", ["file", "loop"])
+def test_a_new_head_on_a_body_from_elsewhere_is_named(
+    origin: str, tested: Callable[..., list[Finding]]
+) -> None:
+    model = TwoLayers()
+    if origin == "file":
+        model.body = pickle.loads(pickle.dumps(model.body))
+    else:
+        optimizer = torch.optim.SGD(model.body.parameters(), 0.1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model.body(torch.randn(4, FEATURES)).square().mean().backward()
+            optimizer.step()
+    (found,) = tested(model)
+    assert found.subject == "head"
+
+
 def test_a_copy_of_a_trained_model_is_silent(
     trainer: Fit, tested: Callable[..., list[Finding]]
 ) -> None:

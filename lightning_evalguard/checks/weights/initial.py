@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_evalguard.checks.weights.loads import version_of
 
 _CONSTRUCTED = 2  # writes by a constructor: an embedding's padding is one after the draw
+_TRAINED = 16  # writes from which on it is no initialisation
 _OWN_INIT = 4  # writes where an initialisation of the user's follows
 _ENOUGH = 64  # values from which on a uniform draw comes near its bounds
 _READ = 1 << 16  # values of a tensor that are looked at
@@ -81,6 +82,11 @@ def is_own_draw(module: nn.Module) -> bool:
         return False  # a filter set by hand
     tails = float(centred.pow(4).mean() / spread.square())
     return tails < 3 + 5 * math.sqrt(24 / len(values))  # those of trained weights are heavier
+
+
+def is_from_elsewhere(tensor: Tensor) -> bool:
+    """Whether no initialisation gave the values: a file did, or a loop that wrote many times."""
+    return (_unpickled(tensor) and not tensor._backward_hooks) or version_of(tensor) > _TRAINED
 
 
 def _unpickled(tensor: Tensor) -> bool:

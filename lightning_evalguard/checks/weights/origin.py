@@ -9,7 +9,12 @@ from torch import Tensor
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
-from lightning_evalguard.checks.weights.initial import is_constant, is_drawn, is_own_draw
+from lightning_evalguard.checks.weights.initial import (
+    is_constant,
+    is_drawn,
+    is_from_elsewhere,
+    is_own_draw,
+)
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.unregistered import how_to_register
 from lightning_evalguard.checks.weights.words import are, finding, listed, tops
@@ -96,7 +101,7 @@ def origins(parameters: Iterable[Held]) -> Origins:
 def _group(found: Origins, held: Held, own_draws: dict[int, bool]) -> list[Held]:
     """Where a parameter belongs that no load has left out."""
     tensor, key = held.tensor, held.name.rpartition(".")[2]
-    if tensor in trained or loads.loaded(tensor):
+    if tensor in trained or loads.loaded(tensor) or is_from_elsewhere(tensor):
         return found.known
     if loads.set_by_hand(tensor):
         return found.unknown
@@ -149,7 +154,8 @@ def judge(
             return []
         return [_nothing_loaded(found, used, now)]
     findings = [_partly_loaded(found, key, everything, inventory, now) for key in found.missed]
-    if reads is not None:
+    # an initialisation of the user's is no load: others must be known to come from elsewhere
+    if reads is not None and known:
         new = [held for held in drawn if _counts(held, left_out)]
         findings += [_as_drawn(new, everything, inventory, now)] if new else []
     return findings
