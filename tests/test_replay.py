@@ -438,7 +438,7 @@ def test_a_check_that_fails_while_it_watches_costs_one_warning(
     trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lightning_evalguard import EvalGuardWarning
-    from lightning_evalguard.checks.stochastic.check import Draws
+    from lightning_evalguard.checks.stochastic.draws import Draws
 
     def broken(self: Draws, op: Op) -> None:
         raise AttributeError("our own bug")

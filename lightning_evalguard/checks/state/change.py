@@ -1,0 +1,150 @@
+"""One thing that an evaluation changed, and its finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.model.tensors import Held, Inventory
+from lightning_evalguard.report import Finding
+
+PUT_BACK = "Put it back before the evaluation ends."
+
+
+@dataclass
+class Change:
+    """One thing that is not what it was.
+
+    Attributes:
+        name: Qualified name of the tensor, attribute or module, or what else it is called.
+        kind: What it is, in words: ``buffer of BatchNorm1d``.
+        fact: What became of it: starts with a verb in the past tense, ends before ``expected``.
+        expected: What was expected.
+        remedy: One imperative.
+        owner: Changes of one owner are told together.
+        certain: False for a suspicion.
+        writes: Whether the line that wrote it is the line to name.
+        backward: Whether the line that ran backward is.
+        site: The line, where it is known already.
+        value: What to look at line by line, where no operator shows the change.
+        rewind: Called before and after the step is run again for that.
+    """
+
+    name: str
+    kind: str
+    fact: str
+    expected: str
+    remedy: str
+    owner: str = ""
+    certain: bool = True
+    writes: bool = False
+    backward: bool = False
+    site: Site | None = None
+    value: Callable[[], Any] | None = None
+    rewind: tuple[Callable[[], object], Callable[[], object]] | None = None
+
+
+def of_tensor(held: Held, fact: str, expected: str, remedy: str, **more: Any) -> Change:
+    """A change of a parameter or a buffer."""
+    kind = f"{held.kind} of {type(held.module).__name__}"
+    return Change(held.name, kind, fact, expected, remedy, held.owner, **more)
+
+
+def of_module(
+    name: str, module: nn.Module, fact: str, expected: str, remedy: str, site: Site | None = None
+) -> Change:
+    """A change of a module."""
+    return Change(name, type(module).__name__, fact, expected, remedy, owner=name, site=site)
+
+
+def finding_of(group: list[Change], now: Moment) -> Finding:
+    """One finding of the changes of one owner that are alike."""
+    first = group[0]
+    others = [c.name.removeprefix(f"{c.owner}.") for c in group[1:] if c.name != first.name]
+    site = first.site
+    remedy = first.remedy
+    if site is not None and ".step(" in site.expression:
+        remedy = "Step the optimizer in training only."
+    return Finding(
+        check="state",
+        stage=now.stage,
+        fact=f"{first.fact}{_as_did(others)}, expected {first.expected}",
+        remedy=remedy,
+        subject=first.name,
+        subject_type=first.kind or None,
+        location=site.location if site else None,
+        expression=site.expression if site else None,
+        function=site.function if site else None,
+        leads="subject",
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+        certain=first.certain,
+    )
+
+
+def _as_did(others: list[str]) -> str:
+    if not others:
+        return ""
+    shown = others if len(others) <= 3 else [*others[:2], f"{len(others) - 2} more"]
+    *head, last = shown
+    return f", as did {', '.join(head)} and {last}" if head else f", as did {last}"
+
+
+def carried(path: str, site: Site | None, inventory: Inventory) -> Change:
+    """An attribute that each step reads and writes."""
+    owner = path
+    while owner and owner not in inventory.modules:
+        owner = owner.rpartition(".")[0]
+    return Change(
+        path,
+        f"attribute of {type(inventory.modules[owner]).__name__}",
+        "changed during a step that also computes with it",
+        "results that do not depend on the batches before",
+        "Update it `if self.training:`.",
+        owner,
+        certain=False,
+        site=site,
+    )
+
+
+def batch_change() -> Change:
+    """The step wrote into its batch."""
+    return Change(
+        "the batch",
+        "",
+        "changed in place during the step",
+        "it to stay as the loader gave it",
+        "Work on a copy: `.clone()`.",
+        certain=False,
+    )
+
+
+def remedy_of(held: Held) -> str:
+    """What to write where a tensor changes in a step."""
+    module = held.module
+    if type(module).__module__.startswith(("torch.ao.quantization", "torchao.")):
+        return "Apply `torch.ao.quantization.disable_observer` before evaluating."
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+        return "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads."
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+        return "Call `.eval()` on it."
+    return "Write it `if self.training:`."
+
+
+_DURING = {
+    "sanity_check": "during the sanity check",
+    "validate": "during validation",
+    "test": "during testing",
+    "predict": "during prediction",
+}
+
+
+def during(now: Moment) -> str:
+    """When an evaluation changed it, in words."""
+    return _DURING.get(now.stage, "during the evaluation")

@@ -1,0 +1,121 @@
+"""The findings of the `stochastic` check in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.stochastic.draws import Draw
+from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.report import Finding
+
+
+def findings_of(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
+    """One finding for each place that drew."""
+    groups: dict[tuple[Any, ...], list[Draw]] = {}
+    for draw in draws:
+        location = draw.site.location if draw.site is not None else draw.subject
+        groups.setdefault((location, draw.module, draw.mend, draw.dropout), []).append(draw)
+    for group in groups.values():
+        first = replace(group[0], subject=_common([d.subject for d in group]))
+        fact = f"{_said(first)} drew random numbers in eval mode"
+        yield _of_draw(now, first, fact, _remedy(first), first.dropout, len(group))
+
+
+def _remedy(draw: Draw) -> str:
+    said = draw.site.expression if draw.site is not None else ""
+    if draw.mend or not draw.dropout:
+        return draw.mend or DRAW_IN_TRAINING
+    if issubclass(draw.module, torch.jit.ScriptModule):
+        return "Call `.eval()` on the model before `torch.jit.trace`."
+    if issubclass(draw.module, torch.fx.GraphModule):
+        return "Call `.eval()` on the model before it is traced."
+    if draw.site is not None and draw.site.owner != "user":
+        return f"Set the dropout rate of {draw.site.owner}'s module to 0 for evaluation."
+    if "scaled_dot_product" in said or ("attention" in draw.op and "multi_head" not in said):
+        return "Pass dropout_p=p if self.training else 0.0."
+    if draw.op.startswith("bern") and "dropout" not in said and "multi_head" not in said:
+        return "Draw it only `if self.training`."
+    return "Pass training=self.training."
+
+
+def _said(draw: Draw) -> str:
+    return f"`{draw.site.expression}`" if draw.site is not None else "the step"
+
+
+def differing(now: Moment, draw: Draw) -> Finding:
+    """An operator gave other values in a second replay."""
+    fact = f"{_said(draw)} gave other values when the step ran again on the same batch and seeds"
+    return _of_draw(now, draw, fact, DRAW_IN_TRAINING, certain=False)
+
+
+def _of_draw(
+    now: Moment, draw: Draw, fact: str, remedy: str, certain: bool, count: int = 1
+) -> Finding:
+    place = (draw.subject, draw.module.__name__, draw.site)
+    return finding(now, fact, remedy, *place, certain, count)
+
+
+def moved_somewhere(now: Moment, which: str, what: str = "the step") -> Finding:
+    """A generator moved, and no line is known."""
+    return finding(
+        now,
+        f"{what} moved {WORDS[which]}",
+        DRAW_IN_TRAINING,
+        "",
+        None,
+        None,
+        certain=False,
+    )
+
+
+DRAW_IN_TRAINING = "Draw only in training: `if self.training:`."
+WORDS = {
+    "torch": "torch's global generator",
+    "python": "python's global generator",
+    "numpy": "numpy's global generator",
+    "private": "a generator that the model holds",
+}
+
+
+def _common(subjects: list[str]) -> str:
+    """The module that holds all of `subjects`."""
+    shared: list[str] = []
+    for level in zip(*(s.split(".") for s in subjects), strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def finding(
+    now: Moment,
+    fact: str,
+    remedy: str,
+    subject: str | None,
+    subject_type: str | None,
+    site: Site | None,
+    certain: bool,
+    count: int = 1,
+) -> Finding:
+    """A finding of the `stochastic` check."""
+    return Finding(
+        check="stochastic",
+        stage=now.stage,
+        fact=fact,
+        remedy=remedy,
+        subject=subject,
+        subject_type=subject_type,
+        location=site.location if site is not None else None,
+        expression=site.expression if site is not None else None,
+        function=site.function if site is not None else None,
+        epoch=now.epoch,
+        step=now.step,
+        rank=now.rank,
+        count=count,
+        certain=certain,
+    )
