@@ -481,7 +481,7 @@ def test_a_loss_of_several_models_under_vmap_costs_the_matrix_nothing() -> None:
 def test_a_tap_that_fails_leaves_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, net = Recorder(), nn.Linear(8, CLASSES)
     x, y = data(16).tensors
-    monkeypatch.setattr(recorder, "_consider", lambda *_: 1 / 0)
+    monkeypatch.setattr(recorder._first, "consider", lambda *_: 1 / 0)
     recorder.start("val", net)
     recorder.before_step((x, y))
     loss = F.cross_entropy(net(x), y)

@@ -70,24 +70,8 @@ class ConfusionMetrics:
         if task == "binary" and num_classes not in (None, 2):
             raise ValueError(f"num_classes={num_classes!r}: expected 2 with task='binary'")
         if class_names is not None:
-            if not isinstance(class_names, Sequence) or isinstance(class_names, (str, bytes)):
-                raise ValueError(
-                    f"class_names={class_names!r}: expected a list of names, in the order of the "
-                    "class indices"
-                )
-            class_names = tuple(str(name) for name in class_names)
             expected = num_classes or (2 if task == "binary" else None)
-            if expected is not None and len(class_names) != expected:
-                raise ValueError(
-                    f"class_names has {len(class_names)} names, expected {expected} "
-                    f"(num_classes={expected})"
-                )
-            if len(class_names) < least:
-                raise ValueError(
-                    f"class_names has {len(class_names)} names, expected {least} or more"
-                )
-            if len(set(class_names)) != len(class_names):
-                raise ValueError("class_names repeats a name, expected each once")
+            class_names = _checked_names(class_names, expected, least)
             num_classes = len(class_names)
         if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold!r}: expected a probability between 0 and 1")
@@ -95,12 +79,7 @@ class ConfusionMetrics:
             raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
         if source is not None and not callable(source):
             check_source(source)
-        if not (top_k is None or _is_int(top_k) or isinstance(top_k, (list, tuple, range))):
-            raise ValueError(f"top_k={top_k!r}: expected an integer or a list of integers")
-        ks = (top_k,) if isinstance(top_k, int) else tuple(top_k or ())
-        for k in ks:
-            if not _is_int(k) or k < 1 or (num_classes is not None and k > num_classes):
-                raise ValueError(f"top_k={top_k!r}: expected 1 to num_classes")
+        ks = _checked_ranks(top_k, num_classes)
         if not _is_int(max_full_classes) or max_full_classes < 2:
             raise ValueError(f"max_full_classes={max_full_classes!r}: expected 2 or more")
         if not _is_int(per_class) or per_class < 0:
@@ -115,6 +94,35 @@ class ConfusionMetrics:
         self.top_k = ks
         self.max_full_classes = max_full_classes
         self.per_class = per_class
+
+
+def _checked_names(names: Any, expected: int | None, least: int) -> tuple[str, ...]:
+    """The names of the classes, so many as are expected, each once."""
+    if not isinstance(names, Sequence) or isinstance(names, (str, bytes)):
+        raise ValueError(
+            f"class_names={names!r}: expected a list of names, in the order of the class indices"
+        )
+    listed = tuple(str(name) for name in names)
+    if expected is not None and len(listed) != expected:
+        raise ValueError(
+            f"class_names has {len(listed)} names, expected {expected} (num_classes={expected})"
+        )
+    if len(listed) < least:
+        raise ValueError(f"class_names has {len(listed)} names, expected {least} or more")
+    if len(set(listed)) != len(listed):
+        raise ValueError("class_names repeats a name, expected each once")
+    return listed
+
+
+def _checked_ranks(top_k: Any, num_classes: int | None) -> tuple[int, ...]:
+    """The numbers of best classes that are asked for."""
+    if not (top_k is None or _is_int(top_k) or isinstance(top_k, (list, tuple, range))):
+        raise ValueError(f"top_k={top_k!r}: expected an integer or a list of integers")
+    ks = (top_k,) if isinstance(top_k, int) else tuple(top_k or ())
+    for k in ks:
+        if not _is_int(k) or k < 1 or (num_classes is not None and k > num_classes):
+            raise ValueError(f"top_k={top_k!r}: expected 1 to num_classes")
+    return ks
 
 
 def check_source(source: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lightning_evalguard.confusion import labels
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
@@ -344,6 +345,38 @@ class LoaderCount:
         self.left_out += self.keep if self.samples else 1
         if self.first is None:
             self.first = self.batches - 1, why
+
+    def count(self, stream: Stream, arranged: Pair, raw: Pair) -> None:
+        """Count a pair of the running step for one of its streams.
+
+        Args:
+            stream: The one that shows it.
+            arranged: The pair in the shapes that are counted.
+            raw: As the step showed it.
+        """
+        stream.targets.append(Identity(raw.target))
+        stream.scores.append(Identity(raw.preds))
+        stream.samples += len(arranged.target)
+        if stream is self.chosen:
+            self.counted = True
+        if stream.pattern is not None and stream is self.chosen:
+            self.compare(stream.pattern, arranged.target)
+        preds, target = self.trimmed(arranged.preds, arranged.target)
+        take = stream.state.count
+        if stream is self.chosen and stream.twin is None:
+            take = stream.state.note
+        take(preds, target.to(preds.device))
+        if stream.twin is not None and raw.preds.shape == raw.target.shape:
+            stream.twin.count(raw.preds, raw.target.to(raw.preds.device))
+            broken = labels.no_shares(raw.target)
+            self.violated = broken if self.violated is None else self.violated | broken
+
+    def is_a_part(self, stream: Stream, arranged: Pair) -> bool:
+        """Whether a pair is a further part of the batch, after what the stream showed of it."""
+        n = len(arranged.target) if arranged.target.ndim else 1
+        if stream.kind == "epoch":
+            return False
+        return bool(stream.samples) and stream.samples + n <= self.samples
 
     def trimmed(self, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Without the samples that a DistributedSampler repeats."""

@@ -1,0 +1,93 @@
+"""The first step is over: one of its streams is taken, by the rules in `choice`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from lightning_evalguard.confusion.choice import (
+    Evidence,
+    Unread,
+    counted_of,
+    main_of,
+    questions_of,
+    returned_of,
+)
+from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.loader import LoaderCount, Stream
+from lightning_evalguard.confusion.words import ambiguous, swapped_order
+
+
+def choose(
+    entry: LoaderCount, config: ConfusionMetrics, logged: Callable[[], Mapping[str, float]]
+) -> None:
+    """The first batch is over: one of its streams counts from now on."""
+    streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
+    told = [s for s in streams if s.kind != "comparison"]
+    streams_told = told or streams  # labels that were compared tell least
+    evidence = Evidence(samples=entry.samples, top_k=bool(config.top_k))
+    returned = returned_of(streams_told, evidence)
+    if returned is not None:
+        if len(streams_told) > 1:
+            entry.others = Unread(streams_told, returned).others
+        _take(entry, returned)
+        return
+    questions = questions_of(streams_told)
+    if len(questions) > 1:
+        evidence.logged = logged()
+    main, is_told = main_of(questions, evidence)
+    others = [question for question in questions if question is not main]
+    chosen = counted_of(main, others)
+    if chosen.kind != "outputs":
+        entry.excluded |= {s.kind for s in streams if s.kind == "outputs"}
+    said = [q.streams[-1].said for q in others if chosen not in q.streams]
+    if not is_told:
+        entry.warnings.append(ambiguous(entry.key, chosen.said, said))
+    elif said:
+        chosen.said += _not_from(said)
+    _take(entry, chosen)
+
+
+def name_others(entry: LoaderCount) -> None:
+    """The evaluation is over, its counts are read anyway: say what else the step showed."""
+    ask, entry.others = entry.others, None
+    others = ask() if ask is not None else []
+    if others and entry.chosen is not None:
+        entry.chosen.said += _not_from(others)
+
+
+def _take(entry: LoaderCount, chosen: Stream) -> None:
+    """This stream counts from now on."""
+    for stream in entry.streams:
+        stream.forget_step()
+    entry.chosen, entry.streams = chosen, []
+    entry.strides.clear()
+    entry.counted = bool(chosen.samples)
+
+
+def _not_from(said: Sequence[str]) -> str:
+    return f" (not from {', '.join(dict.fromkeys(said))})"
+
+
+def _the_right_way_round(entry: LoaderCount) -> list[Stream]:
+    """The streams of the first step without those that another one shows to be turned round."""
+    turned = [s for s in entry.streams if any(_is_turned(s, other) for other in entry.streams)]
+    for stream in entry.streams:
+        if stream.swapped or stream in turned:
+            entry.found.append(swapped_order(entry, stream))
+    return [s for s in entry.streams if s not in turned]
+
+
+def _is_turned(one: Stream, other: Stream) -> bool:
+    """Whether `one` takes for predictions what `other` takes for targets, and the reverse."""
+    if one is other or one.from_batch:
+        return False
+    if not (other.from_batch or (other.kind == "loss" and one.kind != "loss")):
+        return False
+    if one.preds is None or one.target is None or other.preds is None or other.target is None:
+        return False
+    if one.preds.numel() != other.preds.numel():
+        return False
+    crossed = torch.equal(one.preds, other.target) and torch.equal(one.target, other.preds)
+    return crossed and not torch.equal(one.preds, one.target)

@@ -1,0 +1,215 @@
+"""The first batch of a loader: every pair that its step shows counts for itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_evalguard.confusion import labels, sources
+from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.functions import SigmoidTap
+from lightning_evalguard.confusion.layout import Layout
+from lightning_evalguard.confusion.loader import (
+    Identity,
+    LoaderCount,
+    Stream,
+    is_known,
+    tensors_of,
+    versions_of,
+)
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.confusion.taps import metrics_of
+from lightning_evalguard.confusion.words import changed_in_place, overwritten, sigmoid_twice
+
+
+class FirstStep:
+    """Considers what the first step on a loader shows.
+
+    Args:
+        config: What the user asked for.
+        explicit: Whether they asked at all, so that what does not fit is an error.
+        outcomes: Whether it is kept of each sample whether it is right.
+        sigmoids: Knows what came out of a sigmoid.
+
+    Attributes:
+        module: The model, while an evaluation runs.
+    """
+
+    def __init__(
+        self, config: ConfusionMetrics, explicit: bool, outcomes: bool, sigmoids: SigmoidTap
+    ) -> None:
+        self._config, self._explicit, self._outcomes = config, explicit, outcomes
+        self._sigmoids = sigmoids
+        self.module: nn.Module | None = None
+
+    def consider(
+        self, entry: LoaderCount, kind: str, name: str, pair: Pair, value: Any = None
+    ) -> None:
+        """On the first batch every source counts for itself."""
+        if kind == "other":
+            entry.kinds.add(name)
+            return
+        leaves = tensors_of(entry.batch)
+        role = entry.role_of(pair.target)
+        swapped = kind != "epoch" and role is None and _stands_in(entry, pair.preds, pair.target)
+        if swapped:
+            pair = replace(pair, preds=pair.target, target=pair.preds)
+            role = entry.role_of(pair.target)
+        from_batch = role is not None or labels.equals_one_of(pair.target, leaves)
+        pair = self._informed(entry, kind, pair)
+        arranged = sources.arrange(pair, self._config, None, entry.axis or 1)
+        if arranged is None:
+            if self._config.source is not None and kind == "outputs":
+                raise ValueError(
+                    f"source gave preds {tuple(pair.preds.shape)} {pair.preds.dtype} and target "
+                    f"{tuple(pair.target.shape)} {pair.target.dtype}, which fit no task"
+                )
+            return
+        if kind != "outputs" or self._config.source is None:
+            why = labels.refusal(arranged, from_batch, leaves[0] if leaves else None)
+            if why:
+                entry.refused.append(f"{pair.source}: {why}")
+                return
+        stream = self._stream(entry, kind, name, role, pair, arranged)
+        if stream is None:
+            return
+        if isinstance(value, Tensor) and stream.value is None:
+            stream.value = value.detach()
+        stream.swapped, stream.from_batch = swapped, from_batch
+        stream.versions = versions_of(pair.preds, pair.target)
+        stream.structured = not from_batch and labels.has_pattern(arranged.target)
+        if stream.structured:
+            stream.pattern = arranged.target.detach().clone()
+        preds = labels.answers(arranged, stream.layout.preds_are, stream.layout.threshold)
+        stream.keep_answers(preds, arranged.target.long())
+        entry.count(stream, arranged, pair)
+        if kind == "loss":
+            _corroborate(entry.streams, stream)
+        if kind == "outputs":
+            _note_writes(entry, stream, pair)
+
+    def _informed(self, entry: LoaderCount, kind: str, pair: Pair) -> Pair:
+        """`pair` with what the rest of the step says about it."""
+        preds = Identity(pair.preds)
+        of_logits = kind == "loss" and pair.task is None and pair.preds_are == "logits"
+        if of_logits and self._sigmoids.gave(pair.preds):
+            pair = replace(pair, preds_are="probs")
+            if "sigmoid twice" not in entry.reported:
+                entry.reported.add("sigmoid twice")
+                entry.found.append(sigmoid_twice(entry, pair))
+        if kind == "loss" and pair.preds.ndim > 1:
+            entry.strides.append((pair.preds.untyped_storage().data_ptr(), pair.preds.stride(1)))
+        undecided = kind == "outputs" and entry.axis is None
+        if undecided and sources.is_ambiguous(pair.preds, pair.target):
+            entry.axis = sources.axis_of(self.module, pair, entry.strides)
+        same = [s for s in entry.streams if is_known(preds, s.scores)]
+        if kind == "outputs":
+            target = Identity(pair.target)
+            for stream in same:
+                if not is_known(target, stream.targets):
+                    continue
+                if stream.layout.ignore_index != -100 and pair.ignore_index is None:
+                    pair = replace(pair, ignore_index=stream.layout.ignore_index)
+                if stream.kind == "metric" and pair.threshold is None:
+                    pair = replace(pair, threshold=stream.layout.threshold)
+        kinds = {s.layout.preds_are for s in same if s.kind == "loss"}
+        if pair.preds_are is None and len(kinds) == 1:
+            pair = replace(pair, preds_are=kinds.pop())
+        if not pair.classification and any(s.layout.task != "multiclass" for s in same):
+            pair = replace(pair, classification=True)
+        zero_or_one = kind == "outputs" and not pair.classification and _is_yes_or_no(pair)
+        if zero_or_one and not entry.kinds:
+            pair = replace(pair, classification=True)
+        if labels.are_shares(pair.preds, pair.target):
+            pair = replace(pair, shares=pair.task != "multilabel", classification=True)
+        return pair
+
+    def _stream(
+        self, entry: LoaderCount, kind: str, name: str, role: int | None, pair: Pair, arranged: Pair
+    ) -> Stream | None:
+        """The stream that a pair of the first batch belongs to; None where it is known already."""
+        target, preds = Identity(pair.target), Identity(pair.preds)
+        like = [s for s in entry.streams if s.kind == kind]
+        for stream in like:
+            if is_known(target, stream.targets) and is_known(preds, stream.scores):
+                stream.names.add(name)  # another metric of a collection, given the same tensors
+                return None
+        like = [s for s in like if name in s.names and s.role == role]
+        for stream in like:
+            if kind == "metric" and is_known(target, stream.targets):
+                return None  # a metric and then its log
+            if entry.is_a_part(stream, arranged):
+                return stream
+        try:
+            layout = self._layout(entry, arranged)
+        except ValueError as error:
+            if kind == "outputs" and self._explicit:
+                raise
+            entry.refused.append(str(error))
+            return None
+        state = ConfusionMatrix.of(layout).to(arranged.preds.device)
+        state.kept = [] if self._outcomes else None
+        stream = Stream(kind, {name}, len(like), role, layout, state, pair.source, pair.location)
+        stream.late, stream.shares = entry.returned, pair.shares
+        if pair.shares and arranged.task == "multiclass" and kind != "metric":
+            stream.twin = self._twin(entry, pair)
+        entry.streams.append(stream)
+        return stream
+
+    def _twin(self, entry: LoaderCount, pair: Pair) -> ConfusionMatrix | None:
+        """The state that counts one-hot targets as so many labels, should they be that."""
+        as_labels = replace(pair, shares=False, task="multilabel")
+        layout = self._layout(entry, sources._as(as_labels, pair.preds, pair.target, "multilabel"))
+        return ConfusionMatrix.of(layout).to(pair.preds.device)
+
+    def _layout(self, entry: LoaderCount, arranged: Pair) -> Layout:
+        if entry.layout is not None:
+            return entry.layout
+        known = len(entry.names) if entry.names else entry.known
+        layout = sources.layout_of(arranged, self._config, known)
+        if layout.preds_are in ("logits", "unknown") and layout.task != "multiclass":
+            guesses = self.module is not None and any(metrics_of(self.module))
+            layout = replace(layout, by_batch=guesses)
+        return layout
+
+
+def _corroborate(streams: list[Stream], loss: Stream) -> None:
+    """What a loss takes its scores for holds of a metric that is given the same ones."""
+    for one in streams:
+        unknown = one.kind == "metric" and one.layout.preds_are == "unknown" and one.layout.by_batch
+        if unknown and any(x.is_of(y) for x in one.scores for y in loss.scores):
+            one.layout = replace(one.layout, preds_are=loss.layout.preds_are)
+            if one.elements == loss.elements:
+                one.preds = loss.preds
+
+
+def _stands_in(entry: LoaderCount, preds: Tensor, target: Tensor) -> bool:
+    """Whether the batch holds the predictions, as labels: they are the targets."""
+    if entry.role_of(preds) is None or preds.is_complex():
+        return False
+    if not preds.is_floating_point():
+        return preds.ndim > 0
+    return preds.shape == target.shape and bool(((preds == 0) | (preds == 1)).all())
+
+
+def _is_yes_or_no(pair: Pair) -> bool:
+    """Whether floating-point targets are all 0 and 1, and both occur."""
+    target = pair.target
+    if not target.is_floating_point() or target.numel() < 2:
+        return False
+    zero, one = target == 0, target == 1
+    return bool((zero | one).all() & zero.any() & one.any())
+
+
+def _note_writes(entry: LoaderCount, returned: Stream, pair: Pair) -> None:
+    """What the step changed in place before it returned it."""
+    given = [s for s in entry.streams if s.kind in ("loss", "metric")]
+    earlier = next((s for s in given if s.was_before(returned)), None)
+    if earlier is not None:
+        returned.is_changed = True
+        entry.found.append(changed_in_place(entry, returned, earlier))
+    elif which := entry.overwritten(pair):
+        entry.found.append(overwritten(entry, returned, which))
