@@ -25,6 +25,8 @@ from lightning_evalguard.guard import (
     check_allow,
     check_policies,
 )
+from lightning_evalguard.model.tree import compiled, inside
+from lightning_evalguard.ranks import Alone, ranks_of
 from lightning_evalguard.report import EvalGuardError, FixPolicy, Policy, Report, check_policy
 
 
@@ -54,6 +56,9 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         audit: ``"auto"`` watches the first call as it runs, ``"full"`` runs it again with every
             effect undone, ``"off"`` does neither.
         optimizers: Those that train the model, to find a step or a setting changed in the block.
+        accelerator: The `accelerate.Accelerator` whose loaders the block reads: then what it scores
+            is counted, each sample of all ranks once, and ``report.confusion["evaluate"]`` is the
+            same matrix on every rank. What is found on one rank is raised on all.
 
     Raises:
         EvalGuardError: At the first call that violates the contract, or at the end of the block.
@@ -82,6 +87,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         allow: Allow | None = None,
         audit: Mode = "auto",
         optimizers: Iterable[torch.optim.Optimizer] = (),
+        accelerator: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model={type(model).__name__}: expected a torch.nn.Module")
@@ -96,6 +102,10 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         for optimizer in trained:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise ValueError(f"optimizers: expected optimizers, got {type(optimizer).__name__}")
+        if accelerator is not None and not hasattr(type(accelerator), "gather_for_metrics"):
+            raise ValueError(
+                f"accelerator={type(accelerator).__name__}: expected an accelerate.Accelerator"
+            )
         checks: list[Check] = [
             ModesCheck(),
             GradCheck(),
@@ -104,16 +114,23 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
             BatchCheck(),
             RngCheck(restore=rng == "fix"),
         ]
-        self._outer, self._model = model, _unwrapped(model)
+        self._outer, self._model = model, _called(model)
         self._report = Report()
+        self._ranks, self._counted = Alone(self._report), None
+        now = Moment("evaluate")
+        if accelerator is not None:
+            now.rank = accelerator.process_index
+            self._ranks = ranks_of(self._report, now.rank, accelerator.num_processes)
+            self._counted = _counted(self._report, self._ranks, accelerator)
         self._guard = Guard(
             [(c, policies[c.name]) for c in checks if policies[c.name] != "ignore"],
             allow,
             self._report,
             Replays(audit, beside=lambda: trained, why_not=why_not_again),
+            self._ranks,
             host="evaluating",
         )
-        self._now = Moment("evaluate")
+        self._now = now
 
     def __enter__(self) -> Report:
         self._before = [(m, m.training) for m in self._outer.modules()]
@@ -125,7 +142,10 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
                 module.training = False
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
-        self._calls = _Calls(self._guard, self._model, self._now)
+        self._ranks.expect("audit", "matrix", "end", "close")
+        if self._counted is not None:
+            self._counted.open(sys._getframe(1))
+        self._calls = _Calls(self._guard, self._model, self._now, self._counted)
         _open.extend(self._both())
         return self._report
 
@@ -139,11 +159,22 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         for module in self._both():
             _open.remove(module)
         with ExitStack() as at_end:
+            if error is None:
+                at_end.callback(self._meet)
+            else:
+                self._ranks.leave()
             at_end.callback(self._guard.close, self._now, error)
             at_end.callback(self._guard.stop, self._now, error)
             at_end.callback(self._restore)
+            if self._counted is not None:
+                at_end.callback(self._counted.close, error is not None)
             if not isinstance(error, EvalGuardError):  # which says what is in train mode
                 self._guard.flags(self._now, error)
+
+    def _meet(self) -> None:
+        """All ranks have the same verdict."""
+        self._ranks.meet("end")
+        self._ranks.meet("close")
 
     def _both(self) -> list[nn.Module]:
         """The model as it was given, and what is called inside where it is a wrapper."""
@@ -156,17 +187,25 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
                 module.training = flag
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module in what Fabric, accelerate or DDP made of it, by which names read."""
-    while True:
-        kind = type(model)
-        fabrics = kind.__name__ == "_FabricModule" and "fabric" in kind.__module__
-        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        name = "_forward_module" if fabrics else "module" if parallel else ""
-        inner = model._modules.get(name)
+def _called(model: nn.Module) -> nn.Module:
+    """What is called inside of wrappers; a compiled module stays whole, for its code is its own."""
+    while not compiled(model):
+        prefix, _ = inside(model)
+        inner = model._modules.get(prefix.partition(".")[0])
         if inner is None:
-            return model
+            break
         model = inner
+    return model
+
+
+def _counted(report: Report, ranks: Alone, accelerator: Any) -> Any:
+    """What counts the block; None where its needs are not installed."""
+    try:
+        from lightning_evalguard.plain.counted import Counted
+    except ImportError as error:
+        report.note(f"no confusion matrix: {error}")
+        return None
+    return Counted(report, ranks, accelerator)
 
 
 _open: list[nn.Module] = []
@@ -183,8 +222,8 @@ class _Calls:
     A module whose code takes another path where hooks are, or takes none, is left alone.
     """
 
-    def __init__(self, guard: Guard, model: nn.Module, now: Moment) -> None:
-        self._guard, self._model, self._now = guard, model, now
+    def __init__(self, guard: Guard, model: nn.Module, now: Moment, counted: Any = None) -> None:
+        self._guard, self._model, self._now, self._counted = guard, model, now, counted
         self._inside: ExitStack | None = None
         self._handles: list[Any] = []
         alone = (nn.TransformerEncoder, nn.TransformerEncoderLayer, torch.jit.ScriptModule)
@@ -207,6 +246,8 @@ class _Calls:
         if module is not self._model or self._inside is not None:
             return
         self._now.batch += 1
+        if self._counted is not None:
+            self._counted.begin(module, args, kwargs)
         self._guard.before(self._now, args)
         with ExitStack() as stack:
             self._showing = stack.enter_context(self._guard.shown(self._now))
@@ -219,10 +260,14 @@ class _Calls:
             return
         inside, self._inside = self._inside, None
         inside.close()
+        if self._counted is not None:
+            self._counted.end()
         if outputs is None and sys.exc_info()[1] is not None:
             return  # the call failed; its own exception is on its way
         # run again as `forward`, which calls no hook: that is not a step of its own
         self._guard.after(self._now, outputs, self._showing, module.forward, args, kwargs)
+        if self._now.batch == 0:
+            self._guard.ranks.meet("audit")
 
 
 class _Hook:

@@ -23,6 +23,7 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
+from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import (
@@ -76,11 +77,13 @@ class Guard:
         self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
         self._followed: set[str] = set()
+        self._wrapped = ""  # what stands before the names of the user's modules
         self._located: dict[tuple[Any, ...], Finding] = {}
 
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`."""
         self._root = root
+        self._wrapped, _ = inside(root)
         self._audit.open(root)
         self._followed.clear()
         self._located.clear()
@@ -365,6 +368,9 @@ class Guard:
         """The line at which the same was found before stands for an evaluation not followed."""
         if finding.host != self._host:
             finding = replace(finding, host=self._host)
+        if self._wrapped and finding.subject:
+            own = f"{finding.subject}.".removeprefix(self._wrapped).removesuffix(".")
+            finding = replace(finding, subject=own)
         same = (finding.check, finding.stage, finding.subject, finding.fact)
         if finding.location is not None:
             self._located[same] = finding

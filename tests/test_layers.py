@@ -35,6 +35,8 @@ FLOORS = [
     {"guard"},
     {"views"},
     {"plain/models", "plain/frames", "plain/window", "plain/rules"},
+    {"plain/comparisons", "plain/matrix", "plain/measures", "plain/recorder"},
+    {"plain/gathered", "plain/counted"},
     {"trainer", "evaluation"},
     {"callback", "huggingface"},
     {"plain"},

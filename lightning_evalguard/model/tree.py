@@ -101,6 +101,40 @@ def _has_plain_flag(module: nn.Module) -> bool:
     )
 
 
+def inside(module: nn.Module) -> tuple[str, nn.Module]:
+    """The user's own module in what DDP, Fabric, accelerate or `torch.compile` made of it.
+
+    Returns:
+        What stands before its names there, as ``module._orig_mod.``, and the module.
+    """
+    prefix = ""
+    while (name := _wraps(module)) is not None:
+        inner = module._modules.get(name)
+        if inner is None:
+            break
+        prefix, module = f"{prefix}{name}.", inner
+    return prefix, module
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether this is what `torch.compile` makes of a module."""
+    return _is_of(module, "OptimizedModule", "torch._dynamo")
+
+
+def _wraps(module: nn.Module) -> str | None:
+    """The name under which a wrapper holds the module that it stands for."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    if _is_of(module, "_FabricModule", "lightning"):
+        return "_forward_module"
+    return "_orig_mod" if compiled(module) else None
+
+
+def _is_of(module: nn.Module, name: str, package: str) -> bool:
+    kind = type(module)
+    return kind.__name__ == name and kind.__module__.startswith(package)
+
+
 def parent(name: str) -> str | None:
     """Qualified name of the module that holds `name`; None for the root."""
     return name.rpartition(".")[0] if name else None

@@ -18,6 +18,8 @@ from lightning_evalguard.report import Report, broke
 if TYPE_CHECKING:
     from lightning_evalguard.confusion.recorder import Recorder
     from lightning_evalguard.confusion.result import ConfusionResult
+    from lightning_evalguard.confusion.sources import Pair
+    from lightning_evalguard.ranks import Alone
 
 _SAYS_NOTHING = "no confusion matrix, because the step returned"
 _KNOWN_OF_A_MODEL = ("classes", "class_names", "num_classes", "hparams")
@@ -30,6 +32,8 @@ class Scores:
         report: Where the matrices stand.
         scored: Is told of each loss or metric that is computed.
         quietly: Makes a context in which nothing that is read counts as the script's.
+        ranks: The processes whose counts are added up; by default this one alone.
+        is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
     """
 
     def __init__(
@@ -37,8 +41,11 @@ class Scores:
         report: Report,
         scored: Callable[[], None],
         quietly: Callable[[], AbstractContextManager[None]],
+        ranks: Alone | None = None,
+        is_foreign: Callable[[Pair], bool] | None = None,
     ) -> None:
         self._report, self._scored, self._quietly = report, scored, quietly
+        self._ranks, self._is_foreign = ranks, is_foreign
         self._recorders: dict[str, Any] = {}
         self._off = False
         self._now: Any = None
@@ -60,10 +67,18 @@ class Scores:
             recorder.start(name, _holder(models, frame), loader)
         self._now, self._in_step = recorder, False
 
-    def before(self, batch: Any) -> None:
-        """A step begins."""
+    def before(self, batch: Any, own: int | None = None) -> None:
+        """A step begins.
+
+        Args:
+            batch: What it runs on.
+            own: How many of its samples are this rank's own; None where all are, or the loader
+                tells.
+        """
         if self._now is not None:
             self.after()
+            if own is not None:
+                self._now.own(own)
             self._now.before_step(batch)
             self._batch, self._in_step = batch, True
 
@@ -73,15 +88,17 @@ class Scores:
             self._now.after_step(None, self._batch)
             self._batch, self._in_step = None, False
 
-    def compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
-        """Predictions were compared with targets."""
+    def compared(
+        self, preds: Tensor, target: Tensor, text: str, place: str, what: str = "comparison"
+    ) -> None:
+        """Predictions were compared with targets, or gathered with them."""
         if self._now is None or not self._in_step:
             return
         from lightning_evalguard.confusion.sources import Pair
         from lightning_evalguard.report import shown_path
 
-        said = f"the comparison `{text if len(text) <= 60 else text[:57] + '...'}` at "
-        pair = Pair(preds, target, said + shown_path(place), classification=True)
+        said = f"the {what} `{text if len(text) <= 60 else text[:57] + '...'}` at "
+        pair = Pair(preds, target, said + shown_path(place), classification=True, ignore_index=-100)
         self._now.hear("comparison", place, pair)
 
     def stop(self, name: str) -> dict[str, ConfusionResult]:
@@ -131,7 +148,7 @@ class Scores:
             with torch.inference_mode(False), torch.enable_grad():
                 from lightning_evalguard.plain.recorder import PlainRecorder
 
-                return PlainRecorder(self._scored, self._quietly)
+                return PlainRecorder(self._scored, self._quietly, self._ranks, self._is_foreign)
         except ImportError as error:
             self._off = True
             self._report.note(f"no confusion matrix: {error}")

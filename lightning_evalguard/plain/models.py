@@ -13,7 +13,7 @@ from torch.nn.modules.loss import _Loss
 
 from lightning_evalguard.checks.modes.effect import Effect, effect_of
 from lightning_evalguard.model.tensors import is_metric
-from lightning_evalguard.model.tree import registrations
+from lightning_evalguard.model.tree import inside, registrations
 
 
 class Model:
@@ -32,7 +32,7 @@ class Model:
 
     def __init__(self, module: nn.Module) -> None:
         self._ref = weakref.ref(module)
-        self.kind = type(module).__name__
+        self.kind = type(inside(module)[1]).__name__
         self._dicts: list[dict[str, Any]] = []
         self._computed: list[weakref.ref[nn.Module]] = []
         self.names: list[str] = []
@@ -51,6 +51,11 @@ class Model:
     def module(self) -> nn.Module | None:
         """The module, while somebody else holds it."""
         return self._ref()
+
+    def inner(self) -> nn.Module | None:
+        """The user's own module, by which names read, where it is wrapped."""
+        module = self._ref()
+        return None if module is None else inside(module)[1]
 
     def flags(self) -> tuple[bool, ...]:
         """Whether each submodule that a mode changes is in train mode, in the order of `names`."""
@@ -87,7 +92,7 @@ class Model:
         self._read_at = registrations.count
         self._dicts, self._computed, self._order = [], [], []
         self.names, self.effects, self.kinds = [], [], []
-        for name, part in module.named_modules():
+        for name, part in inside(module)[1].named_modules():
             effect = None if is_metric(part) else effect_of(part)
             if effect is None:
                 continue

@@ -10,6 +10,7 @@ import torch
 
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.ranks import Alone
 
 # What outputs are also compared by within a step that scores nothing.
 _NO_SCORE = ("cosine_similarity",)
@@ -21,15 +22,27 @@ class PlainRecorder(Recorder):
     Args:
         scored: Is told of each loss, metric and comparison.
         quietly: Makes a context in which nothing that is read counts as the script's.
+        ranks: The processes whose counts are added up.
+        is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
     """
 
     def __init__(
-        self, scored: Callable[[], None], quietly: Callable[[], AbstractContextManager[None]]
+        self,
+        scored: Callable[[], None],
+        quietly: Callable[[], AbstractContextManager[None]],
+        ranks: Alone | None = None,
+        is_foreign: Callable[[Pair], bool] | None = None,
     ) -> None:
-        self._scored, self._quietly = scored, quietly
-        super().__init__()
+        self._scored, self._quietly, self._is_foreign = scored, quietly, is_foreign
+        super().__init__(ranks=ranks)
+
+    def own(self, samples: int) -> None:
+        """So many samples of the step that begins are this rank's own."""
+        self._loader(0).owned = samples
 
     def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
+        if self._is_foreign is not None and self._is_foreign(pair):
+            return
         if kind != "other" or name not in _NO_SCORE:
             self._scored()
         with torch.no_grad(), self._quietly():

@@ -41,7 +41,7 @@ def evaluated_in_train_mode(call: Call) -> list[Finding]:
         return [_of_call("modes", call, fact, remedy, certain)]
     findings = []
     named = {model.names[i]: i for i in awake}
-    root = model.module()
+    root = model.inner()
     for top, names in collapse(named).items():
         others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
         fact = f"is in train mode{others} while the model is evaluated, expected eval mode"
@@ -79,7 +79,7 @@ def trains_in_eval_mode(model: Model, call: Call, of_optimizer: set[int]) -> lis
         call: Its call in this step.
         of_optimizer: The ``id`` of each parameter that the optimizer changes.
     """
-    root = model.module()
+    root = model.inner()
     asleep = model.asleep(call.flags)
     if root is None or not asleep or "modes" in call.allowed:
         return []
@@ -133,7 +133,7 @@ def woken_by_train(model: Model, call: Call) -> list[Finding]:
 
     ``train()`` on the whole model wakes the parts that were kept in eval mode, too.
     """
-    before, root = model.accepted, model.module()
+    before, root = model.accepted, model.inner()
     if root is None or before is None or not model.evaluated or len(before) != len(call.flags):
         return []
     if all(call.flags) is False or not any(before) or "modes" in call.allowed:
