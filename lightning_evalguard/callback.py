@@ -210,6 +210,7 @@ class EvalGuard(Callback):
                 lambda: trainer.optimizers,
                 lambda: trainer.callbacks,  # type: ignore[attr-defined]
                 record.disagreements,
+                lambda: _lightning.hyper_parameters(pl_module),
             ),
             claims,
         ]

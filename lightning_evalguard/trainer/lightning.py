@@ -140,6 +140,11 @@ def dataloaders(trainer: Trainer) -> Any:
     return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
 
 
+def hyper_parameters(module: LightningModule) -> dict[str, Any]:
+    """What ``save_hyperparameters`` kept; empty where it was never called."""
+    return dict(vars(module).get("_hparams") or {})  # the property makes one where there is none
+
+
 def sets_of(loaders: Any) -> list[Any]:
     """The datasets of one or several loaders."""
     found = [vars(loader).get("dataset") for loader in flat(loaders) if hasattr(loader, "__dict__")]

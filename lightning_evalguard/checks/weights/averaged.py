@@ -62,6 +62,8 @@ class Averages:
         self._inventory = inventory
         self._callbacks = list(callbacks)
         self._before: dict[str, list[Any]] = {}
+        self._at_first: list[Any] | None = None  # as training found the model
+        self._trained: list[Any] | None = None  # as the evaluation found it
         self._reported: set[tuple[str, str]] = set()
 
     def _averages(self) -> Iterator[Average]:
@@ -74,8 +76,13 @@ class Averages:
                 if isinstance(value, AveragedModel):
                     yield Average(type(callback).__name__, value, by_callback=True)
 
-    def start(self) -> None:
+    def training_begins(self) -> None:
+        """The first training step of the run is about to run."""
+        self._at_first = _probes(self._inventory.root)
+
+    def start(self, optimized: bool) -> None:
         """An evaluation begins: a callback has not yet put its average in the model's place."""
+        self._trained = _probes(self._inventory.root) if optimized else None
         self._before = {
             average.name: _probes(self._inventory.root)
             for average in self._averages()
@@ -94,7 +101,27 @@ class Averages:
             before = self._before.get(average.name)
             if average.by_callback and before != _probes(self._inventory.root):
                 findings += self._scored(average, now, optimized)
+        if not any(average.by_callback for average in self._averages()):
+            findings += self._as_at_first(now)
         return findings
+
+    def _as_at_first(self, now: Moment) -> list[Finding]:
+        """Whether somebody put back, for this evaluation, what training began with."""
+        trained, first = self._trained, self._at_first
+        if trained is None or first is None or trained == first or ("", "first") in self._reported:
+            return []
+        if _probes(self._inventory.root) != first:
+            return []
+        self._reported.add(("", "first"))
+        return [
+            finding(
+                now,
+                "is scored with the weights that training began with: they were put in the place "
+                "of the trained ones for this evaluation, expected an average of trained ones",
+                "Update the average after each step of the optimizer, before it is scored.",
+                subject="",
+            )
+        ]
 
     def stepped(self, reads: Reads | None, now: Moment, optimized: bool) -> list[Finding]:
         """An evaluation is over: of the averages that the model holds, judge those it read."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.weights import loads, origin
+from lightning_evalguard.checks.weights import files, hyper, loads, missed, origin
 from lightning_evalguard.checks.weights.averaged import Averages
 from lightning_evalguard.checks.weights.optimizers import Training
 from lightning_evalguard.checks.weights.origin import Reads
@@ -28,6 +28,7 @@ class WeightsCheck(Check):
         optimizers: Gives the optimizers of a fit.
         callbacks: Gives the trainer's callbacks, which may average weights.
         disagreements: Gives the scores of this run that earlier records have otherwise.
+        hyper_parameters: Gives those that the module was built with.
     """
 
     name = "weights"
@@ -37,16 +38,17 @@ class WeightsCheck(Check):
         optimizers: Callable[[], Iterable[Any]] = tuple,
         callbacks: Callable[[], Iterable[object]] = tuple,
         disagreements: Callable[[], Iterable[Disagreement] | None] = tuple,
+        hyper_parameters: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.notes: list[str] = []
         self._optimizers, self._callbacks = optimizers, callbacks
-        self._disagreements = disagreements
+        self._disagreements, self._hyper_parameters = disagreements, hyper_parameters
         self._averages: Averages | None = None
         self._replicas: Replicas | None = None
         self._inventory: Inventory | None = None
         self._training: Training | None = None
         self._reads: Reads | None = None
-        self._judged = False
+        self._judged = self._began = False
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._inventory = Inventory(root)
@@ -55,7 +57,7 @@ class WeightsCheck(Check):
         self._averages = Averages(self._inventory, self._callbacks())
         self._replicas = Replicas(self._inventory)
         self._reads = None
-        self._judged = False
+        self._judged = self._began = False
         return ()
 
     def start(self, now: Moment) -> Iterable[Finding]:
@@ -63,8 +65,15 @@ class WeightsCheck(Check):
         if now.fitting and self._training is not None:
             self._training.look()  # before the loop clears the gradients
         if self._averages is not None:
-            self._averages.start()
-        return ()
+            self._averages.start(self._optimized(now))
+        return self._begins(now) if now.fitting else ()
+
+    def _begins(self, now: Moment) -> Iterable[Finding]:
+        """What a fit begins with, once."""
+        if self._began or self._inventory is None:
+            return ()
+        self._began = True
+        return missed.before_training(self._inventory, now)
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         if now.batch > 0 or now.dataloader > 0 or self._averages is None:
@@ -96,7 +105,12 @@ class WeightsCheck(Check):
         if self._replicas is not None:
             self.notes += [n for n in self._replicas.notes if n not in self.notes]
         averaged = self._averages.stepped(self._reads, now, self._optimized(now))
-        return [*averaged, *self._origins(now)]
+        return [*averaged, *self._frozen(now), *self._origins(now)]
+
+    def _frozen(self, now: Moment) -> Iterable[Finding]:
+        if not now.fitting or self._inventory is None or self._reads is None:
+            return ()
+        return missed.frozen(self._inventory, self._reads, now)
 
     def say(self, now: Moment) -> Any:
         return self._replicas.say() if self._replicas is not None else None
@@ -110,10 +124,17 @@ class WeightsCheck(Check):
             return ()
         self._judged = True
         self._inventory.refresh(force=True)
-        return origin.judge(self._inventory, self._reads, now, self.notes)
+        findings = origin.judge(self._inventory, self._reads, now, self.notes)
+        findings += missed.loads_of_itself(self._inventory, now)
+        return [*findings, *hyper.differing(self._inventory, self._hyper_parameters(), now)]
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return self._training.step(now, self._reads) if self._training is not None else ()
+        if self._training is None:
+            return ()
+        if self._averages is not None and not self._training.steps:
+            self._averages.training_begins()
+        findings = self._training.step(now, self._reads)
+        return findings if self._began else [*self._begins(now), *findings]
 
     def close(self, now: Moment) -> Iterable[Finding]:
         training, averages, inventory = self._training, self._averages, self._inventory
@@ -130,3 +151,4 @@ class WeightsCheck(Check):
 
 
 loads.watch()
+files.watch()

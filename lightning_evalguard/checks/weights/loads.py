@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch
 
+from lightning_evalguard.checks.weights import files
 from lightning_evalguard.instruments.source import LIBRARIES, Site, nearest, owner_of, site_of
 from lightning_evalguard.model.identity import Identity
 
@@ -43,6 +44,10 @@ class Load:
         unused: Some keys of the state dict that the module does not have.
         prefix: What to take off (``"-model."``) or to put before (``"+net."``) each key so that
             they match; empty where neither does it.
+        own: For how many keys the state dict held the module's very own tensors.
+        hyper_parameters: What the checkpoint says beside the weights, where that is known.
+        builds_the_module: Whether the checkpoint's hyper-parameters built the module, too.
+        written: How often all of the module's tensors had been written when it was over.
     """
 
     site: Site | None
@@ -54,6 +59,15 @@ class Load:
     expected_elements: int
     unused: tuple[str, ...] = ()
     prefix: str = ""
+    own: int = 0
+    hyper_parameters: Mapping[str, Any] | None = None
+    builds_the_module: bool = False
+    written: int = 0
+
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether all that it gave the module was the module's own."""
+        return bool(self.own) and not self.matched
 
     @property
     def missed_the_model(self) -> bool:
@@ -153,6 +167,11 @@ def loads_of(module: nn.Module) -> Load | None:
     return load if ref is not None and ref() is module else None
 
 
+def written(module: nn.Module) -> int:
+    """How often all tensors were written that `module` saves."""
+    return sum(version_of(tensor) for _, (tensor, _, _) in _saved(module))
+
+
 def version_of(tensor: Tensor) -> int:
     """``_version``, -1 for a tensor that has none."""
     try:
@@ -217,7 +236,8 @@ def _record(
 ) -> None:
     places = dict(_saved(module))
     tensors = {name: tensor for name, (tensor, _, _) in places.items()}
-    left_out = set(missing)
+    own = set() if frame.f_locals.get("assign") else _own(tensors, given)
+    left_out = {*missing, *own}
     matched = [name for name in tensors if name not in left_out]
     sizes = {name: _size(tensor) for name, tensor in tensors.items()}
     load = Load(
@@ -229,7 +249,11 @@ def _record(
         sum(sizes[name] for name in matched),
         sum(sizes.values()),
         tuple(unexpected[:_NAMED]),
-        _prefix(left_out & tensors.keys(), unexpected),
+        _prefix(set(missing) & tensors.keys(), unexpected),
+        len(own),
+        files.hyper_parameters(given.values()),
+        _builds_the_module(frame.f_back),
+        sum(map(version_of, tensors.values())),
     )
     key = id(module)
     _loads_of[key] = weakref.ref(module, lambda _: _loads_of.pop(key, None)), load
@@ -249,6 +273,31 @@ def _saved(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, nn.Module, st
         for name, tensor in part.named_buffers(recurse=False, remove_duplicate=False):
             if name not in transient:
                 yield prefix + name, (tensor, part, name)
+
+
+def _own(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> set[str]:
+    """Keys for which the state dict holds the module's own memory: loading that writes nothing.
+
+    What ``state_dict()`` returned and an ``update`` of it left alone.
+    """
+    own = set()
+    for name, tensor in tensors.items():
+        theirs = given.get(name)
+        if isinstance(theirs, Tensor) and _size(tensor) and _is_same_memory(tensor, theirs):
+            own.add(name)
+    return own
+
+
+def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+    try:
+        return one.device == other.device and one.data_ptr() == other.data_ptr() != 0
+    except RuntimeError:  # a tensor without memory
+        return False
+
+
+def _builds_the_module(caller: FrameType | None) -> bool:
+    """Whether it is Lightning's ``load_from_checkpoint`` that loads."""
+    return caller is not None and caller.f_code.co_name == "_load_state"
 
 
 def _size(tensor: Tensor) -> int:

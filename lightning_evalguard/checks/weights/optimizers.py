@@ -31,6 +31,7 @@ from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
 
 _STEPS = 4  # before them a layer that is dropped at random may have had no turn
+_TURNS = 16  # before them an optimizer that takes turns with another may have had none
 
 
 @dataclass
@@ -65,11 +66,14 @@ class Optimized:
         self.parameters: dict[int, Tensor] = {}
         self.frozen: set[int] = set()
         self.stepped: set[int] = set()
+        self.uncounted: set[int] = set()  # whose writes torch does not count
         for optimizer in optimizers:
             state = optimizer.state
             for group in optimizer.param_groups:
                 for tensor in group["params"]:
                     self.parameters[id(tensor)] = tensor
+                    if group.get("fused"):
+                        self.uncounted.add(id(tensor))
                     if not group.get("lr", 1):
                         self.frozen.add(id(tensor))
                     if tensor in state:
@@ -129,7 +133,8 @@ class Training:
             tensor, key = held.tensor, id(held.tensor)
             known = self._starts.get(key)
             if known is None or not known.same(tensor):
-                values = None if tensor in optimized else probe(tensor)
+                counted = tensor in optimized and key not in optimized.uncounted
+                values = None if counted else probe(tensor)
                 mode = bool(held.module.training)
                 known = _Start(identity(held), version_of(tensor), mode, values)
             starts[key] = known
@@ -180,6 +185,7 @@ class Training:
             findings += self._unregistered(optimized, now)
         if over and (moved or optimized.stepped) and self.steps >= _STEPS and reads is not None:
             findings += self._without_gradient(still, optimized, reads, now)
+            findings += self._never_stepped(still, optimized, reads, now)
         return findings
 
     def _outside(
@@ -253,6 +259,31 @@ class Training:
             "an optimizer holds {it}; expected to be trained",
             "Remove the `.detach()`, `no_grad` or `.data` between it and the loss, or freeze it "
             "with `.requires_grad_(False)`.",
+            now,
+        )
+
+    def _never_stepped(
+        self,
+        still: list[tuple[Held, _Start]],
+        optimized: Optimized,
+        reads: Reads,
+        now: Moment,
+    ) -> list[Finding]:
+        """Parameters that get gradients, and whose optimizer never makes a step."""
+        if self.steps < _TURNS:
+            return []
+        idle = []
+        for held, start in still:
+            tensor, key = held.tensor, id(held.tensor)
+            held_there = tensor in optimized and key not in optimized.frozen
+            if held_there and key not in optimized.stepped and start.reached and start.training:
+                idle.append(held)
+        idle = [held for held in idle if held.tensor in reads and not loads.touched(held.tensor)]
+        return self._say(
+            idle,
+            "{are} as training found {it}: {it} gets gradients, and the optimizer that holds {it} "
+            "never made a step; expected to be trained",
+            "Call `optimizer.step()` for each optimizer, or leave this one out.",
             now,
         )
 

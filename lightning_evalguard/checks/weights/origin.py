@@ -231,7 +231,13 @@ def kind_of(name: str, inventory: Inventory) -> str | None:
 
 
 def of_load(
-    load: Load, now: Moment, effect: str, *, subject: str | None = None, kind: str | None = None
+    load: Load,
+    now: Moment,
+    effect: str,
+    *,
+    subject: str | None = None,
+    kind: str | None = None,
+    certain: bool = True,
 ) -> Finding:
     """A load that left weights out, and what follows."""
     share = load.elements / load.expected_elements if load.expected_elements else 0
@@ -242,7 +248,11 @@ def of_load(
     if load.unused:
         named = ", ".join(f"`{key}`" for key in load.unused[:2])
         fact += f"; the state dict has keys that the model has not: {named}"
-    return finding(now, fact, _remedy(load), subject=subject, kind=kind, site=load.site)
+    if load.own:
+        fact += f"; for {load.own:,} keys the state dict held the model's own tensors"
+    return finding(
+        now, fact, _remedy(load), subject=subject, kind=kind, site=load.site, certain=certain
+    )
 
 
 def _remedy(load: Load) -> str:
@@ -251,6 +261,8 @@ def _remedy(load: Load) -> str:
         return f'Pass `{{k.removeprefix("{prefix}"): v for k, v in state_dict.items()}}`.'
     if sign == "+":
         return f'Pass `{{"{prefix}" + k: v for k, v in state_dict.items()}}`.'
+    if load.own:
+        return "Leave the `update` of `state_dict()` out and load with `strict=True`."
     if not load.given:
         return 'Pass the state dict itself, which was empty, e.g. `checkpoint["state_dict"]`.'
     if not load.strict:
