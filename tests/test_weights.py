@@ -109,7 +109,7 @@ def test_a_load_draws_no_number_and_keeps_no_model_alive() -> None:
 
 def test_a_loaded_module_can_be_converted_by_swapping() -> None:
     linear, fresh = nn.Linear(2, 2), nn.Linear(2, 2)
-    linear.load_state_dict(linear.state_dict())
+    linear.load_state_dict(nn.Linear(2, 2).state_dict())
     fresh.load_state_dict({}, strict=False)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:

@@ -236,8 +236,8 @@ def _record(
 ) -> None:
     places = dict(_saved(module))
     tensors = {name: tensor for name, (tensor, _, _) in places.items()}
-    own = set() if frame.f_locals.get("assign") else _own(tensors, given)
-    left_out = {*missing, *own}
+    kept = set() if frame.f_locals.get("assign") else _own(tensors, given)
+    left_out = {*missing, *kept}
     matched = [name for name in tensors if name not in left_out]
     sizes = {name: _size(tensor) for name, tensor in tensors.items()}
     load = Load(
@@ -250,7 +250,7 @@ def _record(
         sum(sizes.values()),
         tuple(unexpected[:_NAMED]),
         _prefix(set(missing) & tensors.keys(), unexpected),
-        len(own),
+        len(kept),
         files.hyper_parameters(given.values()),
         _builds_the_module(frame.f_back),
         sum(map(version_of, tensors.values())),

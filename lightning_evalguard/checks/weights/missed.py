@@ -6,7 +6,13 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_drawn, is_own_draw
 from lightning_evalguard.checks.weights.loads import Load
-from lightning_evalguard.checks.weights.origin import Reads, kind_of, of_load, parameters_of, trained
+from lightning_evalguard.checks.weights.origin import (
+    Reads,
+    kind_of,
+    of_load,
+    parameters_of,
+    trained,
+)
 from lightning_evalguard.checks.weights.words import are, finding, listed, tops
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.report import Finding
@@ -72,9 +78,7 @@ def loads_of_itself(inventory: Inventory, now: Moment) -> list[Finding]:
                 "the tensors themselves, which training goes on to write; expected a copy"
             )
             remedy = "Keep `copy.deepcopy(model.state_dict())`, and load that."
-            findings.append(
-                finding(now, fact, remedy, subject=name, site=load.site, certain=False)
-            )
+            findings.append(finding(now, fact, remedy, subject=name, site=load.site, certain=False))
     return findings
 
 
