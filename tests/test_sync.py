@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import gc
 import importlib.util
 import os
 import runpy
@@ -29,7 +30,8 @@ import words
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, allow
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
-from lightning_evalguard.checks.sync.overrides import SUPPORTED, Watch, _caller
+from lightning_evalguard.checks.sync.listeners import caller
+from lightning_evalguard.checks.sync.overrides import SUPPORTED, Watch
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="torch >= 2.9 has get_kernel")
 
@@ -694,7 +696,7 @@ def test_our_own_failure_is_told_and_surfaces_in_no_item(
     def fails(*_: Any) -> None:
         raise LookupError("lost")
 
-    monkeypatch.setattr("lightning_evalguard.checks.sync.check._where", fails)
+    monkeypatch.setattr("lightning_evalguard.checks.sync.check.where_of", fails)
     before = state_of_torch()
     with pytest.warns(EvalGuardWarning, match="LookupError: lost"):
         fit(ReadsItsLoss(), EvalGuard(metrics=None, sync="error"))
@@ -986,11 +988,53 @@ class TestOnADevice:
         assert first > 15.0 > 5.0 > second  # who comes first waits for all that was queued
 
 
+class Converts(Honest):
+    """Converts a part that has gradients, in the way in which torch swaps tensors."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        before = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            self.layer.to(torch.float64)
+            self.layer.to(torch.float32)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(before)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_step_may_convert_its_module_by_a_swap(fit: Fit) -> None:
+    assert watch(fit, Converts()).report.syncs == []
+
+
+class CountsItsGraphs(Honest):
+    """Writes down how many graphs of earlier steps are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.alive.append(self.layer.weight._use_count())
+        loss = super().training_step(batch, batch_idx)
+        loss.item()
+        return loss
+
+
+def test_no_graph_outlives_its_step_until_the_collector_comes(fit: Fit) -> None:
+    module = CountsItsGraphs()
+    gc.disable()
+    try:
+        watch(fit, module)
+    finally:
+        gc.enable()
+    assert set(module.alive) == {1}
+
+
 def test_a_kernel_that_nobody_in_python_called_has_no_caller() -> None:
     callers, done = [], threading.Event()
 
     def kernel() -> None:
-        callers.append(_caller())
+        callers.append(caller())
         done.set()
 
     _thread.start_new_thread(kernel, ())  # as on the autograd engine's threads

@@ -6,10 +6,8 @@ import dataclasses
 import itertools
 import operator
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,69 +16,14 @@ from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
-from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch, forget_compiled
+from lightning_evalguard.checks.sync.host_or_device import forget_compiled
+from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch
+from lightning_evalguard.checks.sync.owner import Where, where_of
+from lightning_evalguard.checks.sync.remedies import OPERATORS, remedy_of, remedy_of_metric
 from lightning_evalguard.data.batches import moved_tensors
 from lightning_evalguard.instruments.dispatch import holds
-from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
 from lightning_evalguard.report import Finding, Report, Sync, short_path
 from lightning_evalguard.stages import spelling
-
-_OPS = {
-    "_local_scalar_dense": "item",
-    "_unique": "unique",
-    "_unique2": "unique",
-    "unique_dim": "unique",
-    "_ctc_loss": "ctc_loss",
-    "cpu": "copy to the host",
-    "tolist": "copy to the host",
-    "numpy": "copy to the host",
-    "__array__": "copy to the host",
-    "__repr__": "print",
-    "__format__": "print",
-}
-_READ = "Keep the tensor; read it once after the last batch, or log it with self.log."
-_LATER = "Collect the tensors; take their unique values once after the last batch."
-_SIZE = (
-    "The size of the result is known to the device alone: use torch.where, or weigh by the mask."
-)
-_REMEDIES = {
-    "item": _READ,
-    "print": "Print after the last batch, or log it with self.log.",
-    "copy to the host": "Keep it on the device; copy it once after the last batch.",
-    "copy to the device": "Make it once in __init__ with self.register_buffer, or copy from pinned "
-    "memory with non_blocking=True.",
-    "nonzero": _SIZE,
-    "masked_select": _SIZE,
-    "unique": _LATER,
-    "unique_consecutive": _LATER,
-    "bincount": "Count with torch.zeros(n, device=x.device).scatter_add_(0, x, ones): its size is "
-    "known.",
-    "equal": "Keep (a == b).all() as a tensor.",
-    "repeat_interleave": "Pass output_size=.",
-    "ctc_loss": "Pass targets and lengths as int32 tensors on the CPU: cuDNN takes them so.",
-    "synchronize": "Leave it out of the step.",
-}
-_BRANCH = "Choose with torch.where, or decide on a number that the host has."
-# What the source text says when a number is read for its own sake, and not to branch on it.
-_READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
-# The hooks that Lightning calls for every batch; what happens in the others is not a cost a step.
-_EVERY_BATCH = re.compile("batch|step|backward|zero_grad|gradient|^forward$")
-_LOOPS = frozenset({"advance", "_evaluation_step", "_predict_step"})
-
-
-@dataclass(frozen=True)
-class _Where:
-    """Whose wait it is, read off the Python stack."""
-
-    location: str
-    expression: str
-    function: str
-    owner: str
-    via: str
-    inside: str  # the file of torch that the owner called
-    hook: str
-    setting: str = ""  # of a torchmetrics object, that may avoid it
-    classifies: bool = False  # such an object, whose counts the matrix has too
 
 
 class SyncCheck(Check):
@@ -127,7 +70,7 @@ class SyncCheck(Check):
         self._stage = ""
         self._steps: Counter[str] = Counter()
         self._watched: Counter[str] = Counter()
-        self._sites: dict[tuple[str, _Where, str, bool], list[float]] = {}
+        self._sites: dict[tuple[str, Where, str, bool], list[float]] = {}
         self._said: set[tuple[str, str]] = set()
 
     def records(self) -> list[Sync]:
@@ -135,7 +78,7 @@ class SyncCheck(Check):
         on_cpu = self._watch is None or self._watch.on_cpu
         merged: dict[tuple[Any, ...], list[float]] = {}
         for (stage, at, op, allowed), (count, seconds) in self._sites.items():
-            remedy = _remedy_of_metric(op, at)
+            remedy = remedy_of_metric(op, at)
             key = (at.location, at.expression, at.owner, stage, op, at.via, allowed, remedy)
             total = merged.setdefault(key, [0, 0.0])
             total[0] += count
@@ -273,10 +216,10 @@ class SyncCheck(Check):
     def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
         assert self._watch is not None
         on_cpu = self._watch.on_cpu
-        at = _where(frame, on_cpu)
-        if at is None or (at.hook and not _EVERY_BATCH.search(at.hook)):
+        at = where_of(frame, on_cpu)
+        if at is None or not at.is_a_cost_of_steps:
             return
-        op = _OPS.get(op, op)
+        op = OPERATORS.get(op, op)
         if on_cpu and op == "copy to the device" and "apply_func.py:" in (at.via or at.location):
             return  # Lightning copies with non_blocking=True where there is a device
         site = self._sites.setdefault((self._stage, at, op, self._allowed()), [0, 0.0])
@@ -291,7 +234,7 @@ class SyncCheck(Check):
         now = self._moment
         if now is None:
             return []
-        found: dict[tuple[str, str], tuple[_Where, str, list[float]]] = {}
+        found: dict[tuple[str, str], tuple[Where, str, list[float]]] = {}
         for (stage, at, op, allowed), (count, seconds) in self._sites.items():
             site = (at.location, at.expression)
             if at.owner != "user" or allowed or stage != self._stage or site in self._said:
@@ -302,7 +245,7 @@ class SyncCheck(Check):
         self._said.update(found)
         return [self._finding(now, *each) for each in found.values()]
 
-    def _finding(self, now: Moment, at: _Where, op: str, cost: list[float]) -> Finding:
+    def _finding(self, now: Moment, at: Where, op: str, cost: list[float]) -> Finding:
         assert self._watch is not None
         n = self._watched[self._stage]
         on_cpu = self._watch.on_cpu
@@ -313,7 +256,7 @@ class SyncCheck(Check):
             "sync",
             now.stage,
             f"`{at.expression}` {makes} the host wait for the device, {often}{spent}",
-            _remedy(op, at),
+            remedy_of(op, at),
             location=at.location,
             expression=at.expression,
             function=at.function,
@@ -326,113 +269,6 @@ class SyncCheck(Check):
 
 def _cost(sync: Sync) -> tuple[float, float, str]:
     return -(sync.milliseconds or 0.0), -sync.per_step, sync.location
-
-
-def _remedy(op: str, at: _Where) -> str:
-    if "distributions" in at.inside:
-        return "Pass validate_args=False."
-    if "grad_scaler" in at.inside:
-        return "Train in bfloat16, which needs no scaler; a scaler needs this one read."
-    if "clip_grad" in at.inside:
-        return "Pass error_if_nonfinite=False."
-    if op == "item" and not _READS.search(at.expression):
-        return _BRANCH
-    return _REMEDIES.get(op, _READ)
-
-
-def _where(frame: FrameType | None, on_cpu: bool) -> _Where | None:
-    """Whose wait it is: the nearest owner outside torch, and the user's line that led there.
-
-    None where it is not a cost of the step: a data loader's work, a compilation, what the guard's
-    checks look at, and, on the CPU, the optimizer's step counter, which lives on the host.
-    """
-    near: FrameType | None = None
-    user: FrameType | None = None
-    owner = inside = hook = ""
-    while frame is not None:
-        code = frame.f_code
-        file = code.co_filename
-        who = owner_of(file)
-        if who == "torch":
-            folder = file.rpartition(f"{os.sep}torch{os.sep}")[2]
-            if folder.startswith(_COMPILING):
-                return None
-            if on_cpu and folder.startswith(_DATA):
-                return None
-            if near is None:
-                if on_cpu and folder.startswith("optim"):
-                    return None
-                inside = folder
-                if code.co_name == "_engine_run_backward":
-                    owner = "autograd"
-        elif who in ("lightning", "pytorch_lightning"):
-            if file.endswith(f"trainer{os.sep}call.py"):
-                hook = frame.f_locals.get("hook_name", "outside")
-                break
-            if f"{os.sep}loops{os.sep}" in file:
-                if on_cpu and file.endswith("fetchers.py"):
-                    return None
-                if f"{os.sep}optimization{os.sep}" not in file and code.co_name not in _LOOPS:
-                    return None
-                near = near or frame
-                break
-            near = near or frame
-        elif who == "self":
-            ours = near is not None and owner_of(near.f_code.co_filename) == "self"
-            if file.endswith(("replay.py", "lines.py")) or (ours and file.endswith("guard.py")):
-                return None
-            if near is None and not file.endswith(_OURS):
-                near = frame
-        elif who != "stdlib":
-            if near is None and on_cpu and code.co_name in _CPU_BRANCH:
-                return None
-            near = near or frame
-            if user is None and who == "user":
-                user = frame
-        frame = frame.f_back
-    if near is None:
-        return _Where("", "the backward pass", "", "autograd", "", inside, hook)
-    shown = site_of(user or near)
-    if not owner:
-        owner = _NAMES.get(owner_of(near.f_code.co_filename), owner_of(near.f_code.co_filename))
-    via = "" if user is None or near is user else _library_place(near)
-    text = expression_of(user or near)
-    if text.startswith(("if ", "elif ", "while ")):
-        text = shown.expression.rstrip(":")  # Python 3.11 takes the whole statement for its test
-    text = text if len(text) <= 80 else text[:77] + "..."
-    metric = _metric_of(near) if owner == "torchmetrics" else ("", False)
-    return _Where(shown.location, text, shown.function, owner, via, inside, hook, *metric)
-
-
-def _metric_of(frame: FrameType | None) -> tuple[str, bool]:
-    """What the torchmetrics object that waits could be made with, and whether it classifies."""
-    aggregates = frame is not None and frame.f_code.co_name == "_cast_and_nan_check_input"
-    while frame is not None and owner_of(frame.f_code.co_filename) == "torchmetrics":
-        metric = frame.f_locals.get("self")
-        if isinstance(metric, nn.Module) and frame.f_code.co_name in ("update", "compute"):
-            settings = vars(metric)
-            classifies = any(
-                "torchmetrics.classification" in c.__module__ for c in type(metric).mro()
-            )
-            setting = "validate_args=False" if settings.get("validate_args") is True else ""
-            if aggregates and "nan_strategy" in settings:
-                setting = 'nan_strategy="disable"'
-            return setting, classifies
-        frame = frame.f_back
-    return "", False
-
-
-# Of a torchmetrics object: what its validation waits for; its counting is replaced by the matrix.
-_VALIDATES = frozenset({"unique", "item"})
-_COUNTS = frozenset({"bincount", "nonzero"})
-
-
-def _remedy_of_metric(op: str, at: _Where) -> str:
-    if at.setting and (op in _VALIDATES or "nan" in at.setting):
-        return f"Pass {at.setting} to the metric."
-    if op in _COUNTS and at.classifies:
-        return "Let the guard's own matrix count: it never waits."
-    return ""
 
 
 _COMPILING = tuple(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_evalguard.checks.sync.overrides import second_ears
+from lightning_evalguard.checks.sync.listeners import second_ears
 
 _SAID = "called a synchronizing CUDA operation"
 
