@@ -64,6 +64,10 @@ class Showing:
     effects: Effects | None = None
 
 
+NOT_SHOWN = Showing()
+"""Of most steps: their operators are shown to nobody."""
+
+
 class Asks(Protocol):
     """What the audit needs of the guard."""
 
@@ -172,15 +176,20 @@ class Audit:
     def _witnesses(self) -> list[Any]:
         return [check for check, _ in self._guard.hearing("saw")]
 
+    def will_show(self, now: Moment) -> bool:
+        """Whether the next step may be shown: the first of each kind of run."""
+        if spelling(now.stage).kind in self._shown or self._root is None:
+            return False
+        return self.replays.audit != "off" and bool(self._witnesses())
+
     def _tripped(self) -> bool:
+        """Whether any check's tripwire fired; each is asked, for some forget that it did."""
         tripped = False
-
-        def ask(check: Any) -> Iterable[Finding]:
-            nonlocal tripped
-            tripped |= check.tripped()
-            return ()
-
-        self._guard.ask("tripped", ask)
+        for pair in self._guard.hearing("tripped"):
+            try:
+                tripped |= pair[0].tripped()
+            except Exception as error:  # noqa: BLE001, PERF203 - our own bug
+                self._guard.failed(pair, error)
         return tripped
 
     def _subscribers(self, now: Moment) -> dict[str, Subscriber]:

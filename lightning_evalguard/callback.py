@@ -320,7 +320,10 @@ class EvalGuard(Callback):
             vars(self).pop(name, None)
 
     def _run_of(self, trainer: Trainer) -> Run | None:
-        return next((run for run in self._runs if run.trainer is trainer), None)
+        for run in self._runs:
+            if run.trainer is trainer:
+                return run
+        return None
 
     def _count(self, trainer: Trainer, stage: str) -> None:
         run = self._run_of(trainer)

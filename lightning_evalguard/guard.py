@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.allow import CONSEQUENCES
-from lightning_evalguard.audit import Audit, Replays, Showing
+from lightning_evalguard.audit import NOT_SHOWN, Audit, Replays, Showing
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.registry import CHECKS, RULES
@@ -73,6 +73,9 @@ class Guard:
         self._root: nn.Module | None = None
         self.checks: Sequence[tuple[Check, str]] = list(checks)
         self._listeners: dict[str, tuple[tuple[Check, str], ...]] = {}
+        self._methods: dict[
+            str, tuple[tuple[tuple[Check, str], Callable[..., Iterable[Finding]]], ...]
+        ] = {}
         self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
         self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
@@ -151,13 +154,22 @@ class Guard:
 
     def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one evaluation step under guard and return what it returns."""
-        if self._lines is None:
-            self.before(now, args)
-            return self._step(now, nullcontext(), call, args, kwargs)
         self.before(now, args)
-        following = self._lines if now.batch == 0 else nullcontext()
-        with self._lines.apart():
-            return self._step(now, following, call, args, kwargs)
+        lines = self._lines
+        if lines is not None and (now.batch == 0 or lines.found):
+            following = lines if now.batch == 0 else nullcontext()
+            with lines.apart():
+                return self._step(now, following, call, args, kwargs)
+        if self._audit.will_show(now):
+            return self._step(now, nullcontext(), call, args, kwargs)
+        # most batches: nothing stands around the step
+        try:
+            outputs = call(*args, **kwargs)
+        except StopIteration as stopped:
+            self._broke_off(stopped)
+            raise
+        self.after(now, outputs, NOT_SHOWN, call, args, kwargs)
+        return outputs
 
     def _step(
         self,
@@ -170,12 +182,15 @@ class Guard:
         try:
             with self.shown(now) as showing, self._follows(following, showing):
                 outputs = call(*args, **kwargs)
-        except StopIteration as stopped:  # which a loop takes for the end of its data
-            trace = stopped.__traceback__
-            self.ask("broke_off", lambda check: check.broke_off(trace))
+        except StopIteration as stopped:
+            self._broke_off(stopped)
             raise
         self.after(now, outputs, showing, call, args, kwargs)
         return outputs
+
+    def _broke_off(self, stopped: StopIteration) -> None:
+        """A loop takes this exception for the end of its data."""
+        self.call("broke_off", stopped.__traceback__)
 
     @staticmethod
     def _follows(
@@ -187,7 +202,8 @@ class Guard:
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
         event = "before_step" if self._pace.looks(now.dataloader) else "before_skipped_step"
-        self._all(event, lambda check: check.before_step(now, args))
+        if found := self.call(event, now, args):
+            self._judge(found, quiet=False)
 
     def after(
         self,
@@ -200,10 +216,10 @@ class Guard:
     ) -> None:
         """The step ``call(*args, **kwargs)`` returned `outputs`, shown as `showing` says."""
         skipped = self._pace.skipped
-        self.report.checked["batches"] += 1
-        self.report.checked["batches_looked_at"] += not skipped
-        event = "after_skipped_step" if skipped else "after_step"
-        found = self.ask(event, lambda check: check.after_step(now, outputs))
+        checked = self.report.checked
+        checked["batches"] += 1
+        checked["batches_looked_at"] += not skipped
+        found = self.call("after_skipped_step" if skipped else "after_step", now, outputs)
         found += self._audit.after(now, showing, call, args, kwargs)
         if found:
             self._judge(found, quiet=False)
@@ -220,7 +236,7 @@ class Guard:
 
     def steps_over(self) -> None:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
-        self.ask("steps_over", lambda check: check.steps_over())
+        self.call("steps_over")
 
     def ends(self, now: Moment) -> None:
         """The last hook of an evaluation is over; its grad mode has not been put back yet."""
@@ -251,6 +267,11 @@ class Guard:
         """Move a batch of an evaluation to the device under guard and return what that returns."""
         if not self._moves.looks(0):
             return call(*args, **kwargs)
+        return self._move(now, call, args, kwargs)
+
+    def _move(
+        self, now: Moment, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         seen: dict[str, Subscriber] = {}
 
         def before(check: Any) -> Iterable[Finding]:
@@ -269,11 +290,14 @@ class Guard:
 
     def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one training step under guard and return what it returns."""
-        self._all("before_train_step", lambda check: check.before_train_step(now, args))
+        if found := self.call("before_train_step", now, args):
+            self._judge(found, quiet=False)
         outputs = call(*args, **kwargs)
         self.report.checked["training_steps"] += 1
-        self._all("before_backward", lambda check: check.before_backward(now, outputs))
-        self._all("after_train_step", lambda check: check.after_train_step(now))
+        if found := self.call("before_backward", now, outputs):
+            self._judge(found, quiet=False)
+        if found := self.call("after_train_step", now):
+            self._judge(found, quiet=False)
         return outputs
 
     # what a check sees of a step's lines and operators
@@ -302,25 +326,60 @@ class Guard:
         """What the checks find at an event, allowed findings left out, each with its policy."""
         found: list[tuple[Finding, str]] = []
         for pair in self.hearing(event):
-            check, policy = pair
+            check = pair[0]
             try:
                 with aside:
-                    findings = [
-                        f for f in map(self._with_known_line, ask(check)) if not self._is_allowed(f)
-                    ]
-                    left_alone: Iterable[Finding] = ()
-                    if findings and policy == "fix":
-                        left_alone = check.fix(findings)
+                    found += self._kept(pair, ask(check))
             except CannotReplay:
                 raise
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
                 self.failed(pair, error)
-            else:
-                found += [(f, "warn" if f in left_alone else policy) for f in findings]
             if event in _AFTER_WHICH_NOTES:
                 for sentence in check.notes:
                     self.report.note(sentence)
         return found
+
+    def call(self, event: str, *args: Any) -> list[tuple[Finding, str]]:
+        """`ask`, where each check is called with the same: the events of every step.
+
+        Most find nothing, so nothing is made for them: no closure, no context, no list.
+        """
+        found: list[tuple[Finding, str]] = []
+        methods = self._methods.get(event)
+        if methods is None:
+            methods = self._bind(event)
+        aside.depth += 1
+        try:
+            for pair, method in methods:
+                try:
+                    findings = method(*args)
+                    if findings:
+                        found += self._kept(pair, findings)
+                except CannotReplay:  # noqa: PERF203 - a step of which it is no question
+                    raise
+                except Exception as error:  # noqa: BLE001 - our bug must not stop a training run
+                    self.failed(pair, error)
+        finally:
+            aside.depth -= 1
+        return found
+
+    def _bind(self, event: str) -> tuple[tuple[tuple[Check, str], Callable[..., Any]], ...]:
+        """The methods that an event calls."""
+        name = event.replace("_skipped", "")
+        methods = tuple((pair, getattr(pair[0], name)) for pair in self.hearing(event))
+        self._methods[event] = methods
+        return methods
+
+    def _kept(
+        self, pair: tuple[Check, str], findings: Iterable[Finding]
+    ) -> list[tuple[Finding, str]]:
+        """Findings that are not allowed, each with its policy."""
+        check, policy = pair
+        kept = [f for f in map(self._with_known_line, findings) if not self._is_allowed(f)]
+        left_alone: Iterable[Finding] = ()
+        if kept and policy == "fix":
+            left_alone = check.fix(kept)
+        return [(f, "warn" if f in left_alone else policy) for f in kept]
 
     def hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
         """The checks that do something at an event: most do nothing at most of them."""
@@ -398,6 +457,7 @@ class Guard:
         """Switch off a check that failed."""
         self.checks = [p for p in self.checks if p is not pair]
         self._listeners.clear()
+        self._methods.clear()
         check = pair[0]
         with suppress(Exception):  # it is broken, but what it patched must not stay
             check.close(Moment("fit"))

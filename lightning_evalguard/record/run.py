@@ -197,6 +197,13 @@ class Run:
         self._outcomes = Outcomes() if one_by_one else None
         self._weights, self._weighed = None, stage not in ("validate", "test")
 
+    @property
+    def sees(self) -> bool:
+        """Whether the batches of the running evaluation are looked at."""
+        if not self.wanted:
+            return False
+        return self._hashing or not self._weighed or self._outcomes is not None
+
     @_at_no_cost
     def see(self, stage: str, i: int, batch: Any, loaders: Callable[[], Any]) -> None:
         """A step is about to run on `batch`, of the `i`-th of the evaluation's `loaders`."""

@@ -53,7 +53,8 @@ class Run:
         self._kinds: set[str] = set()
         if trainer.state.fn == "fit":
             self.ranks.expect("train")
-        self.now = Moment("fit", rank=trainer.global_rank)
+        self._fitting = trainer.state.fn == "fit"
+        self.now = Moment("fit", rank=trainer.global_rank, fitting=self._fitting)
         guard.open(module, self.now)
         guard.report.checked["modules"] = max(
             guard.report.checked["modules"], sum(1 for _ in module.modules())
@@ -127,7 +128,7 @@ class Run:
     def _where(self, stage: str) -> None:
         now, trainer = self.now, self.trainer
         now.stage, now.epoch, now.step = stage, trainer.current_epoch, trainer.global_step
-        now.fitting = trainer.state.fn == "fit"
+        now.fitting = self._fitting
 
     def _evaluate(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         outer = self.now
@@ -232,14 +233,15 @@ class Run:
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if replaying():  # by a second guard: this one saw the step already
             return step(*args, **kwargs)
-        if self.scores is not None and args:
-            self.scores.before_step(args[0], self.now.dataloader)
-        if args:
-            self.record.see(self.now.stage, self.now.dataloader, args[0], self._loaders)
-        outputs = self.guard.step(self.now, step, *args, **kwargs)
+        now, scores = self.now, self.scores if args else None
+        if scores is not None:
+            scores.before_step(args[0], now.dataloader)
+        if args and self.record.sees:
+            self.record.see(now.stage, now.dataloader, args[0], self._loaders)
+        outputs = self.guard.step(now, step, *args, **kwargs)
         self.ranks.meet("audit")
-        if self.scores is not None and args:
-            self.scores.after_step(outputs, args[0], self.now.dataloader)
+        if scores is not None:
+            scores.after_step(outputs, args[0], now.dataloader)
         return outputs
 
     def _loaders(self) -> Any:

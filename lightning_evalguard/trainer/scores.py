@@ -55,13 +55,11 @@ class Scores:
 
     def before_step(self, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
-            self._counting = self._safely(lambda: self._recorder.before_step(batch, dataloader_idx))
+            self._counting = self._safely(self._recorder.before_step, batch, dataloader_idx)
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
-            self._counting = self._safely(
-                lambda: self._recorder.after_step(outputs, batch, dataloader_idx)
-            )
+            self._counting = self._safely(self._recorder.after_step, outputs, batch, dataloader_idx)
 
     def log_after(self, hook: str) -> None:
         """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
@@ -155,10 +153,10 @@ class Scores:
         _lightning.log(self._module, key, value)
         self._ours.add(key)
 
-    def _safely(self, act: Callable[[], None]) -> bool:
+    def _safely(self, act: Callable[..., None], *args: Any) -> bool:
         """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
         try:
-            act()
+            act(*args)
         except EvalGuardError:
             raise  # what all ranks raise
         except Exception as error:  # our own bug must not stop a training run
