@@ -86,12 +86,7 @@ class Finding:
         """What `allow` matches: by name before file, and a library's file by its whole path."""
         if self.subject:
             return self.subject
-        if self.location is None:
-            return ""
-        path = self.location.rpartition(":")[0]
-        inside = short_path(path)
-        name = inside if inside != path else PurePath(path).name
-        return f"*/{PurePath(name).as_posix()}"
+        return "" if self.location is None else file_pattern(self.location)
 
     def __str__(self) -> str:
         times = f" ({self.count}x)" if self.count > 1 else ""
@@ -130,6 +125,14 @@ class Finding:
             self.expression,
             self.rank,
         )
+
+
+def file_pattern(location: str) -> str:
+    """What `allow` matches all of a file by: of a library its path from the package on."""
+    path = location.rpartition(":")[0]
+    inside = short_path(path)
+    name = inside if inside != path else PurePath(path).name
+    return f"*/{PurePath(name).as_posix()}"
 
 
 def _module_words(subject: str | None, subject_type: str | None) -> str:

@@ -217,6 +217,41 @@ def test_a_written_buffer_is_named_with_the_line_that_wrote_it(report_of: Any) -
     )
 
 
+def test_one_line_that_writes_in_many_modules_is_one_finding(report_of: Any) -> None:
+    class Decays(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(FEATURES, FEATURES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.linear.weight.data.mul_(0.9)
+            return self.linear(x)
+
+    class Deep(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(*(Decays() for _ in range(5)), nn.Linear(FEATURES, CLASSES))
+
+    (finding,) = (f for f in report_of(Deep()).findings if f.check == "state")
+    assert (finding.subject, finding.certain) == ("net.0.linear.weight", True)
+    assert "as did net.1.linear.weight, net.2.linear.weight and 2 more" in finding.fact
+    assert finding.switch == 'EvalGuard(allow={"state": ["*.linear.weight"]})'
+
+
+def test_a_bound_that_each_call_sets_is_reported_once_and_stops_nothing(trainer: Any) -> None:
+    class Bounded(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.net.weight.clamp_(-0.1, 0.1)
+            return self.net(x)
+
+    guard = EvalGuard(weights="ignore")
+    with pytest.warns(EvalGuardWarning, match="Compute with the bounded value"):
+        trainer(callbacks=[guard], max_epochs=3).fit(Bounded())
+    (finding,) = guard.report.findings
+    assert (finding.check, finding.subject, finding.certain) == ("state", "net.weight", False)
+
+
 def test_a_step_of_the_optimizer_is_called_one(report_of: Any) -> None:
     class Steps(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:

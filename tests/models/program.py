@@ -36,6 +36,7 @@ class Program:
         guard: Keywords of `EvalGuard` that this program needs.
         trainer: Keywords of the Trainer that this program needs.
         near_misses: Honest ways of writing the same thing.
+        marked: The class that holds the marked line, where the module does not.
     """
 
     module: type[Classifier]
@@ -50,6 +51,7 @@ class Program:
     guard: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     near_misses: list[type[Classifier]] = field(default_factory=list)
+    marked: type[Any] | None = None
 
     @property
     def sanity(self) -> bool:
@@ -59,7 +61,7 @@ class Program:
     @property
     def location(self) -> str:
         """``file:line`` of the marked line."""
-        lines, first = inspect.getsourcelines(self.module)
+        lines, first = inspect.getsourcelines(self.marked or self.module)
         marked = [first + i for i, line in enumerate(lines) if line.rstrip().endswith(MARK)]
         if len(marked) != 1:
             raise ValueError(f"{self.module.__name__}: {len(marked)} lines marked, expected 1")

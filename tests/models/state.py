@@ -364,6 +364,43 @@ class OldWeightNorm(Classifier):
         self.net = nn.utils.weight_norm(self.net)
 
 
+class MaskedLinear(nn.Module):
+    """A layer of which some connections are cut."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(columns, rows)
+        self.register_buffer("mask", torch.ones(rows, columns).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer.weight.data *= self.mask  # <- here
+        return self.layer(x)
+
+
+class MaskedFunctionally(MaskedLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight * self.mask, self.layer.bias)
+
+
+@bug("state", "net.layer.weight", certain=False, marked=MaskedLinear)
+class WeightsMaskedInPlace(Classifier):
+    """Each call puts the weights back where a mask wants them, in training too."""
+
+    kind: type[MaskedLinear] = MaskedLinear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.net = self.kind(FEATURES, FEATURES), self.kind(CLASSES, FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.body(x).relu())
+
+
+@near_miss
+class WeightsMaskedForTheCall(WeightsMaskedInPlace):
+    kind = MaskedFunctionally
+
+
 # --- writes that version counters do not see ------------------------------------------------------
 
 

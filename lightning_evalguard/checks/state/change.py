@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,13 @@ from torch import nn
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tensors import Held, Inventory
-from lightning_evalguard.report import Finding
+from lightning_evalguard.report import Finding, file_pattern
 
 PUT_BACK = "Put it back before the evaluation ends."
+EVAL = "Call `.eval()` on it."
+PROJECT = (
+    "Compute with the bounded value instead of writing it, e.g. `F.linear(x, self.weight * mask)`."
+)
 
 
 @dataclass
@@ -65,7 +70,7 @@ def of_module(
 def finding_of(group: list[Change], now: Moment) -> Finding:
     """One finding of the changes of one owner that are alike."""
     first = group[0]
-    others = [c.name.removeprefix(f"{c.owner}.") for c in group[1:] if c.name != first.name]
+    others = [c.name.removeprefix(f"{first.owner}.") for c in group[1:] if c.name != first.name]
     site = first.site
     remedy = first.remedy
     if site is not None and ".step(" in site.expression:
@@ -85,7 +90,20 @@ def finding_of(group: list[Change], now: Moment) -> Finding:
         step=now.step,
         rank=now.rank,
         certain=first.certain,
+        pattern=_pattern(group, site),
     )
+
+
+def _pattern(group: list[Change], site: Site | None) -> str | None:
+    """What silences a line that changed tensors of several modules: their common ending."""
+    if len({change.owner for change in group}) == 1:
+        return None
+    endings = zip(*(reversed(change.name.split(".")) for change in group), strict=False)
+    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, endings))
+    ending = ".".join(parts[0] for parts in reversed(common))
+    if not ending:
+        return file_pattern(site.location) if site is not None else None
+    return f"*{ending}" if any(change.name == ending for change in group) else f"*.{ending}"
 
 
 def _as_did(others: list[str]) -> str:
@@ -133,7 +151,7 @@ def remedy_of(held: Held) -> str:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
         return "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads."
     if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
-        return "Call `.eval()` on it."
+        return EVAL
     return "Write it `if self.training:`."
 
 

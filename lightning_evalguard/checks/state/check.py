@@ -10,7 +10,7 @@ from torch.nn.modules import module as _module
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.state.change import Change, finding_of
+from lightning_evalguard.checks.state.change import EVAL, PROJECT, Change, finding_of
 from lightning_evalguard.checks.state.contents import buffers
 from lightning_evalguard.checks.state.optimization import Optimization
 from lightning_evalguard.checks.state.window import Window
@@ -52,6 +52,7 @@ class StateCheck(Check):
         self._evaluations = 0
         self.restless: set[str] = set()
         self._allowed: set[str] = set()
+        self._projected: set[str] = set()  # reported once: each evaluation does it again
         self.assigned: dict[str, Site | None] = {}
         self._handles: list[Any] = []
         self.pending: list[Change] = []
@@ -63,7 +64,7 @@ class StateCheck(Check):
         self._inventory = Inventory(root)
         self._windows, self.pending = [], []
         self._evaluations = 0
-        self.restless, self._allowed = set(), set()
+        self.restless, self._allowed, self._projected = set(), set(), set()
         self._handles = [
             _module.register_module_parameter_registration_hook(self._registered),
             _module.register_module_buffer_registration_hook(self._registered),
@@ -172,13 +173,22 @@ class StateCheck(Check):
         for change in changes:
             if change.name in self._allowed:
                 continue
+            if change.writes and change.name in self._projected:
+                continue
             if change.site is None and change.writes:
                 site = seen.sites.get(change.name) if seen is not None else None
                 change.site = site or self.assigned.get(change.name)
             elif change.site is None and change.backward and seen is not None:
                 change.site = seen.backward
             change.site = change.site or self.lines.get(change.name)
+            if seen is not None and change.writes and change.name in seen.projected:
+                change.certain, change.remedy = False, PROJECT
             where = change.site.location if change.site else None
-            key = (change.owner, change.fact, change.certain, where)
+            # one line is one cause, however many modules it runs in
+            by_line = change.writes and where is not None and change.remedy != EVAL
+            owner = None if by_line else change.owner
+            key = (owner, change.fact, change.expected, change.remedy, change.certain, where)
             groups.setdefault(key, []).append(change)
+        if seen is not None:
+            self._projected |= seen.projected
         return [finding_of(group, now) for group in groups.values()]

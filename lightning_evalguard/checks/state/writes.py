@@ -24,6 +24,11 @@ _GATHERING = frozenset(
 _CONTRACTING = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "matmul", "linear", "convolution"}
 )
+# Of its own value and of constants, each of these may make the one that it leaves as it is.
+_PROJECTIONS = frozenset(
+    {"mul_", "clamp_", "clamp_min_", "clamp_max_", "relu_", "abs_", "masked_fill_"}
+    | {"hardtanh_", "triu_", "tril_", "index_fill_", "nan_to_num_"}
+)
 _FROM_PARAMETER, _FROM_ELSEWHERE = 1, 2
 _FRAMES = 8  # of the user's, from the operator that makes a tensor to the line that assigns it
 
@@ -88,6 +93,7 @@ class Writes(Subscriber):
     Attributes:
         sites: By name or path, where it is first written.
         combined: Plain attributes that enter the computation, and where.
+        projected: Parameters that are only put where training puts them too: a mask, a bound.
         allowed: Names that are written inside ``allow("state")`` and nowhere else.
         batch: Where the batch is first written.
         backward: Where the step runs backward.
@@ -102,6 +108,7 @@ class Writes(Subscriber):
     ) -> None:
         self.sites: dict[str, Site | None] = {}
         self.combined: dict[str, Site | None] = {}
+        self.projected: set[str] = set()
         self.allowed: set[str] = set()
         self.batch: Site | None = None
         self.backward: Site | None = None
@@ -114,6 +121,7 @@ class Writes(Subscriber):
             **dict.fromkeys(places.parameters, _FROM_PARAMETER),
         }
         self._made: dict[int, tuple[weakref.ref[Tensor], list[Site]]] = {}
+        self._otherwise: set[str] = set()  # parameters that are written in another way
 
     def before(self, op: Op) -> None:
         if self.backward is None and torch._C._current_graph_task_id() != -1:
@@ -136,6 +144,7 @@ class Writes(Subscriber):
     def after(self, op: Op) -> None:
         inputs = list(tensors_in([*op.args, *op.kwargs.values()]))
         keys = [storage_key(t) for t in inputs]
+        self._note_projections(op, keys)
         self._follow(op, keys)
         if self._places.attributes and op.name not in _GATHERING:
             for tensor, key in zip(inputs, keys, strict=True):
@@ -167,6 +176,29 @@ class Writes(Subscriber):
         if op.name in _CONTRACTING or any(k in self._places.parameters for k in others):
             return True
         return tensor.shape not in {t.shape for t in tensors_in(op.out)}
+
+    def _note_projections(self, op: Op, keys: list[int | None]) -> None:
+        for tensor in op.written:
+            key = storage_key(tensor)
+            if key is None or key not in self._places.parameters:
+                continue
+            names = self._places.held[key]
+            if self._projects(op, tensor, keys):
+                self.projected.update(n for n in names if n not in self._otherwise)
+            else:
+                self._otherwise.update(names)
+                self.projected.difference_update(names)
+
+    def _projects(self, op: Op, tensor: Tensor, keys: list[int | None]) -> bool:
+        """Whether the operator would leave what it wrote as it is, whatever the batch is."""
+        if op.name not in _PROJECTIONS or op.args[0] is not tensor:
+            return False
+        if any(self._origin_of(key) & _FROM_ELSEWHERE for key in keys):
+            return False
+        with torch.no_grad():
+            again = tensor.detach().clone()
+            op.func(again, *op.args[1:], **op.kwargs)
+            return torch.equal(again, tensor)
 
     # what is made of parameters alone
 
