@@ -32,21 +32,38 @@ class Following:
             own = pair
             if chosen.swapped:
                 own = replace(pair, preds=pair.target, target=pair.preds)
-            if is_known(Identity(own.target), chosen.targets):
+            if chosen.targets and is_known(Identity(own.target), chosen.targets):
                 return  # the same samples again: a metric and then its log, two losses of a batch
             named = kind in ("outputs", "metric", "epoch")
             mine = named or entry.role_of(own.target) == chosen.role
             if mine and self._is_its_turn(entry, own):
-                arranged = self._fitting(entry, chosen, own, is_own=True)
+                arranged = self._arranged(entry, chosen, own, name)
                 if arranged is not None:
                     entry.count(chosen, arranged, own)
                     return
         if entry.counted or chosen.late or kind in ("other", "epoch"):
             return
-        spare = Spare(kind, name, entry.role_of(pair.target), pair)
+        spare = Spare(kind, name, entry, pair)
         if pair.preds.numel() > _HELD:
             spare.pair = _labels_of(self._fitting(entry, chosen, pair), pair)
         entry.spares.append(spare)
+
+    def _arranged(self, entry: LoaderCount, chosen: Stream, own: Pair, name: str) -> Pair | None:
+        """`_fitting`, asked anew only where the pair looks otherwise than the last one.
+
+        Most pairs are counted as they are shown: where one was, so are those that look like it.
+        """
+        preds, target = own.preds, own.target
+        look = (
+            name, preds.shape, target.shape, preds.dtype, target.dtype, own.task, own.preds_are,
+            own.axis, own.classification, own.shares, chosen.layout,
+        )  # fmt: skip
+        if look == chosen.plain:
+            return own
+        arranged = self._fitting(entry, chosen, own, is_own=True)
+        as_shown = arranged is not None and arranged.preds is preds and arranged.target is target
+        chosen.plain = look if as_shown else None
+        return arranged
 
     def _is_its_turn(self, entry: LoaderCount, pair: Pair) -> bool:
         """Whether the chosen stream is this one of several of one name in the step."""
@@ -54,6 +71,8 @@ class Following:
         assert chosen is not None
         if chosen.samples:
             return entry.is_a_part(chosen, pair)
+        if not chosen.place:
+            return True
         before = [s for s in entry.spares if s.name in chosen.names and s.role == chosen.role]
         return len(before) >= chosen.place
 

@@ -34,12 +34,12 @@ def highest(scores: Tensor) -> Tensor:
         [1, 3]
     """
     c = scores.shape[1]
+    if is_by_max(scores):
+        return _by_max(scores)
     if not scores.is_floating_point():
         return scores.argmax(dim=1)
     if scores.device.type != "cpu":
         return _on_device(scores)
-    if scores.numel() < 2 * _FEW_PAIRS:
-        return _by_max(scores)
     if scores.ndim == 2:
         return _in_rows(scores)
     if scores.stride(1) == 1:  # the classes lie last in memory
@@ -50,9 +50,16 @@ def highest(scores: Tensor) -> Tensor:
     return _in_parts(scores, _AT_ONCE * len(scores) // scores.numel(), _first)
 
 
+def is_by_max(scores: Tensor) -> bool:
+    """Whether one `max` is the fastest way: of few scores, and of few classes on a device."""
+    if not scores.is_floating_point():
+        return False
+    if scores.device.type == "cpu":
+        return scores.numel() < 2 * _FEW_PAIRS
+    return scores.shape[1] <= 32
+
+
 def _on_device(scores: Tensor) -> Tensor:
-    if scores.shape[1] <= 32:
-        return _by_max(scores)
     p = scores.argmax(dim=1, keepdim=True)
     top = scores.gather(1, p).squeeze(1)
     return p.squeeze(1).masked_fill_(top.isnan(), scores.shape[1])

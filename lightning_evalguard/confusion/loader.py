@@ -74,6 +74,7 @@ class Stream:
         scores: The same of the predictions.
         versions: How often its predictions and its target had been written to.
         samples: Of the running step, counted along the first dimension.
+        plain: What a pair looks like that is counted as it is shown.
     """
 
     kind: str
@@ -101,6 +102,7 @@ class Stream:
     scores: list[Identity] = field(default_factory=list)
     versions: list[int] = field(default_factory=lambda: [-1, -1])
     samples: int = 0
+    plain: tuple[Any, ...] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -158,9 +160,15 @@ class Patterns(NamedTuple):
 class Spare:
     """A pair that is not the chosen one's, kept until the step shows whether it is needed."""
 
-    def __init__(self, kind: str, name: str, role: int | None, pair: Pair) -> None:
-        self.kind, self.name, self.role, self.pair = kind, name, role, pair
+    def __init__(self, kind: str, name: str, entry: LoaderCount, pair: Pair) -> None:
+        self.kind, self.name, self.pair = kind, name, pair
+        self._entry, self._target = entry, pair.target
         self._versions = self._now()
+
+    @property
+    def role(self) -> int | None:
+        """Which tensor of the batch its target lies in; asked while the step runs."""
+        return self._entry.role_of(self._target)
 
     @property
     def changed(self) -> bool:
@@ -201,7 +209,7 @@ class LoaderCount:
         samples: Of the running batch.
         keep: How many of them are this rank's own.
         position: How many of them were passed.
-        leaves: Storages of the batch's tensors.
+        tensors: Of the running batch, until the step has returned.
         versions: How often each had been written to before the first step.
         spares: Pairs of the running step that are not the chosen one's.
         counted: Whether the running step was counted.
@@ -248,7 +256,7 @@ class LoaderCount:
     samples: int = 0
     keep: int = 0
     position: int = 0
-    leaves: list[int] = field(default_factory=list)
+    tensors: Sequence[Tensor] = ()
     versions: list[int] = field(default_factory=list)
     spares: list[Spare] = field(default_factory=list)
     counted: bool = False
@@ -271,6 +279,7 @@ class LoaderCount:
     warnings: list[str] = field(default_factory=list)
     reported: set[str] = field(default_factory=set)
     each: Batches | None = field(default_factory=Batches)
+    _leaves: list[int] | None = None
 
     def begin(self) -> None:
         """An evaluation begins."""
@@ -294,7 +303,7 @@ class LoaderCount:
             self.keep = min(samples, self.owned)
             self.owned -= self.keep
         self.position, self.counted, self.returned = 0, False, False
-        self.leaves = [t.untyped_storage().data_ptr() for t in tensors]
+        self.tensors, self._leaves = tensors, None
         self.versions = versions_of(*tensors) if self.chosen is None else []
         for stream in (*self.streams, self.chosen):
             if stream is not None:
@@ -304,11 +313,21 @@ class LoaderCount:
         """Let go of everything that belongs to the step."""
         self.spares.clear()
         self.batch = None
+        if self.chosen is None or self.chosen.late:  # hooks after the step show pairs too
+            self.leaves()
+        self.tensors = ()
+
+    def leaves(self) -> list[int]:
+        """Storages of the batch's tensors."""
+        if self._leaves is None:
+            self._leaves = [t.untyped_storage().data_ptr() for t in self.tensors]
+        return self._leaves
 
     def role_of(self, target: Tensor) -> int | None:
         """Which tensor of the batch `target` lies in."""
         here = target.untyped_storage().data_ptr()
-        return self.leaves.index(here) if here in self.leaves else None
+        leaves = self.leaves()
+        return leaves.index(here) if here in leaves else None
 
     def overwritten(self, pair: Pair) -> str:
         """What of a returned pair the step wrote over: ``target``, ``preds`` or nothing.
@@ -355,7 +374,8 @@ class LoaderCount:
             raw: As the step showed it.
         """
         stream.targets.append(Identity(raw.target))
-        stream.scores.append(Identity(raw.preds))
+        if stream is not self.chosen:  # only the choice asks whose scores they are
+            stream.scores.append(Identity(raw.preds))
         stream.samples += len(arranged.target)
         if stream is self.chosen:
             self.counted = True

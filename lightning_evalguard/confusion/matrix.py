@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
-from lightning_evalguard.confusion.highest import highest
+from lightning_evalguard.confusion.highest import highest, is_by_max
 from lightning_evalguard.confusion.layout import Layout, read, reshaped
 from lightning_evalguard.confusion.result import ConfusionResult, Task
 
@@ -136,10 +136,11 @@ class ConfusionMatrix(Metric):
             self.settle()
             self.count(preds, target)
             return
-        p = self._predicted(preds.detach() if preds.requires_grad else preds, target)
-        self._answers.append(p if p.ndim == 1 else p.reshape(-1))
+        p, top = self._predicted_soon(preds.detach() if preds.requires_grad else preds, target)
+        self._answers.append((p, top))
         # a copy: the target is the batch's own
-        self._targets.append(target.reshape(-1).to(torch.long, copy=True))
+        flat = target if target.ndim == 1 else target.reshape(-1)
+        self._targets.append(flat.clone() if flat.dtype == torch.long else flat.long())
         self._noted += target.numel()
         if self._noted > _WAITING or len(self._targets) > 2 * _STEPS:
             self.settle()
@@ -163,7 +164,7 @@ class ConfusionMatrix(Metric):
             if each is not None and knows:
                 each.take(self.counts.expand(len(ends), -1).clone())
             return
-        index = self._cell(torch.cat(answers), self._row(torch.cat(targets)), 1)
+        index = self._cell(self._joined(answers), self._row(torch.cat(targets)), 1)
         if each is None or not knows:
             self.counts.index_add_(0, index, self._one.expand_as(index))
             return
@@ -176,20 +177,47 @@ class ConfusionMatrix(Metric):
         each.take(totals[:-1])
 
     def _forget(self) -> None:
-        self._answers: list[Tensor] = []
+        self._answers: list[tuple[Tensor, Tensor | None]] = []
         self._targets: list[Tensor] = []
         self._noted = 0
         self._ends: list[int] = []  # of the steps, in answers that wait
         self._each = None
 
     def _predicted(self, preds: Tensor, target: Tensor) -> Tensor:
+        scored = self._is_scored(preds, target)
+        return highest(preds) if scored else preds.long().clamp(-1, self.layout.num_classes)
+
+    def _is_scored(self, preds: Tensor, target: Tensor) -> bool:
         c = self.layout.num_classes
         scored = preds.ndim == target.ndim + 1
         if scored and preds.shape[1] != c:
             raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
         if preds.shape[:1] + preds.shape[1 + scored :] != target.shape:
             raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
-        return highest(preds) if scored else preds.long().clamp(-1, c)
+        return scored
+
+    def _predicted_soon(self, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The classes, flat, and the scores by which `_joined` finds those that are NaN."""
+        scored = self._is_scored(preds, target)
+        if scored and preds.ndim == 2 and is_by_max(preds):
+            top, p = preds.max(1)
+            return p, top
+        p = highest(preds) if scored else preds.long().clamp(-1, self.layout.num_classes)
+        return (p if p.ndim == 1 else p.reshape(-1)), None
+
+    def _joined(self, answers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """What waits in one, a class beyond all where the highest score is NaN."""
+        joined = torch.cat([p for p, _ in answers])
+        tops = [top for _, top in answers if top is not None]
+        if len(tops) == len(answers):
+            return joined.masked_fill_(torch.cat(tops).isnan(), self.layout.num_classes)
+        at = 0
+        for p, top in answers:
+            if top is not None:
+                part = joined[at : at + len(p)]
+                part.masked_fill_(top.isnan(), self.layout.num_classes)
+            at += len(p)
+        return joined
 
     def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
         p, t = self._predicted(preds, target), target.long()

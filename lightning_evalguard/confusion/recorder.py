@@ -136,11 +136,12 @@ class Recorder:
         Raises:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
-        self._losses.close()
         entry = self._now
         if entry is None or entry.chosen is None:
-            self._functions.close()  # who looks closely at hooks sees the functions as they are
+            self._losses.close()  # who looks closely at hooks sees the functions as they are
+            self._functions.close()
         else:
+            self._losses.pause()
             self._functions.pause()
         if entry is None:
             return
@@ -154,6 +155,8 @@ class Recorder:
             elif not entry.counted and not entry.chosen.late:
                 self._following.fall_back(entry)
         finally:
+            if not entry.counted:
+                entry.saw = sources.shown(outputs)
             entry.returned = True
             entry.end_step()
             self._sigmoids.close()
@@ -161,6 +164,7 @@ class Recorder:
     def steps_over(self) -> None:
         """The last step is over: from now on scores of the whole evaluation may be computed."""
         self._close_step()
+        self._losses.close()
         self._epoch_ends = self._stage is not None
         if self._epoch_ends and self._module is not None and self._taps_losses:
             self._functions.open(self._module)
@@ -257,7 +261,10 @@ class Recorder:
 
     def _loader(self, i: int) -> LoaderCount:
         key = f"{self._stage}/dataloader_idx_{i}" if i else str(self._stage)
-        return self._loaders.setdefault(key, LoaderCount(key))
+        entry = self._loaders.get(key)
+        if entry is None:
+            entry = self._loaders[key] = LoaderCount(key)
+        return entry
 
     # what a step shows
 
@@ -287,7 +294,8 @@ class Recorder:
         return None if at_steps else entry
 
     def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
-        entry.saw = sources.shown(outputs)
+        if outputs is None and self.config.source is None:
+            return
         if self.config.source is not None:
             pair: Pair | None = sources.from_source(self.config.source, outputs, batch)
         else:

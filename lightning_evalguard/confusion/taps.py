@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -79,13 +80,12 @@ class MetricTap:
         self._deeper.clear()
 
     def _around(self, name: str, metric: Metric) -> Callable[..., Any]:
-        names = list(metric._update_signature.parameters)
+        called = _Called.of(name, metric, list(metric._update_signature.parameters))
 
         def update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return original(*args, **kwargs)
-            given = dict(zip(names, args, strict=False)) | kwargs
-            return self._updated(name, metric, given, lambda: original(*args, **kwargs))
+            return self._updated(called, original, args, args, kwargs)
 
         return update
 
@@ -104,33 +104,109 @@ class MetricTap:
             name = self._names.get(id(metric))
             if name is None or torch.compiler.is_compiling():
                 return original(metric, *args, **kwargs)
-            given = dict(zip(("preds", "target"), args, strict=False)) | kwargs
-            return self._updated(name, metric, given, lambda: original(metric, *args, **kwargs))
+            called = _Called.of(name, metric, ["preds", "target"])
+            return self._updated(called, original, (metric, *args), args, kwargs)
 
         parent.update = update  # type: ignore[attr-defined]
         self._classes.append((parent, update, original))
 
     def _updated(
-        self, name: str, metric: Metric, given: dict[str, Any], run: Callable[[], Any]
+        self,
+        called: _Called,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        given: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
+        """Run ``original(*args, **kwargs)``, and say what it was given by place."""
         self._deeper.append(False)
         try:
-            value = run()
+            value = original(*args, **kwargs)
         finally:
             deeper = self._deeper.pop() if self._deeper else False
         if self._deeper:
             self._deeper[-1] = True
-        if deeper:
-            return value
-        preds = next((given[k] for k in PREDS if k in given), None)
-        target = next((given[k] for k in TARGET if k in given), None)
-        if isinstance(preds, Tensor) and isinstance(target, Tensor):
-            pair = _of_metric(name, metric, preds, target)
-            if not _is_torchmetrics(type(metric)):
-                rest = [v for v in given.values() if v is not preds and v is not target]
-                pair.target = _masked(target, rest, pair)
-            self._see("metric", name, pair, None)
+        if not deeper:
+            pair = called.pair(given, kwargs)
+            if pair is not None:
+                self._see("metric", called.name, pair, None)
         return value
+
+
+@dataclass
+class _Called:
+    """A metric whose updates are seen.
+
+    Attributes:
+        name: Its qualified name.
+        metric: The object.
+        names: Of what its update takes.
+        preds: Where predictions stand among them; -1 where no name says so.
+        target: Where targets stand.
+        source: The metric in words.
+        task: What its class classifies.
+        is_own: Whether its class is the user's own.
+    """
+
+    name: str
+    metric: Metric
+    names: list[str]
+    preds: int
+    target: int
+    source: str
+    task: str | None
+    is_own: bool
+
+    @classmethod
+    def of(cls, name: str, metric: Metric, names: list[str]) -> _Called:
+        """A metric, by the names of what its update takes."""
+        preds = next((names.index(n) for n in PREDS if n in names), -1)
+        target = next((names.index(n) for n in TARGET if n in names), -1)
+        kinds = (c.__name__ for c in type(metric).__mro__ if _is_torchmetrics(c))
+        kind = next(kinds, "").lower()
+        task = next((t for t in _TASKS if kind.startswith(t)), None)
+        source = f"`{name}` ({type(metric).__name__})"
+        own = not _is_torchmetrics(type(metric))
+        return cls(name, metric, names, preds, target, source, task, own)
+
+    def pair(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair | None:
+        """What an update was given; None where it is no pair of tensors."""
+        if not kwargs and 0 <= self.preds < len(args) and 0 <= self.target < len(args):
+            preds, target = args[self.preds], args[self.target]
+        else:
+            given = self._given(args, kwargs)
+            preds = next((given[k] for k in PREDS if k in given), None)
+            target = next((given[k] for k in TARGET if k in given), None)
+        if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
+            return None
+        pair = self._described(preds, target)
+        if self.is_own:
+            given = self._given(args, kwargs)
+            rest = [v for v in given.values() if v is not preds and v is not target]
+            pair.target = _masked(target, rest, pair)
+        return pair
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(self.names, args, strict=False)) | kwargs
+
+    def _described(self, preds: Tensor, target: Tensor) -> Pair:
+        settings = vars(self.metric)
+        top_k = settings.get("top_k")
+        return Pair(
+            preds,
+            target,
+            self.source,
+            task=self.task,
+            num_classes=settings.get("num_classes") or settings.get("num_labels"),
+            threshold=settings.get("threshold"),
+            ignore_index=settings.get("ignore_index"),
+            top_k=(top_k,) if isinstance(top_k, int) and top_k > 1 else (),
+            classification=self.task is not None,
+            axis=1,
+        )
+
+
+_TASKS = ("binary", "multiclass", "multilabel")
 
 
 def _is_torchmetrics(kind: type) -> bool:
@@ -182,26 +258,6 @@ def _classifies(metric: Metric) -> bool:
         return home.startswith("torchmetrics.classification.")
     names = list(metric._update_signature.parameters)[:2]
     return any(n in PREDS for n in names) and any(n in TARGET for n in names)
-
-
-def _of_metric(name: str, metric: Any, preds: Tensor, target: Tensor) -> Pair:
-    kind = next((c.__name__ for c in type(metric).__mro__ if _is_torchmetrics(c)), "")
-    tasks = ("binary", "multiclass", "multilabel")
-    task = next((t for t in tasks if kind.lower().startswith(t)), None)
-    given = vars(metric)
-    top_k = given.get("top_k")
-    return Pair(
-        preds,
-        target,
-        f"`{name}` ({type(metric).__name__})",
-        task=task,
-        num_classes=given.get("num_classes") or given.get("num_labels"),
-        threshold=given.get("threshold"),
-        ignore_index=given.get("ignore_index"),
-        top_k=(top_k,) if isinstance(top_k, int) and top_k > 1 else (),
-        classification=task is not None,
-        axis=1,
-    )
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -259,18 +315,24 @@ class LossTap:
         for home, name in _OTHERS:
             if (original := getattr(home, name, None)) is not None:
                 self._places.append((home, name, original, self._note(original, name)))
-        self._is_open = False
+        self._is_open = self._hears = False
 
     def open(self) -> None:
         """Tap the losses from now on."""
+        self._hears = True
         if not self._is_open:
             self._is_open = True
             for home, name, original, tapped in self._places:
                 if getattr(home, name) is original:
                     setattr(home, name, tapped)
 
+    def pause(self) -> None:
+        """Report no calls until `open`: thirty names take longer to give back than a step."""
+        self._hears = False
+
     def close(self) -> None:
         """Give the losses their names back."""
+        self._hears = False
         if self._is_open:
             self._is_open = False
             for home, name, original, tapped in self._places:
@@ -283,7 +345,7 @@ class LossTap:
         @functools.wraps(original)
         def tapped(*args: Any, **kwargs: Any) -> Any:
             value = original(*args, **kwargs)
-            if torch.compiler.is_compiling():
+            if not self._hears or torch.compiler.is_compiling():
                 return value
             preds, target = plain(*args[:2]) if len(args) > 1 else (None, None)
             if preds is not None and target is not None:
@@ -301,7 +363,7 @@ class LossTap:
     def _note(self, original: Any, name: str) -> Any:
         @functools.wraps(original)
         def noted(*args: Any, **kwargs: Any) -> Any:
-            if self.locates and not torch.compiler.is_compiling():
+            if self._hears and self.locates and not torch.compiler.is_compiling():
                 nothing = torch.empty(0)
                 self._see("other", name, Pair(nothing, nothing, name), None)
             return original(*args, **kwargs)
