@@ -25,7 +25,9 @@ HONEST = sorted((SCRIPTS / "honest").glob("*.py"))
 FAULTY = sorted((SCRIPTS / "faulty").glob("*.py"))
 _MARK = re.compile(r"# (\w+): ([a-z? ]+)$")
 # A script may read a number at every step; that is said, and stops nothing.
-_READS = re.compile(r"\.item\(\)|\.numpy\(\)|float\(|isfinite|Categorical|log_prob")
+_READS = re.compile(
+    r"\.item\(\)|\.numpy\(\)|float\(|isfinite|Categorical|log_prob|print\(|int\(|bool\(|tolist"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,15 @@ def found(report: Report) -> set[tuple[int, str]]:
     }
 
 
+def without_reads(report: Report) -> Report:
+    """Without the numbers that a script reads, where it is not about them."""
+    left = Report()
+    left.add(
+        f for f in report.findings if f.check != "sync" or not _READS.search(f.expression or "")
+    )
+    return left
+
+
 def _warns(finding: Any) -> bool:
     return finding.check == "sync" or not finding.certain
 
@@ -78,16 +89,17 @@ FAULTS = [(path, name) for path in FAULTY for name in marked(path)]
 @pytest.mark.parametrize("path", HONEST, ids=lambda path: path.stem)
 def test_an_honest_script_is_silent(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run(path)
-    alarms = [f for f in report.findings
-              if f.check != "sync" or not _READS.search(f.expression or "")]  # fmt: skip
-    assert alarms == []
+    assert without_reads(report).findings == []
     assert report.checked["evaluations"] + report.checked["training_steps"] > 0
 
 
 @pytest.mark.parametrize(("path", "name"), FAULTS, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_fault_is_found_at_its_line_and_its_fixed_twin_is_silent(path: Path, name: str) -> None:
-    assert found(run(path, name)) == marked(path)[name]
-    assert found(run(path, name, "--fixed")) == set()
+    expected = marked(path)[name]
+    reads = any(check == "sync?" for _, check in expected)
+    report, fixed = run(path, name), run(path, name, "--fixed")
+    assert found(report if reads else without_reads(report)) == expected
+    assert found(fixed if reads else without_reads(fixed)) == set()
 
 
 def test_there_are_faults_of_all_five_kinds() -> None:

@@ -24,7 +24,7 @@ from lightning_evalguard.instruments.source import (
     owner_of,
     site_of,
 )
-from lightning_evalguard.plain.window import memory_of
+from lightning_evalguard.plain.tensors import memory_of
 
 _METHODS = ("__eq__", "__ne__", "eq", "ne")
 _OPERATORS = re.compile(r"==|!=|\.eq\(|\.ne\(|\.__eq__\(|\.__ne__\(")

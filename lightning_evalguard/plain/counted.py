@@ -13,7 +13,7 @@ from lightning_evalguard.plain.comparisons import ComparisonTap
 from lightning_evalguard.plain.gathered import Gathers
 from lightning_evalguard.plain.matrix import Scores
 from lightning_evalguard.plain.measures import MeasureTap
-from lightning_evalguard.plain.window import memory_of, size_of
+from lightning_evalguard.plain.tensors import memory_of, size_of
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import Report, broke
 
@@ -104,7 +104,7 @@ class Counted:
         left = int(state.remainder) - self._ranks.rank * size
         return min(max(left, 0), size)
 
-    def _hear(self) -> None:
+    def _hear(self, has_graph: bool) -> None:
         self._scored = True
 
     def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:

@@ -44,8 +44,8 @@ class Listener(Protocol):
         It may go in the middle of something: then this is no moment to look at anything.
         """
 
-    def backward(self) -> None:
-        """Gradients are computed."""
+    def backward(self, roots: Any) -> None:
+        """Gradients are computed, from `roots` on."""
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to change weights."""
@@ -190,7 +190,7 @@ class Events:
         @functools.wraps(original)
         def ran(*args: Any, **kwargs: Any) -> Any:
             if not (self.inside or self.elsewhere()):
-                self._aside(self._listener.backward)
+                self._aside(self._listener.backward, args[0] if args else ())
             return original(*args, **kwargs)
 
         return ran

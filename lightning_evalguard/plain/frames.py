@@ -59,6 +59,19 @@ def _discards(code: CodeType, lasti: int) -> bool:
     return False
 
 
+def path_of(frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
+    """A frame and the user's running code around it, innermost first, with its instructions."""
+    places: list[tuple[CodeType, int]] = []
+    if frame is not None:
+        places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    while frame is not None and len(places) < 4:
+        if owner_of(frame.f_code.co_filename) == "user":
+            places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(places)
+
+
 def functions_around(frame: FrameType | None, owner_of: Callable[[str], str]) -> tuple[str, ...]:
     """Names of the user's functions around a frame, innermost first."""
     names: list[str] = []

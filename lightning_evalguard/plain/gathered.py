@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest, site_of
 from lightning_evalguard.plain.comparisons import ordered
-from lightning_evalguard.plain.window import memory_of, tensors_in
+from lightning_evalguard.plain.tensors import memory_of, tensors_in
 
 _OWNERS = PLUMBING | {"accelerate"}
 _GIVEN = re.compile(r"^[^(]*\(\s*(?:\w+=)?(.*)\)$", re.DOTALL)

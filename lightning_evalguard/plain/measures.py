@@ -14,6 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 # The recorder's `LossTap` hears of the others.
@@ -29,10 +30,10 @@ class MeasureTap:
     """Hears that a loss is computed.
 
     Args:
-        measured: Is told of each, while the tap is open.
+        measured: Is told of each, while the tap is open, and whether its value has a graph.
     """
 
-    def __init__(self, measured: Callable[[], None]) -> None:
+    def __init__(self, measured: Callable[[bool], None]) -> None:
         self._measured = measured
         self._is_open = False
         self._replaced: list[tuple[Any, str, Any, Any]] = []
@@ -62,9 +63,9 @@ class MeasureTap:
         self._is_open = False
         _put_back(self._replaced)
 
-    def _tell(self) -> None:
+    def _tell(self, value: Any) -> None:
         if self._is_open:
-            self._measured()
+            self._measured(isinstance(value, Tensor) and value.requires_grad)
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         is_compiling = torch.compiler.is_compiling
@@ -73,13 +74,13 @@ class MeasureTap:
         def measured(*args: Any, **kwargs: Any) -> Any:
             value = original(*args, **kwargs)
             if not is_compiling():
-                self._tell()
+                self._tell(value)
             return value
 
         return measured
 
 
-def _as_in_torch(original: Any, tell: Callable[[], None]) -> Any:
+def _as_in_torch(original: Any, tell: Callable[[Any], None]) -> Any:
     """A function that stands in `torch.nn.functional` as the one that it calls does.
 
     Its globals are that module's: `torch.jit.script` reads the source of what it wraps, and looks
@@ -90,7 +91,7 @@ def _as_in_torch(original: Any, tell: Callable[[], None]) -> Any:
     def measured(*args: Any, **kwargs: Any) -> Any:
         value = original(*args, **kwargs)
         if not is_compiling():
-            tell()
+            tell(value)
         return value
 
     made = FunctionType(measured.__code__, vars(F), original.__name__, None, measured.__closure__)

@@ -20,7 +20,8 @@ class PlainRecorder(Recorder):
     """Counts without a graph, for a script may evaluate with gradients on.
 
     Args:
-        scored: Is told of each loss, metric and comparison.
+        scored: Is told of each loss, metric and comparison, and whether what it is given has a
+            graph, as what is trained has.
         quietly: Makes a context in which nothing that is read counts as the script's.
         ranks: The processes whose counts are added up.
         is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
@@ -28,7 +29,7 @@ class PlainRecorder(Recorder):
 
     def __init__(
         self,
-        scored: Callable[[], None],
+        scored: Callable[[bool], None],
         quietly: Callable[[], AbstractContextManager[None]],
         ranks: Alone | None = None,
         is_foreign: Callable[[Pair], bool] | None = None,
@@ -44,6 +45,6 @@ class PlainRecorder(Recorder):
         if self._is_foreign is not None and self._is_foreign(pair):
             return
         if kind != "other" or name not in _NO_SCORE:
-            self._scored()
+            self._scored(pair.preds.requires_grad or pair.target.requires_grad)
         with torch.no_grad(), self._quietly():
             super()._see(kind, name, pair, value)

@@ -61,9 +61,12 @@ def evaluated_with_a_graph(window: Window, call: Call) -> list[Finding]:
         return []
     kept = window.kept_graphs()
     fact = "is evaluated with grad mode on: each batch records an autograd graph"
+    if window.batches < 2:
+        fact = "is evaluated with grad mode on: it records an autograd graph"
     fact += " that is still held batches later" if kept > 1 else " that no backward pass uses"
     function = call.site.function
-    remedy = "Write `with torch.no_grad():` around this loop"
+    around = "loop" if window.batches > 1 else "call"
+    remedy = f"Write `with torch.no_grad():` around this {around}"
     if function.isidentifier():
         remedy += f", or `@torch.no_grad()` above `def {function}`"
     if kept > 1:

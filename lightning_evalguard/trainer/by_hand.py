@@ -24,7 +24,9 @@ from lightning_evalguard.instruments.source import owner_of, site_of
 from lightning_evalguard.plain import rules
 from lightning_evalguard.plain.frames import functions_around, is_discarded, user_frame
 from lightning_evalguard.plain.models import Models
-from lightning_evalguard.plain.window import Call, Watched, Window, follow, make_held
+from lightning_evalguard.plain.tensors import follow
+from lightning_evalguard.plain.watched import Watched, make_held
+from lightning_evalguard.plain.window import Call, Window
 from lightning_evalguard.report import Finding, broke
 
 _CHECKED = ("state", "stochastic")  # around each call

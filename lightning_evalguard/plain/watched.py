@@ -1,0 +1,148 @@
+"""The checks of `evaluating` around the calls of one model in what may be an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lightning_evalguard.audit import Replays, Showing, why_not_again
+from lightning_evalguard.checks.batch.check import BatchCheck
+from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.grad import GradCheck
+from lightning_evalguard.checks.rng import RngCheck
+from lightning_evalguard.checks.state.check import StateCheck
+from lightning_evalguard.checks.stochastic.check import StochasticCheck
+from lightning_evalguard.guard import Guard
+from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.report import Finding, Report
+
+
+class Held(Guard):
+    """A guard whose findings wait until its window is known to be an evaluation."""
+
+    def __init__(self, *args: Any, look: bool, tell: Callable[[Any], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._look = look
+        self._tell = tell
+        self._waiting: list[tuple[Finding, str]] | None = []
+        self.stepped: Site | None = None
+
+    def release(self) -> None:
+        """It is an evaluation: what waits, and what comes, is said."""
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            self._tell(waiting)
+
+    def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
+        # a loop may enter autocast for each batch: the window begins within and ends outside
+        found = [(self._placed(f), p) for f, p in found if "autocast" not in (f.subject or "")]
+        if self._waiting is None:
+            self._tell(found)
+        else:
+            self._waiting += found
+
+    def _placed(self, finding: Finding) -> Finding:
+        """What changed unseen, where an optimizer was stepped, was changed there."""
+        site = self.stepped
+        if site is None or finding.check != "state" or finding.location is not None:
+            return finding
+        where = {k: getattr(site, k) for k in ("location", "expression", "function")}
+        return replace(finding, remedy="Step the optimizer in training only.", **where)
+
+    def shown(self, now: Moment) -> AbstractContextManager[Showing]:
+        """Show this step, where the window is one of those that are looked at."""
+        return super().shown(now) if self._look else nullcontext(Showing())
+
+
+class Watched:
+    """The checks around the calls of one model in one window, as `evaluating` has them.
+
+    Args:
+        module: The model.
+        make: Makes the guard.
+        window: Whose now is asked for.
+    """
+
+    def __init__(self, module: nn.Module, guard: Held, now: Moment) -> None:
+        self._guard, self._now = guard, now
+        self._inside: ExitStack | None = None
+        self._showing: Showing | None = None
+        guard.open(module, now)
+        guard.start(now)
+
+    def release(self) -> None:
+        """What it found is said from now on."""
+        self._guard.release()
+
+    def stepped_at(self, site: Site) -> None:
+        """An optimizer was stepped there, in the middle of the evaluation."""
+        self._guard.stepped = site
+
+    def begin(self, args: tuple[Any, ...]) -> None:
+        """A call begins."""
+        self._now.batch += 1
+        self._guard.before(self._now, args)
+        with ExitStack() as stack:
+            self._showing = stack.enter_context(self._guard.shown(self._now))
+            self._inside = stack.pop_all()
+
+    def end(
+        self, module: nn.Module, outputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+        failed: bool,
+    ) -> None:  # fmt: skip
+        """It returned `outputs`, or failed."""
+        inside, self._inside = self._inside, None
+        if inside is not None:
+            inside.close()
+        if not failed and self._showing is not None:
+            forward = module.forward
+            self._guard.after(self._now, outputs, self._showing, forward, args, kwargs)
+
+    def abandon(self) -> None:
+        """Leave a call that is under way."""
+        if self._inside is not None:
+            self._inside.close()
+            self._inside = None
+
+    def close(self, compare: bool) -> Report:
+        """The window is over; what it holds is compared with its beginning where that is sure.
+
+        Where a loop's end was not seen, weights may have been swapped back since: that is the
+        script's own business, and no finding.
+        """
+        error = None if compare else _LooseEndError()
+        self._guard.stop(self._now, error)
+        self._guard.close(self._now)
+        return self._guard.report
+
+
+class _LooseEndError(Exception):
+    """Stands for an end that was not seen."""
+
+
+def make_held(
+    policies: dict[str, str], allow: Any, look: bool, grad: bool,
+    optimizers: Callable[[], list[Any]], tell: Callable[[Any], None],
+) -> Held:  # fmt: skip
+    """The guard of one model in one window.
+
+    Args:
+        policies: Of every check.
+        allow: Patterns of what is meant.
+        look: Whether the first call is watched as it runs.
+        grad: Whether gradients are on: then nothing is watched nor run again.
+        optimizers: Gives those of the script.
+        tell: Takes what is found.
+    """
+    checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), BatchCheck()]
+    checks.append(RngCheck(restore=False))
+    if not grad:
+        checks.insert(0, GradCheck())
+    wanted = [(check, policies[check.name]) for check in checks]
+    wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
+    replays = Replays("off" if grad else "auto", beside=optimizers, why_not=why_not_again)
+    return Held(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)

@@ -1,0 +1,429 @@
+"""The evaluations of a plain script: which calls are one, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from lightning_evalguard.allow import allowed
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.instruments.dispatch import compiles
+from lightning_evalguard.instruments.source import owner_of, site_of
+from lightning_evalguard.plain import rules, scored
+from lightning_evalguard.plain.comparisons import ComparisonTap, hear_sklearn
+from lightning_evalguard.plain.frames import functions_around, is_discarded, path_of
+from lightning_evalguard.plain.matrix import Scores
+from lightning_evalguard.plain.measures import MeasureTap
+from lightning_evalguard.plain.models import Model, Models
+from lightning_evalguard.plain.names import Names
+from lightning_evalguard.plain.scored import Place
+from lightning_evalguard.plain.syncs import PlainSync
+from lightning_evalguard.plain.tensors import memory_of, reached, size_of
+from lightning_evalguard.plain.training import Training
+from lightning_evalguard.plain.watched import Watched, make_held
+from lightning_evalguard.plain.window import Call, Key, Loop, Window
+from lightning_evalguard.report import Finding, Report
+
+
+@dataclass
+class Surroundings:
+    """What the windows of a session ask, and tell.
+
+    Attributes:
+        report: What is verified and found.
+        policies: Of every check.
+        allow: Patterns of what is meant.
+        models: The root modules of the script.
+        training: Its training so far.
+        names: Of its evaluations.
+        sync: Hears of waits for the device.
+        tell: Takes what is found, each with its policy.
+        innermost: Gives the running loop.
+        runs: Whether a loop still runs.
+        is_inside: Whether a model runs.
+        is_elsewhere: Whether this is another thread or process.
+        safely: Runs what may fail.
+    """
+
+    report: Report
+    policies: dict[str, str]
+    allow: Any
+    models: Models
+    training: Training
+    names: Names
+    sync: PlainSync
+    tell: Callable[[list[tuple[Finding, str]]], None]
+    innermost: Callable[[], Loop | None]
+    runs: Callable[[Loop], bool]
+    is_inside: Callable[[], bool]
+    is_elsewhere: Callable[[], bool]
+    safely: Callable[..., Any]
+
+
+class Windows:
+    """The window that is open, and the sides on which calls were found to stand.
+
+    Args:
+        around: What it asks and tells.
+
+    Attributes:
+        now: What may be an evaluation, while it is open.
+        sides: ``evaluation`` or ``train``, for each call of which that is known.
+        history: The evaluations so far, with their scores.
+        ended: Whether a window was closed since this was last set to False.
+    """
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self.now: Window | None = None
+        self.sides: dict[Key, str] = {}
+        self.history: list[dict[str, Any]] = []
+        self.ended = False
+        self._undecided: list[Key] = []
+        self._waiting: list[Window] = []
+        self._places: set[Place] = set()
+        self._by_hand: dict[tuple[Place, ...], tuple[int, bool]] = {}
+        self._inputs: set[int] = set()
+        self._sklearn: Callable[[], None] | None = None
+        self._scores = Scores(around.report, self.hear_score, around.sync.quiet)
+        self._tap = ComparisonTap(self._compared, around.is_inside, self._memory)
+        self._measures = MeasureTap(self.hear_score)
+
+    def start(self) -> None:
+        """Listen from here on."""
+        self._measures.start()
+
+    def leave(self) -> None:
+        """Leave no trace."""
+        for guard in self.now.guards.values() if self.now is not None else ():
+            guard.abandon()
+        self._tap.close()
+        self._measures.stop()
+        self._scores.abort()
+        if self._sklearn is not None:
+            self._sklearn()
+
+    def finish(self) -> None:
+        """The script is over: no backward pass follows any more."""
+        if self.now is not None:
+            self.end(at_exit=True)
+        self._decide(at_exit=True)
+
+    # calls
+
+    def begin(
+        self, call: Call, user: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Call, Watched | None]:
+        """A call that is no part of training, as far as it is known, begins."""
+        window = self._window_for(call, user)
+        again = window.count.get(call.key, 0) and not (window.confirmed or call.is_lazy)
+        if again and self._is_scored(window):
+            self._confirm(window)
+        if window.alone and window.count.get(call.key, 0):
+            self._batch_over(window)
+        if window.in_batch == 0:
+            loop = None if window.alone else window.loop
+            batch = loop.batch if loop is not None and loop.batch is not None else args
+            self._inputs = set()
+            self._scores.before(batch)
+        self._inputs |= memory_of((args, kwargs))
+        window.samples = size_of((args, kwargs))
+        window.add(call)
+        self._places.add(call.path[0])
+        if window.confirmed:
+            call.model.evaluated = True
+        elif call.grad:
+            self._around.training.calls(call.model, call)
+        guard = self._guard_of(window, call)
+        if guard is not None:
+            guard.begin(args if args else (*args, *kwargs.values()))
+        return call, guard
+
+    def call_of(self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType) -> Call:
+        """What is known of a call of `model`."""
+        return Call(
+            model, key, site_of(user), functions_around(user, owner_of), key[3], key[4], flags,
+            is_discarded(user), frozenset(c for c in ("modes", "grad") if allowed(c)),
+            path_of(user),
+        )  # fmt: skip
+
+    def trains_at(self, place: Place) -> None:
+        """A model is called there: what it returns is no target."""
+        self._places.add(place)
+
+    def _guard_of(self, window: Window, call: Call) -> Watched | None:
+        """The checks of `evaluating`, where the modes are right: else all follows from them."""
+        module = call.model.module()
+        if module is None or call.is_lazy or call.model.awake(call.flags):
+            return None
+        known = window.guards.get(id(call.model))
+        if known is None:
+            around = self._around
+            held = make_held(
+                around.policies, around.allow, not call.model.looked_at, call.grad,
+                lambda: list(around.training.optimizers), around.tell,
+            )  # fmt: skip
+            known = window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
+            if window.confirmed:
+                known.release()
+        return known
+
+    # a window's life
+
+    def _window_for(self, call: Call, user: FrameType) -> Window:
+        loop, window = self._around.innermost(), self.now
+        if window is not None and (
+            window.loop is not loop or (window.alone and window.where[0] is not user.f_code)
+        ):
+            self.end()
+            window = self.now
+        if window is None:
+            window = self._open(call, user, loop)
+        return window
+
+    def _open(self, call: Call, user: FrameType, loop: Loop | None) -> Window:
+        alone = loop is None or loop.ever_trained
+        name, where = self._around.names.of(user, None if alone else loop)
+        window = self.now = Window(name, where, loop, alone)
+        window.confirmed = self.sides.get(call.key) == "evaluation" and not call.is_lazy
+        module = call.model.module()
+        if module is not None and not (call.is_lazy and compiles(module)):
+            loader = None if loop is None or alone else loop.loader()
+            self._scores.start(name, [module], user, loader)
+            self._tap.open()
+            self._measures.open()
+        if self._sklearn is None:
+            self._sklearn = hear_sklearn(self._asked)
+        return window
+
+    def _confirm(self, window: Window) -> None:
+        """It is an evaluation: what is wrong with it is said now."""
+        self._around.names.take(window)
+        window.confirmed = True
+        found: list[Finding] = []
+        for call in window.calls.values():
+            if self.sides.get(call.key) != "evaluation":
+                self.sides[call.key] = "evaluation"
+                found += rules.evaluated_in_train_mode(call)
+            call.model.evaluated = True
+            self._around.training.evaluates(call.model)
+        self.tell(found)
+        for guard in window.guards.values():
+            guard.release()
+
+    def _tell_graphs(self, window: Window) -> None:
+        """Once a later batch shows whether graphs are kept."""
+        if window.graph_told:
+            return
+        window.graph_told = True
+        with_graph = [c for c in window.first if c.graph is not None]
+        if with_graph:
+            self.tell(rules.evaluated_with_a_graph(window, with_graph[0]))
+
+    def end(self, at_exit: bool = False, compare: bool = False) -> None:
+        """The window is over, for what follows is none of it."""
+        window = self.now
+        if window is None:
+            return
+        if window.in_batch and window.alone:
+            self._batch_over(window)
+        if not window.confirmed and self._is_one(window, at_exit):
+            self._confirm(window)
+        if window.confirmed:
+            self._shut(window)
+            self._close(window, compare)
+        elif window.has_graphs() and window.alone and window.is_apart() and self._trained:
+            self._put_off(window)
+        else:
+            self._shut(window)
+            self._undecided += [k for k in window.calls if self.sides.get(k) is None]
+
+    def _is_one(self, window: Window, at_exit: bool) -> bool:
+        """Whether what is over was an evaluation."""
+        if self._stands_alone(window, at_exit):
+            return True
+        if at_exit and window.alone and window.has_graphs():
+            return not window.is_discarded() and self._is_scored(window)
+        if window.loop is None or not (window.batches and window.is_lazy()):
+            return False
+        return bool(self._is_scored(window) and (at_exit or window.proves()))
+
+    def _stands_alone(self, window: Window, at_exit: bool = False) -> bool:
+        """Whether a forward over a whole set is scored, without gradients."""
+        if window.has_graphs() or window.is_discarded() or not window.is_apart():
+            return False
+        return (self._trained or at_exit) and self._is_scored(window)  # else it is a first look
+
+    @property
+    def _trained(self) -> bool:
+        return self._around.training.steps > 0
+
+    def _is_scored(self, window: Window) -> bool:
+        """Whether what its calls return is compared with targets, by a function or by hand."""
+        return window.scores > 0 or any(self._reads(c.path) for c in window.calls.values())
+
+    def _reads(self, path: tuple[Place, ...]) -> bool:
+        known = self._by_hand.get(path)
+        if known is None or known[0] != len(self._places):
+            others = [place for place in self._places if place not in path]
+            known = self._by_hand[path] = (len(self._places), scored.scores(path, others))
+        return known[1]
+
+    def _shut(self, window: Window) -> None:
+        """Nothing runs in it any more."""
+        self.now = None
+        self.ended = True
+        self._tap.close()
+        self._measures.close()
+        if not window.confirmed:
+            self._scores.abort()
+            for guard in window.guards.values():
+                guard.close(compare=False)
+
+    def _close(self, window: Window, compare: bool) -> None:
+        self._tell_graphs(window)
+        report = self._around.report
+        report.checked["evaluations"] += 1
+        report.checked["batches"] += max(1, window.batches)
+        results = self._scores.stop(window.name)
+        for number, guard in window.guards.items():
+            for note in guard.close(compare).notes:
+                report.note(note)
+            for model in [c.model for c in window.calls.values() if id(c.model) == number]:
+                model.looked_at = True
+        living = self._around.models.living()
+        count = max((sum(1 for _ in m.modules()) for m in living), default=0)
+        report.checked["modules"] = max(report.checked["modules"], count)
+        scores = {f"{name}/{k}": v for name, r in results.items() for k, v in r.scores.items()}
+        steps = self._around.training.steps
+        self.history.append({"stage": window.name, "step": steps, "scores": scores})
+
+    # batches
+
+    def fetched_again(self, loop: Loop) -> None:
+        """What ran since the last fetch was one batch."""
+        window = self.now
+        if window is None or window.loop is not loop or not window.in_batch:
+            return
+        if not loop.trained:
+            self._batch_over(window)
+            if not window.confirmed and window.proves():
+                self._confirm(window)
+            if window.confirmed and window.batches > 2:
+                self._tell_graphs(window)
+        window.in_batch = 0
+
+    def _batch_over(self, window: Window) -> None:
+        self._scores.after()
+        window.batches += 1
+        window.in_batch = 0
+
+    def loop_over(self, loop: Loop, known: bool) -> bool:
+        """A loop ended; whether its window is decided.
+
+        Args:
+            loop: The loop.
+            known: Whether its end was seen.
+        """
+        window = self.now
+        if window is None or window.loop is not loop:
+            return True
+        self.fetched_again(loop)
+        if not window.confirmed and window.is_lazy():
+            return False  # what comes next shows whether gradients are computed after all
+        self.end(compare=known)
+        return True
+
+    # training
+
+    def trains(self, roots: list[Any] | None) -> None:
+        """Gradients are computed from `roots`, or weights are about to change.
+
+        Args:
+            roots: None where no backward pass begins.
+        """
+        if self._waiting:
+            self._decide(roots)
+        window = self.now
+        if window is not None:
+            if not window.confirmed:
+                self._take_for_training(window, roots)
+            if self.now is not None:
+                self.end()
+        if self._undecided:
+            self.sides.update(dict.fromkeys(self._undecided, "train"))
+            self._undecided.clear()
+
+    def _take_for_training(self, window: Window, roots: list[Any] | None) -> None:
+        """Training goes on: were the calls before it a part of it?"""
+        if self._stands_alone(window):
+            return
+        marks = window.marks()
+        over = window.loop is not None and not self._around.runs(window.loop)
+        followed = [c for c in window.first if c.graph]
+        if over and followed and not marks:
+            return  # its loop is over and its graphs are gone: this backward is of another
+        missed = followed and roots is not None and not (marks and reached(roots, marks))
+        if missed and window.alone and window.is_apart() and self._trained:
+            self._put_off(window)
+            return
+        self.sides.update(dict.fromkeys(window.calls, "train"))
+        self._shut(window)
+
+    def _put_off(self, window: Window) -> None:
+        """A backward pass of later may come by its graphs: then it is training."""
+        if window.in_batch:
+            self._batch_over(window)
+        self._shut(window)
+        self._waiting.append(window)
+
+    def _decide(self, roots: list[Any] | None = None, at_exit: bool = False) -> None:
+        """Of windows that were put off: does a backward pass come by, or can none any more?"""
+        waiting, self._waiting = self._waiting, []
+        for window in waiting:
+            marks = window.marks()
+            if marks and roots and reached(roots, marks):
+                self.sides.update(dict.fromkeys(window.calls, "train"))
+            elif marks and not at_exit:
+                self._waiting.append(window)
+            elif self._is_scored(window) and not window.is_discarded():
+                self._confirm(window)
+                self._tell_graphs(window)
+                self._around.report.checked["evaluations"] += 1
+                self._around.report.checked["batches"] += max(1, window.batches)
+
+    # scores
+
+    def hear_score(self, has_graph: bool) -> None:
+        """A loss or a metric is computed; one with a graph is that of training."""
+        window = self.now
+        if window is not None and window.in_batch and not (has_graph and not window.has_graphs()):
+            window.scores += 1
+
+    def scripts(self) -> None:
+        """TorchScript compiles what it finds in torch: nothing of ours is there."""
+        self._around.safely(self._scores.after)
+        self._measures.close()
+
+    def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
+        self._around.safely(self._scores.compared, preds, target, text, place)
+
+    def _asked(self, y_true: Any, y_pred: Any, score: str) -> None:
+        self.hear_score(False)
+        if not self._around.is_elsewhere():
+            self._around.safely(self._scores.asked, y_true, y_pred, score)
+
+    def _memory(self) -> tuple[set[int], set[int]]:
+        loop = self._around.innermost()
+        return memory_of(loop.batch) if loop is not None else set(), self._inputs
+
+    def tell(self, found: Iterable[Finding]) -> None:
+        """Report what is found, with the policy of its check."""
+        policies = self._around.policies
+        judged = [(f, policies[f.check]) for f in found if policies[f.check] != "ignore"]
+        if judged:
+            self._around.tell(judged)
