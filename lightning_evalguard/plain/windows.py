@@ -215,9 +215,12 @@ class Windows:
         for guard in window.guards.values():
             guard.release()
 
-    def _tell_graphs(self, window: Window) -> None:
-        """Once a later batch shows whether graphs are kept."""
-        if window.graph_told:
+    def _tell_graphs(self, window: Window, at_exit: bool = False) -> None:
+        """Once a later batch shows whether graphs are kept.
+
+        The graph of one forward over a whole set, after all training, costs nobody anything.
+        """
+        if window.graph_told or (at_exit and window.alone and window.batches < 2):
             return
         window.graph_told = True
         with_graph = [c for c in window.first if c.graph is not None]
@@ -235,7 +238,7 @@ class Windows:
             self._confirm(window)
         if window.confirmed:
             self._shut(window)
-            self._close(window, compare)
+            self._close(window, compare, at_exit)
         elif window.has_graphs() and window.alone and window.is_apart() and self._trained:
             self._put_off(window)
         else:
@@ -284,8 +287,8 @@ class Windows:
             for guard in window.guards.values():
                 guard.close(compare=False)
 
-    def _close(self, window: Window, compare: bool) -> None:
-        self._tell_graphs(window)
+    def _close(self, window: Window, compare: bool, at_exit: bool) -> None:
+        self._tell_graphs(window, at_exit)
         report = self._around.report
         report.checked["evaluations"] += 1
         report.checked["batches"] += max(1, window.batches)
@@ -392,7 +395,7 @@ class Windows:
                 self._waiting.append(window)
             elif self._is_scored(window) and not window.is_discarded():
                 self._confirm(window)
-                self._tell_graphs(window)
+                self._tell_graphs(window, at_exit)
                 self._around.report.checked["evaluations"] += 1
                 self._around.report.checked["batches"] += max(1, window.batches)
 

@@ -192,15 +192,7 @@ def coefficient_of_determination():
 def neither_for_all():
     net = classification()
     with torch.set_grad_enabled(bool(BUG)):
-        out = net(C_test)  # neither_for_all: modes grad
-    print((out.argmax(1) == D_test).float().mean())
-
-
-def graph_for_all():
-    net = classification()
-    net.eval()
-    with torch.set_grad_enabled(bool(BUG)):
-        out = net(C_test)  # graph_for_all: grad
+        out = net(C_test)  # neither_for_all: modes
     print((out.argmax(1) == D_test).float().mean())
 
 
