@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -22,7 +21,7 @@ from lightning_evalguard.checks.sync.owner import Where, where_of
 from lightning_evalguard.checks.sync.remedies import OPERATORS, remedy_of, remedy_of_metric
 from lightning_evalguard.data.batches import moved_tensors
 from lightning_evalguard.instruments.dispatch import holds
-from lightning_evalguard.report import Finding, Report, Sync, short_path
+from lightning_evalguard.report import Finding, Report, Sync
 from lightning_evalguard.stages import spelling
 
 
@@ -269,25 +268,3 @@ class SyncCheck(Check):
 
 def _cost(sync: Sync) -> tuple[float, float, str]:
     return -(sync.milliseconds or 0.0), -sync.per_step, sync.location
-
-
-_COMPILING = tuple(
-    os.path.join(*p)
-    for p in (
-        ("_dynamo", "convert_frame"),
-        ("_inductor", "compile_fx"),
-        ("_subclasses", "fake_tensor"),
-    )
-)
-_DATA = os.path.join("utils", "data")
-_CPU_BRANCH = frozenset({"normalize_logits_if_needed"})  # torchmetrics: another code on a device
-_OURS = ("overrides.py", "dispatch.py", "events.py")
-_NAMES = {
-    "pytorch_lightning": "lightning",
-    "lightning_fabric": "lightning",
-    "self": "lightning_evalguard",
-}
-
-
-def _library_place(frame: FrameType) -> str:
-    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
