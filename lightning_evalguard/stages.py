@@ -28,6 +28,11 @@ class Spelling:
     step: str
     step_words: str
 
+    @property
+    def hooks(self) -> str:
+        """What stands in the names of its hooks: ``on_validation_model_eval``."""
+        return self.step.removesuffix("_step")
+
 
 _SPELLINGS = {
     spelling.stage: spelling
@@ -59,9 +64,35 @@ def spelling(stage: str) -> Spelling:
     return _SPELLINGS.get(stage) or Spelling(stage, stage, stage, stage, "", "step")
 
 
+def same_kind(stage: str) -> frozenset[str]:
+    """All stages that share this one's loop, step and hooks, itself among them.
+
+    Example:
+        >>> sorted(same_kind("validate"))
+        ['sanity_check', 'validate']
+    """
+    kind = spelling(stage).kind
+    return frozenset({stage, *(s.stage for s in _SPELLINGS.values() if s.kind == kind)})
+
+
+def is_scored(stage: str) -> bool:
+    """Whether scores of the stage are logged under a key: validation, its sanity check, test."""
+    return stage != "fit" and bool(spelling(stage).key) and stage in _SPELLINGS
+
+
 def is_sanity_check(stage: str) -> bool:
     """Whether nobody keeps the results of this stage."""
     return stage == "sanity_check"
 
 
-__all__ = ["Spelling", "Stage", "is_sanity_check", "spelling"]
+SANITY_CHECK: Stage = "sanity_check"
+
+__all__ = [
+    "SANITY_CHECK",
+    "Spelling",
+    "Stage",
+    "is_sanity_check",
+    "is_scored",
+    "same_kind",
+    "spelling",
+]

@@ -15,7 +15,7 @@ from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
 from lightning_evalguard.record.run import Run as Record
 from lightning_evalguard.report import broke
-from lightning_evalguard.stages import spelling
+from lightning_evalguard.stages import SANITY_CHECK, spelling
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.by_hand import ByHand
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
@@ -270,7 +270,7 @@ class Run:
 
 def _stage(trainer: Trainer) -> str:
     if trainer.sanity_checking:
-        return "sanity_check"
+        return SANITY_CHECK
     if trainer.testing:
         return "test"
     return "predict" if trainer.predicting else "validate"

@@ -31,12 +31,12 @@ from lightning_evalguard.data.samples import (
 )
 from lightning_evalguard.instruments.source import owner_of, site_at
 from lightning_evalguard.report import Finding
+from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 
 _SKETCHES = 2  # batches: as many as a sanity check has
 _CHEAP, _COSTLY = 1024, 32  # samples that are read once a run, by what a read calls
 _TWICE = 4  # samples that are read twice after an evaluation, where reading is costly
 _SHARE = 50  # evaluated samples for which one more is read
-_LOADER = {"sanity_check": "val", "validate": "val", "test": "test"}
 
 
 class Loop(Protocol):
@@ -128,18 +128,18 @@ class DataCheck(Check):
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         self._steps += 1
         self._opaque = not args or isinstance(args[0], Iterator)  # a step that fetches for itself
-        if now.rank or now.stage not in _LOADER:
+        if now.rank or not is_scored(now.stage):
             return ()
         facts: list[Fact] = []
         if self._evaluated is None:
             facts = self._begin(now)
-        one = self._sets.get((_LOADER[now.stage], now.dataloader))
+        one = self._sets.get((spelling(now.stage).key, now.dataloader))
         if one is not None and not self._opaque:
             if one.batches < _SKETCHES and not one.varies:
                 one.sketches.append(sketch(args[0]))
             one.batches += 1
             watched = self._repeats.get(id(one))
-            if watched is not None and now.stage != "sanity_check":
+            if watched is not None and not is_sanity_check(now.stage):
                 watched.add(args[0])
                 one.appearance.add(args[0])
         return self._findings(now, facts)
@@ -157,11 +157,12 @@ class DataCheck(Check):
         if error is not None:
             return ()
         facts = self._broken_off(now)
-        if not now.rank and now.stage in _LOADER:
+        if not now.rank and is_scored(now.stage):
             if self._evaluated is None:
                 facts += self._begin(now)  # no step ran
             whole = not facts
-            mine = [s for (stage, _), s in self._sets.items() if stage == _LOADER[now.stage]]
+            key = spelling(now.stage).key
+            mine = [s for (stage, _), s in self._sets.items() if stage == key]
             for one in mine:
                 facts += self._same_as_before(one, now, whole)
                 facts += self._repeated(one, now)
@@ -178,7 +179,7 @@ class DataCheck(Check):
         told = self._evaluated = self._loop.evaluated()
         if now.fitting:
             self._begin_fit()
-        stage, facts = _LOADER[now.stage], []
+        stage, facts = spelling(now.stage).key, []
         for i, loader in enumerate(told.loaders):
             one = self._sets.get((stage, i))
             if one is None or one.loader is not loader:
@@ -232,7 +233,7 @@ class DataCheck(Check):
 
     def _repeated(self, one: EvaluatedSet, now: Moment) -> list[Fact]:
         """What the contents of a first evaluation show of samples given twice."""
-        if now.stage == "sanity_check" or not one.batches:
+        if is_sanity_check(now.stage) or not one.batches:
             return []
         watched = self._repeats.pop(id(one), None)
         return watched.facts() if watched is not None and not self._opaque else []
@@ -249,7 +250,7 @@ class DataCheck(Check):
                     f"the samples of `{one.name}` were not read twice, because its workers read "
                     "them"
                 )
-        if now.stage == "sanity_check" or self._evaluated is None or self._evaluated.debugging:
+        if is_sanity_check(now.stage) or self._evaluated is None or self._evaluated.debugging:
             return found
         for one in sets:
             for side in self._sides(now):

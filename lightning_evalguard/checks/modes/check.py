@@ -14,10 +14,11 @@ from lightning_evalguard.checks.modes.effect import effect_of, read_by_others
 from lightning_evalguard.checks.modes.plans import Repair, plan_modes
 from lightning_evalguard.checks.modes.training import Training
 from lightning_evalguard.checks.modes.window import Unrestored, Window
-from lightning_evalguard.checks.modes.words import DONE, HOOK, finding, with_others, word
+from lightning_evalguard.checks.modes.words import finding, with_others, word
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.model.tree import Modes, collapse, registrations
 from lightning_evalguard.report import Finding
+from lightning_evalguard.stages import spelling
 
 
 class ModesCheck(Check):
@@ -218,7 +219,7 @@ class ModesCheck(Check):
     def _found_awake(self, now: Moment, top: str, module: nn.Module, others: int) -> Finding:
         site, why = who(module, True)
         if site is None and not why:
-            hook = f"on_{HOOK.get(now.stage, '')}_model_eval"
+            hook = f"on_{spelling(now.stage).hooks}_model_eval"
             why = override_of(type(self._tree().root), hook)
         fact = f"is in train mode{with_others(others)}, expected eval mode"
         remedy = 'Call `.eval()` on it, or pass modes="fix".'
@@ -278,12 +279,12 @@ class ModesCheck(Check):
     def _unrestored_words(
         self, now: Moment, stage: str, top: str, module: nn.Module, group: list[str], before: bool
     ) -> Finding:
-        hook = f"on_{HOOK.get(stage, '')}_model_train"
+        hook = f"on_{spelling(stage).hooks}_model_train"
         override = override_of(type(self._tree().root), hook)
         site, _ = who(module, not before)
         fact = (
             f"is in {word(not before)} mode{with_others(len(group) - 1)} after "
-            f"{DONE.get(stage, 'evaluation')}, expected {word(before)} mode as before it"
+            f"{spelling(stage).words}, expected {word(before)} mode as before it"
         )
         remedy = 'Put back each submodule\'s own mode, or pass modes="fix".'
         if override is not None:
@@ -306,7 +307,7 @@ class ModesCheck(Check):
             site, _ = who(undone[top], False)
             fact = (
                 f"is in train mode{with_others(len(group) - 1)} although it was frozen during "
-                f"{DONE.get(past.stage, 'evaluation')}: the loop then put back the modes from "
+                f"{spelling(past.stage).words}: the loop then put back the modes from "
                 "before it, expected eval mode"
             )
             remedy = "Freeze it in `on_train_epoch_start`, after modes are put back."

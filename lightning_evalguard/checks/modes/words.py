@@ -13,18 +13,6 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding
 
-HOOK = {
-    "sanity_check": "validation",
-    "validate": "validation",
-    "test": "test",
-    "predict": "predict",
-}
-DONE = {
-    "sanity_check": "the sanity check",
-    "validate": "validation",
-    "test": "testing",
-    "predict": "prediction",
-}
 _FEW = 4  # names that a pattern list writes out
 
 

@@ -17,9 +17,7 @@ from lightning_evalguard.checks.scores.metrics import Metrics
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
 from lightning_evalguard.report import Finding
-
-_STEP = {"sanity_check": "validation_step", "validate": "validation_step", "test": "test_step"}
-_LEFT = {"sanity_check": "the sanity check", "validate": "the validation before"}
+from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 
 
 class Loop(Protocol):
@@ -128,7 +126,7 @@ class ScoresCheck(Check):
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches its batches for itself says nothing of their sizes
         opaque = not args or isinstance(args[0], Iterator)
-        if now.stage not in _STEP or now.rank or opaque:
+        if not is_scored(now.stage) or now.rank or opaque:
             return ()
         if not self._follows:
             self._begin(now)
@@ -157,16 +155,17 @@ class ScoresCheck(Check):
         self._metrics.end()
         if error is not None or not self._follows:
             return ()
-        left = _LEFT.get(now.stage, "the evaluation before")
+        stage = spelling(now.stage)
+        left = stage.words if is_sanity_check(now.stage) else f"the {stage.hooks} before"
         facts = self._metrics.facts(self._tally.records, left, len(self._tally.steps))
         self._metrics.watch_training()
         facts += self._groups.facts()
-        step = _loaders.source_of(getattr(type(self._root), _STEP[now.stage], None))
+        step = _loaders.source_of(getattr(type(self._root), stage.step, None))
         facts += self._tally.facts(step)
         facts += self._of_keys(facts)
         self._tally.leave(left)
         # the sanity check's scores are thrown away, and the next evaluation's say more
-        return list(self._findings(now, facts if now.stage != "sanity_check" else ()))
+        return list(self._findings(now, facts if not is_sanity_check(now.stage) else ()))
 
     def _begin(self, now: Moment) -> None:
         evaluated = self._loop.evaluated()
@@ -243,7 +242,7 @@ class ScoresCheck(Check):
         """What was logged since the last evaluation was over."""
         facts = self._metrics.facts_of_training()
         heard, self._heard = self._heard, {}
-        if self._judged and self._stage != "sanity_check":
+        if self._judged and not is_sanity_check(self._stage):
             for one in heard.values():
                 if one.by_metric or not isinstance(one.value, Tensor):
                     continue

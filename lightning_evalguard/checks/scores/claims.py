@@ -34,6 +34,7 @@ from lightning_evalguard.confusion.differences import (
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.scores import per_class
 from lightning_evalguard.data.loaders import Fact
+from lightning_evalguard.stages import spelling
 
 # Scores of which the mean over batches is not the score, and that no matrix gives. By name, so
 # never certain. Retrieval's ``recall@10`` is a mean over queries, Dice and IoU by custom one over
@@ -44,7 +45,6 @@ _NOT_A_MEAN = re.compile(
     r"rmse|pearson\w*|spearman\w*|kendall\w*|perplexity|ppl)(?:_?(?:macro|weighted|score|epoch))*$",
     re.IGNORECASE,
 )
-_STAGES = {"sanity_check": "val", "validate": "val", "test": "test"}
 _LOOKED_AT = 2  # evaluations in which every score is recomputed batch by batch
 _LOG_IT = "Log it in the step, with self.log."
 _WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.log."
@@ -73,7 +73,7 @@ class Claims:
     def begin(self, stage: str, tally: Tally) -> None:
         """An evaluation begins; its steps' numbers will stand in `tally`."""
         self.counted, self.unexplained, self._stale = {}, [], set()
-        self._tally, self._stage = tally, _STAGES[stage]
+        self._tally, self._stage = tally, spelling(stage).key
         self._evaluations[stage] = self._evaluations.get(stage, 0) + 1
         self._closely = self._evaluations[stage] <= _LOOKED_AT
 

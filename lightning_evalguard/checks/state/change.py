@@ -13,6 +13,7 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.report import Finding, file_pattern
+from lightning_evalguard.stages import spelling
 
 PUT_BACK = "Put it back before the evaluation ends."
 EVAL = "Call `.eval()` on it."
@@ -155,14 +156,6 @@ def remedy_of(held: Held) -> str:
     return "Write it `if self.training:`."
 
 
-_DURING = {
-    "sanity_check": "during the sanity check",
-    "validate": "during validation",
-    "test": "during testing",
-    "predict": "during prediction",
-}
-
-
 def during(now: Moment) -> str:
     """When an evaluation changed it, in words."""
-    return _DURING.get(now.stage, "during the evaluation")
+    return f"during {spelling(now.stage).words}"

@@ -28,6 +28,7 @@ from lightning_evalguard.instruments.generators import (
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.rollback import things
 from lightning_evalguard.report import Finding
+from lightning_evalguard.stages import same_kind
 
 # python's and numpy's states take ten times as long to read as torch's
 _HOST_FIRST, _HOST_EVERY = 3, 16
@@ -130,7 +131,7 @@ class StochasticCheck(Check):
         findings = self._explain(now, seen, moved, look)
         if moved or findings:
             # One explanation a kind of run: what is meant, and allowed, fires at every batch.
-            self._explained.update({now.stage} | _SAME_KIND.get(now.stage, set()))
+            self._explained |= same_kind(now.stage)
         return findings
 
     def _explain(
@@ -195,5 +196,4 @@ class StochasticCheck(Check):
         return found + [moved_somewhere(now, which) for which in moved if which not in named]
 
 
-_SAME_KIND = {"sanity_check": {"validate"}, "validate": {"sanity_check"}}
 _OTHER_SEED = 2_718_281_828
