@@ -161,7 +161,7 @@ class EvalGuard(Callback):
         self._expected: list[tuple[str, bool]] = []
         self._runs: list[Run] = []
         self._train_scores: dict[Trainer, TrainScoreOfFit] = {}
-        self._records = Records(record, self._report, outcomes)
+        self._records = Records(record, self._report, outcomes, self._sets_of_fits.trained_on)
 
     @property
     def report(self) -> Report:
@@ -204,7 +204,9 @@ class EvalGuard(Callback):
             StochasticCheck(),
             BatchCheck(lambda: batch_size(trainer), lambda index: loader_at(trainer, index)),
             RngCheck(restore=self._policies["rng"] == "fix"),
-            DataCheck(_lightning.Books(trainer), self._sets_of_fits, self._groups),
+            DataCheck(
+                _lightning.Books(trainer), self._sets_of_fits, self._groups, record.trained_before
+            ),
             sync,
             WeightsCheck(
                 lambda: trainer.optimizers,

@@ -187,13 +187,13 @@ def twins(queries: Rows, table: Rows, wanted: int, budget: Budget) -> Tensor:
         return found >= wanted
     if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
         return found >= wanted
-    keys, query_of = _keys(a, queries.chosen).sort()
+    wanted_keys, query_of = keys(a, queries.chosen).sort()
     for chosen in table.chosen.split(_CHUNK):  # type: ignore[no-untyped-call]
         if not budget.look(len(chosen)):
             break
-        there, row_of = _keys(b, chosen).sort()
-        first = torch.searchsorted(there, keys)
-        last = torch.searchsorted(there, keys, right=True)
+        there, row_of = keys(b, chosen).sort()
+        first = torch.searchsorted(there, wanted_keys)
+        last = torch.searchsorted(there, wanted_keys, right=True)
         for k in range(_TRIES):
             at = (first + k < last).nonzero().flatten()
             if not len(at):
@@ -210,85 +210,29 @@ def _equal(a: Tensor, mine: Tensor, b: Tensor, theirs: Tensor) -> Tensor:
     same = []
     step = max(1, _BLOCK // width)
     for start in range(0, len(mine), step):
-        x = _bits(a[mine[start : start + step]])
-        y = _bits(b[theirs[start : start + step]])
+        x = bits(a[mine[start : start + step]])
+        y = bits(b[theirs[start : start + step]])
         blank = (x == x[:, :1]).all(1)
         same.append((x == y).all(1) & ~blank)
     return torch.cat(same).to(torch.int64)
 
 
-def _bits(rows: Tensor) -> Tensor:
+def bits(rows: Tensor) -> Tensor:
+    """``(N, F)``: the values of each row as integers of their size."""
     flat = rows.reshape(len(rows), -1)
     if flat.dtype == torch.bool:
         flat = flat.to(torch.uint8)
     return flat.view(_INTEGERS[flat.element_size()])
 
 
-def _keys(values: Tensor, chosen: Tensor) -> Tensor:
-    """(N,) int64: equal for equal rows, and for few others."""
+def keys(values: Tensor, chosen: Tensor) -> Tensor:
+    """``(N,)`` int64: equal for equal rows, and for few others."""
     flat = values.reshape(len(values), -1)
     step = max(1, -(-flat.shape[1] // _PLACES))
     some = flat[chosen.unsqueeze(1), torch.arange(step // 2, flat.shape[1], step)]
-    words = _bits(some).to(torch.int64)
+    words = bits(some).to(torch.int64)
     weights = torch.arange(1, words.shape[1] + 1) * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9
     return (words * weights).sum(1)
-
-
-class Portrait(NamedTuple):
-    """What is kept of the rows or files of a set that may be gone when it is asked for.
-
-    Attributes:
-        kind: What was hashed: names, or rows of a type and shape.
-        hashes: ``(N,)`` int64, sorted.
-        whole: Whether every row is among them.
-        natural: The share of rows that stand there a second time.
-    """
-
-    kind: tuple[Any, ...]
-    hashes: Tensor
-    whole: bool
-    natural: float
-
-    def holds(self, queries: Rows) -> Tensor:
-        """Which of `queries` stand there, as a mask ``(N,)``."""
-        if _kind(queries) != self.kind or not len(self.hashes):
-            return torch.zeros(len(queries.chosen), dtype=torch.bool)
-        hashes, blank = _hashed(queries)
-        at = torch.searchsorted(self.hashes, hashes).clamp_(max=len(self.hashes) - 1)
-        return (self.hashes[at] == hashes) & ~blank
-
-
-_PORTRAIT = 4096  # rows
-_COLUMNS = 256
-
-
-def portrait(of: Rows | None) -> Portrait | None:
-    """Hashes of the rows of a set; none of the rows is kept."""
-    if of is None or not len(of.chosen):
-        return None
-    some = of.some(_PORTRAIT)
-    hashes, blank = _hashed(some)
-    hashes = hashes[~blank].sort().values
-    repeated = int((hashes[1:] == hashes[:-1]).sum()) if len(hashes) else 0
-    whole = len(some.chosen) == len(of.chosen)
-    return Portrait(_kind(of), hashes, whole, repeated / max(1, len(hashes)))
-
-
-def _kind(of: Rows) -> tuple[Any, ...]:
-    return ("names",) if isinstance(of.values, list) else (of.values.dtype, of.values.shape[1:])
-
-
-def _hashed(of: Rows) -> tuple[Tensor, Tensor]:
-    """(N,) int64 and (N,) bool: a hash of each row, and whether it says nothing."""
-    if isinstance(of.values, list):
-        names = [of.values[i].encode() for i in of.chosen.tolist()]
-        hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
-        numbers = [int.from_bytes(h, "little", signed=True) for h in hashes]
-        return torch.tensor(numbers, dtype=torch.int64), torch.zeros(len(names), dtype=torch.bool)
-    flat = of.values.reshape(len(of.values), -1)
-    words = _bits(flat[:, :: -(-flat.shape[1] // _COLUMNS)][of.chosen].contiguous())
-    sums = words.sum(1, dtype=torch.int64) * 0x1E3779B97F4A7C15
-    return _keys(of.values, of.chosen) ^ sums, (words == words[:, :1]).all(1)
 
 
 # --- batches, as a step gets them ---------------------------------------------------------------
@@ -450,13 +394,13 @@ def _around(datasets: Iterable[Any]) -> Iterator[Any]:
 
 __all__ = [
     "Budget",
-    "Portrait",
     "Rows",
     "Sketch",
+    "bits",
     "content",
     "digest",
     "is_cheap",
-    "portrait",
+    "keys",
     "rows",
     "sketch",
     "twins",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +82,19 @@ def disagreements(
     return list(found.values())
 
 
-def records_beside(folder: Path, weights: set[str]) -> Iterator[dict[str, Any]]:
-    """The runs in records of this project that speak of these weights, newest first."""
+def records_beside(
+    folder: Path, words: set[str], but: Iterable[Path] = ()
+) -> Iterator[dict[str, Any]]:
+    """The runs in records of this project that hold one of these words, newest first.
+
+    Args:
+        folder: Where this run's record goes.
+        words: Hashes of weights, or names of fields.
+        but: Files that are left out.
+    """
     paths = [*folder.glob("evalguard*.json"), *folder.parent.glob("*/evalguard*.json")]
     dated = []
-    for path in set(paths):
+    for path in set(paths) - set(but):
         with suppress(OSError):
             dated.append((path.stat().st_mtime, path.stat().st_size, path))
     for _, size, path in sorted(dated, reverse=True)[:_NEWEST]:
@@ -94,7 +102,7 @@ def records_beside(folder: Path, weights: set[str]) -> Iterator[dict[str, Any]]:
             continue
         with suppress(OSError, ValueError, KeyError, TypeError):
             text = path.read_text(encoding="utf-8")
-            if any(one in text for one in weights):  # cheaper than to parse it
+            if any(one in text for one in words):  # cheaper than to parse it
                 yield from reversed(json.loads(text)["runs"])
 
 

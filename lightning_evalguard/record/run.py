@@ -18,6 +18,7 @@ import torch
 
 from lightning_evalguard.data.fingerprint import Content, whole
 from lightning_evalguard.data.loaders import listed, owned
+from lightning_evalguard.data.portraits import Portrait
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
 from lightning_evalguard.record.agreement import (
@@ -29,6 +30,7 @@ from lightning_evalguard.record.agreement import (
 from lightning_evalguard.record.outcomes import Outcomes
 from lightning_evalguard.record.plain import plain
 from lightning_evalguard.record.secrets import without_secrets
+from lightning_evalguard.record.trained import Trained, trained_before
 from lightning_evalguard.report import FORMAT, Report, warn_text
 from lightning_evalguard.stages import is_sanity_check
 
@@ -54,12 +56,18 @@ class Records:
             folder; None to write nothing.
         report: The guard's report.
         outcomes: Whether one bit a sample is kept.
+        trained_on: Gives what the last fit trained with.
     """
 
     def __init__(
-        self, where: str | os.PathLike[str] | None, report: Report, outcomes: bool = False
+        self,
+        where: str | os.PathLike[str] | None,
+        report: Report,
+        outcomes: bool = False,
+        trained_on: Callable[[], list[Portrait]] = list,
     ) -> None:
         self._where, self._report = where, report
+        self.trained_on = trained_on
         self.outcomes = outcomes
         self._files: dict[tuple[int, Path], Path] = {}
         self._runs: dict[Path, list[dict[str, Any]]] = {}
@@ -125,6 +133,10 @@ class Records:
             _files.write_over(self._files[owner], text)
         else:
             self._files[owner] = _files.write_new(folder, NAME, text)
+
+    def own_files(self) -> set[Path]:
+        """The records that this guard writes."""
+        return set(self._files.values())
 
     def folder(self, trainer: Any) -> Path | None:
         """Where the record of `trainer` goes."""
@@ -276,6 +288,19 @@ class Run:
         self._ended = ended
         return disagreements(run, records_beside(folder, weights))
 
+    @_at_no_cost
+    def trained_before(self) -> list[Trained]:
+        """What earlier runs of the project, of other guards, trained with."""
+        folder = self.records.folder(self.trainer) if self.trainer.is_global_zero else None
+        if folder is None:
+            return []
+        kind = _kind_of(self.trainer.lightning_module)
+        earlier = records_beside(folder, {'"trained_on"'}, self.records.own_files())
+        path = self.trainer.ckpt_path
+        return list(
+            trained_before(earlier, kind, self._weights, None if path is None else str(path))
+        )
+
     def _keep_outcomes(self, results: Mapping[str, Any]) -> None:
         outcomes, self._outcomes = self._outcomes, None
         if outcomes is None:
@@ -298,6 +323,10 @@ class Run:
         self._error = None if error is None else f"{type(error).__name__}: {error}"
         self.records.write(self)
 
+    def _trained_on(self) -> list[dict[str, Any]]:
+        trained = self.records.trained_on() if self._kind == "fit" else []
+        return [portrait.to_dict() for portrait in trained]
+
     def said(self) -> dict[str, Any]:
         """The run as plain data."""
         trainer = self.trainer
@@ -309,6 +338,7 @@ class Run:
             "error": self._error,
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
+            "trained_on": self._trained_on(),
             "evaluated_on": self._sets,
             "confusion": {key: result.to_dict() for key, result in self._results.items()},
             "outcomes": self._kept,
@@ -320,7 +350,7 @@ class Run:
             },
             "hyper_parameters": plain(getattr(module, "hparams", {})),
             "data_hyper_parameters": plain(getattr(data, "hparams", {})),
-            "model": f"{type(module).__module__}.{type(module).__qualname__}",
+            "model": _kind_of(module),
             "precision": str(trainer.precision),
             "batch_size": self._batch_size,
             "strategy": type(trainer.strategy).__name__,
@@ -332,6 +362,10 @@ class Run:
             "git": self._git,
             "versions": versions(),
         }
+
+
+def _kind_of(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def content(report: Report, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -222,6 +222,7 @@ _RUN = _fields(
         "world_size": _INT,
         "git": _or_none(_fields({"revision": _TEXT, "changed_files": _INT})),
         "versions": _map(_TEXT),
-    }
+    },
+    {"trained_on": _list(_fields({"of": _TEXT, "hashes": _TEXT}))},
 )
 _RECORD = _fields({"report": _REPORT}, {"format": _INT, "written": _TEXT, "runs": _list(_RUN)})

@@ -43,6 +43,8 @@ class _Opened:
         evaluates: Whether the loader gives other samples than training gets.
         certain: Whether it gives those on which the Trainer validates.
         checked: Whether its calls are checked one by one.
+        loops: Whether a loop over a loader runs in it, which says what is evaluated.
+        in_step: Whether that loop runs inside a training step.
         backward: Whether gradients were computed in it.
         patches: What is replaced while it is open.
     """
@@ -52,6 +54,8 @@ class _Opened:
     evaluates: bool
     certain: bool
     checked: bool
+    loops: bool = False
+    in_step: bool = False
     backward: bool = False
     patches: list[Wrap] = field(default_factory=list)
 
@@ -85,6 +89,7 @@ class ByHand:
         self._models = Models()
         self._thread = threading.get_ident()
         self._opened: _Opened | None = None
+        self._closed: _Opened | None = None  # the last one, whose graphs may still live
         self._times: dict[Any, int] = {}
         self._inside = False
         self.in_step = False
@@ -94,6 +99,7 @@ class ByHand:
     def close(self) -> None:
         """The fit is over."""
         self._end()
+        self._judge_graphs()
         self._iterates.remove()
         if self._hear in calls.heard:
             calls.heard.remove(self._hear)
@@ -102,12 +108,18 @@ class ByHand:
         """A training step, or an evaluation of the loop's, is about to begin."""
         if self._opened is not None:
             self._safely(self._end)
+        if self._closed is not None:
+            self._safely(self._judge_graphs)
 
     # what opens and closes a window
 
-    def _elsewhere(self) -> bool:
+    def _elsewhere(self, but_in_step: bool = False) -> bool:
+        """Whether what runs now is none of this: the loop's own, a replay, another thread."""
         away = threading.get_ident() != self._thread or replaying()
-        return away or self._inside or self.in_step or self._now().stage != "fit"
+        opened = self._opened
+        known = but_in_step or (opened is not None and opened.in_step)
+        in_step = self.in_step and not known
+        return away or self._inside or in_step or self._now().stage != "fit"
 
     def _hear(self, module: nn.Module, call: ModeCall) -> None:
         if self._elsewhere():
@@ -123,7 +135,7 @@ class ByHand:
         return any(module is part for part in self._root.modules())
 
     def _read(self, iterate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._opened is None and not self._elsewhere():
+        if not self._elsewhere(but_in_step=True):
             frame = _reader(sys._getframe(1))
             if frame is not None:
                 self._safely(self._open_loop, frame, args[0])
@@ -132,7 +144,15 @@ class ByHand:
     def _open_loop(self, frame: FrameType, loader: DataLoader[Any]) -> None:
         evaluates = not any(loader.dataset is d for d in self._trained_on())
         certain = any(loader.dataset is d for d in self._validated_on())
-        self._open((frame.f_code, frame.f_lasti), None, evaluates, certain)
+        if self.in_step and not certain:
+            return  # a step may train on what it reads for itself
+        opened = self._opened
+        if opened is None:
+            self._open((frame.f_code, frame.f_lasti), None, evaluates, certain)
+            assert self._opened is not None
+            self._opened.loops, self._opened.in_step = True, self.in_step
+        elif opened.receiver is not None and not opened.loops:
+            opened.loops, opened.evaluates, opened.certain = True, evaluates, certain
 
     def _open(
         self, place: Any, receiver: int | None, evaluates: bool, certain: bool = False
@@ -145,20 +165,30 @@ class ByHand:
         opened.patches.append(Wrap(torch.autograd, "_engine_run_backward", self._ran_backward))
 
     def _ran_backward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._opened is not None:
-            self._opened.backward = True
+        for window in (self._opened, self._closed):
+            if window is not None:
+                window.backward = True
         return run(*args, **kwargs)
 
     def _end(self) -> None:
         opened, self._opened = self._opened, None
         if opened is None:
             return
-        for patch in reversed(opened.patches):
+        self._judge_graphs()
+        opened.patches[0].remove()  # a backward pass may still come
+        for guard in opened.window.guards.values():
+            guard.close(compare=False)  # weights may have been swapped back since
+        self._closed = opened
+
+    def _judge_graphs(self) -> None:
+        """What the last window recorded for a backward pass that did not come."""
+        opened, self._closed = self._closed, None
+        if opened is None:
+            return
+        for patch in opened.patches:
             patch.remove()
         window = opened.window
-        for guard in window.guards.values():
-            guard.close(compare=False)  # weights may have been swapped back since
-        if opened.backward:
+        if opened.backward or opened.in_step:
             return
         dead = [c for c in window.first if c.graph is not None and not c.graph_lives]
         if dead and not any(c.discarded for c in dead):
@@ -211,7 +241,8 @@ class ByHand:
     @staticmethod
     def _is_evaluated_awake(opened: _Opened, call: Call) -> bool:
         """Whether a loop reads evaluation samples without gradients, and keeps what comes out."""
-        return opened.evaluates and opened.receiver is None and not (call.grad or call.discarded)
+        looped = opened.loops and opened.evaluates
+        return looped and not (call.grad or call.discarded)
 
     def _finish(self, begun: Any, outputs: Any, failed: bool) -> None:
         call, guard, module, args, kwargs = begun
@@ -258,9 +289,11 @@ class ByHand:
         except Exception as error:
             if type(error).__name__ == "EvalGuardError":
                 raise
-            opened, self._opened = self._opened, None
-            for patch in reversed(opened.patches if opened is not None else ()):
-                patch.remove()
+            windows = self._opened, self._closed
+            self._opened = self._closed = None
+            for window in windows:
+                for patch in window.patches if window is not None else ():
+                    patch.remove()
             self.close()
             broke(self._guard.report, "evaluations by hand", "the rest of the run", error)
             return None

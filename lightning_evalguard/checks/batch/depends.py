@@ -19,6 +19,7 @@ from lightning_evalguard.report import Finding
 # A relative distance between two results of one sample that rounding may explain.
 _FINE, _ON_DEVICE, _COARSE = 2e-5, 2e-3, 0.06
 _NOISE = 20  # times the distance that two sizes of a batch make
+_SAMPLES = 3  # short ones that are looked at
 _GROWS = 0.1  # of the first distance: more padding makes another difference
 
 
@@ -36,10 +37,20 @@ class Padding:
         self.notes: list[str] = []
 
     def look(self, now: Moment, look: Look) -> list[Finding]:
-        """Run the step on the sample alone, with all its padding, and where they differ more."""
-        batch = padded(look.args[0], self._loader(now.dataloader))
-        if batch is None:
-            return []
+        """Run the step on a sample alone, with all its padding, and where they differ more.
+
+        What one sample does not show another may: zeros are the largest values of few.
+        """
+        for nth in range(_SAMPLES):
+            batch = padded(look.args[0], self._loader(now.dataloader), nth)
+            if batch is None:
+                return []
+            found = self._look_at(batch, now, look)
+            if found or self.notes:
+                return found
+        return []
+
+    def _look_at(self, batch: Padded, now: Moment, look: Look) -> list[Finding]:
         alone, whole = Own(batch, 0.0), Own(batch, 1.0)
         error = self._run(look, alone) or self._run(look, whole)
         if error is not None:  # who packs needs a sample that fills the length
@@ -55,7 +66,8 @@ class Padding:
         pair = Comparison(alone, whole, self._tolerance(alone, whole))
         apart = pair.distance()
         if apart <= pair.tolerance or apart <= self._noise(look, batch, pair):
-            return []
+            loss = pair.loss()
+            return [] if loss is None else self._named(batch, now, look, whole, loss)
         place = pair.culprit()
         if pair.reaches(place):
             pair, place = self._with_less(look, batch, pair, apart)
@@ -63,6 +75,11 @@ class Padding:
                 return []
         if place is None:
             return []
+        return self._named(batch, now, look, whole, place)
+
+    def _named(
+        self, batch: Padded, now: Moment, look: Look, whole: Own, place: tuple[str, int]
+    ) -> list[Finding]:
         found = _Culprit(whole, self._root, place)
         return [] if self._run(look, found) is not None else [_finding(now, batch, found)]
 
@@ -126,11 +143,13 @@ class _Culprit(Own):
         self.site: Site | None = None
         self.subject = ""
         self.module = root
+        self.of_loss = False
         self._names = ModuleNames(root)
         self._place = place
 
     def after(self, op: Op) -> None:
         super().after(op)
+        self.of_loss |= bool(self.losses) and self._place == ("op", self.losses[-1][0])
         if self._place == ("op", op.index):
             self.op, self.site = op.name, op.site
             self.subject, self.module = self._names.nearest(list(op.modules()))
@@ -160,6 +179,7 @@ _ATTEND = (
 _NORM = "Normalise each position by itself, or by the positions that the mask keeps."
 _LAST = "Take each sample's own last position: `x[torch.arange(len(x)), lengths - 1]`."
 _FIRST = "Count positions from the mask: `(mask.cumsum(1) - 1).clamp(min=0)`."
+_LOSS = "Leave the padding out of it: pass `ignore_index=`, or `(loss * mask).sum() / mask.sum()`."
 _ANY = "Compute it from the positions that the mask keeps."
 _REMEDIES = (
     (("mean", "sum", "avg_pool", "logsumexp", "cumsum"), _MEAN),
@@ -175,6 +195,8 @@ def _remedy(found: _Culprit, left: bool) -> str:
         return _PACK
     if isinstance(found.module, nn.MultiheadAttention):
         return _ATTEND
+    if found.of_loss:
+        return _LOSS
     if left and found.op in ("embedding", "add", "slice", "index_select", "sin", "cos"):
         return _FIRST
     for words, remedy in _REMEDIES:

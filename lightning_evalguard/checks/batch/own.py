@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.batch.padding import Padded
 from lightning_evalguard.data.batches import tensors
-from lightning_evalguard.instruments.dispatch import Op, Subscriber, aside, tensors_in
+from lightning_evalguard.instruments.dispatch import Op, Subscriber, aside, storage_key, tensors_in
 from lightning_evalguard.model.tensors import is_metric
 
 _FEW = 8  # elements kept along a dimension that padding does not make longer
@@ -32,6 +32,7 @@ _REACHES = ("conv", "max_pool", "avg_pool", "unfold", "im2col")
 # They give what another operator computed.
 _VIEWS = frozenset({"select", "slice", "index", "cat", "stack", "view", "transpose", "permute",
                     "unbind", "squeeze", "unsqueeze", "_unsafe_view", "clone", "t"})  # fmt: skip
+_OF_LOSS = 1e-3  # relative distance of two means over more and fewer samples
 _COARSE = (torch.float16, torch.bfloat16)
 
 
@@ -80,6 +81,7 @@ class Own(Subscriber):
         ops: What each operator gave.
         modules: What each module returned.
         results: What the step returned and scored, in full.
+        losses: Scalars that sum up what is scored, each with the number of its operator.
         coarse: Whether anything was computed in a type of few digits.
     """
 
@@ -89,8 +91,10 @@ class Own(Subscriber):
     ops: list[Kept] = field(default_factory=list)
     modules: list[Returned] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
+    losses: list[tuple[int, Tensor]] = field(default_factory=list)
     coarse: bool = False
     draws: bool = False
+    _unreduced: int | None = None  # memory of what a loss function gave one by one
     _depth: int = 0
     _calls: Counter[int] = field(default_factory=Counter)
 
@@ -101,9 +105,10 @@ class Own(Subscriber):
 
     def clear(self) -> None:
         """Forget a run that failed."""
-        for kept in (self.ops, self.modules, self.results, self._calls):
+        for kept in (self.ops, self.modules, self.results, self.losses, self._calls):
             kept.clear()
         self._depth = 0
+        self._unreduced = None
 
     def after(self, op: Op) -> None:
         out = next(iter(tensors_in(op.out)), None)
@@ -113,6 +118,7 @@ class Own(Subscriber):
             self.coarse = True
         if op.name.startswith(_SCORES) and not self.draws and not allowed("batch"):
             self._scored(op)
+        self._summed(op, out)
         stop = self.draws or "backward" in op.name or allowed("batch")
         self.ops.append(Kept(op.func, op.name, None if stop else self._some(out), stop))
 
@@ -130,6 +136,21 @@ class Own(Subscriber):
                 if op.name.startswith("nll_loss") and scored.dim() > 1:
                     scored = scored - scored.mean(1, keepdim=True)  # the logits, up to a constant
                 self._result(scored)
+
+    def _summed(self, op: Op, out: Tensor | None) -> None:
+        """Keep a loss over all samples: of a loss function, or the mean of what one gave."""
+        if out is None or self.draws or not _is_plain(out) or allowed("batch"):
+            return
+        loss = op.name.startswith(_SCORES)
+        if out.dim():
+            if loss:
+                self._unreduced = storage_key(out)
+        elif loss or (op.name in ("mean", "sum") and self._is_unreduced(op)):
+            self.losses.append((len(self.ops), out.detach().clone()))
+
+    def _is_unreduced(self, op: Op) -> bool:
+        given = next(iter(tensors_in(op.args[:1])), None)
+        return given is not None and storage_key(given) == self._unreduced is not None
 
     def _result(self, tensor: Tensor) -> None:
         if tensor.dim() and tensor.numel() <= _MOST and _is_plain(tensor):
@@ -213,6 +234,14 @@ class Comparison:
             pairs = self._last_returned()
         found = [self._apart(x, y) for x, y in pairs]
         return max((d for d in found if d is not None), default=0.0)
+
+    def loss(self) -> tuple[str, int] | None:
+        """The first loss over all that another amount of padding changes."""
+        for (_, x), (index, y) in zip(self.a.losses, self.b.losses, strict=False):
+            apart = _distance(x.reshape(1), y.reshape(1))
+            if apart is not None and apart > max(_OF_LOSS, 10 * self.tolerance):
+                return "op", index
+        return None
 
     def _last_returned(self) -> list[tuple[Tensor, Tensor]]:
         for x, y in zip(reversed(self._outer(self.a)), reversed(self._outer(self.b)), strict=False):

@@ -24,7 +24,7 @@ from lightning_evalguard.data.batches import (
 from lightning_evalguard.data.loaders import is_iterable_style, length
 from lightning_evalguard.data.samples import is_cheap, undisturbed
 
-_READ = 8  # samples, of which the shortest and the longest are collated
+_READ = 48  # samples, of which a short one and the longest are collated
 
 
 class Cut(NamedTuple):
@@ -102,18 +102,24 @@ class Padded:
         return taken.contiguous()
 
 
-def padded(batch: Any, loader: Any) -> Padded | None:
-    """What the loader's own collate function pads, else what a mask or lengths say is padding."""
+def padded(batch: Any, loader: Any, nth: int = 0) -> Padded | None:
+    """What the loader's own collate function pads, else what a mask or lengths say is padding.
+
+    Args:
+        batch: What a step got.
+        loader: What gave it.
+        nth: Which of the short samples, the shortest one first.
+    """
     if graph_count(batch) is not None or any(type(p) is PackedSequence for p in pieces(batch)):
         return None
-    made = None if loader is None else _collated(loader, tensors(batch))
-    return made or _marked(batch)
+    made = None if loader is None else _collated(loader, tensors(batch), nth)
+    return made or (_marked(batch) if not nth else None)
 
 
 # --- collated on purpose -------------------------------------------------------------------------
 
 
-def _collated(loader: Any, like: list[Tensor]) -> Padded | None:
+def _collated(loader: Any, like: list[Tensor], nth: int) -> Padded | None:
     """A short sample beside a long one, from the loader's dataset and collate function."""
     collate = getattr(loader, "collate_fn", None)
     if collate is None or collate is default_collate or is_iterable_style(loader):
@@ -127,19 +133,24 @@ def _collated(loader: Any, like: list[Tensor]) -> Padded | None:
     places = range(0, count, -(-count // _READ))
     try:
         with undisturbed(dataset, collate):
-            return _pair(dataset, collate, list(places), like)
+            return _pair(dataset, collate, list(places), like, nth)
     except Exception:  # noqa: BLE001 - of a sample or a collate function that wants more of them
         return None
 
 
 def _pair(
-    dataset: Any, collate: Callable[[list[Any]], Any], places: list[int], like: list[Tensor]
+    dataset: Any,
+    collate: Callable[[list[Any]], Any],
+    places: list[int],
+    like: list[Tensor],
+    nth: int,
 ) -> Padded | None:
     if not is_cheap(dataset, places[0]):
         return None
     samples = [dataset[place] for place in places]
     sizes = [sum(_size(leaf) for leaf in leaves(sample)) for sample in samples]
-    short, long = sizes.index(min(sizes)), sizes.index(max(sizes))
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    short, long = by_size[min(nth, len(by_size) - 1)], by_size[-1]
     if sizes[short] == sizes[long]:
         return None
 

@@ -11,13 +11,14 @@ from torch.utils.data import Dataset
 
 from lightning_evalguard.checks.data.loader_facts import EvaluatedSet
 from lightning_evalguard.data import loaders as _loaders
+from lightning_evalguard.data.batches import is_array
 from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.instruments.rollback import attributes_of
 
 _MAPPING = re.compile(
     r"(?:^|_)(?:id|idx|index|class(?:es)?|label|labels|cat|category|word|token|char|tag|target|name|s|i)?"
     r"_?(?:to|2)_?(?:idx|id|ix|index|label|labels|i|s|int|name|class|token|word|char)s?$|vocab|"
-    r"(?:^|_)(?:classes|class_names|label_names|categories|labels_map|label_map|class_map|itos|"
+    r"(?:^|_)(?:classes_?|class_names|label_names|categories|labels_map|label_map|class_map|itos|"
     r"stoi)$",
     re.IGNORECASE,
 )
@@ -82,6 +83,8 @@ def _holds_facts(value: Any) -> bool:
 
 def _mapping(value: Any) -> dict[Any, int] | None:
     """Index by name, of a mapping in either direction or a list of names; None for others."""
+    if is_array(value) and value.ndim == 1 and value.dtype.kind in "UO" and len(value) <= _NAMES:
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         if not 1 < len(value) <= _NAMES or not all(type(v) is str for v in value):
             return None

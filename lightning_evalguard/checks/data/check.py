@@ -11,7 +11,7 @@ from torch import nn
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.data import agreement, appearance, groups, repeats
 from lightning_evalguard.checks.data.history import History, Kind, Side
-from lightning_evalguard.checks.data.leaks import Leak
+from lightning_evalguard.checks.data.leaks import Leak, by_batches, by_portraits
 from lightning_evalguard.checks.data.loader_facts import (
     EvaluatedSet,
     combined,
@@ -30,6 +30,7 @@ from lightning_evalguard.data.samples import (
     undisturbed,
 )
 from lightning_evalguard.instruments.source import owner_of, site_at
+from lightning_evalguard.record.trained import Trained
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 
@@ -62,6 +63,7 @@ class DataCheck(Check):
         loop: What the loop says.
         history: The sets of all fits under this guard.
         groups: Which samples belong together: a name, or a callable that takes a sample.
+        earlier: Gives what earlier runs on record trained with, those first that made the weights.
     """
 
     name = "data"
@@ -71,10 +73,11 @@ class DataCheck(Check):
         loop: Loop,
         history: History | None = None,
         groups: str | Callable[..., Any] | None = None,
+        earlier: Callable[[], Iterable[Trained] | None] = tuple,
     ) -> None:
         self._loop = loop
         self._history = history or History()
-        self._groups = groups
+        self._groups, self._earlier = groups, earlier
         self.notes: list[str] = []
         self._forget(None)
 
@@ -91,6 +94,8 @@ class DataCheck(Check):
         self._sets: dict[tuple[str, int], EvaluatedSet] = {}
         self._leaks: dict[tuple[int, str, int], Leak] = {}
         self._compared: set[int] = set()
+        self._recorded: set[int] = set()
+        self._watched: set[int] = set()  # evaluated sets that are training's on purpose
         self._repeats: dict[int, repeats.Repeats] = {}
         self._said: set[tuple[str | None, str]] = set()
         self._evaluated: Evaluated | None = None
@@ -109,8 +114,7 @@ class DataCheck(Check):
                 self._history.add("train", loader)
             self._looks = len(loaders) == 1
         if self._looks and args:
-            self._history.appearance.add(args[0])
-            self._looks = not self._history.appearance.full
+            self._looks = self._history.add_batch(args[0])
         return ()
 
     def _begin_fit(self) -> None:
@@ -226,9 +230,9 @@ class DataCheck(Check):
     def _watch_repeats(self, one: EvaluatedSet) -> list[Fact]:
         """What indices show of samples given twice; else their contents are followed."""
         found, _ = repeats.by_index(one)
-        if not found and one.order != "drawn":
-            owned = _loaders.owned(one.loader)
-            self._repeats[id(one)] = repeats.Repeats(one, owned)
+        owned = _loaders.owned(one.loader)
+        counts = not found and one.order != "drawn"
+        self._repeats[id(one)] = repeats.Repeats(one, owned, counts)
         return found
 
     def _repeated(self, one: EvaluatedSet, now: Moment) -> list[Fact]:
@@ -236,7 +240,10 @@ class DataCheck(Check):
         if is_sanity_check(now.stage) or not one.batches:
             return []
         watched = self._repeats.pop(id(one), None)
-        return watched.facts() if watched is not None and not self._opaque else []
+        if watched is None or self._opaque:
+            return []
+        one.hashes = watched.hashes()
+        return watched.facts() if watched.counts else []
 
     # apart from training, and what reading tells
 
@@ -255,6 +262,8 @@ class DataCheck(Check):
         for one in sets:
             for side in self._sides(now):
                 found += self._leaks_of(one, side, now.fitting)
+            if not (now.fitting or found):
+                found += self._of_records(one)
             if id(one) not in self._compared:
                 self._compared.add(id(one))
                 roots = [part.root for side in self._sides(now, "train") for part in side.parts]
@@ -282,9 +291,31 @@ class DataCheck(Check):
         if leak is None:
             leak = self._leaks[key] = Leak(one, side)
         found = leak.look(Budget(self._reads(one)))
+        if not found and not leak.compared:
+            found = by_batches(one, side.batches, side.words)
+            leak.is_whole = bool(found) and found[0].fact.startswith(f"{len(one.hashes or ())} of")
         if leak.why_not:
             self._note(leak.why_not)
+        if found and one.index and leak.is_whole and "training" in side.words:
+            self._watched.add(id(one))
+            self._note(
+                f"`{one.name}` gives samples of {side.words} and no others: taken for a look at "
+                "training beside the evaluation, and not reported"
+            )
+            return []
         return found
+
+    def _of_records(self, one: EvaluatedSet) -> list[Fact]:
+        """Samples that an earlier run of the project trained on, once a run."""
+        if id(one) in self._recorded:
+            return []
+        self._recorded.add(id(one))
+        for earlier in self._earlier() or ():
+            words = f"the training set of {earlier.run}"
+            facts = by_portraits(one, earlier.sets, words)
+            if facts:
+                return [fact._replace(certain=earlier.certain) for fact in facts]
+        return []
 
     def _looks_other(self, one: EvaluatedSet) -> list[Fact]:
         said = appearance.difference(one.appearance, self._history.appearance)
@@ -292,6 +323,8 @@ class DataCheck(Check):
         return [one.fact(said, remedy, certain=False)] if said else []
 
     def _groups_of(self, one: EvaluatedSet, side: Side) -> list[Fact]:
+        if id(one) in self._watched:
+            return []
         reads = _CHEAP if self._reads_cheaply(one) else _COSTLY
         try:
             found, why_not = groups.facts(one, side, self._groups, reads)

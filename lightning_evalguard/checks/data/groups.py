@@ -15,15 +15,26 @@ from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, spread
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.batches import is_array
 from lightning_evalguard.data.loaders import Fact, Part
-from lightning_evalguard.data.samples import Budget, undisturbed
+from lightning_evalguard.data.samples import Budget, rows, undisturbed
 
 _WHO = re.compile(
-    r"^_?(patient|subject|speaker|user|document|doc|video|case|participant|person|individual|"
-    r"session|recording|author|writer|scene|clip|study|customer|player|animal|identity|group)s?"
-    r"(_?(id|idx|index|ix|name|number|no|key|uid)s?)?$",
+    r"^_?(patient|subject|subj|speaker|spk|user|document|doc|video|case|participant|person|"
+    r"individual|session|recording|author|writer|scene|clip|study|customer|client|player|animal|"
+    r"identity|household|donor|singer|artist|group)s?"
+    r"(_?(id|idx|index|ix|name|number|num|no|nr|key|code|uid|label|of_?\w+)s?)?$|^_?(pid|mrn|uid)s?$",
     re.IGNORECASE,
 )
+# as it stands in the name of a file: sub-01, patient_007, speaker12
+_IN_A_PATH = re.compile(
+    r"(?:^|(?<=[/\\_.\- ]))(?:patient|subject|subj|sub|speaker|spk|user|participant|person|donor|"
+    r"singer|session|recording|document|doc|video|case|study|animal|pid)s?[_\- ]?"
+    r"(?=\w*\d)[A-Za-z0-9]+",
+    re.IGNORECASE,
+)
+_SAMPLES_OF_ONE = 2  # on average: numbers of single files are no groups
+_FILE_NAMES = "file names"
 _FEWEST = 3  # groups of a training set that are no fold, sex or site
+_LABELS = 16  # groups whose labels are compared
 _NUMBERS = 20_000  # groups that are looked at one by one
 
 Asked = str | Callable[..., Any] | None
@@ -59,19 +70,42 @@ def facts(one: EvaluatedSet, side: Side, asked: Asked, reads: int) -> tuple[list
         return [], why if asked is not None else ""
     if mine.name != theirs.name or (asked is None and not _tells_groups(theirs)):
         return [], ""
+    if mine.name == _FILE_NAMES and not (_come_several(mine) and _come_several(theirs)):
+        return [], ""
     shared = [group for group in mine.places if group in theirs.places]
-    if not shared:
+    if not shared or (asked is None and _are_labels(mine, one.loader.dataset)):
         return [], ""
     samples = sum(len(mine.places[group]) for group in shared)
     few = ", ".join(repr(group) for group in shared[:3]) + (", ..." if len(shared) > 3 else "")
     least = "" if mine.whole and theirs.whole else "at least "
     n = _loaders.length(one.loader.dataset)
+    by = mine.name if mine.name == _FILE_NAMES else f"`{mine.name}`"
     fact = (
-        f"{least}{len(shared)} of its {len(mine.places)} groups by `{mine.name}` ({few}), with "
+        f"{least}{len(shared)} of its {len(mine.places)} groups by {by} ({few}), with "
         f"{samples} of its {n} samples, are {side.words}'s too, expected none"
     )
-    remedy = f"Split by `{mine.name}`, as sklearn's GroupShuffleSplit does."
+    remedy = f"Split by {by}, as sklearn's GroupShuffleSplit does."
     return [one.fact(fact, remedy, certain=asked is not None)], ""
+
+
+def _are_labels(mine: Grouped, dataset: Any) -> bool:
+    """Whether the groups are what the model tells apart: who speaks, whose face it is."""
+    labels: dict[Hashable, set[Hashable]] = {}
+    with undisturbed(dataset):
+        for group, places in list(mine.places.items())[:_LABELS]:
+            for at in places[:2]:
+                sample = dataset[at]
+                if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+                    return False
+                labels.setdefault(group, set()).add(_plain(sample[1]))
+    each = [next(iter(found)) for found in labels.values() if len(found) == 1]
+    return len(set(each)) == len(labels) >= _FEWEST
+
+
+def _come_several(of: Grouped) -> bool:
+    """Whether a group has several samples: a number that each file has for itself tells none."""
+    sizes = [len(places) for places in of.places.values()]
+    return sum(sizes) >= _SAMPLES_OF_ONE * len(sizes)
 
 
 def _tells_groups(theirs: Grouped) -> bool:
@@ -87,7 +121,9 @@ def _grouped(parts: Sequence[Part], dataset: Any, asked: Asked, reads: int) -> G
         found = _by_attribute(parts, asked)
         if found is not None:
             return found
-    return None if asked is None else _by_reading(dataset, asked, reads)
+    if asked is None:
+        return _by_file_names(parts)
+    return _by_reading(dataset, asked, reads)
 
 
 def _by_attribute(parts: Sequence[Part], asked: str | None) -> Grouped | None:
@@ -102,6 +138,24 @@ def _by_attribute(parts: Sequence[Part], asked: str | None) -> Grouped | None:
             if group is not None:
                 places.setdefault(group, []).append(at)
     return Grouped(name, places, whole=True) if places else None
+
+
+def _by_file_names(parts: Sequence[Part]) -> Grouped | None:
+    """By what stands in the names of all files, with the folder above it.
+
+    For train/sub-01 is another one than val/sub-01.
+    """
+    places: dict[Hashable, list[int]] = {}
+    for part in parts:
+        files = rows(part.root, part.indices)
+        if files is None or not isinstance(files.values, list):
+            return None
+        for index, at in zip(part.indices.tolist(), part.at.tolist(), strict=True):
+            named = _IN_A_PATH.search(files.values[index])
+            if named is None:
+                return None
+            places.setdefault(files.values[index][: named.end()], []).append(at)
+    return Grouped(_FILE_NAMES, places, whole=True) if places else None
 
 
 def _columns(root: Any, asked: str | None) -> Iterator[tuple[str, Callable[[int], Any]]]:

@@ -6,16 +6,21 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.checks.data.appearance import Appearance
 from lightning_evalguard.checks.data.loader_facts import workers
 from lightning_evalguard.data import loaders as _loaders
+from lightning_evalguard.data.fingerprint import sample_hashes
 from lightning_evalguard.data.loaders import Part
-from lightning_evalguard.data.samples import Portrait, portrait, rows
+from lightning_evalguard.data.portraits import Portrait, of_hashes, portrait
+from lightning_evalguard.data.samples import rows
 
 Kind = Literal["train", "val"]
 _SETS = 16  # of earlier fits that are remembered
+_BATCHES = 16  # of a fit whose samples are hashed
+_FEWEST = 16  # samples that tell a set
 
 
 class Side(NamedTuple):
@@ -28,6 +33,7 @@ class Side(NamedTuple):
         dataset: What its loader reads; None where that is gone.
         workers: How many processes read it.
         portraits: Hashes of its rows, where they lay in memory.
+        batches: Hashes of some of its samples, as training steps got them.
     """
 
     key: int
@@ -36,6 +42,7 @@ class Side(NamedTuple):
     dataset: Any
     workers: int
     portraits: list[Portrait]
+    batches: Portrait | None = None
 
 
 @dataclass
@@ -50,6 +57,13 @@ class _Seen:
     places: list[tuple[Tensor, Tensor]]
     workers: int
     portraits: list[Portrait] = field(default_factory=list)
+    hashes: list[Tensor] = field(default_factory=list)  # of samples of its first batches
+
+    def batches(self) -> Portrait | None:
+        """Its samples as training steps got them; waits for the device."""
+        if sum(map(len, self.hashes)) < _FEWEST:
+            return None
+        return of_hashes(torch.cat([hashes.cpu() for hashes in self.hashes]))
 
     def side(self, key: int, running: bool) -> Side:
         """What is known of it now."""
@@ -60,7 +74,7 @@ class _Seen:
                 parts.append(Part(root, indices, at))
         words = "the training set" if self.kind == "train" else "the validation set"
         words = words if running else f"{words} of an earlier fit"
-        return Side(key, words, parts, self.dataset(), self.workers, self.portraits)
+        return Side(key, words, parts, self.dataset(), self.workers, self.portraits, self.batches())
 
 
 class History:
@@ -75,6 +89,33 @@ class History:
         """A fit of `module` begins."""
         self._fits.append(_weak(module))
         self.appearance = Appearance()
+
+    def add_batch(self, batch: Any) -> bool:
+        """A step of the running fit, which has one loader, gets `batch`.
+
+        Returns:
+            Whether the next one should be added, too.
+        """
+        self.appearance.add(batch)
+        trained = self._trained()
+        if trained and len(trained[-1].hashes) < _BATCHES:
+            hashes = _hashes(batch)
+            if hashes is not None:
+                trained[-1].hashes.append(hashes)
+                return True
+        return not self.appearance.full
+
+    def _trained(self) -> list[_Seen]:
+        """What the last fit trains with."""
+        return [s for s in self._sets if s.kind == "train" and s.fit == len(self._fits)]
+
+    def trained_on(self) -> list[Portrait]:
+        """What the last fit trained with, as later runs may recognise it; waits for the device."""
+        found = []
+        for seen in self._trained():
+            of_batches = seen.batches()
+            found += [*seen.portraits, *([of_batches] if of_batches is not None else [])]
+        return found
 
     def add(self, kind: Kind, loader: Any) -> None:
         """The running fit trains or validates with `loader`."""
@@ -104,6 +145,13 @@ class History:
             for key, seen in enumerate(self._sets)
             if seen.kind == kind and seen.fit in fits
         ]
+
+
+def _hashes(batch: Any) -> Tensor | None:
+    try:
+        return sample_hashes(batch)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return None
 
 
 def _weak(thing: Any) -> Any:

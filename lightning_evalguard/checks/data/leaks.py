@@ -12,6 +12,7 @@ from lightning_evalguard.checks.data.history import Side
 from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed, spread, workers
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Fact, Part
+from lightning_evalguard.data.portraits import BATCHES, Portrait
 from lightning_evalguard.data.samples import (
     Budget,
     Rows,
@@ -26,6 +27,7 @@ _QUERIES = 4096  # evaluated samples to look for
 _NATURAL = 1024  # rows of the other set that are looked for in it
 _HASHED = 20_000  # samples of the other set whose hashes are kept
 _FEW = 3  # as many may be equal by chance
+_UNSEEN = 3.0  # equal samples that a portrait may hide which shows none
 _SPLIT = (
     "Split once, before anything is drawn or repeated, and evaluate what training does not see."
 )
@@ -39,6 +41,11 @@ class Leak:
     file names that the datasets hold. Else by reading samples in this process, a few more after
     each evaluation; not where training's are random, nor where workers read them. Plain samples
     that are equal within the other set itself are equal by nature.
+
+    Attributes:
+        why_not: Why the sets could not be compared.
+        is_whole: Whether all evaluated samples that were looked for stand in the other set.
+        compared: Whether something was compared, so that silence means something.
     """
 
     def __init__(self, one: EvaluatedSet, side: Side) -> None:
@@ -47,6 +54,7 @@ class Leak:
         self._remedy = _SPLIT if "training" in side.words else _CHOSEN
         self._done = not self._mine
         self.why_not = ""
+        self.is_whole = self.compared = False
         self._evaluated: dict[bytes, tuple[int, bool]] | None = None
         self._seen: Counter[bytes] = Counter()
         self._next = 0
@@ -81,6 +89,7 @@ class Leak:
         places = [_loaders.shared(a, b) for a, b in self._pairs()]
         if not places:
             return []
+        self.compared = any(a.root is b.root for a, b in self._pairs())
         shared = sorted(set(torch.cat(places).tolist()))
         words = self._side.words
         said = f"belong to {words} too" if "earlier" in words else f"are {words}'s too"
@@ -107,6 +116,7 @@ class Leak:
                 if _judged(queries, hit, kept.natural):
                     places |= set(part.at[::step][hit].tolist())
         self._done = compared
+        self.compared |= compared
         exact &= not budget.cut
         return self._fact(sorted(places), f"stand in {self._side.words} too", exact)
 
@@ -146,6 +156,7 @@ class Leak:
                 self._done = True  # augmented: no sample of it comes back
                 return []
             self._evaluated = {}
+            self.compared = True
         ours = self._evaluated
         while len(self._seen) < _HASHED and self._next < max(n, m):
             if not budget.read(2):
@@ -173,6 +184,7 @@ class Leak:
         if not places:
             return []
         n = _loaders.length(self._one.loader.dataset)
+        self.is_whole = len(places) >= min(n or 0, _QUERIES)
         number = f"{len(places)}" if exact or len(places) == n else f"at least {len(places)}"
         return [
             self._one.fact(
@@ -180,6 +192,48 @@ class Leak:
                 self._remedy,
             )
         ]
+
+
+def by_batches(one: EvaluatedSet, theirs: Portrait | None, words: str) -> list[Fact]:
+    """What the hashes of samples say, as steps got them: of streams, and of what workers read."""
+    if theirs is None or one.hashes is None or not len(theirs.hashes):
+        return []
+    hit = theirs.holds_hashes(one.hashes)
+    hits, of = int(hit.sum()), len(one.hashes)
+    natural = max(theirs.natural, _UNSEEN / len(theirs.hashes))
+    if hits <= 3 * natural * of + _FEW:
+        return []
+    places = hit.nonzero().flatten().tolist()
+    number = str(hits) if hits == of else f"at least {hits}"
+    fact = f"{number} of its {of} samples stand in {words} too ({listed(places)}), expected none"
+    return [one.fact(fact, _SPLIT if "training" in words else _CHOSEN)]
+
+
+def by_portraits(one: EvaluatedSet, theirs: Sequence[Portrait], words: str) -> list[Fact]:
+    """Which evaluated samples stand in a set of which a record holds hashes."""
+    places, exact = set[int](), True
+    for part in _loaders.parts(one.loader):
+        mine = rows(part.root, part.indices)
+        if mine is None:
+            continue
+        queries = mine.some(_QUERIES)
+        step = max(1, -(-len(part.at) // _QUERIES))
+        exact &= step == 1
+        for kept in theirs:
+            hit = kept.holds(queries)
+            exact &= kept.whole or kept.kind == BATCHES
+            if _judged(queries, hit, kept.natural):
+                places |= set(part.at[::step][hit].tolist())
+    if not places:
+        of_batches = next((kept for kept in theirs if kept.kind == BATCHES), None)
+        return by_batches(one, of_batches, words)
+    n = _loaders.length(one.loader.dataset)
+    number = str(len(places)) if exact or len(places) == n else f"at least {len(places)}"
+    fact = (
+        f"{number} of its {n} samples stand in {words} too ({listed(sorted(places))}), expected "
+        "none"
+    )
+    return [one.fact(fact, _SPLIT)]
 
 
 def _judged(queries: Rows, hit: Tensor, natural: float) -> bool:

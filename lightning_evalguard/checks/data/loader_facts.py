@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from lightning_evalguard.checks.data.appearance import Appearance
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact
@@ -32,6 +34,8 @@ class EvaluatedSet:
     gave: int = 0  # batches, at most, in one evaluation
     appearance: Appearance = field(default_factory=Appearance)
     reads: int | None = None  # samples that could be read at first
+    hashes: Tensor | None = None  # of its samples, as steps got them, on the host
+    index: int = 0  # among the loaders of its stage
 
     def fact(self, fact: str, remedy: str, certain: bool = True) -> Fact:
         """A fact about this set."""
@@ -48,6 +52,7 @@ def set_of(loader: Any, stage: str, i: int, n: int) -> EvaluatedSet:
         order,
         _loaders.dataset_source(dataset),
         type(dataset).__name__,
+        index=i,
     )
     length = _loaders.length(dataset) or 0
     if length and not workers(loader) and order in ("fixed", "shuffled"):

@@ -87,10 +87,17 @@ def _flat(source: Any) -> Iterator[int]:
 
 
 class Repeats:
-    """Hashes of the samples of one evaluation, as its steps get them: nothing is read for it."""
+    """Hashes of the samples of one evaluation, as its steps get them: nothing is read for it.
 
-    def __init__(self, one: EvaluatedSet, owned: int | None) -> None:
+    Args:
+        one: The evaluated set.
+        owned: How many of its samples are this rank's own.
+        counts: Whether samples given twice are looked for, or the hashes alone are of use.
+    """
+
+    def __init__(self, one: EvaluatedSet, owned: int | None, counts: bool = True) -> None:
         self._one = one
+        self.counts = counts
         self._left = owned
         self._hashes: list[Tensor] = []
         self._number = 0
