@@ -27,6 +27,7 @@ from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import (
+    EvalGuardWarning,
     Finding,
     FixPolicy,
     Policy,
@@ -412,16 +413,29 @@ class Guard:
     def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         found = self._without_consequences(found)
         self.report.add(finding for finding, _ in found)
-        fatal = [f for f, policy in found if policy == "error" and f.certain]
-        for finding, policy in found:
-            if finding.certain and policy == "error" and not quiet:
-                continue
-            key = (finding.check, finding.subject, finding.location, finding.claim)
-            if key not in self._warned:
-                self._warned.add(key)
-                warn(_repaired(finding) if policy == "fix" else finding)
-        if fatal and not quiet:
+        fatal = [f for f, policy in found if policy == "error" and f.certain and not quiet]
+        raised = self._warn([pair for pair in found if pair[0] not in fatal])
+        if fatal:
             self.ranks.hold(fatal)
+        if raised is not None:
+            raise raised
+
+    def _warn(self, found: Iterable[tuple[Finding, str]]) -> EvalGuardWarning | None:
+        """Warn of each finding once; what a filter makes an error of is returned.
+
+        A finding that stops the run comes first: it is raised where a warning would be, too.
+        """
+        raised = None
+        for finding, policy in found:
+            key = (finding.check, finding.subject, finding.location, finding.claim)
+            if key in self._warned:
+                continue
+            self._warned.add(key)
+            try:
+                warn(_repaired(finding) if policy == "fix" else finding)
+            except EvalGuardWarning as error:
+                raised = raised or error
+        return raised
 
     def _with_known_line(self, finding: Finding) -> Finding:
         """The line at which the same was found before stands for an evaluation not followed."""

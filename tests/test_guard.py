@@ -246,6 +246,18 @@ def test_error_stops_for_what_is_certain_and_warns_for_a_suspicion() -> None:
         assert step(silent) == 2
 
 
+@pytest.mark.filterwarnings("error::lightning_evalguard.EvalGuardWarning")
+def test_what_stops_the_run_is_raised_where_a_filter_makes_errors_of_warnings() -> None:
+    doubt, lesser = finding(fact="may be odd", certain=False), finding(fact="is even")
+    checks = [(Finds(doubt), "error"), (Finds(lesser), "warn"), (Finds(finding()), "error")]
+    report = Report()
+    with pytest.raises(EvalGuardError, match="is odd") as got:
+        step(Guard(checks, None, report))
+    assert len(got.value.report.findings) == 3
+    with pytest.raises(EvalGuardWarning, match="may be odd"):
+        step(Guard(checks[:2], None, Report()))
+
+
 def test_all_findings_of_one_moment_come_in_one_exception() -> None:
     checks = [(Finds(finding(subject=s)), "error") for s in "ab"]
     with pytest.raises(EvalGuardError, match="2 findings"):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_evalguard import ConfusionMetrics, EvalGuard
+from lightning_evalguard import ConfusionMetrics, EvalGuard, EvalGuardWarning
 from lightning_evalguard.confusion.recorder import Recorder
 from models.steps import TABLE, run
 from test_recorder import Net, loader
@@ -88,7 +88,8 @@ def test_what_is_not_found_is_a_warning_where_there_is_something_to_count(
         if regression:
             module.log("val_loss", F.mse_loss(out[:, 0], batch[0][:, 0]))
         else:
-            module.log("val_acc", (out.argmax(1) == batch[1]).float().mean())
+            own = out.gather(1, batch[1][:, None])[:, 0]
+            module.log("val_acc", (own >= out.amax(1)).float().mean())
 
     _, said = seen(step)
     assert len([text for text in said if "no confusion matrix" in text]) == (not regression)
@@ -103,6 +104,40 @@ def test_what_the_taps_replace_is_put_back() -> None:
     after = torch.sigmoid, torch._C._nn.cross_entropy_loss, F.cross_entropy.__code__
     assert before == after
     assert "sigmoid" not in vars(torch.Tensor)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_recorders_see_the_losses_and_comparisons_of_one_step(first: int) -> None:
+    x, y = torch.randn(8, 3), torch.arange(8) % 3
+    before = vars(torch._C._nn)["cross_entropy_loss"], vars(torch.Tensor).get("__eq__")
+    recorders = Recorder(), Recorder()
+    for recorder in recorders:
+        recorder.start("val", nn.Linear(3, 3))
+        recorder.before_step((x, y))
+    F.cross_entropy(x, y)
+    for recorder in (recorders[first], recorders[1 - first]):
+        recorder.after_step(None, (x, y))
+    results = [recorder.stop().results["val"].matrix for recorder in recorders]
+    assert torch.equal(results[0], results[1])
+    assert int(results[0].sum()) == 8
+    assert before == (vars(torch._C._nn)["cross_entropy_loss"], vars(torch.Tensor).get("__eq__"))
+
+
+@pytest.mark.filterwarnings("error::lightning_evalguard.EvalGuardWarning")
+def test_where_a_filter_makes_errors_of_warnings_ours_is_the_error() -> None:
+    import lightning.pytorch as pl
+
+    class Module(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            right = self(batch[0]).gather(1, batch[1][:, None])
+            self.log("val_acc", (right[:, 0] > 0).float().mean())
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[EvalGuard(data="ignore", sync="ignore")],
+    )  # fmt: skip
+    with pytest.raises(EvalGuardWarning, match="val: no confusion matrix"):
+        trainer.validate(Module(), loader(), verbose=False)
 
 
 def test_what_another_recorder_follows_is_found_and_a_refused_step_leaves_nothing() -> None:

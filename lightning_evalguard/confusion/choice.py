@@ -80,7 +80,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 class Unread:
     """Which of a step's streams show the same answer, compared on the device and not yet read.
 
-    A read waits for the device, and the choice does not need it where `returned_of` makes it.
+    A read waits for the device, and the choice does not need it where `certain_of` makes it.
     """
 
     def __init__(self, streams: Sequence[Stream], chosen: Stream) -> None:
@@ -113,19 +113,43 @@ def _is_same(one: Stream, other: Stream) -> Tensor | bool:
     return same
 
 
-def returned_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
-    """The one returned pair, where it counts whatever else the step shows, and no value is read.
+def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
+    """The stream that counts whatever the values are, so that none is read; None for none.
 
-    The rules and `counted_of` say the same of it; they would compare it with every other pair.
+    It is the one returned pair, or the one metric where nothing is returned and no function
+    judges. The rules and `counted_of` say the same of it; they would compare it with every other.
     """
     returned = [stream for stream in streams if stream.kind == "outputs"]
-    if evidence.top_k or len(returned) != 1:
+    judged = [stream for stream in streams if stream.kind in ("metric", "function")]
+    first = returned or judged
+    if evidence.top_k or len(first) != 1 or first[0].kind == "function":
         return None
-    (one,) = returned
+    (one,) = first
     tensors = [t for s in streams for t in (s.preds, s.target) if t is not None]
     is_part = any(s.kind in ("metric", "loss") and s.elements < one.elements for s in streams)
     is_spread = len({tensor.device for tensor in tensors}) > 1
-    return None if is_part or is_spread else one
+    return None if (one.kind == "outputs" and is_part) or is_spread else one
+
+
+def is_told(question: Question) -> bool:
+    """Whether more than a comparison of labels shows it."""
+    return any(stream.kind != "comparison" for stream in question.streams)
+
+
+def is_cut_of(compared: Question, others: Sequence[Question]) -> bool:
+    """Whether what is compared are scores that another question has, cut where it does not cut."""
+    (one, *_) = compared.streams
+    scored = [s for q in others for s in q.streams if s.cut is not None]
+    return any(_equal(one.target, s.target) and _is_cut(one.preds, s.cut) for s in scored)
+
+
+def _is_cut(preds: Tensor | None, scores: Tensor | None) -> bool:
+    if preds is None or scores is None or preds.numel() != scores.numel():
+        return False
+    above = preds.to(scores.device) > 0
+    if not bool(above.any()) or bool(above.all()):
+        return True
+    return bool(scores[above].min() > scores[~above].max())
 
 
 # --- the rules -----------------------------------------------------------------------------------
@@ -152,13 +176,15 @@ def _is_judged(question: Question, evidence: Evidence) -> Any:
     return bool(question.of("metric"))
 
 
-def _is_logged(question: Question, evidence: Evidence) -> Any:
-    """Else the one whose value the step logs as its score."""
+def is_logged(question: Question, evidence: Evidence) -> Any:
+    """Else the one whose value the step logs as its score: for certain, where it compares."""
     scores = [v for k, v in evidence.logged.items() if _SCORE.search(k)]
-    if not scores:
-        return False
-    values = [stream.accuracy for stream in question.streams]
-    return any(_near(a, b) or _near(100 * a, b) for a in values for b in scores)
+    logged = [s for s in question.streams if any(_is_share(s.accuracy, b) for b in scores)]
+    return 2 if any(s.kind == "comparison" for s in logged) else len(logged[:1])
+
+
+def _is_share(accuracy: float, score: float) -> bool:
+    return _near(accuracy, score) or _near(100 * accuracy, score)
 
 
 def _has_own_targets(question: Question, evidence: Evidence) -> Any:
@@ -189,7 +215,7 @@ RULES: tuple[Callable[[Question, Evidence], Any], ...] = (
     _is_returned,
     _is_agreed_on,
     _is_judged,
-    _is_logged,
+    is_logged,
     _has_own_targets,
     _is_the_loss,
     _is_whole,

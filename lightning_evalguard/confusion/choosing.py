@@ -8,11 +8,15 @@ import torch
 
 from lightning_evalguard.confusion.choice import (
     Evidence,
+    Question,
     Unread,
+    certain_of,
     counted_of,
+    is_cut_of,
+    is_logged,
+    is_told,
     main_of,
     questions_of,
-    returned_of,
 )
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.loader import LoaderCount, Stream
@@ -25,28 +29,35 @@ def choose(
     """The first batch is over: one of its streams counts from now on."""
     streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
     told = [s for s in streams if s.kind != "comparison"]
-    streams_told = told or streams  # labels that were compared tell least
     evidence = Evidence(samples=entry.samples, top_k=bool(config.top_k))
-    returned = returned_of(streams_told, evidence)
-    if returned is not None:
-        if len(streams_told) > 1:
-            entry.others = Unread(streams_told, returned).others
-        _take(entry, returned)
+    certain = certain_of(told, evidence)
+    if certain is not None:
+        if len(told) > 1:
+            entry.others = Unread(told, certain).others
+        _take(entry, certain)
         return
-    questions = questions_of(streams_told)
+    questions = questions_of(streams)
     if len(questions) > 1:
         evidence.logged = logged()
-    main, is_told = main_of(questions, evidence)
+    if told:  # labels that were compared tell least
+        shown = [question for question in questions if is_told(question)]
+        questions = [q for q in questions if q in shown or _is_the_score(q, shown, evidence)]
+    main, is_clear = main_of(questions, evidence)
     others = [question for question in questions if question is not main]
     chosen = counted_of(main, others)
     if chosen.kind != "outputs":
         entry.excluded |= {s.kind for s in streams if s.kind == "outputs"}
     said = [q.streams[-1].said for q in others if chosen not in q.streams]
-    if not is_told:
+    if not is_clear:
         entry.warnings.append(ambiguous(entry.key, chosen.said, said))
     elif said:
         chosen.said += _not_from(said)
     _take(entry, chosen)
+
+
+def _is_the_score(compared: Question, others: Sequence[Question], evidence: Evidence) -> bool:
+    """Whether what is compared is what is logged as the score, and an answer of its own."""
+    return bool(is_logged(compared, evidence)) and not is_cut_of(compared, others)
 
 
 def name_others(entry: LoaderCount) -> None:

@@ -54,7 +54,8 @@ class FirstStep:
             return
         leaves = tensors_of(entry.batch)
         role = entry.role_of(pair.target)
-        swapped = kind != "epoch" and role is None and _stands_in(entry, pair.preds, pair.target)
+        swapped = kind not in ("epoch", "comparison") and role is None
+        swapped = swapped and _stands_in(entry, pair.preds, pair.target)
         if swapped:
             pair = replace(pair, preds=pair.target, target=pair.preds)
             role = entry.role_of(pair.target)
@@ -69,8 +70,9 @@ class FirstStep:
                 )
             return
         if kind != "outputs" or self._config.source is None:
-            why = labels.refusal(arranged, from_batch, leaves[0] if leaves else None)
-            if why:
+            why = labels.refusal(arranged, from_batch, leaves)
+            if why or (role is None and pair.source in entry.made):
+                entry.made.add(pair.source)
                 entry.refused.append(f"{pair.source}: {why}")
                 return
         stream = self._stream(entry, kind, name, role, pair, arranged)
@@ -80,11 +82,12 @@ class FirstStep:
             stream.value = value.detach()
         stream.swapped, stream.from_batch = swapped, from_batch
         stream.versions = versions_of(pair.preds, pair.target)
-        stream.structured = not from_batch and labels.has_pattern(arranged.target)
+        stream.structured = role is None and labels.has_pattern(arranged.target)
         if stream.structured:
             stream.pattern = arranged.target.detach().clone()
         preds = labels.answers(arranged, stream.layout.preds_are, stream.layout.threshold)
         stream.keep_answers(preds, arranged.target.long())
+        stream.keep_scores(arranged.preds)
         entry.count(stream, arranged, pair)
         if kind == "loss":
             _corroborate(entry.streams, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,13 +13,13 @@ from lightning_evalguard.confusion.sources import Pair
 _FEW = 4  # samples, among which labels may happen to be counted up
 
 
-def refusal(pair: Pair, from_batch: bool, first_input: Tensor | None) -> str:
+def refusal(pair: Pair, from_batch: bool, leaves: Sequence[Tensor]) -> str:
     """Why a pair is no classification of the batch's samples; empty where it may be one.
 
     Args:
         pair: As it is counted.
         from_batch: Whether its target stands in the batch.
-        first_input: The first tensor of the batch.
+        leaves: The tensors of the batch, the input first.
     """
     preds, target = pair.preds, pair.target
     if not target.numel():
@@ -31,10 +32,17 @@ def refusal(pair: Pair, from_batch: bool, first_input: Tensor | None) -> str:
         return "its targets are not only 0 and 1"
     if not from_batch and _is_square_of_samples(preds, target):
         return "its targets say which samples of the batch belong together"
-    is_input = first_input is not None and first_input.is_floating_point()
-    if is_input and first_input is not None and first_input.numel() == target.numel():
-        return "its target is the input" if first_input.data_ptr() == target.data_ptr() else ""
-    return ""
+    return "its target is the input" if _is_the_input(target, from_batch, leaves) else ""
+
+
+def _is_the_input(target: Tensor, from_batch: bool, leaves: Sequence[Tensor]) -> bool:
+    """Whether a target is the input, or was made of it by the step, to be reconstructed."""
+    if not leaves or not leaves[0].is_floating_point() or leaves[0].numel() != target.numel():
+        return False
+    if from_batch:
+        return leaves[0].data_ptr() == target.data_ptr()
+    only = not any(leaf.numel() == target.numel() for leaf in leaves[1:])
+    return only and target.ndim > 1
 
 
 def _counts_samples(preds: Tensor, target: Tensor) -> bool:
@@ -54,14 +62,16 @@ def _is_square_of_samples(preds: Tensor, target: Tensor) -> bool:
 
 
 def has_pattern(target: Tensor) -> bool:
-    """Whether a target looks as if a step made it: a constant, a count, two blocks."""
+    """Whether a target looks as if a step made it: a constant, a count, blocks of one size."""
     flat = target.reshape(-1)
     steps = flat[1:].double() - flat[:-1].double()
-    changes = int((steps != 0).sum())
-    if changes == 0 or int((steps != 1).sum()) == 0:
+    changes = [i + 1 for i in (steps != 0).nonzero()[:, 0].tolist()]
+    if not changes or int((steps != 1).sum()) == 0:
         return True
-    middle = len(flat) // 2
-    return changes == 1 and len(flat) % 2 == 0 and bool(steps[middle - 1] != 0)
+    bounds = [0, *changes, len(flat)]
+    sizes = {stop - start for start, stop in itertools.pairwise(bounds)}
+    jumps = set(steps[steps != 0].tolist())
+    return len(sizes) == 1 and max(sizes) > 1 and len(jumps) == 1
 
 
 def are_shares(preds: Tensor, target: Tensor) -> bool:

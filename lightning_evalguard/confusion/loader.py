@@ -69,6 +69,7 @@ class Stream:
         value: What the loss returned in the first step.
         preds: Its answers in the first step.
         target: Their targets.
+        cut: The scores that answers of yes or no were cut from in the first step.
         elements: How many they were.
         targets: Identities of what was counted in the running step.
         scores: The same of the predictions.
@@ -97,6 +98,7 @@ class Stream:
     value: Tensor | None = None
     preds: Tensor | None = None
     target: Tensor | None = None
+    cut: Tensor | None = None
     elements: int = 0
     targets: list[Identity] = field(default_factory=list)
     scores: list[Identity] = field(default_factory=list)
@@ -138,7 +140,7 @@ class Stream:
 
     def forget_step(self) -> None:
         """What only the choice needed."""
-        self.value = self.preds = self.target = None
+        self.value = self.preds = self.target = self.cut = None
 
     def keep_answers(self, preds: Tensor, target: Tensor) -> None:
         """Note what the first step answered, flat."""
@@ -146,6 +148,12 @@ class Stream:
         if self.preds is not None and self.target is not None:
             preds, target = torch.cat((self.preds, preds)), torch.cat((self.target, target))
         self.preds, self.target, self.elements = preds, target, len(target)
+
+    def keep_scores(self, scores: Tensor) -> None:
+        """Note the scores of the first step, where its answers are yes or no."""
+        if scores.is_floating_point() and self.layout.task != "multiclass":
+            flat = scores.detach().reshape(-1)
+            self.cut = flat.clone() if self.cut is None else torch.cat((self.cut, flat))
 
 
 class Patterns(NamedTuple):
@@ -202,6 +210,8 @@ class LoaderCount:
         chosen: The one that counts.
         others: Says what was not chosen, where that waits for the device; asked at the end.
         refused: Why others were not taken.
+        made: Sources whose targets a step was seen to make, so that they are no labels.
+        labelled: Whether the batches may hold labels: more than one floating-point input.
         kinds: What the step calls that is no classification.
         owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
             some so that each rank gets as many. None where nothing is repeated.
@@ -248,6 +258,8 @@ class LoaderCount:
     chosen: Stream | None = None
     others: Callable[[], list[str]] | None = None
     refused: list[str] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
+    labelled: bool = True
     kinds: set[str] = field(default_factory=set)
     excluded: set[str] = field(default_factory=set)
     strides: list[tuple[int, int]] = field(default_factory=list)
@@ -305,6 +317,8 @@ class LoaderCount:
         self.position, self.counted, self.returned = 0, False, False
         self.tensors, self._leaves = tensors, None
         self.versions = versions_of(*tensors) if self.chosen is None else []
+        if self.chosen is None:
+            self.labelled = not tensors or not all(_is_view(t, tensors[0]) for t in tensors)
         for stream in (*self.streams, self.chosen):
             if stream is not None:
                 stream.begin_step()
@@ -409,6 +423,11 @@ class LoaderCount:
         kept = max(0, self.keep - self.position)
         self.position += n
         return preds[:kept], target[:kept]
+
+
+def _is_view(tensor: Tensor, first: Tensor) -> bool:
+    """Whether a tensor is an input, or another view of it as contrastive learning has them."""
+    return tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape == first.shape
 
 
 def tensors_of(batch: Any, most: int = 16) -> list[Tensor]:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.choosing import choose, name_others
 from lightning_evalguard.confusion.closing import close_epoch, is_made_in_the_step, settle_shares
+from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
@@ -29,9 +30,14 @@ from lightning_evalguard.confusion.taps import LossTap, MetricTap
 from lightning_evalguard.confusion.words import Recorded, report, report_nothing
 from lightning_evalguard.data.batches import sample_count
 from lightning_evalguard.data.loaders import left_out, listed, owned
+from lightning_evalguard.instruments.dispatch import compiles
+from lightning_evalguard.instruments.source import LIBRARIES
 from lightning_evalguard.ranks import Alone
+from lightning_evalguard.report import shown_path
 
 __all__ = ["Recorded", "Recorder"]
+
+_LONG = 60  # characters of an expression
 
 
 class Recorder:
@@ -47,6 +53,8 @@ class Recorder:
         logged: What the running step logged so far, by key; asked where a step shows several
             answers.
     """
+
+    _compares = True  # whether it listens to comparisons by itself
 
     def __init__(
         self,
@@ -71,6 +79,9 @@ class Recorder:
         self._pairs = 0
         self._functions = FunctionTap(self._see, lambda: self._pairs)
         self._sigmoids = SigmoidTap()
+        self._comparisons = ComparisonTap(
+            self._compared, lambda: self._paused, self._memory, frozenset(), LIBRARIES
+        )
         self._first = FirstStep(self.config, self.explicit, outcomes, self._sigmoids)
         self._following = Following(self.config, outcomes)
         self._taps_metrics = self.config.source is None or only is not None
@@ -122,6 +133,9 @@ class Recorder:
     def _open_taps(self, module: nn.Module, entry: LoaderCount) -> None:
         if entry.chosen is None:
             self._sigmoids.open(module)
+        if entry.chosen is None or entry.chosen.kind == "comparison":
+            self._comparisons.reads = entry.chosen is None
+            self._open_comparisons(module)
         # Not at the start of the evaluation: hooks that run after it may still replace a metric.
         if entry.batches == 1 and self._taps_metrics:
             self._metrics.open(module)
@@ -130,12 +144,17 @@ class Recorder:
             self._losses.open()
             self._functions.open(module)
 
+    def _open_comparisons(self, module: nn.Module) -> None:
+        if self._compares and self.config.source is None and not compiles(module):
+            self._comparisons.open()
+
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int = 0) -> None:
         """The step returned `outputs`: count them.
 
         Raises:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
+        self._comparisons.close()
         entry = self._now
         if entry is None or entry.chosen is None:
             self._losses.close()  # who looks closely at hooks sees the functions as they are
@@ -168,6 +187,9 @@ class Recorder:
         self._epoch_ends = self._stage is not None
         if self._epoch_ends and self._module is not None and self._taps_losses:
             self._functions.open(self._module)
+            if any(e.chosen is None or e.chosen.kind == "epoch" for e in self._entries()):
+                self._comparisons.reads = True
+                self._open_comparisons(self._module)
 
     def hear(self, kind: str, name: str, pair: Pair) -> None:
         """A pair that no tap of this recorder heard: a comparison in a plain script."""
@@ -252,7 +274,9 @@ class Recorder:
 
     def _close_taps(self) -> None:
         self._epoch_ends = False
-        for tap in (self._metrics, self._losses, self._functions, self._sigmoids):
+        for tap in (
+            self._metrics, self._losses, self._functions, self._sigmoids, self._comparisons,
+        ):  # fmt: skip
             tap.close()
 
     def _entries(self) -> list[LoaderCount]:
@@ -271,7 +295,8 @@ class Recorder:
     def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
         """A metric or a loss is called. Whatever goes wrong here, the user's step goes on."""
         entry = self._now
-        self._pairs += kind != "other"
+        # A comparison may be what the function around it judges by.
+        self._pairs += kind not in ("other", "comparison")
         if self._epoch_ends:
             entry, kind = self._of_epoch(kind), "epoch"
         if entry is None or self._paused or entry.failed:
@@ -283,6 +308,18 @@ class Recorder:
                 self._first.consider(entry, kind, name, pair, value)
         except Exception as error:  # noqa: BLE001 - a tensor subclass, a user's type: not ours to judge
             entry.trouble = entry.trouble or f"{pair.source} could not be counted: {error}"
+
+    def _memory(self) -> tuple[set[int], set[int]]:
+        """Where the tensors of the running batch lie."""
+        return set(self._now.leaves) if self._now is not None else set(), set()
+
+    def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
+        """Two tensors of labels are compared, as those do who count what is right by hand."""
+        short = text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+        said = f"the comparison `{short}` at {shown_path(place)}"
+        self._see(
+            "comparison", place, Pair(preds, target, said, classification=True, location=place)
+        )
 
     def _of_epoch(self, kind: str) -> LoaderCount | None:
         """The loader whose whole evaluation a call is about: the only one."""

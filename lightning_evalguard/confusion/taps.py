@@ -10,6 +10,7 @@ runs that counts: those change what it computes.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torchmetrics import Metric
 
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
 from lightning_evalguard.instruments.patch import Wrap
-from lightning_evalguard.instruments.source import user_site
+from lightning_evalguard.instruments.source import owner_of, user_site
 from lightning_evalguard.report import shown_path
 
 See = Callable[[str, str, Pair, Any], None]
@@ -29,6 +30,8 @@ See = Callable[[str, str, Pair, Any], None]
 # Their children see resampled or partial predictions.
 _PARTIAL = ("BootStrapper", "MultioutputWrapper")
 _IGNORED = -100
+_DEEP = 3  # objects in objects in which metrics are looked for
+_ITEMS = 64  # of a list or dict in which they are looked for
 
 
 class MetricTap:
@@ -45,7 +48,7 @@ class MetricTap:
     def __init__(self, see: See, only: str | None = None) -> None:
         self._see, self._only = see, only
         self._wraps: list[Wrap] = []
-        self._classes: list[tuple[type, Any, Any]] = []
+        self._classes: dict[type, Wrap] = {}
         self._names: dict[int, str] = {}
         # Of each update that runs now: whether a deeper one was seen.
         self._deeper: list[bool] = []
@@ -69,11 +72,8 @@ class MetricTap:
 
     def close(self) -> None:
         """Leave the metrics as they were."""
-        for wrap in self._wraps:
+        for wrap in (*self._wraps, *self._classes.values()):
             wrap.remove()
-        for owner, tapped, original in self._classes:
-            if vars(owner).get("update") is tapped:
-                owner.update = original  # type: ignore[attr-defined]
         self._wraps.clear()
         self._classes.clear()
         self._names.clear()
@@ -95,20 +95,17 @@ class MetricTap:
         if not levels or _is_torchmetrics(levels[0]):
             return
         parent = next((c for c in levels if _is_torchmetrics(c) and c is not Metric), None)
-        if parent is None or any(parent is owner for owner, *_ in self._classes):
+        if parent is None or parent in self._classes:
             return
-        original = vars(parent)["update"]
 
-        @functools.wraps(original)
-        def update(metric: Metric, *args: Any, **kwargs: Any) -> Any:
+        def update(original: Any, metric: Metric, *args: Any, **kwargs: Any) -> Any:
             name = self._names.get(id(metric))
             if name is None or torch.compiler.is_compiling():
                 return original(metric, *args, **kwargs)
             called = _Called.of(name, metric, ["preds", "target"])
             return self._updated(called, original, (metric, *args), args, kwargs)
 
-        parent.update = update  # type: ignore[attr-defined]
-        self._classes.append((parent, update, original))
+        self._classes[parent] = Wrap(parent, "update", update)
 
     def _updated(
         self,
@@ -226,7 +223,7 @@ def _masked(target: Tensor, others: list[Any], pair: Pair) -> Tensor:
 
 
 def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
-    """The classification metrics of a module, also those in its plain lists and dicts."""
+    """The classification metrics of a module, also those that its plain attributes hold."""
     seen: set[int] = set()
     partial: tuple[str, ...] = ()
     for prefix, owner in module.named_modules():
@@ -234,13 +231,9 @@ def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
             partial += (prefix + ".",)
         held = [(prefix, owner)]
         for attribute, value in list(vars(owner).items()):
-            if attribute.startswith("_") or not isinstance(value, (Metric, list, tuple, dict)):
-                continue
-            name = f"{prefix}.{attribute}".lstrip(".")
-            values = value if isinstance(value, (list, tuple)) else [value]
-            values = list(value.values()) if isinstance(value, dict) else values
-            held += [(name, inner) for v in values if isinstance(v, nn.Module)
-                     for inner in v.modules()]  # fmt: skip
+            if not attribute.startswith("_"):
+                name = f"{prefix}.{attribute}".lstrip(".")
+                held += _held_by(name, value, _DEEP)
         for name, metric in held:
             if (
                 isinstance(metric, Metric)
@@ -250,6 +243,30 @@ def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
             ):
                 seen.add(id(metric))
                 yield name, metric
+
+
+def _held_by(name: str, value: Any, deep: int) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a plain attribute holds: a list, a dict, an object of the user's."""
+    if isinstance(value, nn.Module):
+        yield from ((name, inner) for inner in value.modules())
+    elif isinstance(value, (list, tuple, dict)) and deep and len(value) <= _ITEMS:
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _held_by(name, one, deep - 1)
+    elif deep and _is_users(type(value)):
+        try:  # past any `__getattr__` and `__getattribute__` of the user's
+            inside = dict(object.__getattribute__(value, "__dict__"))
+        except AttributeError:  # it has slots
+            return
+        for attribute, one in list(inside.items())[:_ITEMS]:
+            yield from _held_by(f"{name}.{attribute}", one, deep - 1)
+
+
+def _is_users(kind: type) -> bool:
+    """Whether a class stands in code of the user's."""
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__module__ == "__main__"
+    path = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return isinstance(path, str) and owner_of(path) == "user"
 
 
 def _classifies(metric: Metric) -> bool:
@@ -302,42 +319,67 @@ class LossTap:
 
     Attributes:
         locates: Whether the line of a call is looked up, which takes longer than the call.
+        hears: Whether it is told of calls now.
     """
 
     def __init__(self, see: See) -> None:
-        self._see = see
+        self.see = see
         self.locates = True
-        self._places: list[tuple[Any, str, Any, Any]] = []
-        for kind in _LOSSES:
-            if (original := getattr(kind.home, kind.entry, None)) is not None:
-                tapped = self._tap(original, kind)
-                self._places.append((kind.home, kind.entry, original, tapped))
-        for home, name in _OTHERS:
-            if (original := getattr(home, name, None)) is not None:
-                self._places.append((home, name, original, self._note(original, name)))
-        self._is_open = self._hears = False
+        self.hears = False
 
     def open(self) -> None:
         """Tap the losses from now on."""
-        self._hears = True
-        if not self._is_open:
-            self._is_open = True
-            for home, name, original, tapped in self._places:
-                if getattr(home, name) is original:
-                    setattr(home, name, tapped)
+        self.hears = True
+        _losses.add(self)
 
     def pause(self) -> None:
         """Report no calls until `open`: thirty names take longer to give back than a step."""
-        self._hears = False
+        self.hears = False
 
     def close(self) -> None:
-        """Give the losses their names back."""
-        self._hears = False
-        if self._is_open:
-            self._is_open = False
-            for home, name, original, tapped in self._places:
-                if getattr(home, name) is tapped:
-                    setattr(home, name, original)
+        """Be told no more; the last one gives the losses their names back."""
+        self.hears = False
+        _losses.remove(self)
+
+
+class _Losses:
+    """The losses of torch's, tapped once in a process for everyone who is told of their calls."""
+
+    def __init__(self) -> None:
+        self._taps: tuple[LossTap, ...] = ()
+        self._places: list[tuple[Any, str, Any, Any]] = []
+
+    def add(self, tap: LossTap) -> None:
+        """Tell one more of each call."""
+        if any(one is tap for one in self._taps):
+            return
+        if not self._taps:
+            self._start()
+        self._taps = (*self._taps, tap)
+
+    def remove(self, tap: LossTap) -> None:
+        """Tell one less."""
+        before, self._taps = self._taps, tuple(one for one in self._taps if one is not tap)
+        if before and not self._taps:
+            self._stop()
+
+    def _start(self) -> None:
+        if not self._places:
+            for kind in _LOSSES:
+                if (original := getattr(kind.home, kind.entry, None)) is not None:
+                    place = (kind.home, kind.entry, original, self._tap(original, kind))
+                    self._places.append(place)
+            for home, name in _OTHERS:
+                if (original := getattr(home, name, None)) is not None:
+                    self._places.append((home, name, original, self._note(original, name)))
+        for home, name, original, tapped in self._places:
+            if getattr(home, name) is original:
+                setattr(home, name, tapped)
+
+    def _stop(self) -> None:
+        for home, name, original, tapped in self._places:
+            if getattr(home, name) is tapped:
+                setattr(home, name, original)
 
     def _tap(self, original: Any, kind: _Loss) -> Any:
         place = kind.ignore_place
@@ -345,17 +387,20 @@ class LossTap:
         @functools.wraps(original)
         def tapped(*args: Any, **kwargs: Any) -> Any:
             value = original(*args, **kwargs)
-            if not self._hears or torch.compiler.is_compiling():
+            taps = [tap for tap in self._taps if tap.hears]
+            if not taps or torch.compiler.is_compiling():
                 return value
             preds, target = plain(*args[:2]) if len(args) > 1 else (None, None)
             if preds is not None and target is not None:
                 ignore = args[place] if place is not None and len(args) > place else None
-                site = user_site(2) if self.locates else None
+                located = any(tap.locates for tap in taps)
+                site = user_site(2) if located else None
                 where = shown_path(site.location) if site is not None else "an unknown place"
-                said = f"`{kind.name}` at {where}" if self.locates else kind.name
+                said = f"`{kind.name}` at {where}" if located else kind.name
                 pair = _of_loss(kind, preds, target, ignore, said)
                 pair.location = site.location if site is not None else None
-                self._see("loss", kind.name, pair, value)
+                for tap in taps:
+                    tap.see("loss", kind.name, pair, value)
             return value
 
         return tapped
@@ -363,12 +408,17 @@ class LossTap:
     def _note(self, original: Any, name: str) -> Any:
         @functools.wraps(original)
         def noted(*args: Any, **kwargs: Any) -> Any:
-            if self._hears and self.locates and not torch.compiler.is_compiling():
-                nothing = torch.empty(0)
-                self._see("other", name, Pair(nothing, nothing, name), None)
+            if not torch.compiler.is_compiling():
+                for tap in self._taps:
+                    if tap.hears and tap.locates:
+                        nothing = torch.empty(0)
+                        tap.see("other", name, Pair(nothing, nothing, name), None)
             return original(*args, **kwargs)
 
         return noted
+
+
+_losses = _Losses()
 
 
 def plain(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:

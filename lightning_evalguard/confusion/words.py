@@ -206,7 +206,7 @@ def report_nothing(
     why = why or f"the step returned {entry.saw or 'nothing that is asked for'}"
     seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}" if entry.refused else ""
     text = f"{entry.key}: no confusion matrix, because {why}{seen}. {_RETURN}"
-    scored = any(_SCORE.search(key) for key in logged())
+    scored = entry.labelled and any(_SCORE.search(key) for key in logged())
     is_due = explicit or (scored and not entry.refused and not entry.failed)
     (recorded.warnings if is_due else recorded.notes).append(text)
 

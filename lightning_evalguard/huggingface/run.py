@@ -18,6 +18,7 @@ from lightning_evalguard.huggingface.desk import Desk
 from lightning_evalguard.huggingface.labels import Named, class_names, pair_of, refusal
 from lightning_evalguard.report import (
     EvalGuardError,
+    EvalGuardWarning,
     Finding,
     broke,
     warn_text,
@@ -262,8 +263,8 @@ class Run:
             return
         try:
             act(recorder)
-        except EvalGuardError:
-            raise  # what all ranks raise
+        except (EvalGuardError, EvalGuardWarning):
+            raise  # what all ranks raise, or a filter makes an error of
         except Exception as error:  # our own bug must not stop a training run
             self._counting = False
             recorder.abort()

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.sources import Pair
-from lightning_evalguard.plain.comparisons import ComparisonTap
 from lightning_evalguard.plain.gathered import Gathers
 from lightning_evalguard.plain.matrix import Scores
 from lightning_evalguard.plain.measures import MeasureTap

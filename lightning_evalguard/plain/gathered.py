@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_evalguard.confusion.comparisons import ordered
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest, site_of
-from lightning_evalguard.plain.comparisons import ordered
 from lightning_evalguard.plain.tensors import memory_of, tensors_in
 
 _OWNERS = PLUMBING | {"accelerate"}

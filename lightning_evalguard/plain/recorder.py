@@ -27,6 +27,8 @@ class PlainRecorder(Recorder):
         is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
     """
 
+    _compares = False  # the session hears them, and hands them on
+
     def __init__(
         self,
         scored: Callable[[bool], None],

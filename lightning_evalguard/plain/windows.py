@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.source import owner_of, site_of
 from lightning_evalguard.plain import rules, scored
-from lightning_evalguard.plain.comparisons import ComparisonTap, hear_sklearn
+from lightning_evalguard.plain.comparisons import hear_sklearn
 from lightning_evalguard.plain.frames import functions_around, is_discarded, path_of
 from lightning_evalguard.plain.matrix import Scores
 from lightning_evalguard.plain.measures import MeasureTap

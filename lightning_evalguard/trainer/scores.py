@@ -15,7 +15,14 @@ from lightning_evalguard.confusion.loggers import write
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.instruments.patch import Wrap
-from lightning_evalguard.report import EvalGuardError, Finding, Report, broke, warn_text
+from lightning_evalguard.report import (
+    EvalGuardError,
+    EvalGuardWarning,
+    Finding,
+    Report,
+    broke,
+    warn_text,
+)
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 
@@ -157,8 +164,8 @@ class Scores:
         """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
         try:
             act(*args)
-        except EvalGuardError:
-            raise  # what all ranks raise
+        except (EvalGuardError, EvalGuardWarning):
+            raise  # what all ranks raise, or a filter makes an error of
         except Exception as error:  # our own bug must not stop a training run
             if self._recorder.explicit and isinstance(error, ValueError):
                 raise  # the user's arguments do not fit what the step gives
