@@ -311,7 +311,7 @@ class Recorder:
 
     def _memory(self) -> tuple[set[int], set[int]]:
         """Where the tensors of the running batch lie."""
-        return set(self._now.leaves) if self._now is not None else set(), set()
+        return set(self._now.leaves()) if self._now is not None else set(), set()
 
     def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
         """Two tensors of labels are compared, as those do who count what is right by hand."""
