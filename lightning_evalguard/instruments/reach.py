@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.instruments.generators import is_generator
+from lightning_evalguard.instruments.handles import LIGHTNING, handle_of, owner_of_class
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
 
 _MOST = 100_000  # objects and items that are followed; a step that names more is not run again
@@ -33,37 +34,6 @@ _LEAVES = frozenset(
     | {torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format}
 )
 _ITEMS = (list, tuple, set, frozenset, deque)
-# Classes of these run on, or act beyond the process, and cannot be put back.
-_HANDLES = {
-    "_io": "an open file",
-    "io": "an open file",
-    "mmap": "an open file",
-    "tempfile": "an open file",
-    "zipfile": "an open file",
-    "tarfile": "an open file",
-    "dbm": "a database",
-    "shelve": "a database",
-    "sqlite3": "a database",
-    "_sqlite3": "a database",
-    "socket": "a connection",
-    "_socket": "a connection",
-    "ssl": "a connection",
-    "http": "a connection",
-    "ftplib": "a connection",
-    "smtplib": "a connection",
-    "socketserver": "a connection",
-    "queue": "a queue",
-    "_queue": "a queue",
-    "subprocess": "a process",
-    "multiprocessing": "another process's",
-    "concurrent": "a pool of workers",
-    "asyncio": "a loop of tasks",
-    "_asyncio": "a loop of tasks",
-    "selectors": "a loop of tasks",
-    "sched": "a loop of tasks",
-}
-_THREADS = frozenset({"Thread", "Timer", "Event", "Condition", "Barrier", "Semaphore"})
-_ACTING = frozenset({"write", "flush", "send", "sendall", "recv", "execute", "cursor", "commit"})
 _IMPLICIT_NOT = frozenset({"__init__", "__new__", "__post_init__", "__del__", "__init_subclass__"})
 _MAKES = ("__init__", "__new__", "__post_init__")
 _DYNAMIC = frozenset({"getattr", "setattr", "delattr", "vars", "__dict__", "__getattribute__"})
@@ -71,7 +41,6 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_
 _STREAMS = frozenset({"__stdout__", "__stderr__"})
 _TORCH = ("torch.utils.data", "torch.quasirandom", "torch.distributions", "torch.optim")
 _ITS_OWN = frozenset({"_iterator", "iterators", "_data_fetcher"})  # the loop's, not the step's
-_LIGHTNING = frozenset({"lightning", "pytorch_lightning", "lightning_fabric"})
 _MACHINERY = frozenset(
     {"lightning_evalguard", "logging", "inspect", "ctypes", "importlib", "weakref", "warnings"}
 )
@@ -205,7 +174,7 @@ class Reach:
         return True
 
     def _visit_object(self, value: Any, kind: type, path: str) -> None:
-        what = _handle(kind, value)
+        what = handle_of(kind, value)
         if what is not None:
             self._refuse(path, f"{what}, which cannot be put back")
             return
@@ -230,8 +199,8 @@ class Reach:
             for registry in _HOOKS:
                 for hook in (attributes or {}).get(registry, {}).values():
                     self._stack.append((hook, path))
-        the_loops = package in _LIGHTNING
-        pruned = is_module or the_loops or _class_owner(kind) == "user"
+        the_loops = package in LIGHTNING
+        pruned = is_module or the_loops or owner_of_class(kind) == "user"
         held = {**(attributes or {}), **slots}
         self._named.append(_Named(held, path, not pruned, by_name=the_loops))
         self._of_class(value, kind, path)
@@ -284,7 +253,7 @@ class Reach:
 
     def _class(self, kind: type, path: str, makes: bool) -> None:
         for base in kind.__mro__:
-            if _class_owner(base) in LIBRARIES:
+            if owner_of_class(base) in LIBRARIES:
                 continue
             self._members(base, base.__name__)
             if makes:
@@ -293,7 +262,7 @@ class Reach:
     def _of_class(self, value: object, kind: type, path: str) -> None:
         """The class of what is touched: its attributes by name, and the methods python calls."""
         for base in kind.__mro__:
-            owner = _class_owner(base)
+            owner = owner_of_class(base)
             if owner in LIBRARIES:
                 if owner in ("lightning", "pytorch_lightning"):
                     self._named.append(_Named(_properties(base), path, all_of=False, code=True))
@@ -382,34 +351,6 @@ class _Named:
 # what things are
 
 
-def _handle(kind: type, value: object) -> str | None:
-    """What a thing is that runs on or acts beyond the process, in words; None for others."""
-    if kind.__module__ in ("_io", "io") and kind.__name__ in ("StringIO", "BytesIO"):
-        return None
-    if issubclass(kind, (nn.Module, *weakref.ProxyTypes)):
-        return None
-    named = f"a {kind.__name__}"
-    if issubclass(kind, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)):
-        return "a generator"
-    for base in kind.__mro__:
-        package = base.__module__.partition(".")[0]
-        if package in _HANDLES:
-            return f"{named}, {_HANDLES[package]}"
-        if package == "threading" and base.__name__ in _THREADS:
-            return f"{named}, of other threads"
-    owner = _owner(value)
-    following = next((vars(b)["__next__"] for b in kind.__mro__ if "__next__" in vars(b)), None)
-    if following is not None and owner not in _LIGHTNING:
-        written = isinstance(following, types.FunctionType)
-        if not written or owner in LIBRARIES:
-            return f"{named}, an iterator"
-    if owner != "user" and owner not in _LIGHTNING:
-        members = {name for base in kind.__mro__ for name in vars(base)}
-        if "close" in members and members & _ACTING:
-            return f"{named}, which writes or sends"
-    return None
-
-
 def _referent(value: Any, kind: type) -> object:
     if kind is weakref.ref:
         return value()
@@ -450,25 +391,6 @@ def _slots_of(kind: Any) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _owner(value: object) -> str:
-    kind: Any = type(value)
-    return _class_owner(kind)
-
-
-@functools.lru_cache(maxsize=4096)
-def _class_owner(kind: Any) -> str:
-    module = sys.modules.get(kind.__module__)
-    if kind.__module__ in ("__main__", "builtins"):
-        return "user" if kind.__module__ == "__main__" else "stdlib"
-    path = vars(module).get("__file__") if module is not None else None
-    if path is None:
-        # of a C module, or of a file that is gone: functions in it tell
-        written = (m for m in vars(kind).values() if isinstance(m, types.FunctionType))
-        first = next(written, None)
-        return owner_of(first.__code__.co_filename) if first is not None else "stdlib"
-    return owner_of(os.path.abspath(path))
-
-
 def _is_users(module: types.ModuleType) -> bool:
     path = vars(module).get("__file__")
     return isinstance(path, str) and owner_of(os.path.abspath(path)) == "user"
@@ -476,7 +398,7 @@ def _is_users(module: types.ModuleType) -> bool:
 
 def _in_mro(kind: type, name: str) -> bool:
     return any(
-        base.__name__ == name and base.__module__.partition(".")[0] in _LIGHTNING
+        base.__name__ == name and base.__module__.partition(".")[0] in LIGHTNING
         for base in kind.__mro__
     )
 

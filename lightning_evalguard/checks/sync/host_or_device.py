@@ -191,23 +191,12 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = below(func, args, kwargs or {})
         finally:
             self._running, self._args = outer
-        known = self._known
-        on_device: bool | None = False
-        none = True
-        for arg in args:
-            for tensor in arg if isinstance(arg, (list, tuple)) else (arg,):
-                if isinstance(tensor, Tensor):
-                    none = False
-                    place = known.get(id(tensor))
-                    if place is None or place[0]() is not tensor:
-                        on_device = on_device or None
-                    elif place[1]:
-                        on_device = True
+        some, on_device = self._of_arguments(args)
         name = self._previous = getattr(func, "_opname", "")
         inputs = tensors_in([*args, *(kwargs or {}).values()])
         if name in _FORMULAS and _moves_bits(name, list(inputs)):
             self.moves_bits = True
-        if none or name == "lift_fresh":
+        if not some or name == "lift_fresh":
             on_device = self._made(name, caller())
         elif name == "copy_":
             self._copied(*args)
@@ -215,14 +204,32 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif on_device and name in _INDEXES:
             self._indexed(*args)
         if on_device is not None:
-            for tensor in out if isinstance(out, (list, tuple)) else (out,):
-                if isinstance(tensor, Tensor):
-                    place = known.get(id(tensor))
-                    if place is None or place[1] != on_device or place[0]() is not tensor:
-                        known[id(tensor)] = (weakref.ref(tensor), on_device)
+            self._keep(out, on_device)
         if name == "_pack_padded_sequence":
             self.put(out[1], False)  # the batch sizes, which RNNs read
         return out
+
+    def _of_arguments(self, args: tuple[Any, ...]) -> tuple[bool, bool | None]:
+        """Whether there is a tensor among them, and where they live: together on the device."""
+        some, on_device = False, False
+        unknown = False
+        for arg in args:
+            for tensor in arg if isinstance(arg, (list, tuple)) else (arg,):
+                if not isinstance(tensor, Tensor):
+                    continue
+                some = True
+                place = self.of(tensor)
+                unknown |= place is None
+                on_device |= place is True
+        if on_device or not unknown:
+            return some, on_device
+        return some, None
+
+    def _keep(self, out: Any, on_device: bool) -> None:
+        """What an operator gave lives there; a tensor that is known to is not written down anew."""
+        for tensor in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(tensor, Tensor) and self.of(tensor) is not on_device:
+                self._known[id(tensor)] = (weakref.ref(tensor), on_device)
 
     def _made(self, op: str, frame: FrameType | None) -> bool | None:
         """Where a tensor made from nothing lives, by the source text of the call."""

@@ -14,7 +14,7 @@ TO_HOST, TO_DEVICE = "copy to the host", "copy to the device"
 second_ears: list[Callable[[bool], object]] = []  # called as a wait begins, and as it ends
 
 
-class Listener(Protocol):
+class WaitListener(Protocol):
     """What is called with each wait.
 
     Attributes:
@@ -35,13 +35,13 @@ class _Here(threading.local):
     """What this thread watches. Other threads are not policed."""
 
     def __init__(self) -> None:
-        self.watches: list[Listener] = []
+        self.watches: list[WaitListener] = []
         self.inside = False  # a wait that is being counted: what it does inside is part of it
         self.places: Any = None  # of the CPU: see `host_or_device.Places`
 
 
 here = _Here()
-devices_open: list[Listener] = []  # also called from the autograd engine's threads
+devices_open: list[WaitListener] = []  # also called from the autograd engine's threads
 
 
 def caller(depth: int = 1) -> FrameType | None:
@@ -52,7 +52,7 @@ def caller(depth: int = 1) -> FrameType | None:
     return frame
 
 
-def heard_by() -> Sequence[Listener]:
+def heard_by() -> Sequence[WaitListener]:
     """Who is to be called with a wait on this thread."""
     if here.watches:
         return here.watches
@@ -70,7 +70,7 @@ def tell(op: str, seconds: float, frame: FrameType | None) -> None:
 __all__ = [
     "TO_DEVICE",
     "TO_HOST",
-    "Listener",
+    "WaitListener",
     "caller",
     "devices_open",
     "heard_by",

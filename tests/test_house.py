@@ -1,0 +1,155 @@
+"""The rules that keep the package one house; each with a test that it can fail."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightning_evalguard
+from lightning_evalguard.checks.check import Check
+
+PACKAGE = Path(lightning_evalguard.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+_LINES = 500  # of a file
+_FUNCTION = 60  # lines of a function
+# Names that stand for one thing in each of two rooms. This list only gets shorter.
+_TWICE = """
+Call Cells Count Counted Desk Fact Heard Held Identity Kept Kind Loop Mark Mode NAME
+Outcome Place Places RULES Reads Recorded Rows Run Scores Training Watch Window Writes
+content count_of difference differing facts finding flat held_by hyper_parameters listed
+metrics_of out_of_the_books parts per_class plain read refusal remedy_of set_of shown
+tensors_in watch why_not_again
+"""
+TWICE = frozenset(_TWICE.split())
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def long_functions(tree: ast.AST) -> list[str]:
+    """The functions that fill more than a screen, their docstring apart."""
+    names = []
+    for function in functions(tree):
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        if ast.get_docstring(function):
+            first = function.body[0]
+            lines -= (first.end_lineno or 0) - first.lineno + 1
+        if lines > _FUNCTION:
+            names.append(function.name)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= _LINES
+    assert long_functions(ast.parse(text)) == []
+
+
+def test_the_test_of_length_can_fail() -> None:
+    body = "    x = 1\n" * (_FUNCTION + 1)
+    assert long_functions(ast.parse(f"def f():\n{body}")) == ["f"]
+    documented = f'def f():\n    """{"x" * 20}\n{"    x" * 90}\n    """\n    return 1'
+    assert long_functions(ast.parse(documented)) == []
+
+
+def public_names(tree: ast.Module) -> set[str]:
+    """The functions, classes and constants that a file defines for others."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def defined_twice(files: dict[str, ast.Module]) -> dict[str, list[str]]:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path, tree in files.items():
+        for name in public_names(tree):
+            homes[name].append(path)
+    return {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+def test_a_name_has_one_home() -> None:
+    files = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    twice = defined_twice(files)
+    assert set(twice) - TWICE == set(), {n: p for n, p in twice.items() if n not in TWICE}
+    assert set(twice) >= TWICE, "these have one home now: take them off the list"
+
+
+def test_the_test_of_names_can_fail() -> None:
+    one, other = ast.parse("def f(): ...\n_X = 1"), ast.parse("f: int = 1\n_X = 1")
+    assert defined_twice({"one": one, "other": other}) == {"f": ["one", "other"]}
+
+
+def strings(tree: ast.AST) -> set[str]:
+    """The strings that code works with, docstrings apart."""
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_stage_is_spelt_in_one_file(path: Path) -> None:
+    spelt = "sanity_check" in strings(ast.parse(path.read_text(encoding="utf-8")))
+    assert spelt == (name_of(path) == "stages.py")
+
+
+def test_the_test_of_stages_can_fail() -> None:
+    assert strings(ast.parse('"""sanity_check"""\nif x == "sanity_check": ...')) == {"sanity_check"}
+
+
+_ASKS = frozenset({"ask", "hearing"})
+
+
+def asked(tree: ast.AST) -> set[str]:
+    """The events by which the guard asks its checks."""
+    return {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in _ASKS
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+
+def test_each_event_that_the_guard_asks_is_declared() -> None:
+    events = set()
+    for path in FILES:
+        events |= asked(ast.parse(path.read_text(encoding="utf-8")))
+    assert len(events) > 5
+    assert {event for event in events if event not in vars(Check)} == set()
+
+
+def test_the_test_of_events_can_fail() -> None:
+    assert asked(ast.parse('self._guard.ask("misspelt", f)')) == {"misspelt"}
+    assert "misspelt" not in vars(Check)
+
+
+def test_no_check_is_asked_what_it_may_not_have() -> None:
+    """The protocol gives every question an answer, so that nothing is asked by `getattr`."""
+    asks = re.compile(r"(getattr|hasattr)\(check, \"")
+    askers = [PACKAGE / name for name in ("guard.py", "audit.py", "evaluation.py")]
+    assert [name_of(p) for p in askers if asks.search(p.read_text(encoding="utf-8"))] == []
+    assert asks.search('hasattr(check, "saw")')
