@@ -150,6 +150,17 @@ def metric_of_probabilities(net: Any, logits: Tensor, target: Tensor) -> None:
     metric_of_logits(net, logits.sigmoid(), target)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_no_number_breaks_nothing(value: float, trainer: Make) -> None:
+    class Empty(Classifier):
+        def on_validation_epoch_end(self) -> None:
+            self.log_dict({"calibration": value, "val_perplexity": value, "val_auroc": value})
+
+    guard = EvalGuard(scores="warn", **ALONE)
+    run(trainer, Empty(), guard)
+    assert (guard.report.findings, guard.report.notes) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("score", "labels", "said"),
     [

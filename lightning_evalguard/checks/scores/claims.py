@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -224,7 +225,7 @@ class Claims:
         summary = summary_of(value, heard.name, numbers)
         if summary is None:
             fact = self._of_before(heard, value)
-            if fact is None and value != round(value):
+            if fact is None and math.isfinite(value) and value != round(value):
                 self.unexplained.append(heard.key)
             return fact
         if summary.kind == "stale mean":
