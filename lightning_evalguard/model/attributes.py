@@ -16,6 +16,8 @@ from lightning_evalguard.instruments.source import owner_of
 _OWN = frozenset({"_modules", "_parameters", "_buffers", "_trainer", "_fabric"})
 _DEEP = 6
 
+BEFORE_TRACING = "Call `.eval()` on the model before `torch.jit.trace`."
+
 
 def where_hidden(
     running: Sequence[nn.Module], root: nn.Module, names: ModuleNames, op: Op

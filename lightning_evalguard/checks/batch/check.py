@@ -20,7 +20,7 @@ from lightning_evalguard.data.batches import common_length, map_samples, tensors
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, aside, tensors_in
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.source import Site, user_site
-from lightning_evalguard.model.attributes import where_hidden
+from lightning_evalguard.model.attributes import BEFORE_TRACING, where_hidden
 from lightning_evalguard.report import Finding
 
 _FEWEST = 4  # samples of a batch that is worth halving
@@ -330,6 +330,8 @@ def _finding(now: Moment, at: _Other) -> Finding:
         remedy = "Pass its running statistics, and training=self.training."
         if at.mend:
             remedy = at.mend
+        elif isinstance(module, torch.jit.ScriptModule):
+            remedy = BEFORE_TRACING
         elif module.training:
             remedy = "Leave it in eval mode during an evaluation."
         elif isinstance(module, nn.modules.batchnorm._NormBase):

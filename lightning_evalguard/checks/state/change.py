@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.model.attributes import BEFORE_TRACING
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.report import Finding, file_pattern
 from lightning_evalguard.stages import spelling
@@ -74,7 +76,7 @@ def finding_of(group: list[Change], now: Moment) -> Finding:
     others = [c.name.removeprefix(f"{first.owner}.") for c in group[1:] if c.name != first.name]
     site = first.site
     remedy = first.remedy
-    if site is not None and ".step(" in site.expression:
+    if first.writes and site is not None and ".step(" in site.expression:
         remedy = "Step the optimizer in training only."
     return Finding(
         check="state",
@@ -151,6 +153,8 @@ def remedy_of(held: Held) -> str:
         return "Apply `torch.ao.quantization.disable_observer` before evaluating."
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
         return "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads."
+    if isinstance(module, torch.jit.ScriptModule):
+        return BEFORE_TRACING
     if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
         return EVAL
     return "Write it `if self.training:`."

@@ -190,8 +190,11 @@ class Writes(Subscriber):
                 self.projected.difference_update(names)
 
     def _projects(self, op: Op, tensor: Tensor, keys: list[int | None]) -> bool:
-        """Whether the operator would leave what it wrote as it is, whatever the batch is."""
-        if op.name not in _PROJECTIONS or op.args[0] is not tensor:
+        """Whether the operator would leave what it wrote as it is, whatever the batch is.
+
+        Only what a module's forward does is done in training too.
+        """
+        if op.name not in _PROJECTIONS or op.args[0] is not tensor or op.module is None:
             return False
         if any(self._origin_of(key) & _FROM_ELSEWHERE for key in keys):
             return False

@@ -11,6 +11,7 @@ import torch
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.stochastic.draws import Draw
 from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.model.attributes import BEFORE_TRACING
 from lightning_evalguard.report import Finding
 
 
@@ -31,7 +32,7 @@ def _remedy(draw: Draw) -> str:
     if draw.mend or not draw.dropout:
         return draw.mend or DRAW_IN_TRAINING
     if issubclass(draw.module, torch.jit.ScriptModule):
-        return "Call `.eval()` on the model before `torch.jit.trace`."
+        return BEFORE_TRACING
     if issubclass(draw.module, torch.fx.GraphModule):
         return "Call `.eval()` on the model before it is traced."
     if draw.site is not None and draw.site.owner != "user":
