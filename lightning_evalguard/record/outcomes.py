@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from lightning_evalguard.data.fingerprint import keys_of
 
+Part = tuple[Tensor, Tensor] | str
+"""Keys and outcomes of the samples of one rank, or why there are none."""
+
 
 class Outcomes:
     """The outcomes of one evaluation, by sample.
 
     Samples are put in the order of their fingerprints: two runs on one set have the same order,
-    however it was shuffled and cut into batches.
+    however it was shuffled, cut into batches and dealt out to ranks.
 
     Attributes:
         unknown: Why there are none, by key; empty where there are.
@@ -26,18 +29,27 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._keys: dict[str, list[Tensor]] = {}
+        self._owned: dict[str, int | None] = {}
         self.unknown: dict[str, str] = {}
 
-    def see(self, key: str, batch: Any) -> None:
-        """A step is about to run on `batch`."""
+    def see(self, key: str, batch: Any, owned: Callable[[], int | None] = lambda: None) -> None:
+        """A step is about to run on `batch`.
+
+        Args:
+            key: ``val``, ``test``, ...
+            batch: Its samples.
+            owned: Gives how many of all samples are this rank's own, where a sampler repeats some.
+        """
         keys = keys_of(batch)
         if keys is None:
             self.unknown[key] = "a batch shows no samples"
-        else:
-            self._keys.setdefault(key, []).append(keys)
+            return
+        if key not in self._keys:
+            self._keys[key], self._owned[key] = [], owned()
+        self._keys[key].append(keys)
 
-    def of(self, key: str, right: Tensor | None) -> dict[str, Any] | None:
-        """The outcomes as plain data, or None where they are not known; waits for the device.
+    def part(self, key: str, right: Tensor | None) -> Part:
+        """What this rank has to say; waits for the device.
 
         Args:
             key: ``val``, ``test``, ...
@@ -47,13 +59,26 @@ class Outcomes:
         if right is None or not seen:
             self.unknown.setdefault(key, "predictions and targets were not seen")
         if key in self.unknown or right is None:
-            return None
-        keys = torch.cat([each.cpu() for each in seen])
+            return self.unknown[key]
+        keys = torch.cat([each.cpu() for each in seen])[: self._owned[key]]
         if len(keys) != len(right):
             self.unknown[key] = (
                 f"there are {len(right):,} predictions of {len(keys):,} samples, expected one each"
             )
+            return self.unknown[key]
+        return keys, right.cpu()
+
+    def of(self, key: str, right: Tensor | None) -> dict[str, Any] | None:
+        """The outcomes of one process as plain data, or None where they are not known."""
+        return self.together(key, [self.part(key, right)])
+
+    def together(self, key: str, parts: Sequence[Part]) -> dict[str, Any] | None:
+        """The outcomes of all ranks as plain data, or None where those of one are not known."""
+        known = [part for part in parts if not isinstance(part, str)]
+        if len(known) < len(parts):
+            self.unknown.setdefault(key, next(part for part in parts if isinstance(part, str)))
             return None
+        keys, right = (torch.cat(each) for each in zip(*known, strict=True))
         # equal samples have equal keys: among them those that are right stand first
         by_outcome = right.long().argsort(descending=True, stable=True)
         order = by_outcome[keys[by_outcome].argsort(stable=True)]

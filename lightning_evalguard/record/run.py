@@ -27,7 +27,7 @@ from lightning_evalguard.record.agreement import (
     records_beside,
     weights_hash,
 )
-from lightning_evalguard.record.outcomes import Outcomes
+from lightning_evalguard.record.outcomes import Outcomes, Part
 from lightning_evalguard.record.plain import plain
 from lightning_evalguard.record.secrets import without_secrets
 from lightning_evalguard.record.trained import Trained, trained_before
@@ -221,7 +221,7 @@ class Run:
         """A step is about to run on `batch`, of the `i`-th of the evaluation's `loaders`."""
         key = _key(stage, i)
         if self._outcomes is not None:
-            self._outcomes.see(key, batch)
+            self._outcomes.see(key, batch, lambda: _owned(loaders(), i))
         if not self._weighed:  # now, for what averages weights puts others in their place
             self._weighed = True
             self._weights = weights_hash(self.trainer.lightning_module)
@@ -230,16 +230,24 @@ class Run:
         content = self._contents.get(key)
         if content is None:
             loader = listed(loaders())[i : i + 1]
-            content = self._contents[key] = Content(owned(*loader) if loader else None)
+            content = self._contents[key] = Content(_owned(loaders(), i))
             self._batch_size = getattr(loader[0], "batch_size", None) if loader else None
         content.add(batch)
 
     @_at_no_cost
-    def seen(self) -> dict[str, Any] | None:
-        """What this rank has to say to the others of the samples it saw."""
-        if not self._hashing:
-            return None
-        return {key: content.part() for key, content in self._contents.items()}
+    def seen(self, results: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What this rank has to say to the others of the samples it saw.
+
+        Args:
+            results: The confusion matrices of the evaluation, with this rank's own outcomes.
+        """
+        said: dict[str, Any] = {}
+        if self._hashing:
+            said["contents"] = {key: content.part() for key, content in self._contents.items()}
+        if self._outcomes is not None:
+            outcomes = self._outcomes
+            said["outcomes"] = {key: outcomes.part(key, r.right) for key, r in results.items()}
+        return said or None
 
     @_at_no_cost
     def end(
@@ -257,15 +265,16 @@ class Run:
             return
         trainer = self.trainer
         moment = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        told = [theirs for _, theirs in sorted((seen or {}).items()) if theirs]
         if self._hashing and seen is not None:
             self._hashed.add(stage)
-            said = [theirs for _, theirs in sorted(seen.items()) if theirs]
+            said = [theirs["contents"] for theirs in told if "contents" in theirs]
             for key in sorted({key for theirs in said for key in theirs}):
                 parts = [theirs[key] for theirs in said if key in theirs]
                 self._sets[key] = whole(parts) | moment
         self._contents = {}
         self._results |= results
-        self._keep_outcomes(results)
+        self._keep_outcomes(results, [t["outcomes"] for t in told if "outcomes" in t])
         # What the module logged stays as it is until the run ends, so that nothing waits for it.
         scores = {k: v for each in logged for k, v in each.items()}
         for key, result in results.items():
@@ -301,14 +310,15 @@ class Run:
             trained_before(earlier, kind, self._weights, None if path is None else str(path))
         )
 
-    def _keep_outcomes(self, results: Mapping[str, Any]) -> None:
+    def _keep_outcomes(self, results: Mapping[str, Any], everyone: list[dict[str, Part]]) -> None:
         outcomes, self._outcomes = self._outcomes, None
         if outcomes is None:
             return
-        for key, result in results.items():
-            if self.trainer.world_size > 1:
-                outcomes.unknown[key] = "several processes share the samples"
-            kept = outcomes.of(key, result.right)
+        for key in results:
+            parts = [theirs[key] for theirs in everyone if key in theirs]
+            if len(parts) < self.trainer.world_size:
+                outcomes.unknown[key] = "not all processes said theirs"
+            kept = outcomes.together(key, parts) if key not in outcomes.unknown else None
             if kept is not None:
                 self._kept[key] = kept
             else:
@@ -362,6 +372,12 @@ class Run:
             "git": self._git,
             "versions": versions(),
         }
+
+
+def _owned(loaders: Any, i: int) -> int | None:
+    """How many samples of a loader are this rank's own; None where none is repeated."""
+    loader = listed(loaders)[i : i + 1]
+    return owned(*loader) if loader else None
 
 
 def _kind_of(module: Any) -> str:

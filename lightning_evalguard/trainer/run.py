@@ -151,8 +151,8 @@ class Run:
                 raise
             self.now.batch = -1
             self.guard.stop(self.now)
-            seen = self._met(self.record.seen(), self.guard.say(self.now))
             results = self.scores.results if self.scores is not None else {}
+            seen = self._met(self.record.seen(results), self.guard.say(self.now))
             self.record.end(self.now.stage, outputs, results, seen)
             if self.now.fitting:
                 self.ranks.expect("train")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.data import agreement, appearance, groups, repeats
+from lightning_evalguard.checks.data import agreement, appearance, groups, ranks, repeats
 from lightning_evalguard.checks.data.history import History, Kind, Side
 from lightning_evalguard.checks.data.leaks import Leak, by_batches, by_portraits
 from lightning_evalguard.checks.data.loader_facts import (
@@ -95,6 +95,8 @@ class DataCheck(Check):
         self._leaks: dict[tuple[int, str, int], Leak] = {}
         self._compared: set[int] = set()
         self._recorded: set[int] = set()
+        self._shared: set[tuple[str, int]] = set()  # sets of which the other ranks know
+        self._leaky = False
         self._watched: set[int] = set()  # evaluated sets that are training's on purpose
         self._repeats: dict[int, repeats.Repeats] = {}
         self._said: set[tuple[str | None, str]] = set()
@@ -104,8 +106,6 @@ class DataCheck(Check):
         self._broke_at: str | None = None
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        if now.rank:
-            return ()
         if not self._trains:
             self._trains = True
             self._begin_fit()
@@ -132,11 +132,13 @@ class DataCheck(Check):
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         self._steps += 1
         self._opaque = not args or isinstance(args[0], Iterator)  # a step that fetches for itself
-        if now.rank or not is_scored(now.stage):
+        if not is_scored(now.stage):
             return ()
         facts: list[Fact] = []
         if self._evaluated is None:
             facts = self._begin(now)
+            if now.rank:
+                facts = []  # rank 0 says it
         one = self._sets.get((spelling(now.stage).key, now.dataloader))
         if one is not None and not self._opaque:
             if one.batches < _SKETCHES and not one.varies:
@@ -171,9 +173,47 @@ class DataCheck(Check):
                 facts += self._same_as_before(one, now, whole)
                 facts += self._repeated(one, now)
             facts += self._by_reading(mine, now)
+            self._leaky = len(facts) > 0
             if self._fits and now.stage == "validate":
                 for one in mine:
                     self._history.add("val", one.loader)
+        elif is_scored(now.stage):
+            for (key, _), one in self._sets.items():
+                if key == spelling(now.stage).key:
+                    self._repeated(one, now)
+        return self._findings(now, facts)
+
+    # with the other ranks
+
+    def say(self, now: Moment) -> Any:
+        """Hashes of the samples of sets that were evaluated for the first time, and of training."""
+        fresh = {
+            key: said
+            for key, one in self._sets.items()
+            if key not in self._shared and (said := ranks.say(one.hashes)) is not None
+        }
+        if not fresh:
+            return None
+        self._shared |= fresh.keys()
+        trained = self._history.hashes()
+        return {
+            "evaluated": fresh,
+            "trained": {} if trained is None else {"train": ranks.say(trained)},
+            "found": self._leaky,
+        }
+
+    def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
+        evaluated = ranks.of_all(everyone, "evaluated")
+        trained = [*ranks.of_all(everyone, "trained").get("train", {}).values()]
+        words = "the training set" if now.fitting else "the training set of an earlier fit"
+        facts: list[Fact] = []
+        for key, said in evaluated.items():
+            one = self._sets.get(key)
+            if one is None:
+                continue
+            facts += ranks.repeated(one, said)
+            if not any(theirs["found"] for theirs in everyone.values()):
+                facts += ranks.leaked(one, said.values(), trained, words)
         return self._findings(now, facts)
 
     # the same each time
@@ -291,9 +331,9 @@ class DataCheck(Check):
         if leak is None:
             leak = self._leaks[key] = Leak(one, side)
         found = leak.look(Budget(self._reads(one)))
-        if not found and not leak.compared:
+        if not (found or leak.compared) and leak.has_more(side.batches):
             found = by_batches(one, side.batches, side.words)
-            leak.is_whole = bool(found) and found[0].fact.startswith(f"{len(one.hashes or ())} of")
+            leak.is_whole = bool(found) and _is_whole(found[0], one)
         if leak.why_not:
             self._note(leak.why_not)
         if found and one.index and leak.is_whole and "training" in side.words:
@@ -425,6 +465,11 @@ class DataCheck(Check):
                 )
             )
         return found
+
+
+def _is_whole(fact: Fact, one: EvaluatedSet) -> bool:
+    """Whether a fact speaks of all evaluated samples."""
+    return one.hashes is not None and fact.fact.startswith(f"{len(one.hashes)} of")
 
 
 def _raised_at(trace: TracebackType | None) -> str | None:

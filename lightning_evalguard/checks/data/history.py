@@ -109,6 +109,11 @@ class History:
         """What the last fit trains with."""
         return [s for s in self._sets if s.kind == "train" and s.fit == len(self._fits)]
 
+    def hashes(self) -> Tensor | None:
+        """Of samples of the last fit's first training batches; waits for the device."""
+        each = [hashes for seen in self._trained() for hashes in seen.hashes]
+        return torch.cat([hashes.cpu() for hashes in each]) if each else None
+
     def trained_on(self) -> list[Portrait]:
         """What the last fit trained with, as later runs may recognise it; waits for the device."""
         found = []

@@ -58,6 +58,12 @@ class Leak:
         self._evaluated: dict[bytes, tuple[int, bool]] | None = None
         self._seen: Counter[bytes] = Counter()
         self._next = 0
+        self._hashes = 0
+
+    def has_more(self, theirs: Portrait | None) -> bool:
+        """Whether the other set shows more of its samples than when this was asked last."""
+        known, self._hashes = self._hashes, 0 if theirs is None else len(theirs.hashes)
+        return self._hashes > known
 
     def look(self, budget: Budget) -> list[Fact]:
         """Look for as long as the budget lasts; may be called again."""
