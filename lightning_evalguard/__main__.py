@@ -1,4 +1,4 @@
-"""``python -m lightning_evalguard``: show records, compare them, and guard a script in CI."""
+"""``lightning-evalguard``: show records, compare them, and guard a script in CI."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
+import lightning_evalguard
 from lightning_evalguard.record import run as record
+from lightning_evalguard.report import did_you_mean
+
+_COMMANDS = ("show", "html", "run")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    given = _parser().parse_args(arguments)
+    listed = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _command(listed)
+        given = _parser().parse_args(listed)
         return int(given.act(given))
     except (ValueError, OSError) as error:
         print(f"lightning-evalguard: {_line(error)}", file=sys.stderr)  # noqa: T201
@@ -27,8 +33,41 @@ def _line(error: Exception) -> str:
     return printable(str(error))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the option that a misspelt one may stand for."""
+
+    options: ClassVar[set[str]] = set()
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Add one, and remember how it is written."""
+        action = super().add_argument(*names, **settings)
+        self.options.update(action.option_strings)
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        super().error(message + did_you_mean(message.rpartition(" ")[2], sorted(self.options)))
+
+
+def _command(given: Sequence[str]) -> None:
+    """Name the command that a misspelt one may stand for; argparse lists them all.
+
+    Raises:
+        ValueError: If the first argument is neither an option nor a command.
+    """
+    name = given[0] if given else ""
+    if name and not name.startswith("-") and name not in _COMMANDS:
+        listed = ", ".join(_COMMANDS)
+        hint = did_you_mean(name, _COMMANDS)
+        if Path(name).suffix == ".py":
+            hint = f". Did you mean: run {name}"
+        raise ValueError(f"{name!r} is no command, expected one of {listed}{hint}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m lightning_evalguard", description=__doc__)
+    parser = _Parser("lightning-evalguard", description=__doc__)
+    version = f"%(prog)s {lightning_evalguard.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="print a record, or several side by side")
@@ -50,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", type=Path, metavar="FILE", help="write findings and runs")
     run.add_argument("--baseline", type=Path, metavar="FILE",
                      help="a file that --json wrote: what stands in it does not count")  # fmt: skip
+    run.add_argument("--format", default="text", choices=("text", "json", "sarif", "github"),
+                     help="also print findings on standard output in this form; github: as "
+                     "annotations of a pull request")  # fmt: skip
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="train.py ARGS...")
     run.set_defaults(act=_run)
@@ -110,6 +152,7 @@ def _run(given: argparse.Namespace) -> int:
         sarif_path=given.sarif,
         json_path=given.json,
         baseline=given.baseline,
+        form=given.format,
     )
 
 

@@ -11,14 +11,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from lightning_evalguard.attach import VARIABLE
+from lightning_evalguard.attach import VARIABLE, policy_of
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import run as record
 from lightning_evalguard.report import Finding, Report
+from lightning_evalguard.views.github import workflow_commands
 from lightning_evalguard.views.sarif import is_error, merged, sarif
 
+Form = Literal["text", "json", "sarif", "github"]
+FORMS: tuple[Form, ...] = get_args(Form)
 NOTHING_CHECKED = 2
 _SITE = Path(__file__).parent / "plain" / "site"
 
@@ -45,8 +48,11 @@ def run(
     sarif_path: Path | None = None,
     json_path: Path | None = None,
     baseline: Path | None = None,
+    form: Form = "text",
 ) -> int:
     """Run ``python *command`` under guard, print what was found, and return the exit status.
+
+    What was found is printed on standard error, as text; in another form, on standard output too.
 
     Args:
         command: A script and its arguments, or ``-m``, a module and its arguments.
@@ -54,6 +60,7 @@ def run(
         sarif_path: Where to write SARIF.
         json_path: Where to write the findings and runs, which may serve as a baseline.
         baseline: Such a file: what stands in it does not count.
+        form: How findings are printed: ``"github"`` as annotations of a pull request.
 
     Returns:
         The script's own status where that is not 0; 1 where something was found that counts; 2
@@ -66,14 +73,24 @@ def run(
     known = None if baseline is None else _known(baseline, root)
     outcome = watch(command)
     findings = merged(outcome.report.findings, root)
+    script = None if command[0] == "-m" else Path(command[0])
+
+    def written(form: Form) -> str:
+        if form == "json":
+            content = record.content(outcome.report, outcome.runs)
+            return _files.json_text(content | {"fingerprints": list(findings)}) + "\n"
+        if form == "sarif":
+            log = sarif(findings, root, script, known, outcome.status)
+            return json.dumps(log, indent=1) + "\n"
+        new = {same: f for same, f in findings.items() if known is None or same not in known}
+        return workflow_commands(new, root, script, strict)
+
     if json_path is not None:
-        content = record.content(outcome.report, outcome.runs)
-        text = _files.json_text(content | {"fingerprints": list(findings)})
-        _files.write_over(json_path, text + "\n")
+        _files.write_over(json_path, written("json"))
     if sarif_path is not None:
-        script = None if command[0] == "-m" else Path(command[0])
-        log = sarif(findings, root, script, known, outcome.status)
-        _files.write_over(sarif_path, json.dumps(log, indent=1) + "\n")
+        _files.write_over(sarif_path, written("sarif"))
+    if form != "text":
+        print(written(form), end="")  # noqa: T201
     fresh = [f for same, f in findings.items() if known is None or same not in known]
     counts = [f for f in fresh if strict or is_error(f)]
     checked = any(outcome.report.checked.values())
@@ -95,7 +112,7 @@ def watch(command: Sequence[str]) -> Outcome:
     """Run ``python *command`` with a guard in each of its Trainers and around its plain loops."""
     with tempfile.TemporaryDirectory(prefix="evalguard-") as folder:
         environment = {**os.environ, record.REPORTS: folder}
-        environment.setdefault(VARIABLE, "warn")
+        environment[VARIABLE] = policy_of(environment.get(VARIABLE, "")) or "warn"
         # Python runs the `sitecustomize` there first; the script itself is run as ever
         paths = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -194,6 +195,12 @@ class Sync:
             f"{place}`{self.expression}` ({self.op}), "
             f"{self.per_step:.1f} per {spelling(self.stage).step_words}{cost} [{owner}]{fix}"
         )
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A hint to append to an error about a misspelt name; empty where nothing is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f". Did you mean: {near[0]}" if near else ""
 
 
 def short_path(place: str) -> str:

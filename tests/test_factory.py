@@ -54,6 +54,23 @@ def test_with_it_every_trainer_is(
     assert guard._policies["sync"] == "warn"
 
 
+@pytest.mark.parametrize(
+    ("given", "policy"), [("1", "error"), ("TRUE", "error"), (" on ", "error"), ("WARN", "warn")]
+)
+def test_the_variable_has_many_spellings(
+    given: str, policy: str, trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVALGUARD", given)
+    (guard,) = guards(trainer())
+    assert guard._policies["modes"] == policy
+
+
+@pytest.mark.parametrize("given", ["0", "off", "False", ""])
+def test_it_can_be_switched_off(given: str, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVALGUARD", given)
+    assert guards(trainer()) == []
+
+
 def test_a_guard_in_the_script_acts_alone(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVALGUARD", "error")
     own = EvalGuard(audit="off")

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
+import lightning_evalguard
 from lightning_evalguard import EvalGuard, Finding, Report
 from lightning_evalguard.__main__ import main
 from lightning_evalguard.record import files as _files
@@ -237,6 +239,61 @@ def test_a_baseline_lets_pass_what_stood_there_also_in_another_checkout(
     assert "lightning-evalguard: 1 finding, 1 more in the baseline\n" in done.err
     results = json.loads(Path("s.json").read_text())["runs"][0]["results"]
     assert [r["baselineState"] for r in results] == ["unchanged", "new"]
+
+
+@pytest.mark.parametrize("form", ["json", "sarif", "github"])
+def test_findings_are_printed_in_the_form_that_is_asked_for(
+    form: str, command: Callable[..., Done]
+) -> None:
+    script = leaves([replace(BREACH, fact="is\nin 100%, so"), DOUBT])
+    done = command("run", "--format", form, script)
+    assert done.status == 1
+    assert "lightning-evalguard: 2 findings" in done.err
+    printed = done.out.partition("\n")[2]  # the script prints a line of its own
+    if form == "github":
+        error, warning = printed.splitlines()
+        assert error.startswith("::error file=train.py,line=3,title=evalguard[modes]::")
+        assert "is%0Ain 100%25, so" in error
+        assert warning.startswith("::warning file=train.py,line=3,title=evalguard[stochastic]::")
+        strict = command("run", "--strict", "--format", form, script).out
+        assert strict.count("::error ") == 2
+    else:
+        written = json.loads(printed)
+        assert ("fingerprints" in written) == (form == "json")
+        assert ("$schema" in written) == (form == "sarif")
+
+
+def test_a_finding_without_a_line_is_annotated_at_the_script(command: Callable[..., Done]) -> None:
+    done = command("run", "--format", "github", leaves([replace(BREACH, location=None)]))
+    assert "::error file=script.py,line=1," in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("shw", "x"), "'shw' is no command, expected one of show, html, run. Did you mean: show"),
+        (("train.py",), "Did you mean: run train.py"),
+        (("run", "--sarfi", "x", "train.py"), "Did you mean: --sarif"),
+    ],
+)
+def test_a_misspelt_word_is_guessed(
+    arguments: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main(arguments))
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lightning-evalguard {lightning_evalguard.__version__}\n"
+
+
+def test_a_console_script_is_installed() -> None:
+    (script,) = entry_points(group="console_scripts", name="lightning-evalguard")
+    assert script.load() is main
 
 
 def test_a_script_without_a_trainer_does_not_pass(command: Callable[..., Done]) -> None:

@@ -27,7 +27,7 @@ def is_error(finding: Finding) -> bool:
 
 def fingerprint(finding: Finding, root: Path) -> str:
     """What stays the same when lines are added above: no line number goes into it."""
-    path, _ = _place(finding, root)
+    path, _ = place(finding, root)
     fact = "" if finding.location else re.sub(r"\d+", "#", finding.fact)
     parts = (finding.check, path, finding.function, finding.expression, finding.subject, fact)
     return hashlib.sha256("\0".join(part or "" for part in parts).encode()).hexdigest()[:32]
@@ -116,9 +116,7 @@ def _result(
     }
     if (rule := rule_of(finding.check)) is not None:
         result["ruleIndex"] = list(RULES).index(rule.name)
-    path, line = _place(finding, root)
-    if not path and script is not None:
-        path = _relative(script, root)
+    path, line = place(finding, root, script)
     location: dict[str, Any] = {}
     if path:
         region: dict[str, Any] = {"startLine": line}
@@ -134,9 +132,10 @@ def _result(
     return result
 
 
-def _place(finding: Finding, root: Path) -> tuple[str, int]:
+def place(finding: Finding, root: Path, script: Path | None = None) -> tuple[str, int]:
+    """File, from `root` on, and line; the script's first for a finding that stands at no line."""
     if finding.location is None:
-        return "", 1
+        return ("" if script is None else _relative(script, root)), 1
     path, _, line = finding.location.rpartition(":")
     return _relative(Path(path), root), max(1, int(line))
 
