@@ -273,6 +273,12 @@ class Report:
         parts += [f"note: {sentence}" for sentence in self.notes]
         return "\n".join(parts)
 
+    def _repr_html_(self) -> str:
+        """The same as the page of a record has it, for notebooks."""
+        from lightning_evalguard.views.page import report_frame
+
+        return report_frame(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data that ``json.dumps`` takes."""
         return {

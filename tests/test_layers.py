@@ -69,9 +69,9 @@ STDLIB_ONLY = {
     "record/shape",
 }  # fmt: skip
 UPWARDS = {
-    "report": {"confusion/result", "record/shape"},  # Report.load, when it is called
+    "report": {"confusion/result", "record/shape", "views/page"},  # when Report.load is called
     "attach": {"trainer/attached"},
-    "confusion/result": {"confusion/figure"},  # plot(), when it is called
+    "confusion/result": {"confusion/figure", "views/page"},  # plot(), when it is called
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

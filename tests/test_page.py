@@ -140,6 +140,18 @@ def test_a_second_run_says_only_what_differs() -> None:
     assert "4, 41" in second
 
 
+def test_a_notebook_shows_report_and_result_in_a_frame() -> None:
+    report = Report.from_dict(rich()["report"])
+    for shown, heading in ((report, "Findings"), (report.confusion["val"], "Confusion matrix")):
+        html = shown._repr_html_()
+        (frame,) = Outline(html).of("iframe")
+        assert frame["sandbox"] == ""
+        inside = Outline(frame["srcdoc"])
+        assert inside.of("table")
+        assert f"<h2>{heading}" in frame["srcdoc"]
+        assert "No run" not in frame["srcdoc"]
+
+
 def test_names_are_text_and_never_markup() -> None:
     report = Report()
     report.add([Finding(NASTY, NASTY, NASTY, NASTY, NASTY, NASTY, f"{NASTY}:3", NASTY)])

@@ -281,6 +281,12 @@ class ConfusionResult:
     def __str__(self) -> str:
         return _text.shown(self)
 
+    def _repr_html_(self) -> str:
+        """The matrix and the scores of each class, for notebooks."""
+        from lightning_evalguard.views.page import result_frame
+
+        return result_frame(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data that ``json.dumps`` takes."""
         return {

@@ -38,14 +38,45 @@ def page(record: Mapping[str, Any], title: str = "evalguard.json") -> str:
         record: What stands in an ``evalguard.json``.
         title: Where it stands.
     """
-    report = Report.from_dict(record["report"])
-    runs = record["runs"]
+    report, runs = Report.from_dict(record["report"]), record["runs"]
+    model = runs[-1]["model"].rpartition(".")[2] if runs else "No run"
+    return _rendered(report, runs, title, model, _verdict(report.findings))
+
+
+def report_frame(report: Report) -> str:
+    """A report as a notebook shows it: the page in a frame of its own."""
+    return _frame(_rendered(report, [], "", "", _verdict(report.findings)))
+
+
+def result_frame(result: ConfusionResult) -> str:
+    """One confusion matrix as a notebook shows it."""
+    report = Report()
+    report.confusion = {result.task: result}
+    return _frame(_rendered(report, [], "", "", None))
+
+
+def _frame(text: str) -> str:
+    # Styles of the notebook do not reach in, and ours do not reach out.
+    inside = markupsafe.escape(text)
+    return (
+        f'<iframe srcdoc="{inside}" sandbox="" title="lightning-evalguard" '
+        'style="width: 100%; height: 36rem; border: 0"></iframe>'
+    )
+
+
+def _rendered(
+    report: Report,
+    runs: Sequence[Mapping[str, Any]],
+    title: str,
+    model: str,
+    verdict: Mapping[str, str] | None,
+) -> str:
     return _template().render(
         name=PurePath(title).parent.name or title,
         title=title,
         style=markupsafe.Markup(_beside("page.css")),
-        verdict=_verdict(report.findings),
-        model=runs[-1]["model"].rpartition(".")[2] if runs else "No run",
+        verdict=verdict,
+        model=model,
         when=f"{terminal.when(runs[-1])} · " if runs else "",
         checked=_checked(report),
         matrices=[_matrix(key, result) for key, result in report.confusion.items()],
@@ -303,4 +334,4 @@ def _facts(run: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-__all__ = ["page"]
+__all__ = ["page", "report_frame", "result_frame"]
