@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -10,9 +11,26 @@ import torch
 from torch import nn
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
+from models import honest_programs
+from models.honest import PROGRAMS, Honest, Program, disturbances
 from models.program import FEATURES, Classifier
 
 Fit = Callable[..., pl.Trainer]
+TABLES = (honest_programs,)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_honest_program_is_left_alone(name: str, tmp_path: Path) -> None:
+    assert disturbances(PROGRAMS[name], tmp_path) == []
+
+
+def test_a_program_that_is_not_honest_is_disturbed(tmp_path: Path) -> None:
+    class Random(Honest):
+        def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.log("val_loss", self(batch[0] + torch.randn_like(batch[0])).mean())
+
+    (said,) = disturbances(lambda _: Program(Random()), tmp_path)
+    assert "randn_like" in said
 
 
 class Normalised(Classifier):

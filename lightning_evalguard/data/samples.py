@@ -185,7 +185,7 @@ def twins(queries: Rows, table: Rows, wanted: int, budget: Budget) -> Tensor:
         return torch.tensor(counts, dtype=torch.int64) >= wanted
     if isinstance(a, list) or isinstance(b, list):
         return found >= wanted
-    if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
+    if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype or not (len(a) and len(b)):
         return found >= wanted
     wanted_keys, query_of = keys(a, queries.chosen).sort()
     for chosen in table.chosen.split(_CHUNK):  # type: ignore[no-untyped-call]

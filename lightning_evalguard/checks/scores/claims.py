@@ -218,6 +218,8 @@ class Claims:
     # by the steps' numbers
 
     def _of_numbers(self, heard: Heard, value: float) -> Fact | None:
+        if any(_is_a_score(value, counted.result) for counted in self.counted.values()):
+            return None  # of one class, say
         numbers = self._tally.numbers()
         known = {key: c for key, c in self.counted.items() if self._closely or claim_of(heard.name)}
         for counted in known.values():
@@ -252,7 +254,7 @@ class Claims:
         counted = self._counted_of(heard)
         if counted is None or not self._closely or by_chance(value):
             return None
-        if any(close(value, score) for score in _every_score(counted.result)):
+        if _is_a_score(value, counted.result):
             return None
         n = len(counted.batches.totals())
         if n < 2:
@@ -282,10 +284,11 @@ class Claims:
         return None
 
 
-def _every_score(result: ConfusionResult) -> list[float]:
-    """Of all classes and of each."""
+def _is_a_score(value: float, result: ConfusionResult) -> bool:
+    """Whether a value is a score of all classes or of one."""
     each = per_class(result.support, result.predicted, result.true_positives, result.judged)
-    return [*result.scores.values(), *(v for scores in each for v in scores.tolist())]
+    every = [*result.scores.values(), *(v for scores in each for v in scores.tolist())]
+    return any(close(value, score) for score in every)
 
 
 def _varies(values: Sequence[float]) -> bool:
