@@ -97,3 +97,50 @@ def test_a_calibration_before_the_first_batch_is_a_suspicion_that_works_when_put
 def test_statistics_that_a_step_moves_stop_the_run(fit: Fit) -> None:
     with pytest.raises(EvalGuardError, match="running_mean"):
         fit(Drifts(), EvalGuard(modes="ignore", sync="ignore"), num_sanity_val_steps=0)
+
+
+class Variational(Classifier):
+    """Classifies a latent that it draws, in evaluation too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mu, logvar = x, x * 0.1
+        return super().forward(self.latent(mu, logvar))
+
+    def latent(self, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
+class ByDistribution(Variational):
+    def latent(self, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Normal(mu, torch.exp(0.5 * logvar)).rsample()
+
+
+class MeanInEvaluation(Variational):
+    def latent(self, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+        return super().latent(mu, logvar) if self.training else mu
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        (
+            Variational,
+            "Take the mean in evaluation: `z = mu + std * eps if self.training else mu`.",
+        ),
+        (
+            ByDistribution,
+            "Take the mean in evaluation: `z = q.rsample() if self.training else q.mean`.",
+        ),
+    ],
+)
+def test_a_draw_around_a_mean_is_told_to_take_the_mean(
+    module: type[Variational], remedy: str, fit: Fit
+) -> None:
+    guard = EvalGuard(sync="ignore")
+    with pytest.warns(EvalGuardWarning, match="drew random numbers in eval mode"):
+        fit(module(), guard)
+    assert {f.remedy for f in guard.report.findings} == {remedy}
+    assert not any(f.certain for f in guard.report.findings)
+    followed = EvalGuard(sync="ignore")
+    fit(MeanInEvaluation(), followed)
+    assert followed.report.findings == []

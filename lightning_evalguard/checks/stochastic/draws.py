@@ -121,6 +121,8 @@ def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
         module = chain[0]
     elif any(_in_init(frame) for frame in op.stack()):
         mend = "Create the module in `__init__`."
+    elif _GAUSSIAN.search(op.name):
+        mend = _mean_of(op)
     return Draw(
         op.index,
         op.name,
@@ -131,6 +133,28 @@ def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
         type(module),
         mend,
     )
+
+
+_GAUSSIAN = re.compile(r"^(randn|normal)")
+_MEAN = re.compile(r"^(z_?)?(mu|mean|means|loc)(_?z)?$")
+_SPREAD = re.compile(r"^(z_?)?(std|sigma|scale|log_?var|log_?std|log_?sigma)(_?z)?$")
+
+
+def _mean_of(op: Op) -> str:
+    """What mends a draw around a mean, as a variational autoencoder has it; empty for another."""
+    for frame in op.stack():
+        code = frame.f_code
+        if owner_of(code.co_filename) in ("torch", "stdlib"):
+            continue
+        used = (*code.co_varnames, *code.co_names)
+        if "rsample" in used:
+            return "Take the mean in evaluation: `z = q.rsample() if self.training else q.mean`."
+        mean = next((name for name in used if _MEAN.match(name)), None)
+        if mean is not None and any(_SPREAD.match(name) for name in used):
+            drawn = f"{mean} + std * eps"
+            return f"Take the mean in evaluation: `z = {drawn} if self.training else {mean}`."
+        break
+    return ""
 
 
 def _in_init(frame: FrameType) -> bool:

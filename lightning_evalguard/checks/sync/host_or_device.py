@@ -7,6 +7,7 @@ host.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -45,11 +46,24 @@ _INDEXES = frozenset({"index", "index_put", "index_put_"})
 _LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
 _FORMULAS = _LOSSES | {"prod", "masked_fill", "masked_fill_"}
 _LIFTS = ("tensor(", "from_numpy(")
-_CLASSES_GIVEN = re.compile(r"one_hot\([^()]*(\([^()]*\)[^()]*)*,")
 _SELF = frozenset({"self"})
 # Modules of int8 weights have kernels for the CPU alone: there they read their scales.
 _INT8 = os.path.join("ao", "nn", "quantized", "")
 _ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
+
+
+def _gives_classes(text: str) -> bool:
+    """Whether a call of `one_hot` says how many classes there are: on CUDA nothing is read then."""
+    try:
+        calls = [node for node in ast.walk(ast.parse(text.strip())) if isinstance(node, ast.Call)]
+    except SyntaxError:  # a part of a statement
+        return "," in text.partition("one_hot(")[2]
+    given = []
+    for call in calls:
+        if ast.unparse(call.func).rpartition(".")[2] == "one_hot":
+            named = [k.value for k in call.keywords if k.arg == "num_classes"]
+            given += [ast.unparse(value) for value in (*call.args[1:2], *named)]
+    return bool(given) and "-1" not in given
 
 
 def _within_int8(frame: FrameType | None) -> bool:
@@ -141,7 +155,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             text = _text_of_call(frame, PLUMBING) if True in known else ""
             if "one_hot(" in text:  # on the CPU alone it looks whether the labels are in range
                 largest = self._previous in ("max", "aminmax")
-                return largest and not _CLASSES_GIVEN.search(text)
+                return largest and not _gives_classes(text)
         if True in known or None not in known:
             return True in known
         # made inside the operator that runs, or by a compiled function
