@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
 from models import honest_programs
-from models.honest import PROGRAMS, Honest, Program, disturbances
+from models.honest import PROGRAMS, VAL, Honest, Program, disturbances
 from models.program import FEATURES, Classifier
 
 Fit = Callable[..., pl.Trainer]
@@ -144,3 +144,41 @@ def test_a_draw_around_a_mean_is_told_to_take_the_mean(
     followed = EvalGuard(sync="ignore")
     fit(MeanInEvaluation(), followed)
     assert followed.report.findings == []
+
+
+class Uncertain(Honest):
+    """Monte Carlo dropout: wakes its dropouts alone in prediction."""
+
+    def __init__(self) -> None:
+        drops = (nn.Dropout(0.2), nn.Linear(8, 8), nn.Sequential(nn.Dropout(0.2)))
+        super().__init__(nn.Sequential(nn.Linear(8, 8), *drops))
+
+    def predict_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        for part in self.modules():
+            if isinstance(part, nn.Dropout):
+                part.train()
+        return torch.stack([self(batch[0]) for _ in range(3)]).var(0)
+
+
+class PutsToSleep(Uncertain):
+    """The same, put back in the step."""
+
+    def predict_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        draws = super().predict_step(batch, batch_idx)
+        self.eval()
+        return draws
+
+
+@pytest.mark.parametrize("module", [Uncertain, PutsToSleep])
+def test_monte_carlo_dropout_is_one_switch_away_which_is_printed(
+    module: type[Uncertain], trainer: Callable[..., pl.Trainer]
+) -> None:
+    loader = torch.utils.data.DataLoader(VAL, 4)
+    with pytest.raises(EvalGuardError) as stopped:
+        trainer(callbacks=[EvalGuard(sync="ignore")]).predict(module(), loader)
+    (finding,) = stopped.value.report.findings
+    assert "as is `body.3.0`" in finding.fact
+    assert "EvalGuard(allow=" in str(finding)
+    guard = eval(finding.switch, {"EvalGuard": EvalGuard})
+    trainer(callbacks=[guard]).predict(module(), loader)
+    assert guard.report.findings == []

@@ -10,15 +10,17 @@ from torch import nn
 from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.modes.callers import Call, Override, calls, override_of, who
-from lightning_evalguard.checks.modes.effect import effect_of, read_by_others
+from lightning_evalguard.checks.modes.effect import effect_of, is_dropout, read_by_others
 from lightning_evalguard.checks.modes.plans import Repair, plan_modes
 from lightning_evalguard.checks.modes.training import Training
 from lightning_evalguard.checks.modes.window import Unrestored, Window
-from lightning_evalguard.checks.modes.words import finding, with_others, word
+from lightning_evalguard.checks.modes.words import finding, with_others, with_siblings, word
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.model.tree import Modes, collapse, registrations
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import spelling
+
+_AROUND = 'allow("modes", reason=...)'
 
 
 class ModesCheck(Check):
@@ -205,31 +207,41 @@ class ModesCheck(Check):
             if call is None or not (call.mode and call.allowed):
                 awake[name] = module
         affected = self._with_effect(awake)
+        groups = collapse(awake)
+        causes: dict[str, list[str]] = {}
+        for top, names in groups.items():
+            if affected.keys() & set(names):
+                causes.setdefault(_cause_of(top, awake[top]), []).append(top)
+            elif window is None or window.knows(awake[top]):
+                self._note(top, awake[top], "was in train mode in an evaluation")
         repairs = []
-        for top, names in collapse(awake).items():
-            if not affected.keys() & set(names):
-                if window is None or window.knows(awake[top]):
-                    self._note(top, awake[top], "was in train mode in an evaluation")
-                continue
-            found = self._found_awake(now, top, awake[top], len(names) - 1)
+        for tops in causes.values():
+            names = [name for top in tops for name in groups[top]]
+            found = self._found_awake(now, tops, awake, len(names))
             self._awake |= {n: (found, awake[n]) for n in names if n in affected}
             repairs.append((found, [(awake[n], False) for n in names]))
         return self._offer(repairs)
 
-    def _found_awake(self, now: Moment, top: str, module: nn.Module, others: int) -> Finding:
+    def _found_awake(
+        self, now: Moment, tops: Sequence[str], awake: Mapping[str, nn.Module], every: int
+    ) -> Finding:
+        top, *siblings = tops
+        module, others = awake[top], every - len(tops)
         site, why = who(module, True)
         if site is None and not why:
             hook = f"on_{spelling(now.stage).hooks}_model_eval"
             why = override_of(type(self._tree().root), hook)
-        fact = f"is in train mode{with_others(others)}, expected eval mode"
+        fact = f"is in train mode{with_others(others)}{with_siblings(siblings)}, expected eval mode"
         remedy = 'Call `.eval()` on it, or pass modes="fix".'
         if isinstance(why, Override):
             site = why.site
             fact += f": `{why.name}` is overridden and leaves it so"
             remedy = f"Call `super().{why.method}(...)` in `{why.name}`."
+        elif now.stage == "predict" and site and all(is_dropout(awake[name]) for name in tops):
+            remedy = f"Remove `{why}`, or write `with {_AROUND}` around the draws."
         elif why:
             remedy = f"Remove `{why}`."
-        return self._once(finding(now, top, module, fact, remedy, site))
+        return self._once(finding(now, top, module, fact, remedy, site, siblings=siblings))
 
     def _put_back_before_the_end(self, now: Moment, reported: set[str | None]) -> list[Finding]:
         names = {id(m): n for n, m in zip(self._tree().names, self._tree().modules, strict=True)}
@@ -240,20 +252,24 @@ class ModesCheck(Check):
                 woken.setdefault(name, (module, call))
         self._woken.clear()
         affected = self._with_effect({name: module for name, (module, _) in woken.items()})
+        groups = collapse(woken)
+        causes: dict[Any, list[str]] = {}
+        for top, group in groups.items():
+            if top not in reported and affected.keys() & set(group):
+                site = woken[top][1].site
+                causes.setdefault(site.location if site else top, []).append(top)
         findings = []
-        for top, group in collapse(woken).items():
-            if top in reported or not affected.keys() & set(group):
-                continue
-            module, call = woken[top]
+        for tops in causes.values():
+            top, *siblings = tops
+            group = [name for one in tops for name in groups[one]]
             fact = (
-                f"was in train mode{with_others(len(group) - 1)} during the step and put back "
-                "before its end, expected eval mode throughout"
+                f"was in train mode{with_others(len(group) - len(tops))} during the step and put "
+                f"back before its end{with_siblings(siblings)}, expected eval mode throughout"
             )
-            remedy = (
-                'Evaluate without it, or write `with allow("modes", reason=...)` around it '
-                "if it is meant."
-            )
-            found = self._once(finding(now, top, module, fact, remedy, call.site))
+            remedy = f"Evaluate without it, or write `with {_AROUND}` around it if it is meant."
+            module, call = woken[top]
+            made = finding(now, top, module, fact, remedy, call.site, siblings=siblings)
+            found = self._once(made)
             self._awake |= {n: (found, woken[n][0]) for n in group if n in affected}
             findings.append(found)
         return findings
@@ -313,3 +329,9 @@ class ModesCheck(Check):
             remedy = "Freeze it in `on_train_epoch_start`, after modes are put back."
             found = finding(now, top, undone[top], fact, remedy, site)
             yield found, [(undone[n], False) for n in group]
+
+
+def _cause_of(name: str, module: nn.Module) -> str:
+    """What several modules that are in train mode have in common: the line that set them."""
+    site, _ = who(module, True)
+    return site.location if site is not None else name

@@ -97,6 +97,11 @@ def tracks_statistics(module: nn.Module) -> bool:
     )
 
 
+def is_dropout(module: nn.Module) -> bool:
+    """Whether `module` is torch's dropout in one of its forms."""
+    return isinstance(module, nn.modules.dropout._DropoutNd)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether `module` normalises by running statistics: what a plan often keeps in eval mode."""
     return isinstance(module, nn.modules.batchnorm._NormBase)

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
-from lightning_evalguard.report import Finding
+from lightning_evalguard.report import Finding, file_pattern
 
 _FEW = 4  # names that a pattern list writes out
 
@@ -26,6 +26,17 @@ def with_others(n: int) -> str:
     if n <= 0:
         return ""
     return f" with {n} submodule{'s' if n > 1 else ''}"
+
+
+def with_siblings(names: Sequence[str]) -> str:
+    """``, as are `drop2` and 2 more``: those that the same line set; or nothing."""
+    if not names:
+        return ""
+    listed = [f"`{name}`" for name in names[:_FEW]]
+    if len(names) > _FEW:
+        listed.append(f"{len(names) - _FEW} more")
+    said = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+    return f", as {'are' if len(names) > 1 else 'is'} {said}"
 
 
 def kinds_of(modules: Iterable[nn.Module]) -> str:
@@ -81,9 +92,15 @@ def finding(
     remedy: str,
     site: Site | None,
     certain: bool = True,
+    siblings: Sequence[str] = (),
 ) -> Finding:
-    """A finding of the `modes` check on `module`, which `named_modules()` calls `name`."""
+    """A finding of the `modes` check on `module`, which `named_modules()` calls `name`.
+
+    Where it speaks of several modules, its switch is the file of the line that set them.
+    """
+    one_for_all = file_pattern(site.location) if siblings and site is not None else ""
     return Finding(
+        pattern=one_for_all,
         check="modes",
         stage=now.stage,
         fact=fact,
