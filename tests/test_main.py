@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -289,6 +290,19 @@ def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"lightning-evalguard {lightning_evalguard.__version__}\n"
+
+
+def test_the_action_and_the_hook_call_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(lightning_evalguard.__file__).parents[1]
+    action = (root / "action.yml").read_text()
+    hook = (root / ".pre-commit-hooks.yaml").read_text()
+    options = set(re.findall(r"--[a-z]+", action))
+    assert options == {"--format", "--strict", "--baseline", "--json"}
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    assert [option for option in options if option not in shown] == []
+    assert "entry: lightning-evalguard run\n" in hook
 
 
 def test_a_console_script_is_installed() -> None:
