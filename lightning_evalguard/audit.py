@@ -77,6 +77,9 @@ class Asks(Protocol):
     def ask(self, event: str, ask: Callable[[Any], Iterable[Finding]]) -> Judged:
         """What the checks answer at an event."""
 
+    def any(self, event: str) -> bool:
+        """Whether any check answers yes at an event; each is asked."""
+
     def hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
         """The checks that do something at an event, with their policies."""
 
@@ -140,7 +143,9 @@ class Audit:
         kwargs: dict[str, Any],
     ) -> Judged:
         """What the witnesses find in ``call(*args, **kwargs)``, which was shown and has run."""
-        if not (showing.again or self._tripped()):
+        # a check that thins saw nothing of most steps
+        tripped = self._guard.any("tripped_skipped" if now.thinned else "tripped")
+        if not (showing.again or tripped):
             return self._watched(now, showing) if showing.watched else []
         why = self._why_not(showing)
         if why is None:
@@ -175,22 +180,6 @@ class Audit:
 
     def _witnesses(self) -> list[Any]:
         return [check for check, _ in self._guard.hearing("saw")]
-
-    def will_show(self, now: Moment) -> bool:
-        """Whether the next step may be shown: the first of each kind of run."""
-        if spelling(now.stage).kind in self._shown or self._root is None:
-            return False
-        return self.replays.audit != "off" and bool(self._witnesses())
-
-    def _tripped(self) -> bool:
-        """Whether any check's tripwire fired; each is asked, for some forget that it did."""
-        tripped = False
-        for pair in self._guard.hearing("tripped"):
-            try:
-                tripped |= pair[0].tripped()
-            except Exception as error:  # noqa: BLE001, PERF203 - our own bug
-                self._guard.failed(pair, error)
-        return tripped
 
     def _subscribers(self, now: Moment) -> dict[str, Subscriber]:
         subscribers: dict[str, Subscriber] = {}

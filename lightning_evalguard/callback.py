@@ -342,7 +342,7 @@ class EvalGuard(Callback):
     def _at(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
         run = self._run_of(trainer)
         if run is not None:
-            run.now.batch, run.now.dataloader = batch_idx, dataloader_idx
+            run.at(batch_idx, dataloader_idx)
 
     def _end(self, trainer: Trainer, error: BaseException | None = None) -> None:
         run = self._run_of(trainer)

@@ -67,7 +67,8 @@ class Guard:
         budget: float = 0.01,
     ) -> None:
         self.report = report
-        self._pace, self._moves = Pace(budget), Pace(budget)
+        self._pace, self._moves, self._trains = Pace(budget), Pace(budget), Pace(budget)
+        self._epoch: int | None = None  # of the last training step
         self._host = host
         self.ranks = ranks or Alone(report)
         self._audit = Audit(self, replays or Replays("off"))
@@ -80,6 +81,7 @@ class Guard:
         self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
         self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
+        self._may_show = True
         self._followed: set[str] = set()
         self._wrapped = ""  # what stands before the names of the user's modules
         self._located: dict[tuple[Any, ...], Finding] = {}
@@ -102,6 +104,7 @@ class Guard:
     def start(self, now: Moment) -> None:
         """An evaluation begins."""
         self._lines = None
+        self._may_show = True  # the first step
         self._pace.begin()
         self._moves.begin()
         root, new = self._root, now.stage not in self._followed
@@ -161,7 +164,8 @@ class Guard:
             following = lines if now.batch == 0 else nullcontext()
             with lines.apart():
                 return self._step(now, following, call, args, kwargs)
-        if self._audit.will_show(now):
+        if self._may_show:
+            self._may_show = False
             return self._step(now, nullcontext(), call, args, kwargs)
         # most batches: nothing stands around the step
         try:
@@ -202,7 +206,8 @@ class Guard:
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
-        event = "before_step" if self._pace.looks(now.dataloader) else "before_skipped_step"
+        now.thinned = not self._pace.looks(now.dataloader)
+        event = "before_skipped_step" if now.thinned else "before_step"
         if found := self.call(event, now, args):
             self._judge(found, quiet=False)
 
@@ -291,6 +296,10 @@ class Guard:
 
     def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one training step under guard and return what it returns."""
+        if now.epoch != self._epoch:
+            self._epoch = now.epoch
+            self._trains.begin()
+        now.thinned = not self._trains.looks(0)
         if found := self.call("before_train_step", now, args):
             self._judge(found, quiet=False)
         outputs = call(*args, **kwargs)
@@ -363,6 +372,19 @@ class Guard:
         finally:
             aside.depth -= 1
         return found
+
+    def any(self, event: str) -> bool:
+        """Whether any check answers yes at an event; each is asked, for some then forget it."""
+        yes = False
+        methods = self._methods.get(event)
+        if methods is None:
+            methods = self._bind(event)
+        for pair, method in methods:
+            try:
+                yes |= bool(method())
+            except Exception as error:  # noqa: BLE001, PERF203 - ours must not stop a run
+                self.failed(pair, error)
+        return yes
 
     def _bind(self, event: str) -> tuple[tuple[tuple[Check, str], Callable[..., Any]], ...]:
         """The methods that an event calls."""

@@ -30,6 +30,7 @@ class Moment:
         batch: Index of the batch within the stage, -1 outside a step.
         dataloader: Index of the data loader.
         fitting: Whether a fit is under way around this stage.
+        thinned: Whether what looks again and again looks away from this step.
     """
 
     stage: str
@@ -39,6 +40,7 @@ class Moment:
     batch: int = -1
     dataloader: int = 0
     fitting: bool = False
+    thinned: bool = False
 
 
 class Check(Protocol):

@@ -88,7 +88,7 @@ class GradCheck(Check):
         return {"grad mode": torch.is_grad_enabled(), **_sizes(self._attributes())}
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        findings = self._flush(now)
+        findings = self._flush(now) if self._pending or _switches.are_heard else []
         self._on_at_entry = torch.is_grad_enabled()
         if self._on_at_entry and "exit" not in self._told and self._tell("entry"):
             fact = f"grad mode is on when the step begins, {_EXPECTED}"
@@ -114,7 +114,7 @@ class GradCheck(Check):
         if torch.is_grad_enabled() and self._tell("exit"):
             fact = f"left grad mode on after the step, {_EXPECTED}"
             self._pending.append(_Breach(fact, "Use `with torch.enable_grad():` around as little."))
-        elif any(t.grad_fn is not None for t in tensors(outputs)) and self._tell("graph"):
+        elif outputs is not None and _has_graph(outputs) and self._tell("graph"):
             fact = "returned an autograd graph, expected tensors without `grad_fn`"
             self._pending.append(_Breach(fact, "Return `.detach()`ed tensors."))
         if before is not None:
@@ -338,6 +338,10 @@ class Recorded(Subscriber):
 _NO_GRAPH = frozenset({"detach", "detach_", "zeros_like", "ones_like", "empty_like", "_to_copy"})
 
 
+def _has_graph(outputs: Any) -> bool:
+    return any(t.grad_fn is not None for t in tensors(outputs))
+
+
 class _Switches:
     """Who last switched grad mode on, known only while a step is shown.
 
@@ -347,6 +351,11 @@ class _Switches:
     def __init__(self) -> None:
         self.last: _At | None = None
         self._wraps: list[tuple[type, str, Any]] = []
+
+    @property
+    def are_heard(self) -> bool:
+        """Whether a step is shown, or was and is not over."""
+        return bool(self._wraps)
 
     def start(self) -> None:
         self.stop()

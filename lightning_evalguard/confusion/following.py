@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor
 
 from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.config import ConfusionMetrics
@@ -43,10 +46,52 @@ class Following:
                     return
         if entry.counted or chosen.late or kind in ("other", "epoch"):
             return
-        spare = Spare(kind, name, entry, pair)
+        spare = Spare(kind, name, entry, pair.preds, pair.target, lambda: pair)
         if pair.preds.numel() > _HELD:
-            spare.pair = _labels_of(self._fitting(entry, chosen, pair), pair)
+            spare.keep(_labels_of(self._fitting(entry, chosen, pair), pair))
         entry.spares.append(spare)
+
+    def at_once(
+        self,
+        entry: LoaderCount,
+        kind: str,
+        name: str,
+        preds: Tensor,
+        target: Tensor,
+        pair: Callable[[], Pair],
+    ) -> bool:
+        """`follow`, where a pair looks like the last one and is the whole batch: most are.
+
+        Returns:
+            Whether that was so; else `follow` decides.
+        """  # fmt: skip
+        chosen = entry.chosen
+        assert chosen is not None
+        if entry.counted and chosen.samples >= entry.samples:
+            return True  # the step shows nothing more that is counted
+        if kind != chosen.kind or name not in chosen.names:
+            if entry.counted or chosen.late or preds.numel() > _HELD:
+                return False
+            entry.spares.append(Spare(kind, name, entry, preds, target, pair))
+            return True
+        if chosen.look != (name, preds.shape, target.shape, preds.dtype, target.dtype):
+            return False
+        if entry.counted or chosen.samples or not self._is_plain(entry, chosen, kind, target):
+            return False
+        chosen.samples, entry.counted = entry.samples, True
+        chosen.state.note(preds, target)
+        return True
+
+    @staticmethod
+    def _is_plain(entry: LoaderCount, chosen: Stream, kind: str, target: Tensor) -> bool:
+        """Whether a whole batch is counted as it is shown, and nothing is asked of it besides."""
+        if chosen.place or chosen.swapped or chosen.twin is not None or chosen.pattern is not None:
+            return False
+        if len(target) != entry.samples or entry.keep != entry.samples:
+            return False
+        if kind == "metric" or kind == "outputs":
+            return True
+        return chosen.role is not None and entry.holds(target, chosen.role)
 
     def _arranged(self, entry: LoaderCount, chosen: Stream, own: Pair, name: str) -> Pair | None:
         """`_fitting`, asked anew only where the pair looks otherwise than the last one.
@@ -63,6 +108,8 @@ class Following:
         arranged = self._fitting(entry, chosen, own, is_own=True)
         as_shown = arranged is not None and arranged.preds is preds and arranged.target is target
         chosen.plain = look if as_shown else None
+        one_place = preds.device == target.device and target.ndim > 0
+        chosen.look = look[:5] if as_shown and one_place else None
         return arranged
 
     def _is_its_turn(self, entry: LoaderCount, pair: Pair) -> bool:

@@ -76,6 +76,7 @@ class Stream:
         versions: How often its predictions and its target had been written to.
         samples: Of the running step, counted along the first dimension.
         plain: What a pair looks like that is counted as it is shown.
+        look: Its name, shapes and types, where predictions and targets lie on one device.
     """
 
     kind: str
@@ -105,6 +106,7 @@ class Stream:
     versions: list[int] = field(default_factory=lambda: [-1, -1])
     samples: int = 0
     plain: tuple[Any, ...] | None = None
+    look: tuple[Any, ...] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -168,15 +170,37 @@ class Patterns(NamedTuple):
 class Spare:
     """A pair that is not the chosen one's, kept until the step shows whether it is needed."""
 
-    def __init__(self, kind: str, name: str, entry: LoaderCount, pair: Pair) -> None:
-        self.kind, self.name, self.pair = kind, name, pair
-        self._entry, self._target = entry, pair.target
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        entry: LoaderCount,
+        preds: Tensor,
+        target: Tensor,
+        pair: Callable[[], Pair],
+    ) -> None:
+        self.kind, self.name = kind, name
+        self._entry, self._preds, self._target, self._make = entry, preds, target, pair
+        self._pair: Pair | None = None
+        self._versions = self._now()
+
+    @property
+    def pair(self) -> Pair:
+        """The pair, described once it is needed."""
+        if self._pair is None:
+            self._pair = self._make()
+        return self._pair
+
+    def keep(self, pair: Pair) -> None:
+        """Keep what stands for the pair, and let go of what it was."""
+        self._pair = pair
+        self._preds, self._target, self._make = pair.preds, pair.target, lambda: pair
         self._versions = self._now()
 
     @property
     def role(self) -> int | None:
         """Which tensor of the batch its target lies in; asked while the step runs."""
-        return self._entry.role_of(self._target)
+        return self._entry.role_of(self.pair.target)
 
     @property
     def changed(self) -> bool:
@@ -184,7 +208,7 @@ class Spare:
         return self._versions != self._now()
 
     def _now(self) -> list[int]:
-        return versions_of(self.pair.preds, self.pair.target)
+        return versions_of(self._preds, self._target)
 
 
 def versions_of(*tensors: Tensor) -> list[int]:
@@ -336,6 +360,10 @@ class LoaderCount:
         if self._leaves is None:
             self._leaves = [t.untyped_storage().data_ptr() for t in self.tensors]
         return self._leaves
+
+    def holds(self, target: Tensor, role: int) -> bool:
+        """Whether a target is that tensor of the batch itself."""
+        return role < len(self.tensors) and self.tensors[role] is target
 
     def role_of(self, target: Tensor) -> int | None:
         """Which tensor of the batch `target` lies in."""

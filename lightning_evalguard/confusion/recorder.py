@@ -67,6 +67,7 @@ class Recorder:
         self.explicit = config is not None
         self.logged: Callable[[], Mapping[str, float]] = dict
         self._loaders: dict[str, LoaderCount] = {}
+        self._running: dict[int, LoaderCount] = {}  # of the running evaluation
         self._stage: str | None = None
         self._module: nn.Module | None = None
         self._now: LoaderCount | None = None
@@ -74,8 +75,8 @@ class Recorder:
         source = str(self.config.source) if isinstance(self.config.source, str) else ""
         only = source.partition(":")[2] if source.startswith("metric:") else None
         self._reads_outputs = self.config.source is None or not (only or source == "loss")
-        self._metrics = MetricTap(self._see, only)
-        self._losses = LossTap(self._see)
+        self._metrics = MetricTap(self._see, only, self._at_once)
+        self._losses = LossTap(self._see, self._at_once)
         self._pairs = 0
         self._functions = FunctionTap(self._see, lambda: self._pairs)
         self._sigmoids = SigmoidTap()
@@ -102,6 +103,7 @@ class Recorder:
             datamodule: Where ``classes`` may stand.
         """
         self.abort()
+        self._running.clear()
         self._stage, self._module = stage, module
         self._first.module = module
         for i, loader in enumerate(listed(dataloaders)):
@@ -119,7 +121,8 @@ class Recorder:
         """The step is about to run on `batch`: listen to its metrics and losses."""
         if self._stage is None or self._module is None:
             return
-        self._close_step()
+        if self._now is not None:
+            self._close_step()
         entry = self._now = self._loader(dataloader_idx)
         entry.begin_step(sample_count(batch) or 0, tensors_of(batch))
         if entry.chosen is None:
@@ -284,10 +287,12 @@ class Recorder:
         return [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
 
     def _loader(self, i: int) -> LoaderCount:
-        key = f"{self._stage}/dataloader_idx_{i}" if i else str(self._stage)
-        entry = self._loaders.get(key)
+        entry = self._running.get(i)
         if entry is None:
-            entry = self._loaders[key] = LoaderCount(key)
+            key = f"{self._stage}/dataloader_idx_{i}" if i else str(self._stage)
+            if key not in self._loaders:
+                self._loaders[key] = LoaderCount(key)
+            entry = self._running[i] = self._loaders[key]
         return entry
 
     # what a step shows
@@ -320,6 +325,22 @@ class Recorder:
         self._see(
             "comparison", place, Pair(preds, target, said, classification=True, location=place)
         )
+
+    def _at_once(
+        self, kind: str, name: str, preds: Tensor, target: Tensor, pair: Callable[[], Pair]
+    ) -> bool:
+        """Whether a call is settled without a closer look, as most are after the first batch."""
+        entry = self._now
+        if entry is None or entry.chosen is None or entry.failed:
+            return False
+        if self._epoch_ends or self._paused:
+            return False
+        try:
+            settled = self._following.at_once(entry, kind, name, preds, target, pair)
+        except Exception:  # noqa: BLE001 - `_see` meets it again, and says so
+            return False
+        self._pairs += settled
+        return settled
 
     def _of_epoch(self, kind: str) -> LoaderCount | None:
         """The loader whose whole evaluation a call is about: the only one."""

@@ -13,6 +13,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,14 @@ from lightning_evalguard.report import shown_path
 
 See = Callable[[str, str, Pair, Any], None]
 """Is told of each call: ``metric``, ``loss`` or ``other``; which one; its pair; what it gave."""
+
+AtOnce = Callable[[str, str, Tensor, Tensor, Callable[[], Pair]], bool]
+"""Whether a call needs no closer look: its kind, which one, both tensors, and what describes it."""
+
+
+def _never(kind: str, name: str, preds: Tensor, target: Tensor, pair: Callable[[], Pair]) -> bool:
+    return False
+
 
 # Their children see resampled or partial predictions.
 _PARTIAL = ("BootStrapper", "MultioutputWrapper")
@@ -42,11 +51,13 @@ class MetricTap:
 
     Args:
         see: Is told of each update, after it.
+        at_once: Is asked first.
         only: Qualified name of the one metric to tap, or its last part.
     """
 
-    def __init__(self, see: See, only: str | None = None) -> None:
+    def __init__(self, see: See, only: str | None = None, at_once: AtOnce | None = None) -> None:
         self._see, self._only = see, only
+        self._at_once = at_once or _never
         self._wraps: list[Wrap] = []
         self._classes: dict[type, Wrap] = {}
         self._names: dict[int, str] = {}
@@ -124,10 +135,24 @@ class MetricTap:
         if self._deeper:
             self._deeper[-1] = True
         if not deeper:
-            pair = called.pair(given, kwargs)
-            if pair is not None:
-                self._see("metric", called.name, pair, None)
+            self._report(called, given, kwargs)
         return value
+
+    def _report(self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        preds, target = called.tensors(args, kwargs)
+        if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
+            return
+        if called.is_own:
+            pair = called.described(preds, target)
+            rest = called.others(args, kwargs, preds, target)
+            pair.target = _masked(target, rest, pair)
+            self._see("metric", called.name, pair, None)
+            return
+        if self._at_once(
+            "metric", called.name, preds, target, partial(called.described, preds, target)
+        ):
+            return
+        self._see("metric", called.name, called.described(preds, target), None)
 
 
 @dataclass
@@ -166,27 +191,27 @@ class _Called:
         own = not _is_torchmetrics(type(metric))
         return cls(name, metric, names, preds, target, source, task, own)
 
-    def pair(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair | None:
-        """What an update was given; None where it is no pair of tensors."""
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The predictions and the target that an update was given."""
         if not kwargs and 0 <= self.preds < len(args) and 0 <= self.target < len(args):
-            preds, target = args[self.preds], args[self.target]
-        else:
-            given = self._given(args, kwargs)
-            preds = next((given[k] for k in PREDS if k in given), None)
-            target = next((given[k] for k in TARGET if k in given), None)
-        if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
-            return None
-        pair = self._described(preds, target)
-        if self.is_own:
-            given = self._given(args, kwargs)
-            rest = [v for v in given.values() if v is not preds and v is not target]
-            pair.target = _masked(target, rest, pair)
-        return pair
+            return args[self.preds], args[self.target]
+        given = self._given(args, kwargs)
+        preds = next((given[k] for k in PREDS if k in given), None)
+        target = next((given[k] for k in TARGET if k in given), None)
+        return preds, target
+
+    def others(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], preds: Tensor, target: Tensor
+    ) -> list[Any]:
+        """What else it was given."""
+        given = self._given(args, kwargs).values()
+        return [v for v in given if v is not preds and v is not target]
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return dict(zip(self.names, args, strict=False)) | kwargs
 
-    def _described(self, preds: Tensor, target: Tensor) -> Pair:
+    def described(self, preds: Tensor, target: Tensor) -> Pair:
+        """The pair, with what the metric says about it."""
         settings = vars(self.metric)
         top_k = settings.get("top_k")
         return Pair(
@@ -316,14 +341,16 @@ class LossTap:
 
     Args:
         see: Is told of each call, after it.
+        at_once: Is asked first, where the line of the call is not.
 
     Attributes:
         locates: Whether the line of a call is looked up, which takes longer than the call.
         hears: Whether it is told of calls now.
     """
 
-    def __init__(self, see: See) -> None:
+    def __init__(self, see: See, at_once: AtOnce | None = None) -> None:
         self.see = see
+        self.at_once = at_once or _never
         self.locates = True
         self.hears = False
 
@@ -394,6 +421,12 @@ class _Losses:
             if preds is not None and target is not None:
                 ignore = args[place] if place is not None and len(args) > place else None
                 located = any(tap.locates for tap in taps)
+                if not located:
+                    make = partial(_of_loss, kind, preds, target, ignore, kind.name)
+                    given = ("loss", kind.name, preds, target, make)
+                    taps = [tap for tap in taps if not tap.at_once(*given)]
+                    if not taps:
+                        return value
                 site = user_site(2) if located else None
                 where = shown_path(site.location) if site is not None else "an unknown place"
                 said = f"`{kind.name}` at {where}" if located else kind.name

@@ -207,6 +207,11 @@ class Count(NamedTuple):
 
 def sample_count(batch: Any) -> int | None:
     """How many samples a batch holds; None where nothing in it tells."""
+    if _is_row_of_tensors(batch):
+        for part in batch:
+            if part.dim():
+                return int(part.size(0))
+        return None
     return count_of(batch).samples
 
 

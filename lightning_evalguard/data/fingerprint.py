@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,66 @@ HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batc
 _MORE = 1024
 _WORD = 1 << 64
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Together:
+    """Small batches of one layout are put together: what is computed row by row, once for many.
+
+    What waits is a copy, of at most `_ROOM` elements; a batch that is large, or no plain row of
+    tensors with an entry a sample, does not wait.
+
+    Args:
+        take: Computes it, of one batch or of many in one.
+    """
+
+    def __init__(self, take: Callable[[Any], None]) -> None:
+        self._take = take
+        self._clear()
+
+    def _clear(self) -> None:
+        self._waiting: list[list[Tensor]] = []
+        self._elements = 0
+        self._layout: tuple[Any, ...] | None = None
+
+    def add(self, batch: Any) -> None:
+        """A batch."""
+        layout, elements = _layout_of(batch)
+        if layout is None or layout != self._layout or self._elements + elements > _ROOM:
+            self.flush()
+        if layout is None:
+            self._take(batch)
+            return
+        self._layout = layout
+        self._elements += elements
+        self._waiting.append([tensor.detach().clone() for tensor in batch])
+        if len(self._waiting) == _BATCHES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Compute what waits."""
+        waiting = self._waiting
+        if waiting:
+            self._clear()
+            self._take([torch.cat(column) for column in zip(*waiting, strict=True)])
+
+
+_SMALL, _ROOM, _BATCHES = 1 << 12, 1 << 16, 32  # elements of one batch, of all; batches
+
+
+def _layout_of(batch: Any) -> tuple[tuple[Any, ...] | None, int]:
+    """What batches must share to be put together, and how many elements this one has."""
+    if (type(batch) is not list and type(batch) is not tuple) or not 0 < len(batch) <= 8:
+        return None, 0
+    elements, rows, layout = 0, -1, []
+    for tensor in batch:
+        if type(tensor) is not Tensor or not (shape := tensor.shape):
+            return None, 0
+        if rows not in (-1, shape[0]) or tensor.layout is not torch.strided:
+            return None, 0
+        rows = shape[0]
+        elements += tensor.numel()
+        layout.append((shape[1:], tensor.dtype, tensor.device))
+    return (tuple(layout), elements) if 0 < elements <= _SMALL else (None, 0)
 
 
 class Content:
@@ -46,11 +106,14 @@ class Content:
         self.even = True
         self._samples = 0
         self._sum: Tensor | None = None
+        self._together = Together(self._add_now)
 
     def add(self, batch: Any) -> None:
         """Add the samples of `batch`."""
-        if self.unreadable:
-            return
+        if not self.unreadable:
+            self._together.add(batch)
+
+    def _add_now(self, batch: Any) -> None:
         try:
             # a subclass of Tensor (an image, a box) has operators of its own
             with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
@@ -87,6 +150,7 @@ class Content:
 
     def part(self) -> tuple[int, int, bool, str]:
         """What `whole` needs of this rank: plain data; waits for the device."""
+        self._together.flush()
         total = 0 if self._sum is None else int(self._sum)
         return total, self._samples, self.even, self.unreadable
 

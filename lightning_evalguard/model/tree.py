@@ -76,6 +76,10 @@ class Modes:
         at_plain, at_computed = iter(range(n)), iter(range(n, len(self.modules)))
         self._order = [next(at_plain) if p else next(at_computed) for p in plain]
 
+    def has_grown(self) -> bool:
+        """Whether anything was registered since the last walk."""
+        return self._seen != registrations.count
+
     def any_training(self) -> bool:
         """Whether any submodule is in train mode."""
         self.refresh()

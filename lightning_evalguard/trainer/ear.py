@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,30 @@ _HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")  # not those of ev
 _WRITERS = ("add_scalar", "add_scalars", "log", "log_metric", "log_metrics")
 
 
+class _Known(NamedTuple):
+    """What is the same of all values that are logged under one key of a loop.
+
+    Attributes:
+        one: The loop's own record of it.
+        is_heard: Whether it is a score: averaged over an epoch.
+        key: Its key, with the loader's suffix where it has one.
+        name: Its key without it.
+        loader: Index of the data loader.
+        is_mean: Whether its values are averaged by the size of their batches.
+        by_metric: Whether a metric object is logged.
+        location: ``file:line`` of the first call.
+    """
+
+    one: Any
+    is_heard: bool
+    key: str
+    name: str
+    loader: int | None
+    is_mean: bool
+    by_metric: bool
+    location: str | None
+
+
 class Ear(_lightning.Books):
     """What the `scores` check asks of the loop that runs; hears from `listen` to `deafen`.
 
@@ -39,6 +63,8 @@ class Ear(_lightning.Books):
         self._wraps: list[Wrap] = []
         self._writers: list[Any] = []
         self._lines: dict[str, str | None] = {}
+        self._known: dict[str, _Known] = {}
+        self._updates = 0  # of the keys that evaluations log
 
     def listen(self, hear: Callable[[Heard], None]) -> None:
         """Hand every value that is logged to `hear`, until `deafen`."""
@@ -57,6 +83,7 @@ class Ear(_lightning.Books):
             wrap.remove()
         self._wraps.clear()
         self._writers.clear()
+        self._known.clear()
 
     def find_writers(self) -> None:
         """Hear the writers that exist by now: asking a logger for its own would make one."""
@@ -93,32 +120,44 @@ class Ear(_lightning.Books):
         batch_size: int,
     ) -> Any:
         one = results[key]
-        meta = one.meta
-        if (
-            _lightning.logs_ours()
-            or not meta.on_epoch
-            or (in_training and not meta.fx.startswith(_HOOKS))
-        ):
+        known = self._known.get(key)
+        if known is None or known.one is not one:
+            known = self._known[key] = self._described(one, key, in_training)
+        if not in_training:
+            self._updates += 1
+        if not known.is_heard or _lightning.logs_ours():
             return log(key, value, batch_size)
+        size = None
         if isinstance(value, Tensor):
             # `self.log` has made a copy of its own, which nobody writes to
             value = value.detach() if value.requires_grad else value
-            size = batch_size if meta.is_mean_reduction else None
-        else:
-            size = None
-        loader = meta.dataloader_idx
-        suffix = (
-            f"/dataloader_idx_{loader}" if loader is not None and meta.add_dataloader_idx else ""
-        )
-        if key not in self._lines:
-            site = user_site(3)
-            self._lines[key] = site.location if site is not None else None
+            size = batch_size if known.is_mean else None
         heard = Heard(
-            meta.name + suffix, meta.name, value, size, loader, not one.is_tensor, self._lines[key]
+            known.key, known.name, value, size, known.loader, known.by_metric, known.location
         )
         done = log(key, value, batch_size)
         self._hear(heard)
         return done
+
+    def _described(self, one: Any, key: str, in_training: bool) -> _Known:
+        """What is the same of all values that are logged under a key."""
+        meta = one.meta
+        is_heard = meta.on_epoch and (not in_training or meta.fx.startswith(_HOOKS))
+        if is_heard and key not in self._lines:
+            site = user_site(4)
+            self._lines[key] = site.location if site is not None else None
+        loader = meta.dataloader_idx
+        suffix = (
+            f"/dataloader_idx_{loader}" if loader is not None and meta.add_dataloader_idx else ""
+        )
+        return _Known(
+            one, bool(is_heard), meta.name + suffix, meta.name, loader,
+            bool(meta.is_mean_reduction), not one.is_tensor, self._lines.get(key),
+        )  # fmt: skip
+
+    def pulse(self) -> tuple[int, int | None]:
+        """How many values evaluations logged so far, and the batch size taken from this batch."""
+        return self._updates, None if self._results is None else self._results.batch_size
 
     def _of_logger(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         metrics = args[0] if args else kwargs.get("metrics")

@@ -198,12 +198,6 @@ class Books:
             )
         return found
 
-    def pulse(self) -> tuple[int, int | None]:
-        """How many values were logged so far, and the batch size taken from this batch."""
-        if self._results is None:
-            return 0, None
-        return sum(r._update_count for r in self._results.values()), self._results.batch_size
-
     def values(self) -> dict[str, Any]:
         """The scores that the trainer holds."""
         return dict(self._trainer.callback_metrics)

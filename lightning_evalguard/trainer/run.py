@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lightning_evalguard.checks.check import Moment
@@ -18,6 +18,7 @@ from lightning_evalguard.report import broke
 from lightning_evalguard.stages import SANITY_CHECK, spelling
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.by_hand import ByHand
+from lightning_evalguard.trainer.hooks import FollowedHooks
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 from lightning_evalguard.trainer.scores import Scores
 
@@ -59,6 +60,7 @@ class Run:
         guard.report.checked["modules"] = max(
             guard.report.checked["modules"], sum(1 for _ in module.modules())
         )
+        self._hooks: FollowedHooks | None = None
         self._wraps: list[Wrap] = []
         self._by_hand: ByHand | None = None
         if trainer.state.fn == "fit" and not compiles(module):
@@ -160,10 +162,12 @@ class Run:
                 self.scores.show(self.now.stage)
             return outputs
         finally:
-            self.now = outer
+            self.now, self._hooks = outer, None
 
     def _steps_over(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Before any callback's hook: some empty there what they kept."""
+        if self._hooks is not None:
+            self._hooks.resume()
         self.guard.steps_over()
         return end(*args, **kwargs)
 
@@ -178,42 +182,26 @@ class Run:
             self.guard.hear(self.now, {rank: said for rank, (_, said) in pairs.items()})
         return {rank: seen for rank, (seen, _) in pairs.items()}
 
-    @contextmanager
-    def _hooks_followed(self) -> Iterator[None]:
-        """The profiler brackets every hook and fetch by name: follow them line by line."""
+    def _hooks_followed(self) -> AbstractContextManager[Any]:
+        """Follow the hooks of the first evaluation of a stage."""
+        self._hooks = None
         if not self.guard.follows:
-            yield
-            return
-        following = ExitStack()
-        inside: list[str] = []
-
-        def start(start: Callable[[str], None], action: str) -> None:
-            start(action)
-            if not (inside or action.startswith("[Strategy]") or self._is_late(action)):
-                inside.append(action)
-                following.enter_context(self.guard.following())
-
-        def stop(stop: Callable[[str], None], action: str) -> None:
-            if inside == [action]:
-                inside.clear()
-                following.close()
-            stop(action)
-
+            return nullcontext()
         profiler = self.trainer.profiler  # type: ignore[attr-defined]
-        wraps = Wrap(profiler, "start", start), Wrap(profiler, "stop", stop)
-        try:
-            yield
-        finally:
-            following.close()
-            for wrap in wraps:
-                wrap.remove()
+        self._hooks = FollowedHooks(profiler, self.guard.following, lambda: self.now.batch > 1)
+        return self._hooks
 
-    def _is_late(self, action: str) -> bool:
-        return self.now.batch > 1 and ("_batch_" in action or action.endswith("_next"))
+    def at(self, batch: int, dataloader: int) -> None:
+        """A batch of an evaluation begins."""
+        self.now.batch, self.now.dataloader = batch, dataloader
+        if self._hooks is not None and batch < 2:
+            self._hooks.resume()
 
     def _last_hooks(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what comes after the last step, while grad mode is still the evaluation's own."""
         if self.now.stage != "fit":
+            if self._hooks is not None:
+                self._hooks.resume()
             self.guard.last_look(self.now)
         outputs = end(*args, **kwargs)
         if self.now.stage != "fit":
@@ -234,6 +222,8 @@ class Run:
         if replaying():  # by a second guard: this one saw the step already
             return step(*args, **kwargs)
         now, scores = self.now, self.scores if args else None
+        if self._hooks is not None and now.batch > 1:
+            self._hooks.rest()
         if scores is not None:
             scores.before_step(args[0], now.dataloader)
         if args and self.record.sees:

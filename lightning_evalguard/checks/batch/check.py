@@ -60,10 +60,6 @@ class BatchCheck(Check):
         self._root = None
         return ()
 
-    def tripped(self) -> bool:
-        """Never: only a replay can tell."""
-        return False
-
     def watch(self, now: Moment) -> Subscriber:
         """Nothing of the shared showing: this check replays under its own hooks."""
         return Subscriber()

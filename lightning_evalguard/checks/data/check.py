@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.data import agreement, appearance, groups, ranks, repeats
@@ -34,6 +34,7 @@ from lightning_evalguard.record.trained import Trained
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 
+_PLAIN = (list, tuple, dict, Tensor)
 _SKETCHES = 2  # batches: as many as a sanity check has
 _CHEAP, _COSTLY = 1024, 32  # samples that are read once a run, by what a read calls
 _TWICE = 4  # samples that are read twice after an evaluation, where reading is costly
@@ -131,7 +132,8 @@ class DataCheck(Check):
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         self._steps += 1
-        self._opaque = not args or isinstance(args[0], Iterator)  # a step that fetches for itself
+        # a step that fetches for itself
+        self._opaque = not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator))
         if not is_scored(now.stage):
             return ()
         facts: list[Fact] = []
@@ -148,7 +150,7 @@ class DataCheck(Check):
             if watched is not None and not is_sanity_check(now.stage):
                 watched.add(args[0])
                 one.appearance.add(args[0])
-        return self._findings(now, facts)
+        return self._findings(now, facts) if facts else ()
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         self._returned += 1

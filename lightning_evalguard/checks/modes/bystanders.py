@@ -118,6 +118,11 @@ class Bystanders:
             at = parent(at)
         return False
 
+    @property
+    def looks(self) -> bool:
+        """Whether there are modules to look at."""
+        return bool(self._candidates)
+
     def before_step(self) -> None:
         """A training step is about to run: mark what it may move, hear what it may call."""
         if not self._candidates:

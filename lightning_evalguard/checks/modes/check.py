@@ -135,10 +135,12 @@ class ModesCheck(Check):
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         findings = self._verify_restored(now) if self._unrestored is not None else []
-        return findings + self._offer(self._training.before_step())
+        repairs = self._training.before_step()
+        return findings + self._offer(repairs) if repairs else findings
 
     def before_backward(self, now: Moment, outputs: Any) -> Iterable[Finding]:
-        return self._offer(self._training.after_step(now, outputs))
+        repairs = self._training.after_step(now, outputs)
+        return self._offer(repairs) if repairs else ()
 
     def fix(self, findings: Sequence[Finding]) -> Iterable[Finding]:
         """Set the flags that `findings` name; never calls `train()` or `eval()`.

@@ -94,6 +94,7 @@ class Training:
         self._accepted: list[bool] = []
         self._accepted_names: list[str] = []
         self._number = calls.number  # of the last call of `train()` that was looked at
+        self._read_at = -1  # and when flags were read last
         self._learned: dict[str, bool] = {}  # of what was in eval mode, whether it was to learn
         self._batches: dict[int, int | None] = {}
         self._at_open = self._in_eval()
@@ -126,19 +127,26 @@ class Training:
 
     def after_step(self, now: Moment, outputs: Any) -> list[Repair]:
         """A training step returned `outputs`."""
-        flags = self._modes.read()
-        found = list(self._bystanders.after_step(now))
+        found = list(self._bystanders.after_step(now)) if self._bystanders.looks else []
         if now.epoch != self._epoch:
             self._epoch, self.due = now.epoch, True
-        if self._asleep_at_all() and self._count_held() != self._held:
+        if self._learned and self._count_held() != self._held:
             self.due = True  # parameters were added to an optimizer
-        if self.due or flags != self._accepted:
-            found += self._judge(now, flags)
-            self.due = False
-            self.accept()
+        # A flag moves by `train()`, or unheard by an assignment: then the next full look finds it.
+        if self.due or not now.thinned or self._may_have_moved():
+            self._read_at = calls.number
+            flags = self._modes.read()
+            if self.due or flags != self._accepted:
+                found += self._judge(now, flags)
+                self.due = False
+                self.accept()
         if self._asleep:
             found += self._proven(outputs)
         return found
+
+    def _may_have_moved(self) -> bool:
+        """Whether a call or a registration may have moved a flag since they were read."""
+        return calls.number != self._read_at or self._modes.has_grown()
 
     def after_backward(self) -> list[Repair]:
         """No step runs: what a gradient has reached by now."""
@@ -156,9 +164,6 @@ class Training:
         self.reported.difference_update(id(m) for m in repaired)
 
     # judging
-
-    def _asleep_at_all(self) -> bool:
-        return bool(self._learned)
 
     def _count_held(self) -> int:
         groups = (g for o in self._optimizers() for g in getattr(o, "param_groups", ()))

@@ -19,6 +19,8 @@ from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 
+_PLAIN = (list, tuple, dict, Tensor)
+
 
 class Loop(Protocol):
     """What the check asks of the loop that runs the evaluation."""
@@ -125,7 +127,7 @@ class ScoresCheck(Check):
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches its batches for itself says nothing of their sizes
-        opaque = not args or isinstance(args[0], Iterator)
+        opaque = not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator))
         if not is_scored(now.stage) or now.rank or opaque:
             return ()
         if not self._follows:
@@ -136,10 +138,11 @@ class ScoresCheck(Check):
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         if self._follows:
+            loader = now.dataloader
             self._groups.after_step()
-            self._metrics.step_over(now.dataloader)
-            size, updates = self._size(now.dataloader), self._metrics.updates()
-            self._tally.after_step(outputs, size, now.dataloader, updates, *self._loop.pulse())
+            updates = self._metrics.step_over(loader)
+            calls, inferred = self._loop.pulse()
+            self._tally.after_step(outputs, self._size(loader), loader, updates, calls, inferred)
         return ()
 
     def steps_over(self) -> Iterable[Finding]:

@@ -45,9 +45,10 @@ class Groups:
 
     def after_step(self) -> None:
         """The step is over, however it ended."""
-        for wrap in self._wraps:
-            wrap.remove()
-        self._wraps.clear()
+        if self._wraps:
+            for wrap in self._wraps:
+                wrap.remove()
+            self._wraps.clear()
 
     def facts(self) -> list[Fact]:
         """The members that count otherwise than their group."""

@@ -73,6 +73,7 @@ class Kept:
         self._places: dict[tuple[int, tuple[str, ...]], _Place] = {}
         self._series: dict[str, Series] = {}
         self._looks = 0
+        self._moving: list[_Place] = []
         for place, value in self._all():
             self._first_look(place, value)
 
@@ -87,9 +88,15 @@ class Kept:
                 if known is not None:
                     self._look_at(known, value, step)
             return
-        for place in self._places.values():
-            if place.moves and not place.broken:
+        for place in self._moving:
+            if not place.broken:
                 self._look_at(place, _at(place.owner, place.path), step)
+
+    def came(self) -> int:
+        """How many items came into the lists so far, of those that any came into."""
+        if not self._moving:
+            return 0
+        return sum(place.length for place in self._moving if not place.broken)
 
     def series(self) -> list[Series]:
         """What was kept, of places that were not emptied meanwhile."""
@@ -135,14 +142,21 @@ class Kept:
                     if series.name.startswith(place.name):
                         series.stale.clear()
             if n > place.length:
-                place.moves = True
+                self._moves(place)
                 if n <= _ITEMS:
                     for item in list(value)[place.length :]:
                         self._keep(place, item, step, grows=True)
             place.length = n
         elif value is not place.mark and value is not None:
-            place.mark, place.moves = value, True
+            place.mark = value
+            self._moves(place)
             self._keep(place, value, step, grows=False)
+
+    def _moves(self, place: _Place) -> None:
+        """Something was kept there: it is looked at after every step from now on."""
+        if not place.moves:
+            place.moves = True
+            self._moving.append(place)
 
     def _keep(self, place: _Place, item: Any, step: int, grows: bool) -> None:
         for name, number in _numbers(item):

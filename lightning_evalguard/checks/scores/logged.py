@@ -66,7 +66,8 @@ class Tally:
         """A step is about to run; hooks may have kept what belongs to the step before."""
         if self.steps:
             self._kept.look(len(self.steps) - 1)
-        first = next(iter(tensors(batch)), None)
+        found = tensors(batch)
+        first = found[0] if found else None
         self._elements.append(first.numel() if first is not None else 0)
 
     def heard(self, heard: Heard) -> None:
@@ -103,13 +104,14 @@ class Tally:
         self.steps.append(loader)
         self._sizes.append(size)
         self._inferred.append(inferred)
-        items = sum(before + came for before, came in self._kept.lists().values())
-        activity = calls, updates, items
+        activity = calls, updates, self._kept.came()
         if outputs is None and activity == self._activity:
             self._skipped.append(step)
         else:
             self._active += 1
         self._activity = activity
+        if outputs is None:
+            return
         for name, value in _scalars_of(outputs):
             series = self._returned.setdefault(name, Series(name))
             series.values.append(value.detach().clone())

@@ -31,6 +31,8 @@ class Followed:
         metric: The object.
         before: Updates that it held when the evaluation began.
         now: Its count after the last step.
+        state: One of its states that is a tensor, which a reset makes anew; None where all are
+            lists.
         updated: Updates in the steps of this evaluation.
         by_loader: The same for each loader.
         was_reset: Whether it was reset since the evaluation began.
@@ -45,6 +47,7 @@ class Followed:
     metric: Any
     before: int
     now: Count
+    state: str | None = None
     updated: int = 0
     by_loader: dict[int, int] = field(default_factory=dict)
     was_reset: bool = False
@@ -54,11 +57,18 @@ class Followed:
     stale: int = 0
     missing: tuple[int, int] | None = None
 
-    def step_over(self, loader: int) -> None:
-        """A step of one loader is over: what did it update?"""
-        count = count_of(self.metric)
+    def count(self) -> Count:
+        """How often it was updated, and by which state it is known whether it was reset."""
+        if self.state is None:
+            return count_of(self.metric)
+        held = self.metric.__dict__
+        return Count(int(held["_update_count"]), (id(held.get(self.state)),))
+
+    def step_over(self, loader: int) -> int:
+        """How many updates a step of one loader made, which is over."""
+        count = self.count()
         if count == self.now:
-            return
+            return 0
         if count.updates > self.now.updates:
             came = count.updates - self.now.updates
         else:
@@ -69,6 +79,7 @@ class Followed:
         self.updated += came
         self.by_loader[loader] = self.by_loader.get(loader, 0) + came
         self.now = count
+        return came
 
     def computed(self, value: Any) -> None:
         """Somebody asked for its value."""
@@ -95,6 +106,7 @@ class Metrics:
     def __init__(self) -> None:
         self.followed: list[Followed] = []
         self.wrong: list[Followed] = []  # of which `facts` told something
+        self._updates = 0  # in the running evaluation
         self._wraps: list[Wrap] = []
         self._left: dict[str, str] = {}  # which evaluation left updates in a metric
         self._robbed: dict[str, tuple[Followed, Wrap]] = {}
@@ -105,9 +117,11 @@ class Metrics:
         self.end()
         self._forget_robbed()
         self.followed, self.wrong = [], []
+        self._updates = 0
         for name, metric in metrics_of(root):
             count = count_of(metric)
-            one = Followed(name, metric, count.updates, count)
+            one = Followed(name, metric, count.updates, count, _tensor_state(metric))
+            one.now = one.count()
             self.followed.append(one)
             self._wraps.append(Wrap(metric, "compute", partial(_compute, one.computed)))
 
@@ -122,14 +136,11 @@ class Metrics:
         self.end()
         self._forget_robbed()
 
-    def step_over(self, loader: int) -> None:
-        """A step of one loader is over."""
+    def step_over(self, loader: int) -> int:
+        """A step of one loader is over; how many updates there were so far."""
         for one in self.followed:
-            one.step_over(loader)
-
-    def updates(self) -> int:
-        """How many updates there were so far."""
-        return sum(one.updated for one in self.followed)
+            self._updates += one.step_over(loader)
+        return self._updates
 
     def facts(self, records: Sequence[Logged], stage: str, steps: int) -> list[Fact]:
         """What is wrong with the values that somebody asked for.
@@ -247,6 +258,10 @@ def _compute(ask: Callable[[Any], None], compute: Callable[..., Any], *args: Any
     if not sys._getframe(2).f_code.co_name.startswith("_forward"):
         ask(value)
     return value
+
+
+def _tensor_state(metric: Any) -> str | None:
+    return next((k for k, v in metric._defaults.items() if isinstance(v, Tensor)), None)
 
 
 def count_of(metric: Any) -> Count:

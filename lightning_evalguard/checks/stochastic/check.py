@@ -80,7 +80,8 @@ class StochasticCheck(Check):
         before = self.before
         if before is not None:
             self._moved = Generators.capture(host=before.python is not None).moved(before)
-            self._moved += self._private_moved()
+            if self._private:
+                self._moved += self._private_moved()
         return ()
 
     def _private_moved(self) -> list[str]:
@@ -88,8 +89,6 @@ class StochasticCheck(Check):
 
         One that is seeded anew in each step ends where it ended before.
         """
-        if not self._private:
-            return []
         states = [(g, generator_state(g)) for g, _ in self._private]
         last, self._private = self._private, states
         same = all(

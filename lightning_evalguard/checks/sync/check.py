@@ -125,19 +125,13 @@ class SyncCheck(Check):
         return self._safely(self._leave)
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return self._safely(self._step, now, args)
-
-    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
-        return ()
+        return () if self._passes(now.stage) else self._safely(self._step, now, args)
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         return self._safely(self._leave)
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return self._safely(self._step, now, args)
-
-    def after_train_step(self, now: Moment) -> Iterable[Finding]:
-        return ()
+        return () if self._passes(now.stage) else self._safely(self._step, now, args)
 
     # Windows
 
@@ -156,10 +150,21 @@ class SyncCheck(Check):
         if self._watch is not None:
             self._watch.stop()
 
+    def _passes(self, stage: str) -> bool:
+        """Whether a step is not watched and the one before it was not: most are such."""
+        if self._moment is not None:
+            return False
+        kind = spelling(stage).kind
+        n = self._steps[kind]
+        if n < self._first or n % self._every == 0:
+            return False
+        self._steps[kind] = n + 1
+        return True
+
     def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
         stage = spelling(now.stage).kind
         n = self._steps[stage]
-        self._steps[stage] += 1
+        self._steps[stage] = n + 1
         watched = n < self._first or self._is_due(n)
         findings = self._findings() if watched else self._leave()
         if watched and self._root is not None and self._ready(self._root, args):
