@@ -24,7 +24,8 @@ from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
-from lightning_evalguard.guard import Guard, check_allow, check_policies
+from lightning_evalguard.guard import Guard
+from lightning_evalguard.policies import check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.record.run import Records
 from lightning_evalguard.report import (
@@ -224,10 +225,7 @@ class EvalGuard(Callback):
                 trainer, pl_module, Recorder(config, ranks, self._outcomes), self._report, claims
             )
         checks.append(SelectionCheck(Desk(trainer, pl_module, scores)))
-        if self._train_score and trainer.state.fn == "fit":
-            self._train_scores[trainer] = TrainScoreOfFit(
-                trainer, pl_module, self._train_score, self._metrics, self._report
-            )
+        self._begin_train_score(trainer, pl_module)
         guard = Guard(
             [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
             self._allow,
@@ -245,6 +243,12 @@ class EvalGuard(Callback):
             scores.judge = partial(guard.report_findings, "scores")
         ended = partial(self._end, trainer)
         self._runs.append(Run(trainer, pl_module, guard, scores, ended, sync, record))
+
+    def _begin_train_score(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._train_score and trainer.state.fn == "fit":
+            self._train_scores[trainer] = TrainScoreOfFit(
+                trainer, pl_module, self._train_score, self._metrics, self._report
+            )
 
     def on_after_setup(self, fabric: Any, module: Any) -> None:
         """Fabric has set up a module; its loops are the user's, and no hook stands around them."""

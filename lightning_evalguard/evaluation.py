@@ -19,13 +19,9 @@ from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.checks.rng import RngCheck
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
-from lightning_evalguard.guard import (
-    Allow,
-    Guard,
-    check_allow,
-    check_policies,
-)
+from lightning_evalguard.guard import Guard
 from lightning_evalguard.model.tree import compiled, inside
+from lightning_evalguard.policies import Allow, check_allow, check_policies
 from lightning_evalguard.ranks import Alone, ranks_of
 from lightning_evalguard.report import EvalGuardError, FixPolicy, Policy, Report, check_policy
 

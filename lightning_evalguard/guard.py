@@ -14,7 +14,6 @@ from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.audit import NOT_SHOWN, Audit, Replays, Showing
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.modes.check import ModesCheck
-from lightning_evalguard.checks.registry import CHECKS, RULES
 from lightning_evalguard.instruments.dispatch import (
     Subscriber,
     Watch,
@@ -25,19 +24,16 @@ from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
 from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
+from lightning_evalguard.policies import Allow
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import (
     EvalGuardWarning,
     Finding,
-    FixPolicy,
-    Policy,
     Report,
     broke,
-    check_policy,
     warn,
 )
 
-Allow = Mapping[str, Sequence[str]]
 _FOLLOWS = 10_000  # values looked at line by line, in one evaluation of each stage: about 0.1 s
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
@@ -502,32 +498,3 @@ class Guard:
 
 def _repaired(finding: Finding) -> Finding:
     return replace(finding, remedy=f"Repaired for this run. {finding.remedy}")
-
-
-def check_allow(allowed: Allow | None) -> None:
-    """Refuse an `allow` argument that names no check or holds no patterns.
-
-    Raises:
-        ValueError: Naming the entry.
-    """
-    if not (allowed is None or isinstance(allowed, Mapping)):
-        raise ValueError(f"allow={allowed!r}: expected a dict of lists of patterns")
-    for check, patterns in (allowed or {}).items():
-        if check not in CHECKS:
-            raise ValueError(
-                f"allow={{{check!r}: ...}}: expected one of {', '.join(sorted(CHECKS))}"
-            )
-        listed = isinstance(patterns, Iterable) and not isinstance(patterns, (str, bytes, Mapping))
-        if not listed or not all(isinstance(p, str) for p in patterns):
-            raise ValueError(f"allow={{{check!r}: {patterns!r}}}: expected a list of patterns")
-
-
-def check_policies(**policies: str) -> dict[str, str]:
-    """Refuse an unknown policy; only `modes` and `rng` can be repaired.
-
-    Raises:
-        ValueError: Naming the keyword and what it takes.
-    """
-    for name, policy in policies.items():
-        check_policy(name, policy, FixPolicy if RULES[name].fixable else Policy)
-    return policies

@@ -17,6 +17,7 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 FLOORS = [
     {"checks/registry", "stages"},
     {"report", "allow"},
+    {"policies"},
     {
         "instruments",
         "ranks",

@@ -21,12 +21,13 @@ from lightning_evalguard.confusion.following import Following
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
 from lightning_evalguard.confusion.layout import are_logits, margins, read
 from lightning_evalguard.confusion.loader import LoaderCount, tensors_of
+from lightning_evalguard.confusion.losses import LossTap
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
 from lightning_evalguard.confusion.reduce import agree, reduced
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
-from lightning_evalguard.confusion.taps import LossTap, MetricTap
+from lightning_evalguard.confusion.taps import MetricTap
 from lightning_evalguard.confusion.words import Recorded, report, report_nothing
 from lightning_evalguard.data.batches import sample_count
 from lightning_evalguard.data.loaders import left_out, listed, owned

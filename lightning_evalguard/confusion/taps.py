@@ -9,32 +9,20 @@ runs that counts: those change what it computes.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_evalguard.confusion.losses import AtOnce, See, never
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
 from lightning_evalguard.instruments.patch import Wrap
-from lightning_evalguard.instruments.source import owner_of, user_site
-from lightning_evalguard.report import shown_path
-
-See = Callable[[str, str, Pair, Any], None]
-"""Is told of each call: ``metric``, ``loss`` or ``other``; which one; its pair; what it gave."""
-
-AtOnce = Callable[[str, str, Tensor, Tensor, Callable[[], Pair]], bool]
-"""Whether a call needs no closer look: its kind, which one, both tensors, and what describes it."""
-
-
-def _never(kind: str, name: str, preds: Tensor, target: Tensor, pair: Callable[[], Pair]) -> bool:
-    return False
-
+from lightning_evalguard.instruments.source import owner_of
 
 # Their children see resampled or partial predictions.
 _PARTIAL = ("BootStrapper", "MultioutputWrapper")
@@ -57,7 +45,7 @@ class MetricTap:
 
     def __init__(self, see: See, only: str | None = None, at_once: AtOnce | None = None) -> None:
         self._see, self._only = see, only
-        self._at_once = at_once or _never
+        self._at_once = at_once or never
         self._wraps: list[Wrap] = []
         self._classes: dict[type, Wrap] = {}
         self._names: dict[int, str] = {}
@@ -300,203 +288,3 @@ def _classifies(metric: Metric) -> bool:
         return home.startswith("torchmetrics.classification.")
     names = list(metric._update_signature.parameters)[:2]
     return any(n in PREDS for n in names) and any(n in TARGET for n in names)
-
-
-# --- losses --------------------------------------------------------------------------------------
-
-
-class _Loss(NamedTuple):
-    """One loss of torch's: the function that people call, and what it calls in C++."""
-
-    name: str
-    home: Any
-    entry: str
-    task: str | None
-    preds_are: str
-    ignore_place: int | None  # of ``ignore_index`` among the arguments, if there is one
-
-
-_LOSSES = (
-    _Loss("cross_entropy", torch._C._nn, "cross_entropy_loss", "multiclass", "logits", 4),
-    _Loss("nll_loss", torch._C._nn, "nll_loss_nd", "multiclass", "logits", 4),
-    _Loss("multi_margin_loss", torch._C._nn, "multi_margin_loss", "multiclass", "logits", None),
-    _Loss("binary_cross_entropy", torch._C._nn, "binary_cross_entropy", None, "probs", None),
-    _Loss(
-        "binary_cross_entropy_with_logits", torch, "binary_cross_entropy_with_logits", None,
-        "logits", None,
-    ),
-)  # fmt: skip
-# A step that calls one of these has a task of another kind.
-_OTHERS = (
-    *((torch._C._nn, name) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")),
-    *((torch, name) for name in (
-        "poisson_nll_loss", "kl_div", "triplet_margin_loss", "margin_ranking_loss",
-        "cosine_embedding_loss", "cosine_similarity", "ctc_loss",
-    )),
-)  # fmt: skip
-
-
-class LossTap:
-    """Sees what cross entropy, NLL, BCE and others are called with, however they are held.
-
-    Args:
-        see: Is told of each call, after it.
-        at_once: Is asked first, where the line of the call is not.
-
-    Attributes:
-        locates: Whether the line of a call is looked up, which takes longer than the call.
-        hears: Whether it is told of calls now.
-    """
-
-    def __init__(self, see: See, at_once: AtOnce | None = None) -> None:
-        self.see = see
-        self.at_once = at_once or _never
-        self.locates = True
-        self.hears = False
-
-    def open(self) -> None:
-        """Tap the losses from now on."""
-        self.hears = True
-        _losses.add(self)
-
-    def pause(self) -> None:
-        """Report no calls until `open`: thirty names take longer to give back than a step."""
-        self.hears = False
-
-    def close(self) -> None:
-        """Be told no more; the last one gives the losses their names back."""
-        self.hears = False
-        _losses.remove(self)
-
-
-class _Losses:
-    """The losses of torch's, tapped once in a process for everyone who is told of their calls."""
-
-    def __init__(self) -> None:
-        self._taps: tuple[LossTap, ...] = ()
-        self._places: list[tuple[Any, str, Any, Any]] = []
-
-    def add(self, tap: LossTap) -> None:
-        """Tell one more of each call."""
-        if any(one is tap for one in self._taps):
-            return
-        if not self._taps:
-            self._start()
-        self._taps = (*self._taps, tap)
-
-    def remove(self, tap: LossTap) -> None:
-        """Tell one less."""
-        before, self._taps = self._taps, tuple(one for one in self._taps if one is not tap)
-        if before and not self._taps:
-            self._stop()
-
-    def _start(self) -> None:
-        if not self._places:
-            for kind in _LOSSES:
-                if (original := getattr(kind.home, kind.entry, None)) is not None:
-                    place = (kind.home, kind.entry, original, self._tap(original, kind))
-                    self._places.append(place)
-            for home, name in _OTHERS:
-                if (original := getattr(home, name, None)) is not None:
-                    self._places.append((home, name, original, self._note(original, name)))
-        for home, name, original, tapped in self._places:
-            if getattr(home, name) is original:
-                setattr(home, name, tapped)
-
-    def _stop(self) -> None:
-        for home, name, original, tapped in self._places:
-            if getattr(home, name) is tapped:
-                setattr(home, name, original)
-
-    def _tap(self, original: Any, kind: _Loss) -> Any:
-        place = kind.ignore_place
-
-        @functools.wraps(original)
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            value = original(*args, **kwargs)
-            taps = [tap for tap in self._taps if tap.hears]
-            if not taps or torch.compiler.is_compiling():
-                return value
-            preds, target = plain(*args[:2]) if len(args) > 1 else (None, None)
-            if preds is not None and target is not None:
-                ignore = args[place] if place is not None and len(args) > place else None
-                located = any(tap.locates for tap in taps)
-                if not located:
-                    make = partial(_of_loss, kind, preds, target, ignore, kind.name)
-                    given = ("loss", kind.name, preds, target, make)
-                    taps = [tap for tap in taps if not tap.at_once(*given)]
-                    if not taps:
-                        return value
-                site = user_site(2) if located else None
-                where = shown_path(site.location) if site is not None else "an unknown place"
-                said = f"`{kind.name}` at {where}" if located else kind.name
-                pair = _of_loss(kind, preds, target, ignore, said)
-                pair.location = site.location if site is not None else None
-                for tap in taps:
-                    tap.see("loss", kind.name, pair, value)
-            return value
-
-        return tapped
-
-    def _note(self, original: Any, name: str) -> Any:
-        @functools.wraps(original)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling():
-                for tap in self._taps:
-                    if tap.hears and tap.locates:
-                        nothing = torch.empty(0)
-                        tap.see("other", name, Pair(nothing, nothing, name), None)
-            return original(*args, **kwargs)
-
-        return noted
-
-
-_losses = _Losses()
-
-
-def plain(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Both as ordinary tensors: under `vmap` the samples are in a dimension that the loss lacks."""
-    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
-        return None, None
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return preds, target
-    dims = preds.dim()
-    preds, levels = _unwrapped(preds)
-    target, others = _unwrapped(target)
-    if levels != others:
-        return None, None  # of several models on one batch, none is the answer
-    last = levels if dims > 1 else levels - 1
-    if last > 0:
-        preds, target = preds.flatten(0, last), target.flatten(0, last)
-    return preds, target
-
-
-def _unwrapped(tensor: Tensor) -> tuple[Tensor, int]:
-    """What lies below `vmap` and `grad`, and in how many first dimensions there are samples."""
-    functorch, levels = torch._C._functorch, 0
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            where = functorch.maybe_get_bdim(tensor)
-            tensor = functorch.get_unwrapped(tensor).movedim(where, 0)
-            levels += 1
-        else:
-            tensor = functorch.get_unwrapped(tensor)
-    return tensor, levels
-
-
-def _of_loss(kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str) -> Pair:
-    if kind.task is not None:
-        if target.is_floating_point():  # probabilities of the classes
-            target = target.argmax(min(1, target.ndim - 1))
-        if preds.ndim == 1:
-            preds, target = preds.unsqueeze(0), target.unsqueeze(0)
-    return Pair(
-        preds,
-        target,
-        said,
-        task=kind.task,
-        preds_are=kind.preds_are,
-        ignore_index=ignore,
-        classification=True,
-        axis=1,
-    )

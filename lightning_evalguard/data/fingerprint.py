@@ -17,7 +17,7 @@ _WORD = 1 << 64
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Together:
+class Blocks:
     """Small batches of one layout are put together: what is computed row by row, once for many.
 
     What waits is a copy, of at most `_ROOM` elements; a batch that is large, or no plain row of
@@ -106,12 +106,12 @@ class Content:
         self.even = True
         self._samples = 0
         self._sum: Tensor | None = None
-        self._together = Together(self._add_now)
+        self._blocks = Blocks(self._add_now)
 
     def add(self, batch: Any) -> None:
         """Add the samples of `batch`."""
         if not self.unreadable:
-            self._together.add(batch)
+            self._blocks.add(batch)
 
     def _add_now(self, batch: Any) -> None:
         try:
@@ -150,7 +150,7 @@ class Content:
 
     def part(self) -> tuple[int, int, bool, str]:
         """What `whole` needs of this rank: plain data; waits for the device."""
-        self._together.flush()
+        self._blocks.flush()
         total = 0 if self._sum is None else int(self._sum)
         return total, self._samples, self.even, self.unreadable
 

@@ -28,10 +28,11 @@ from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
-from lightning_evalguard.guard import Allow, Guard, check_allow, check_policies
+from lightning_evalguard.guard import Guard
 from lightning_evalguard.huggingface.desk import Desk
 from lightning_evalguard.huggingface.host import GUARDED, Host
 from lightning_evalguard.huggingface.run import Run
+from lightning_evalguard.policies import Allow, check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.report import (
     FixPolicy,

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from lightning_evalguard.guard import check_allow, check_policies
 from lightning_evalguard.plain.judge import policies_of
 from lightning_evalguard.plain.session import Session
+from lightning_evalguard.policies import check_allow, check_policies
 from lightning_evalguard.record import files as _files
+from lightning_evalguard.record import provenance
 from lightning_evalguard.record import run as record
 from lightning_evalguard.report import Report, warn_text
 
@@ -174,8 +175,8 @@ def _run(report: Report, session: Session, started: str, error: str | None) -> d
         "nodes": 1,
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "rank": int(os.environ.get("RANK", "0")),
-        "git": record.git(),
-        "versions": record.versions(),
+        "git": provenance.git(),
+        "versions": provenance.versions(),
     }
 
 

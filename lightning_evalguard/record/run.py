@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +25,7 @@ from lightning_evalguard.record.agreement import (
 )
 from lightning_evalguard.record.outcomes import Outcomes, Part
 from lightning_evalguard.record.plain import plain
-from lightning_evalguard.record.secrets import without_secrets
+from lightning_evalguard.record.provenance import checkpoint, git, versions
 from lightning_evalguard.record.trained import Trained, trained_before
 from lightning_evalguard.report import FORMAT, Report, warn_text
 from lightning_evalguard.stages import is_sanity_check
@@ -40,8 +36,6 @@ REPORTS = "EVALGUARD_REPORTS"
 NAME = "evalguard"
 _WRITTEN = ("fit", "validate", "test")
 _KEYS = {"validate": "val", "fit": "val"}
-_WHOLE = 256 << 20  # bytes of a checkpoint that are hashed from end to end
-_PARTS, _PART = 64, 1 << 20
 
 
 class Records:
@@ -353,7 +347,7 @@ class Run:
             "confusion": {key: result.to_dict() for key, result in self._results.items()},
             "outcomes": self._kept,
             "history": [h | {"scores": _numbers(h["scores"])} for h in self._history],
-            "checkpoint": _checkpoint(trainer, self._kind),
+            "checkpoint": checkpoint(trainer, self._kind),
             "seed": {
                 "PL_GLOBAL_SEED": os.environ.get("PL_GLOBAL_SEED"),
                 "torch": torch.initial_seed(),
@@ -403,79 +397,6 @@ def read(path: Path) -> dict[str, Any]:
 def found_at(path: Path) -> list[Path]:
     """The records that a path names: itself, or those below a folder."""
     return sorted(path.rglob(f"{NAME}*.json")) if path.is_dir() else [path]
-
-
-def versions() -> dict[str, str]:
-    """Of everything that a number may depend on."""
-    packages = {
-        name.replace("_", "-"): str(module.__version__)
-        for name in ("lightning_evalguard", "torch", "lightning", "pytorch_lightning",
-                     "torchmetrics", "numpy")
-        if (module := sys.modules.get(name)) is not None and hasattr(module, "__version__")
-    }  # fmt: skip
-    found = {"python": platform.python_version(), **packages, "platform": platform.platform()}
-    if torch.version.cuda and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        found |= {"cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name()}
-    return found
-
-
-@functools.cache
-def git() -> dict[str, Any] | None:
-    """Revision of the checkout that the process runs in, and how many files differ from it."""
-    command = ("git", "status", "--porcelain=v2", "--branch", "--untracked-files=no")
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=2, check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    head, changed = "", 0
-    for line in done.stdout.splitlines():
-        if line.startswith("# branch.oid "):
-            head = line.removeprefix("# branch.oid ")
-        changed += not line.startswith("#")
-    return {"revision": head, "changed_files": changed}
-
-
-def _checkpoint(trainer: Any, kind: str) -> dict[str, Any] | None:
-    """The weights that the numbers belong to: those loaded, or the best or last a fit saved."""
-    given, saved = trainer.ckpt_path, trainer.checkpoint_callback
-    tried = [("loaded", given)]
-    if kind == "fit":
-        names = ("best_model_path", "last_model_path")
-        tried = [(n.split("_")[0], getattr(saved, n, None)) for n in names]
-    why, path = next(((why, p) for why, p in tried if p), (None, None))
-    return (
-        None
-        if path is None
-        else {"path": without_secrets(str(path)), "is": why, **_hashed(Path(str(path)))}
-    )
-
-
-def _hashed(path: Path) -> dict[str, Any]:
-    """SHA-256 of a file, or of parts of a large one, or of the files of a sharded checkpoint."""
-    if not path.exists():  # in a bucket
-        return {}
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    size, digest, parts = 0, hashlib.sha256(), False
-    for one in files:
-        length = one.stat().st_size
-        size += length
-        if path.is_dir():
-            digest.update(f"{one.relative_to(path).as_posix()}\0{length}\0".encode())
-        with one.open("rb") as file:
-            if length <= _WHOLE:
-                while piece := file.read(_PART):
-                    digest.update(piece)
-            else:
-                parts = True
-                digest.update(str(length).encode())
-                for i in range(_PARTS):
-                    file.seek((length - _PART) * i // (_PARTS - 1))
-                    digest.update(file.read(_PART))
-    name = f"sha256_of_{_PARTS}_parts" if parts else "sha256"
-    return {"bytes": size, name: digest.hexdigest()}
 
 
 def _folder_of(logger: Any) -> Path | None:

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed, workers
 from lightning_evalguard.data import loaders as _loaders
-from lightning_evalguard.data.fingerprint import Together, sample_hashes
+from lightning_evalguard.data.fingerprint import Blocks, sample_hashes
 from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.data.samples import undisturbed
 
@@ -102,12 +102,12 @@ class Repeats:
         self._hashes: list[Tensor] = []
         self._number = 0
         self.off = False
-        self._together = Together(self._add_now)
+        self._blocks = Blocks(self._add_now)
 
     def add(self, batch: Any) -> None:
         """A step gets `batch`."""
         if not self.off:
-            self._together.add(batch)
+            self._blocks.add(batch)
 
     def _add_now(self, batch: Any) -> None:
         if self.off:
@@ -128,7 +128,7 @@ class Repeats:
 
     def hashes(self) -> Tensor | None:
         """Of all samples, on the host; waits for the device."""
-        self._together.flush()
+        self._blocks.flush()
         if self.off or not self._hashes:
             return None
         return torch.cat([h.cpu() for h in self._hashes])

@@ -70,7 +70,7 @@ class Draws(Subscriber):
         inner = op.module
         if meant or (inner is not None and inner in self._names and inner.training):
             return
-        draw = place(op, self._root, self._names)
+        draw = placed(op, self._root, self._names)
         self.draws.append(draw)
         if op.name == "bernoulli_":
             self._mask = (draw, op.out, op.arguments.get("p"))
@@ -111,7 +111,7 @@ def _is_private(op: Op) -> bool:
     return generator is not None and all(generator is not g for _, g in torch_generators())
 
 
-def place(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
+def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
     """Where a draw stands, and what mends it."""
     chain = list(op.modules())
     subject, module = names.nearest(chain)
