@@ -118,11 +118,12 @@ class Events:
         self._undo.append(undo)
 
     def _calls(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        is_compiling = torch.compiler.is_compiling
+        is_compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
 
         @functools.wraps(original)
         def called(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or self.inside or self.elsewhere():
+            # what `torch.jit.trace` runs is recorded: nothing of ours may stand in it
+            if is_compiling() or self.inside or self.elsewhere() or tracing() is not None:
                 return original(module, *args, **kwargs)
             self.inside = True
             try:

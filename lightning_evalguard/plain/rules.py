@@ -35,9 +35,10 @@ def evaluated_in_train_mode(call: Call) -> list[Finding]:
     certain = any(model.effects[i] == "certain" for i in awake)
     certain = certain and not any(_SAMPLES.search(f.lower()) for f in call.functions)
     name = callee(call.site, model)
+    around = "loop" if call.key[-1] else "call"
     if call.mode:
         fact = f"is in train mode while it is evaluated ({model.listed(awake)}), expected eval mode"
-        remedy = f"Call `{name}.eval()` before this loop and `{name}.train()` after it."
+        remedy = f"Call `{name}.eval()` before this {around} and `{name}.train()` after it."
         return [_of_call("modes", call, fact, remedy, certain)]
     findings = []
     named = {model.names[i]: i for i in awake}
@@ -48,7 +49,7 @@ def evaluated_in_train_mode(call: Call) -> list[Finding]:
         site = _site_of_mode(root, top, True) or call.site
         remedy = f"Call `.eval()` on it, or remove `{site.expression}`."
         if site is call.site:
-            remedy = f"Call `{name}.eval()` before this loop."
+            remedy = f"Call `{name}.eval()` before this {around}."
         findings.append(
             _at("modes", site, top, model.kinds[named[top]], fact, remedy, certain, "subject")
         )
