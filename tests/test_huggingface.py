@@ -125,6 +125,8 @@ def make(tmp_path: Path) -> Make:
             "logging_steps": 2,
             **options,
         }
+        if "eval_strategy" not in TrainingArguments.__dataclass_fields__:  # before 4.41
+            arguments["evaluation_strategy"] = arguments.pop("eval_strategy")
         data = {"train_dataset": Texts(24, 1), "eval_dataset": Texts(21, 2), **given}
         return kind(
             model=model, args=TrainingArguments(**arguments), callbacks=list(callbacks), **data
@@ -373,12 +375,46 @@ def test_each_module_has_after_an_evaluation_the_mode_it_had_before(
 def test_a_frozen_encoder_that_the_trainer_wakes_and_evaluates_is_no_finding(
     make: Make, recwarn: pytest.WarningsRecorder, options: dict[str, Any]
 ) -> None:
+    if options.keys() - TrainingArguments.__dataclass_fields__.keys():
+        pytest.skip("this version of transformers has no such argument")
     guard, model = EvalGuardCallback(), bert()
     model.eval()  # as `from_pretrained` leaves it
     model.bert.requires_grad_(False)
     make(model, guard, num_train_epochs=2, **options).train()
     assert guard.report.findings == []
     assert not [w for w in recwarn if issubclass(w.category, EvalGuardWarning)]
+
+
+class LogsItsMode(Trainer):
+    """As in trl: what is logged depends on the mode in which an evaluation left the model."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "eval_loss" in logs:
+            logs["eval_is_training"] = float(self.model.training)
+        super().log(logs, *args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
+def test_what_the_trainer_logs_by_its_mode_is_what_the_bare_one_logs(make: Make) -> None:
+    modes = []
+    for guards in ([], [EvalGuardCallback()]):
+        model = bert()
+        trainer = make(model, *guards, kind=LogsItsMode)
+        trainer.train()
+        logged = [entry["eval_is_training"] for entry in trainer.state.log_history
+                  if "eval_is_training" in entry]  # fmt: skip
+        modes.append((logged, trainer.evaluate()["eval_is_training"]))
+    assert modes[0] == modes[1] == ([0.0], 0.0)
+    assert all(flags(model).values())
+
+
+def test_a_loop_that_is_called_by_itself_puts_back_every_mode(make: Make) -> None:
+    model = bert()
+    model.bert.eval()
+    before = flags(model)
+    trainer = make(model, EvalGuardCallback(weights="ignore"))
+    trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
+    assert flags(model) == before
 
 
 def test_a_frozen_batch_norm_whose_statistics_the_trainer_moves_is_found(make: Make) -> None:

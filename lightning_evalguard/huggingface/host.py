@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lightning_evalguard.huggingface.desk import Desk
+from lightning_evalguard.huggingface.modes import Modes
 from lightning_evalguard.huggingface.run import Run
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
@@ -29,10 +31,13 @@ class Host:
         # The wraps hold this object, and the Trainer the wraps.
         self._trainer = weakref.ref(trainer)
         self.run: Run | None = None
+        self._depth = 0
         self._wraps = [
             Wrap(trainer, name, around)
             for name, around in (
                 ("train", self._train),
+                ("evaluate", self._whole),
+                ("predict", self._whole),
                 ("evaluation_loop", self._evaluate),
                 ("prediction_step", self._step),
                 ("compute_loss", self._loss),
@@ -94,6 +99,21 @@ class Host:
 
     # evaluations
 
+    def _whole(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Put back every mode once `evaluate` or `predict` is over.
+
+        Not sooner: what the Trainer logs meanwhile may depend on the mode (trl 1.16).
+        """
+        if self.is_removed():
+            return call(*args, **kwargs)
+        modes = Modes(Desk(self._trainer()).roots())
+        self._depth += 1
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self._depth -= 1
+            modes.restore()
+
     def _evaluate(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.is_removed():
             return loop(*args, **kwargs)
@@ -102,12 +122,16 @@ class Host:
             self.run = self._make(self._trainer())
             self.run.open(fitting=False)
         assert self.run is not None
+        modes = Modes(self.run.desk.roots())
         try:
             output = self.run.evaluate(loop, *args, **kwargs)
         except BaseException as error:
             if alone:
                 self._close(error)
             raise
+        finally:
+            if not self._depth:  # the loop alone was called
+                modes.restore()
         if alone:
             self._close(None)
         return output

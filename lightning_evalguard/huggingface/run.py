@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.sync.check import SyncCheck
@@ -16,6 +16,7 @@ from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.huggingface.desk import Desk
 from lightning_evalguard.huggingface.labels import Named, class_names, pair_of, refusal
+from lightning_evalguard.huggingface.modes import Modes
 from lightning_evalguard.report import (
     EvalGuardError,
     EvalGuardWarning,
@@ -80,6 +81,7 @@ class Run:
     # an evaluation
 
     def evaluate(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one evaluation loop; it leaves the modes as the Trainer has them."""
         given = _arguments(loop, args, kwargs)
         prefix = str(given.get("metric_key_prefix", "eval"))
         predicts = given.get("description") == "Prediction" or prefix.startswith("test")
@@ -87,7 +89,7 @@ class Run:
         self._where("test" if predicts else "validate")
         self.desk.evaluates, self.desk.logged_last = given.get("dataloader"), {}
         self.ranks.expect(*self._points())
-        modes = _Modes(self.desk.roots())
+        modes = Modes(self.desk.roots())
         try:
             self.guard.start(self.now)
             self._count(prefix)
@@ -100,11 +102,13 @@ class Run:
                 modes.restore()
                 self.guard.stop(self.now, error)
                 raise
-            modes.restore()
-            self._finish(prefix, output)
+            with modes.as_before():
+                self._finish(prefix, output)
             return output
-        finally:
+        except BaseException:
             modes.restore()
+            raise
+        finally:
             self.desk.evaluates = None
             self.now = outer
 
@@ -271,20 +275,6 @@ class Run:
             if recorder.explicit and isinstance(error, ValueError):
                 raise  # the user's arguments do not fit what the step gives
             broke(self.report, "the confusion matrix", "its evaluation", error)
-
-
-class _Modes:
-    """The mode of every module before an evaluation, put back one by one."""
-
-    def __init__(self, roots: Sequence[nn.Module]) -> None:
-        known = {id(m): m for root in roots for m in root.modules()}
-        self._before = [(module, module.training) for module in known.values()]
-
-    def restore(self) -> None:
-        """Set the flags directly: `train()` and `eval()` of the model are not called."""
-        for module, flag in self._before:
-            if module.training != flag:
-                module.training = flag
 
 
 def _arguments(loop: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def plain_facts(one: EvaluatedSet, told: Evaluated) -> Iterator[Fact]:
             "each time",
             "Pass shuffle=False, or `Subset(dataset, indices)` instead of a sampler.",
         )
-    elif one.order == "shuffled":
+    elif one.order == "shuffled" and sampler != "SeedableRandomSampler":
+        # accelerate's has a generator of its own, and gives each sample once
         yield one.fact(
             f"{sampler} gives the samples in another order each time, and draws from the "
             "generators that training draws from",
