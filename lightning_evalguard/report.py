@@ -131,6 +131,8 @@ class Finding:
 def file_pattern(location: str) -> str:
     """What `allow` matches all of a file by: of a library its path from the package on."""
     path = location.rpartition(":")[0]
+    if path.startswith("<"):  # code that was typed in
+        return path
     inside = short_path(path)
     name = inside if inside != path else PurePath(path).name
     return f"*/{PurePath(name).as_posix()}"

@@ -16,6 +16,17 @@ _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _SITE = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 # These are libraries also where they do not lie in site-packages: an editable install, a checkout.
 _LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "lightning_fabric"}
+# What interpreters, notebooks and doctests call the code that is typed into them.
+_TYPED = (
+    "<stdin>",
+    "<python-input",
+    "<ipython-input",
+    "<input",
+    "<console",
+    "<cell",
+    "<command",
+    "<doctest ",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,11 @@ class Site:
     function: str
     owner: str
 
+    @property
+    def quoted(self) -> str:
+        """The expression as a message quotes it; of code without a source, where it stands."""
+        return f"`{self.expression}`" if self.expression else f"a line of `{self.function}`"
+
 
 @functools.cache
 def owner_of(filename: str) -> str:
@@ -47,9 +63,16 @@ def owner_of(filename: str) -> str:
         root = os.path.dirname(getattr(sys.modules.get(name), "__file__", None) or "")
         if root and filename.startswith(root + os.sep):
             return name
-    if filename.startswith(("<", _STDLIB)):
-        return "stdlib"
-    return "user"
+    if filename.startswith("<"):
+        return "user" if _is_typed(filename) else "stdlib"
+    return "stdlib" if filename.startswith(_STDLIB) else "user"
+
+
+def _is_typed(name: str) -> bool:
+    """Whether code without a file was typed in; other such code was made by some library."""
+    if name == "<string>":
+        return sys.argv[:1] == ["-c"]
+    return name.startswith(_TYPED)
 
 
 def site_of(frame: FrameType) -> Site:

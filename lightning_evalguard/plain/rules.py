@@ -47,7 +47,7 @@ def evaluated_in_train_mode(call: Call) -> list[Finding]:
         others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
         fact = f"is in train mode{others} while the model is evaluated, expected eval mode"
         site = _site_of_mode(root, top, True) or call.site
-        remedy = f"Call `.eval()` on it, or remove `{site.expression}`."
+        remedy = f"Call `.eval()` on it, or remove {site.quoted}."
         if site is call.site:
             remedy = f"Call `{name}.eval()` before this {around}."
         findings.append(

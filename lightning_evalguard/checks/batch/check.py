@@ -318,7 +318,7 @@ def _is_metric(module: nn.Module) -> bool:
 
 def _finding(now: Moment, at: _Other) -> Finding:
     site, module = at.site, at.module
-    said = f"`{site.expression}`" if site is not None else "the step"
+    said = site.quoted if site is not None else "the step"
     norm = "batch_norm" in at.op
     if norm:
         mode = "train" if module.training else "eval"

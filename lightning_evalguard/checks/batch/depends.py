@@ -207,7 +207,7 @@ def _remedy(found: _Culprit, left: bool) -> str:
 
 def _finding(now: Moment, batch: Padded, found: _Culprit) -> Finding:
     site, cut = found.site, batch.longest
-    said = f"`{site.expression}`" if site is not None else "the step"
+    said = site.quoted if site is not None else "the step"
     side = " on the left" if batch.left else ""
     fact = (
         f"{said} depends on the padding: a sample of {cut.own} positions gets other values when "

@@ -312,7 +312,7 @@ class Training:
     @staticmethod
     def _call_train(top: str, site: Any) -> str:
         if site is not None:
-            return f'Call `.train()` on it after `{site.expression}`, or pass modes="fix".'
+            return f'Call `.train()` on it after {site.quoted}, or pass modes="fix".'
         model = f"model.{top}" if top else "model"
         return f'Call `{model}.train()` before `trainer.fit`, or pass modes="fix".'
 

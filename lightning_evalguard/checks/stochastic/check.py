@@ -187,7 +187,7 @@ class StochasticCheck(Check):
         found = []
         for which, site, module in lines.found:
             subject, module = names.nearest([module] if module is not None else [])
-            fact = f"`{site.expression}` moved {WORDS[which]} in eval mode"
+            fact = f"{site.quoted} moved {WORDS[which]} in eval mode"
             kind = type(module).__name__
             remedy = DRAW_IN_TRAINING
             found.append(finding(now, fact, remedy, subject, kind, site, certain=False))

@@ -45,7 +45,7 @@ def _remedy(draw: Draw) -> str:
 
 
 def _said(draw: Draw) -> str:
-    return f"`{draw.site.expression}`" if draw.site is not None else "the step"
+    return draw.site.quoted if draw.site is not None else "the step"
 
 
 def differing(now: Moment, draw: Draw) -> Finding:

@@ -171,7 +171,7 @@ class _Stack:
         owner = "autograd" if self._is_autograds else _NAMES.get(package, package)
         via = "" if user is None or near is user else _library_place(near)
         metric = _metric_of(near) if owner == "torchmetrics" else ("", False)
-        text = _shown(user or near, shown.expression)
+        text = _shown(user or near, shown.expression) or shown.function
         location, function = shown.location, shown.function
         return Where(location, text, function, owner, via, self._inside, self._hook, *metric)
 
