@@ -146,6 +146,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def waits(self, op: str, args: tuple[Any, ...], frame: FrameType | None) -> bool:
         """Whether the host would wait for a blocking operator on these arguments."""
         known = {self.of(a) for a in args if isinstance(a, Tensor)}
+        if op == "_ctc_loss" and self._is_for_cudnn(*args):
+            return False
         if op == "_local_scalar_dense":
             if True in known and _within_int8(frame):
                 return False
@@ -161,6 +163,17 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # made inside the operator that runs, or by a compiled function
         inputs = tensors_in(self._args)
         return any(self.of(tensor) for tensor in inputs) or compiled_anything()
+
+    def _is_for_cudnn(
+        self, scores: Tensor, targets: Tensor, lengths: Any, wanted: Any, blank: int = 0, *_: Any
+    ) -> bool:
+        """Whether the CTC loss would be cuDNN's on a device: see ``_use_cudnn_ctc_loss``.
+
+        That the scores have their whole length is not looked at: to read it here is a wait.
+        """
+        given = [t for t in (targets, lengths, wanted) if isinstance(t, Tensor)]
+        on_host = all(t.dtype == torch.int32 and self.of(t) is not True for t in given)
+        return on_host and targets.dim() == 1 and scores.dtype == torch.float32 and not blank
 
     def destination(self, frame: FrameType | None, *args: Any, **kwargs: Any) -> bool | None:
         """Where ``tensor.to(*args, **kwargs)`` would move it; None for a change of dtype."""

@@ -38,7 +38,8 @@ _REMEDIES = {
     "known.",
     "equal": "Keep (a == b).all() as a tensor.",
     "repeat_interleave": "Pass output_size=.",
-    "ctc_loss": "Pass targets and lengths as int32 tensors on the CPU: cuDNN takes them so.",
+    "ctc_loss": "Pass targets, joined to one dimension, and lengths as int32 tensors on the CPU: "
+    "cuDNN takes them so.",
     "synchronize": "Leave it out of the step.",
 }
 _BRANCH = "Choose with torch.where, or decide on a number that the host has."
