@@ -229,7 +229,6 @@ class Misread(NamedTuple):
 
 
 OR = "or delete the line and let this value be logged."
-LOG_IT = f"Log the metric object itself and reset it each epoch, {OR}"
 CHECK_IT = f"Compare how it is computed with `report.confusion`, {OR}"
 
 
@@ -255,7 +254,7 @@ def difference(
             fix = f"Give it `logits{'.float()' * reading.rounds}.sigmoid()`, {OR}"
             return Difference(f"{fact}; {reading.how}", fix, reading.rounds)
     if why:
-        return Difference(f"{fact}; {why}", remedy or LOG_IT)
+        return Difference(f"{fact}; {why}", remedy or CHECK_IT)
     why, remedy = _reason(result, score, theirs, ours)
     return Difference(f"{fact}; {why}" if why else fact, remedy or CHECK_IT)
 

@@ -49,3 +49,156 @@ def fitted(make: Make, guard: EvalGuard, module: pl.LightningModule, **kwargs: A
     """What a guard reports of a fit."""
     callbacks = [*kwargs.pop("callbacks", ()), guard]
     return heard(guard, lambda: make(callbacks=callbacks, **kwargs).fit(module))
+
+
+# Of the zoo: the honest way of writing a program that is just what its remedy says.
+REWRITTEN: dict[str, str] = {
+    # batch
+    "Pass its running statistics, and training=self.training.": (
+        "FunctionalBatchNormFollowsTheMode"
+    ),
+    "Compute it from each sample alone.": "StandardisedBySample",
+    "Leave it in eval mode during an evaluation.": "BatchNormInEval",
+    "Pass track_running_stats=True, or use a norm of each sample (GroupNorm).": "TrackedBatchNorm",
+    "Pack it: `pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)`, "
+    "and take the last state of each sample from that.": "LastStateOfTheWords",
+    "Leave the padding out of it: `(x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)`, "
+    "where `mask` is 1 at a sample's own positions.": "MeanOverTheWords",
+    'Fill the padding before it: `x.masked_fill(~mask[..., None], float("-inf"))`.': (
+        "MaximumOverTheWords"
+    ),
+    "Pass the mask to the attention: `key_padding_mask=~mask` (MultiheadAttention), "
+    "`src_key_padding_mask=~mask` (TransformerEncoder), `attention_mask=mask` (transformers), "
+    "`attn_mask=mask[:, None, None]` (scaled_dot_product_attention).": "AttentionToTheWords",
+    "Normalise each position by itself, or by the positions that the mask keeps.": "NormOfEachWord",
+    "Take each sample's own last position: `x[torch.arange(len(x)), lengths - 1]`.": (
+        "LastPositionIsTheLastWord"
+    ),
+    "Count positions from the mask: `(mask.cumsum(1) - 1).clamp(min=0)`.": (
+        "PositionsCountedFromTheMask"
+    ),
+    # data
+    "Catch it in the step: give `next()` a default, or loop over `itertools.cycle`.": "HasADefault",
+    "Start anew in each call of `__iter__`.": "StreamThatRestarts",
+    "Keep random transforms out of evaluation, or draw from a seeded generator": "FixedCollate",
+    "Keep random transforms out of the evaluation's dataset.": "AugmentedTraining",
+    "Split once, before anything is drawn or repeated, and evaluate what training does not see.": (
+        "SplitOnce"
+    ),
+    "Pass the loaders as a list, or mode='max_size'.": "StopsAtTheLongest",
+    "Evaluate all samples in order: leave out the sampler.": "DrawnTraining",
+    "Pass drop_last=False.": "KeepsTheLast",
+    "Pass {}=1.0.": "LimitedToAll",
+    "Pass shuffle=False, or `Subset(dataset, indices)` instead of a sampler.": "OrderedSubset",
+    # grad
+    "Keep `.detach()`ed tensors.": "RunningTotal",
+    "Call `self.{}.clear()` in `on_validation_epoch_start`.": "OutputsCleared",
+    "Use `with torch.enable_grad():` around as little.": "SetGradEnabledByMode",
+    "Remove `set_grad_enabled(True)`.": "CallbackWithGradModeOfItsOwn",
+    "Remove the `enable_grad` around it.": "GradModeOfTheCaller",
+    "Return `.detach()`ed tensors.": "NoGradInTheStep",
+    # rng
+    "Draw from a generator of its own": "DatasetDrawsFromItsOwn",
+    "Give the loader a `generator=` of its own": "LoaderWithAGeneratorOfItsOwn",
+    # scores
+    "Call `self.{}.clear()` when the epoch ends.": "ListCleared",
+    "Log it in the step, with self.log.": "MeanOfAll",
+    "Weigh each batch by its samples, or log it in the step, with self.log.": "WeighedInADict",
+    "Log a torchmetrics object, or compute it once when the epoch ends.": "F1OfAll",
+    "Compute it from what this evaluation's steps kept, after the last of them.": "ValueOfNow",
+    "Pass compute_groups=False to the MetricCollection.": "SeparateThresholds",
+    "Pass batch_size=<number of samples> to self.log.": "WeighsBySamples",
+    "Call `self.{}.reset()` once, when the epoch begins.": "ResetInTheFirst",
+    "Hold one metric for each loader, in an nn.ModuleList.": "AMetricForEachLoader",
+    "Call `self.{}.reset()` in `on_validation_epoch_start`, or log the metric object itself; train "
+    "and validation need one each.": "ResetEachTime",
+    "Reset `self.{}` where it is logged, and in an evaluation only the metrics of that "
+    "evaluation.": "ResetsItsOwn",
+    "Compare how it is computed with `report.confusion`, {}": "AccuracyInPercent",
+    # selection
+    "Leave `every_n_train_steps` and `train_time_interval` out of {}, to save after each "
+    "validation, or log `{}` in every step at which it saves.": "SavesAfterItValidated",
+    "Pass `{}(save_on_train_epoch_end=False)`, to save after a validation.": (
+        "SavesInEpochsThatAreValidated"
+    ),
+    'Return `{"interval": "epoch", "frequency": n}` with the scheduler, n being the '
+    "`check_val_every_n_epoch` of the Trainer.": "RateFallsByCountingEachScoreOnce",
+    "Compare the value that is logged.": "BestThatWasLogged",
+    "Pass `{}(check_on_train_epoch_end=False)`.": "StopsByCountingEachScoreOnce",
+    "Pass `{}(monitor=...)` a score of the validation set: a test set that chose says nothing "
+    "about new samples.": "ChoosesByTheLatest",
+    "Pass `{}`.": "KeepsTheHighestAccuracy",
+    # state
+    "Put it back before the evaluation ends.": "DropoutRateChangedAndPutBack",
+    "Call `.eval()` on it.": "BatchNormInEval",
+    "Compute with the bounded value instead of writing it, e.g. "
+    "`F.linear(x, self.weight * mask)`.": "WeightsMaskedForTheCall",
+    "Write it `if self.training:`.": "RunningNormaliserOfTraining",
+    "Step the optimizer in training only.": "FusedOptimizerOfTraining",
+    "Work on a copy: `.clone()`.": "BatchCopied",
+    "Apply `torch.ao.quantization.disable_observer` before evaluating.": (
+        "QuantizationObserverOfTraining"
+    ),
+    "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads.": (
+        "EmbeddingWithoutMaxNorm"
+    ),
+    "Keep the handle and call its `.remove()`.": "HooksRemoved",
+    "Change {} in training only.": "LearningRateChangedAfterTheEpoch",
+    "Make it in `__init__` or `configure_model`.": "ModuleAddedInConfigureModel",
+    "Run one batch through the model in `setup`.": "LazyModuleDryRun",
+    "Freeze and unfreeze in training only.": "FrozenAndThawed",
+    "Call `zero_grad()` in training only.": "AccumulatedGradientsKept",
+    "Use `torch.autograd.grad(...)`, which leaves no `.grad` behind.": "GradientsOfTheInput",
+    "Set it to None in `train()`.": "CachedProductDropped",
+    # stochastic
+    "Draw only in training: `if self.training:`.": "LayersSkippedByRandInTraining",
+    "Pass training=self.training.": "FunctionalDropoutFollowsTheMode",
+    "Call `.eval()` on the model before it is traced.": "FxTracedModules",
+    "Call `.eval()` on the model before `torch.jit.trace`.": "TracedInEvalMode",
+    "Pass dropout_p=p if self.training else 0.0.": "SdpaDropoutFollowsTheMode",
+    "Draw it only `if self.training`.": "DropPathFollowsTheMode",
+    "Create it in `__init__`.": "DropoutMadeInForwardInMyMode",
+    "Assign it to an attribute of the model.": "RegisteredDropoutInAClosure",
+    "Make `{}` an nn.ModuleList.": "DropoutInAModuleList",
+    "Make `{}` an nn.ModuleDict.": "DropoutInAModuleDict",
+    # weights
+    "Let it start earlier: its `should_update` has not been true yet.": "AveragedFromTheStart",
+    "Call `update_parameters(model)` after each step of the optimizer, before this.": (
+        "UpdatedWithinEachStep"
+    ),
+    "Call `torch.optim.swa_utils.update_bn(loader, averaged)` first, or pass `use_buffers=True`.": (
+        "StatisticsOfItsOwn"
+    ),
+    "Remove the `.detach()`, `no_grad` or `.data` between it and the loss, or freeze it with "
+    "`.requires_grad_(False)`.": "DetachedAndFrozen",
+    "Evaluate the module that is trained, or update this copy after each optimizer step.": (
+        "ShadowUpdated"
+    ),
+    "Replace it before `configure_optimizers` runs, e.g. in `__init__` or `configure_model`.": (
+        "ReplacedBeforeTheOptimizer"
+    ),
+    "Pass its parameters to the optimizer in `configure_optimizers`, or freeze it with "
+    "`.requires_grad_(False)`.": "FrozenBody",
+    "Pass `strict=True` and rename the keys that it names, or train what is new.": "NameTranslated",
+    'Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate what it '
+    "returns.": "Copied",
+    'Pass `{k.removeprefix("{}"): v for k, v in state_dict.items()}`.': "PrefixTakenOff",
+    'Pass the state dict itself, which was empty, e.g. `checkpoint["state_dict"]`.': (
+        "OneLevelDeeper"
+    ),
+    "Load its weights too, after the model has its final layers.": "HeadReplacedBeforeTheLoad",
+}
+
+# Those that other tests apply, or that cannot be applied here, with the reason.
+ELSEWHERE: dict[str, str] = {
+    "Leave it out of the step.": "`torch.cuda.synchronize` fails where there is no CUDA",
+    "Load or set the weights on every rank before `setup` ends, or broadcast them from rank 0.": (
+        "several ranks: tests/test_ranks.py"
+    ),
+    "Pass `Trainer(sync_batchnorm=True)`, or reduce the statistics before the evaluation.": (
+        "several ranks on devices: SyncBatchNorm refuses the CPU"
+    ),
+    "Take the scores of the confusion matrix, which counts each once, or evaluate on one device.": (
+        "several ranks: tests/test_ranks.py"
+    ),
+}

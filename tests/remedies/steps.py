@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -385,3 +387,70 @@ def a_loss_over_the_padding(make: Make, fixed: bool) -> Report:
             self.log("val_loss", (loss * mask).sum() / mask.sum() if fixed else loss.mean())
 
     return fitted(make, alone("batch"), Tags())
+
+
+@applied("Compute it from the positions that the mask keeps.")
+def counted_over_the_padding(make: Make, fixed: bool) -> Report:
+    class Spread(Tokens):
+        def pooled(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+            kept = x.masked_fill(~mask[..., None], torch.nan) if fixed else x
+            return kept.nanmedian(1).values
+
+    return fitted(make, alone("batch"), Spread())
+
+
+# --- stochastic ---------------------------------------------------------------------------------
+
+
+@applied("Create the module in `__init__`.")
+def a_layer_made_anew_in_each_step(make: Make, fixed: bool) -> Report:
+    class Makes(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Linear(FEATURES, FEATURES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not fixed:
+                self.extra.reset_parameters()
+            return self.net(self.extra(x))
+
+    return fitted(make, alone("stochastic"), Makes())
+
+
+@applied("Set the dropout rate of {}'s module to 0 for evaluation.")
+def a_package_that_always_drops(make: Make, fixed: bool) -> Report:
+    folder = Path(make().default_root_dir) / "site-packages" / "dropping"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").write_text(_PACKAGE)
+    spec = importlib.util.spec_from_file_location("dropping", folder / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+
+    class Drops(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = package.Drops()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if fixed and not self.training:
+                self.drop.rate = 0.0
+            out = self.net(self.drop(x))
+            self.drop.rate = 0.5
+            return out
+
+    return fitted(make, alone("stochastic"), Drops())
+
+
+_PACKAGE = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Drops(nn.Module):
+    rate = 0.5
+
+    def forward(self, x):
+        return F.dropout(x, self.rate)
+"""

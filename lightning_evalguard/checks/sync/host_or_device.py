@@ -171,9 +171,12 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         That the scores have their whole length is not looked at: to read it here is a wait.
         """
-        given = [t for t in (targets, lengths, wanted) if isinstance(t, Tensor)]
+        given = [t for t in (lengths, wanted) if isinstance(t, Tensor)]
         on_host = all(t.dtype == torch.int32 and self.of(t) is not True for t in given)
-        return on_host and targets.dim() == 1 and scores.dtype == torch.float32 and not blank
+        # on the CPU int32 targets arrive as a copy in int64
+        small = targets.dtype == torch.int32 or self._previous == "_to_copy"
+        joined = targets.dim() == 1 and self.of(targets) is not True
+        return on_host and small and joined and scores.dtype == torch.float32 and not blank
 
     def destination(self, frame: FrameType | None, *args: Any, **kwargs: Any) -> bool | None:
         """Where ``tensor.to(*args, **kwargs)`` would move it; None for a change of dtype."""

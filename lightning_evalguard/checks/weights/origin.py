@@ -265,6 +265,4 @@ def _remedy(load: Load) -> str:
         return "Leave the `update` of `state_dict()` out and load with `strict=True`."
     if not load.given:
         return 'Pass the state dict itself, which was empty, e.g. `checkpoint["state_dict"]`.'
-    if not load.strict:
-        return "Pass `strict=True` and rename the keys that it names, or train what is new."
-    return "Load the rest too, or train it."
+    return "Pass `strict=True` and rename the keys that it names, or train what is new."

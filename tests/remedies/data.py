@@ -1,0 +1,145 @@
+"""Of the check `data`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from lightning_evalguard import Report
+from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
+from remedies import Make, alone, applied, fitted, heard
+
+N = 64
+
+
+class Rows(Dataset[Any]):
+    """Samples with what datasets have beside them."""
+
+    def __init__(self, seed: int, n: int = N, **attributes: Any) -> None:
+        made = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(n, FEATURES, generator=made)
+        self.y = torch.randint(CLASSES, (n,), generator=made)
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i], self.y[i]
+
+
+class On(Classifier):
+    """Trains and validates on what it is given."""
+
+    def __init__(self, train: Any, val: Any, test: Any = None) -> None:
+        super().__init__()
+        self.sets = train, val, test
+
+    def _loader(self, which: int) -> Any:
+        chosen = self.sets[which]
+        return chosen if isinstance(chosen, DataLoader) else DataLoader(chosen, BATCH)
+
+    def train_dataloader(self) -> Any:
+        return self._loader(0)
+
+    def val_dataloader(self) -> Any:
+        return self._loader(1)
+
+    def test_dataloader(self) -> Any:
+        return self._loader(2)
+
+
+def data(make: Make, module: Classifier, **settings: Any) -> Report:
+    return fitted(make, alone("data", **settings), module, max_epochs=2)
+
+
+@applied("Give both sets one `{}`.")
+def padded_by_another_number(make: Make, fixed: bool) -> Report:
+    return data(make, On(Rows(1, pad_id=0), Rows(2, pad_id=0 if fixed else 1)))
+
+
+@applied("Make `{}` once, from the training set, and pass it to both.")
+def classes_numbered_anew(make: Make, fixed: bool) -> Report:
+    train = {"cat": 0, "dog": 1, "fox": 2}
+    other = train if fixed else {"cat": 1, "dog": 0, "fox": 2}
+    return data(make, On(Rows(1, class_to_idx=train), Rows(2, class_to_idx=other)))
+
+
+@applied("Give both sets the same preprocessing, but for what is random in training.")
+def pixels_on_another_scale(make: Make, fixed: bool) -> Report:
+    train, val = Rows(1), Rows(2)
+    train.x, val.x = train.x.abs(), val.x.abs() * (1.0 if fixed else 255.0)
+    return data(make, On(train, val))
+
+
+@applied("Split by {}, as sklearn's GroupShuffleSplit does.")
+def patients_in_both_sets(make: Make, fixed: bool) -> Report:
+    class Patients(Rows):
+        def __getitem__(self, i: int) -> Any:
+            x, y = super().__getitem__(i)
+            return {"x": x, "y": y, "patient": self.patients[i]}  # type: ignore[attr-defined]
+
+    class OfPatients(On):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().validation_step((batch["x"], batch["y"]), batch_idx)
+
+    first = list(range(N))
+    second = [i + N if fixed else i for i in first]
+    sets = Patients(1, patients=first), Patients(2, patients=second)
+    return data(make, OfPatients(*sets), groups="patient")
+
+
+@applied("Keep a set for the test alone: what was chosen by a score is fitted to its samples.")
+def tested_on_what_was_validated(make: Make, fixed: bool) -> Report:
+    module = On(Rows(1), Rows(2), Rows(3 if fixed else 2))
+    guard = alone("data")
+
+    def act() -> None:
+        made = make(callbacks=[guard])
+        made.fit(module)
+        made.test(module, verbose=False)
+
+    return heard(guard, act)
+
+
+@applied("Give each sample once: leave the sampler out, or drop the copy of the set.")
+def a_set_that_stands_twice(make: Make, fixed: bool) -> Report:
+    val = Rows(2)
+    twice = val if fixed else torch.utils.data.ConcatDataset([val, val])
+    return data(make, On(Rows(1), twice))
+
+
+@applied("Share the stream out in `__iter__` by `torch.utils.data.get_worker_info()`.")
+def a_stream_that_each_worker_reads_whole(make: Make, fixed: bool) -> Report:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            rows: Iterator[Any] = iter(samples(2))
+            worker = get_worker_info()
+            if fixed and worker is not None:
+                rows = itertools.islice(rows, worker.id, None, worker.num_workers)
+            return rows
+
+    module = On(samples(1), DataLoader(Stream(), 4, num_workers=2))
+    return data(make, module)
+
+
+@applied("Start anew in each call of `__iter__`")
+def a_stream_of_which_less_is_left(make: Make, fixed: bool) -> Report:
+    class Stream(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.rows = [tuple(row) for row in samples(2)]
+            self.start = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            start, self.start = self.start, self.start + 4
+            return iter(self.rows[0 if fixed else start % 16 :])
+
+    return data(make, On(samples(1), DataLoader(Stream(), BATCH)))
