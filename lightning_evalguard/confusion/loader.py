@@ -236,6 +236,7 @@ class LoaderCount:
         refused: Why others were not taken.
         made: Sources whose targets a step was seen to make, so that they are no labels.
         labelled: Whether the batches may hold labels: more than one floating-point input.
+        uses_labels: Whether labels of the batch say in the step which class is meant.
         kinds: What the step calls that is no classification.
         owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
             some so that each rank gets as many. None where nothing is repeated.
@@ -284,6 +285,7 @@ class LoaderCount:
     refused: list[str] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
     labelled: bool = True
+    uses_labels: bool = False
     kinds: set[str] = field(default_factory=set)
     excluded: set[str] = field(default_factory=set)
     strides: list[tuple[int, int]] = field(default_factory=list)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.by_batch import Batches
+from lightning_evalguard.confusion.by_hand import GatherTap
 from lightning_evalguard.confusion.choosing import choose, name_others
 from lightning_evalguard.confusion.closing import close_epoch, is_made_in_the_step, settle_shares
 from lightning_evalguard.confusion.comparisons import ComparisonTap
@@ -20,7 +21,7 @@ from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
 from lightning_evalguard.confusion.layout import are_logits, margins, read
-from lightning_evalguard.confusion.loader import LoaderCount, tensors_of
+from lightning_evalguard.confusion.loader import LoaderCount, Stream, tensors_of
 from lightning_evalguard.confusion.losses import LossTap
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
@@ -81,6 +82,7 @@ class Recorder:
         self._pairs = 0
         self._functions = FunctionTap(self._see, lambda: self._pairs)
         self._sigmoids = SigmoidTap()
+        self._gathers = GatherTap(self._see, self._stands_in_batch)
         self._comparisons = ComparisonTap(
             self._compared, lambda: self._paused, self._memory, frozenset(), LIBRARIES
         )
@@ -140,6 +142,9 @@ class Recorder:
         if entry.chosen is None or entry.chosen.kind == "comparison":
             self._comparisons.reads = entry.chosen is None
             self._open_comparisons(module)
+        if self._taps_losses and _may_gather(entry.chosen):
+            self._gathers.reads = entry.chosen is None
+            self._gathers.open(module)
         # Not at the start of the evaluation: hooks that run after it may still replace a metric.
         if entry.batches == 1 and self._taps_metrics:
             self._metrics.open(module)
@@ -159,6 +164,7 @@ class Recorder:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
         self._comparisons.close()
+        self._gathers.close()
         entry = self._now
         if entry is None or entry.chosen is None:
             self._losses.close()  # who looks closely at hooks sees the functions as they are
@@ -172,6 +178,7 @@ class Recorder:
             if self._reads_outputs:
                 self._see_outputs(entry, outputs, batch)
             if entry.chosen is None:
+                entry.uses_labels |= self._gathers.used
                 loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
                 for stream in entry.streams:
                     stream.is_returned = stream.gave(loss)
@@ -280,6 +287,7 @@ class Recorder:
         self._epoch_ends = False
         for tap in (
             self._metrics, self._losses, self._functions, self._sigmoids, self._comparisons,
+            self._gathers,
         ):  # fmt: skip
             tap.close()
 
@@ -318,6 +326,9 @@ class Recorder:
     def _memory(self) -> tuple[set[int], set[int]]:
         """Where the tensors of the running batch lie."""
         return set(self._now.leaves()) if self._now is not None else set(), set()
+
+    def _stands_in_batch(self, tensor: Tensor) -> bool:
+        return self._now is not None and self._now.role_of(tensor) is not None
 
     def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
         """Two tensors of labels are compared, as those do who count what is right by hand."""
@@ -408,3 +419,8 @@ class Recorder:
 
 def _shown_by(entry: LoaderCount) -> str:
     return f"its step returned {entry.saw}" if entry.saw else "its step showed none"
+
+
+def _may_gather(chosen: Stream | None) -> bool:
+    """Whether the pair to be counted may be one that is gathered."""
+    return chosen is None or (chosen.kind == "function" and "gather" in chosen.names)

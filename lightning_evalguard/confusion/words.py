@@ -207,6 +207,7 @@ def report_nothing(
     seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}" if entry.refused else ""
     text = f"{entry.key}: no confusion matrix, because {why}{seen}. {_RETURN}"
     scored = entry.labelled and any(_SCORE.search(key) for key in logged())
+    scored |= entry.uses_labels and not entry.kinds
     is_due = explicit or (scored and not entry.refused and not entry.failed)
     (recorded.warnings if is_due else recorded.notes).append(text)
 
