@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from models import forms_by_hand, forms_losses, forms_metrics, forms_nothing, forms_returned
+from models import (
+    forms_by_hand,
+    forms_cut,
+    forms_losses,
+    forms_metrics,
+    forms_nothing,
+    forms_returned,
+)
 from models.forms import FORMS, problems
 
-MODULES = (forms_by_hand, forms_losses, forms_metrics, forms_nothing, forms_returned)
+MODULES = (forms_by_hand, forms_cut, forms_losses, forms_metrics, forms_nothing, forms_returned)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -51,6 +51,8 @@ class GatherTap:
 
     def close(self) -> None:
         """Give the names back."""
+        if not self._wraps:
+            return
         for wrap in self._wraps:
             wrap.remove()
         self._wraps.clear()

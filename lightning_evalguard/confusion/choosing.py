@@ -70,6 +70,8 @@ def name_others(entry: LoaderCount) -> None:
 
 def _take(entry: LoaderCount, chosen: Stream) -> None:
     """This stream counts from now on."""
+    if entry.keeps_scores and chosen.cut is not None and chosen.target is not None:
+        entry.keep_scores(chosen, chosen.cut, chosen.target)
     for stream in entry.streams:
         stream.forget_step()
     entry.chosen, entry.streams = chosen, []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -220,12 +221,13 @@ class Misread(NamedTuple):
     """What is counted where logits are taken for something else than they are.
 
     ``matrix`` is ``(2, 2)``, or ``(L, 2, 2)`` of a multilabel task; ``rounds`` is whether they are
-    only rounded.
+    only rounded; ``remedy`` is what to do about it, where that is not to give the probabilities.
     """
 
     matrix: Tensor
     how: str
     rounds: bool = False
+    remedy: str = ""
 
 
 OR = "or delete the line and let this value be logged."
@@ -252,7 +254,7 @@ def difference(
     for reading in misread:
         if close(theirs, _of_yes_or_no(reading.matrix).get(score, math.nan)):
             fix = f"Give it `logits{'.float()' * reading.rounds}.sigmoid()`, {OR}"
-            return Difference(f"{fact}; {reading.how}", fix, reading.rounds)
+            return Difference(f"{fact}; {reading.how}", reading.remedy or fix, reading.rounds)
     if why:
         return Difference(f"{fact}; {why}", remedy or CHECK_IT)
     why, remedy = _reason(result, score, theirs, ours)
@@ -264,10 +266,34 @@ def misread_as(
 ) -> Misread | None:
     """The reading of logits of which a value is a score; None where it is of none."""
     for reading in misread:
-        scores = _of_yes_or_no(reading.matrix)
+        scores = _every_score(reading.matrix)
         if fits(value, {name: scores[name] for name in named if name in scores}):
             return reading
     return None
+
+
+@dataclass
+class _Counted:
+    """What one reading of yes-or-no scores counts."""
+
+    matrix: Tensor | None
+    scores: dict[str, float]
+    support: Tensor
+    predicted: Tensor
+    true_positives: Tensor
+    judged: Tensor | None = None
+    task: str = "binary"
+
+
+def _every_score(matrix: Tensor) -> dict[str, float]:
+    """The scores of a reading under each name that a key may mean."""
+    scores = _of_yes_or_no(matrix)
+    if matrix.ndim > 2:
+        return scores
+    one = _Counted(matrix, scores, matrix.sum(1), matrix.sum(0), matrix.diagonal())
+    for family in ("precision", "recall", "f1", "specificity"):
+        scores = _averages(one, family) | scores
+    return scores
 
 
 def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:

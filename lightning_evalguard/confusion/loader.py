@@ -18,6 +18,8 @@ from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.report import Finding
 
+_SCORED = 1 << 16  # scores of an evaluation that are kept where the module names a threshold
+
 
 class Identity:
     """Which elements of which storage a tensor is, without keeping it alive."""
@@ -267,6 +269,9 @@ class LoaderCount:
         found: Findings for the end of the evaluation.
         warnings: Sentences for the end of the evaluation.
         reported: What was said already.
+        keeps_scores: Whether scores of yes-or-no answers are kept, for a module that names
+            thresholds.
+        scored: Those of the evaluation, with their targets.
         each: What was counted after each batch; None where the layout changed on the way.
     """
 
@@ -316,6 +321,8 @@ class LoaderCount:
     found: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reported: set[str] = field(default_factory=set)
+    keeps_scores: bool = False
+    scored: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     each: Batches | None = field(default_factory=Batches)
     _leaves: list[int] | None = None
 
@@ -327,6 +334,7 @@ class LoaderCount:
         self.trouble = ""
         self.end_step()
         self.differs, self.each = None, Batches()
+        self.scored = []
         if self.chosen is not None:
             self.chosen.begin_step()
             self.chosen.state.reset()
@@ -430,10 +438,24 @@ class LoaderCount:
         if stream is self.chosen and stream.twin is None:
             take = stream.state.note
         take(preds, target.to(preds.device))
+        if self.keeps_scores and stream is self.chosen:
+            self.keep_scores(stream, preds, target)
         if stream.twin is not None and raw.preds.shape == raw.target.shape:
             stream.twin.count(raw.preds, raw.target.to(raw.preds.device))
             broken = labels.no_shares(raw.target)
             self.violated = broken if self.violated is None else self.violated | broken
+
+    def keep_scores(self, stream: Stream, preds: Tensor, target: Tensor) -> None:
+        """Keep copies of scores that are cut, as long as they are few."""
+        labels_in = stream.layout.num_classes if stream.layout.task == "multilabel" else 1
+        fits = stream.layout.task != "multiclass" and preds.is_floating_point()
+        room = _SCORED - sum(p.numel() for p, _ in self.scored)
+        if not fits or preds.numel() > room:
+            self.keeps_scores = False
+            self.scored.clear()
+            return
+        flat = preds.detach().reshape(-1, labels_in), target.detach().reshape(-1, labels_in)
+        self.scored.append((flat[0].clone(), flat[1].clone()))
 
     def is_a_part(self, stream: Stream, arranged: Pair) -> bool:
         """Whether a pair is a further part of the batch, after what the stream showed of it."""

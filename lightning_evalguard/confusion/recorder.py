@@ -29,6 +29,7 @@ from lightning_evalguard.confusion.reduce import agree, reduced
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.taps import MetricTap
+from lightning_evalguard.confusion.thresholds import cuts_of, names_thresholds
 from lightning_evalguard.confusion.words import Recorded, report, report_nothing
 from lightning_evalguard.data.batches import sample_count
 from lightning_evalguard.data.loaders import left_out, listed, owned
@@ -90,6 +91,7 @@ class Recorder:
         self._following = Following(self.config, outcomes)
         self._taps_metrics = self.config.source is None or only is not None
         self._taps_losses = self.config.source is None or source == "loss"
+        self._cuts_itself: bool | None = None  # whether the module names thresholds
         self._logits: set[str] = set()  # sources of which one score has shown that they are
 
     # the life of an evaluation
@@ -109,11 +111,14 @@ class Recorder:
         self._running.clear()
         self._stage, self._module = stage, module
         self._first.module = module
+        if self._cuts_itself is None:  # once a run: every attribute of every module is looked at
+            self._cuts_itself = self.ranks.world == 1 and names_thresholds(module)
         for i, loader in enumerate(listed(dataloaders)):
             entry = self._loader(i)
             entry.begin()
             entry.dropped = left_out(loader)
             entry.owned = owned(loader)
+            entry.keeps_scores = self._cuts_itself
             if not entry.agreed:
                 entry.names = self.config.class_names or sources.names_of(
                     loader, module, datamodule
@@ -259,6 +264,9 @@ class Recorder:
             pairs, entry.least, self.config.per_class, entry.source in self._logits,
         )  # fmt: skip
         result.source = entry.source
+        if entry.scored and self._module is not None:
+            scored, entry.scored = entry.scored, []
+            result.misread += cuts_of(scored, entry.layout, result.preds_are, self._module)
         return result
 
     def _keep(self, entry: LoaderCount, result: ConfusionResult, recorded: Recorded) -> None:

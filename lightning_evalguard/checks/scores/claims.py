@@ -143,7 +143,7 @@ class Claims:
             return "right"
         said = f"is {value:.4f}; of the {result.total:,} answers counted {shown(named, claim)}"
         if how is not None:
-            fix = f"Give it `logits.sigmoid()`, {OR}"
+            fix = how.remedy or f"Give it `logits.sigmoid()`, {OR}"
             return Fact(f"{said}; {how.how}", fix, heard.key, certain=False)
         why, remedy = "", ""
         if not heard.by_metric:
