@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_evalguard.confusion.losses import See
 from lightning_evalguard.confusion.sources import Pair
-from lightning_evalguard.confusion.taps import See
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import user_site

@@ -87,7 +87,7 @@ class Following:
         """Whether a whole batch is counted as it is shown, and nothing is asked of it besides."""
         if chosen.place or chosen.swapped or chosen.twin is not None or chosen.pattern is not None:
             return False
-        if len(target) != entry.samples or entry.keep != entry.samples:
+        if len(target) != entry.samples or entry.keep != entry.samples or entry.keeps_scores:
             return False
         if kind == "metric" or kind == "outputs":
             return True
