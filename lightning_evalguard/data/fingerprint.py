@@ -12,7 +12,7 @@ from lightning_evalguard.data.batches import columns, count_of
 
 VALUES = 64  # of each tensor of a sample, spread over it: all of a label, a grid of an image
 HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batches do not matter"
-_MORE = 1024
+_MORE = 512
 _WORD = 1 << 64
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -177,14 +177,14 @@ def sample_hashes(batch: Any) -> Tensor | None:
 
 
 def _more_bits(column: Tensor) -> Tensor:
-    """(N,) int64: the sum of up to `_MORE` values of each row, as integers."""
+    """(N,) int64: the sum of up to `_MORE` values of each row, as integers of eight bytes."""
     x = column.detach()
     x = torch.view_as_real(x) if x.is_complex() else x
     x = x.reshape(len(x), -1)
-    x = x[:, :: -(-x.shape[1] // _MORE)].contiguous()
-    if x.is_floating_point() or x.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        x = x.view(_BITS[x.element_size()])
-    return x.sum(1, dtype=torch.int64)
+    x = x[:, :: -(-x.shape[1] // _MORE)]
+    whole = x.shape[1] * x.element_size() // 8 * 8 // x.element_size()
+    x = x[:, :whole].contiguous().view(torch.int64)  # a sum of a smaller type is a copy first
+    return x.sum(1)
 
 
 def whole(parts: Sequence[tuple[int, int, bool, str]]) -> dict[str, Any]:

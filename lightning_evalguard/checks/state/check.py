@@ -51,6 +51,7 @@ class StateCheck(Check):
         self._windows: list[Window] = []
         self._evaluations = 0
         self.restless: set[str] = set()
+        self.calibrated: set[str] = set()
         self._allowed: set[str] = set()
         self._projected: set[str] = set()  # reported once: each evaluation does it again
         self.assigned: dict[str, Site | None] = {}
@@ -65,6 +66,7 @@ class StateCheck(Check):
         self._windows, self.pending = [], []
         self._evaluations = 0
         self.restless, self._allowed, self._projected = set(), set(), set()
+        self.calibrated = set()
         self._handles = [
             _module.register_module_parameter_registration_hook(self._registered),
             _module.register_module_buffer_registration_hook(self._registered),

@@ -57,11 +57,13 @@ class Run(Protocol):
 
     Attributes:
         restless: Tensors that moved and whose contents did not, as far as a piece of them shows.
+        calibrated: Statistics that were reported as estimated anew.
         assigned: The lines that registered a tensor or a module in this evaluation.
         pending: Changes that no finding was made of yet.
     """
 
     restless: set[str]
+    calibrated: set[str]
     assigned: dict[str, Site | None]
     pending: list[Change]
 
@@ -432,6 +434,9 @@ class Window:
                 remedy = PUT_BACK if h.kind == "parameter" else remedy_of(h)
                 fact, is_plan = f"changed {when}", h.kind == "buffer" and h.owner in self._estimated
                 if is_plan:  # batch norm is calibrated for the weights that are evaluated
+                    if name in self._check.calibrated:
+                        continue  # one plan, one finding, whatever the stage
+                    self._check.calibrated.add(name)
                     fact, remedy = "was estimated anew before the first batch", PUT_BACK
                 change = of_tensor(h, fact, "it to be as before", remedy, writes=True)
                 change.certain = not is_plan
