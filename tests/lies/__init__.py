@@ -1,14 +1,15 @@
 """Lies around the step, each with its honest twin, in tables by what they are about."""
 
-from lies import data, padding, selection, weights
+from lies import data, padding, scores, selection, weights
 from lies.common import GUARDED, TABLE
 
 CHECKS = {
     "lies.weights": {"weights", "stochastic"},
     "lies.data": {"data"},
     "lies.padding": {"batch"},
+    "lies.scores": {"scores"},
     "lies.selection": {"selection", "data", "modes", "grad", "state"},
 }
 """The checks that speak of the lies of each table."""
 
-__all__ = ["CHECKS", "GUARDED", "TABLE", "data", "padding", "selection", "weights"]
+__all__ = ["CHECKS", "GUARDED", "TABLE", "data", "padding", "scores", "selection", "weights"]

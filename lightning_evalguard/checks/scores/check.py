@@ -13,7 +13,7 @@ from lightning_evalguard.checks.scores.groups import Groups
 from lightning_evalguard.checks.scores.heard import Heard
 from lightning_evalguard.checks.scores.kept import Owner
 from lightning_evalguard.checks.scores.logged import Tally
-from lightning_evalguard.checks.scores.metrics import Metrics
+from lightning_evalguard.checks.scores.metrics import Metrics, mean_of_batches
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
 from lightning_evalguard.report import Finding
@@ -209,6 +209,9 @@ class ScoresCheck(Check):
             if number in told or any(one.metric is heard.value for one in metrics):
                 continue
             fact = self._claims.fact(heard, number, in_steps)
+            if fact is None and in_steps and heard.size is not None:
+                weights = self._tally.weights_of(key)
+                fact = mean_of_batches(self._metrics.followed, key, number, weights)
             if fact is not None:
                 found.append(fact)
         found = self._with_lists(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,17 @@ from torch import Tensor, nn
 from lightning_evalguard.data.loaders import Fact, Logged
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.model.tensors import is_metric
+
+# of which the value over all samples is not the mean of the values of their batches
+_NO_MEAN = re.compile(
+    r"AUROC|AveragePrecision|F1Score|FBeta|CohenKappa|MatthewsCorrCoef|JaccardIndex|R2Score|"
+    r"Pearson|Spearman|Kendall|Concordance|ExplainedVariance|Perplexity|ROC|PrecisionAt|RecallAt|"
+    r"MeanAveragePrecision|Frechet|InceptionScore|KernelInception|CalibrationError|Cramers|"
+    r"MutualInfo|RandScore|BLEU|WordErrorRate|CharErrorRate"
+)
+
+
+_BATCHES = 10_000  # values of batches that are kept
 
 
 class Count(NamedTuple):
@@ -39,6 +52,7 @@ class Followed:
         lost: Updates of this evaluation that a reset erased before anybody asked for the value.
         asked: Updates of this evaluation that it held when it was last asked for its value.
         values: What it was computed to.
+        by_batch: What its `forward` gave for each batch.
         stale: Updates of before the evaluation that stood in a value.
         missing: Updates of the evaluation that a value did not hold, and how many it held.
     """
@@ -54,6 +68,7 @@ class Followed:
     lost: int = 0
     asked: int = 0
     values: list[Any] = field(default_factory=list)
+    by_batch: list[Any] = field(default_factory=list)
     stale: int = 0
     missing: tuple[int, int] | None = None
 
@@ -81,6 +96,11 @@ class Followed:
         self.now = count
         return came
 
+    def gave(self, value: Any) -> None:
+        """Its `forward` gives the value of one batch."""
+        if isinstance(value, Tensor) and value.numel() == 1 and len(self.by_batch) < _BATCHES:
+            self.by_batch.append(value.detach().reshape(()))
+
     def computed(self, value: Any) -> None:
         """Somebody asked for its value."""
         held = int(self.metric._update_count)
@@ -94,6 +114,37 @@ class Followed:
         self.asked = max(0, held - (0 if self.was_reset else self.before))
         if isinstance(value, Tensor) and value.numel() == 1:
             self.values.append(value.detach().reshape(()))
+
+
+def mean_of_batches(
+    followed: Iterable[Followed], key: str, value: float, weights: Sequence[float]
+) -> Fact | None:
+    """Whether a logged value is the mean of what a metric gave for each batch, and is no mean.
+
+    Args:
+        followed: The metrics of the evaluation.
+        key: Of the value.
+        value: What the trainer holds.
+        weights: By which the loop weighs each batch.
+    """
+    for one in followed:
+        kind = type(one.metric).__name__
+        if vars(one.metric).get("average") == "micro":  # a share of all answers
+            continue
+        if not _NO_MEAN.search(kind) or len(one.by_batch) != len(weights) or len(weights) < 2:
+            continue
+        values = [float(v) for v in one.by_batch]
+        total = sum(weights)
+        mean = sum(v * w for v, w in zip(values, weights, strict=True)) / total if total else None
+        apart = len(set(values)) > 1
+        if apart and mean is not None and math.isclose(mean, value, rel_tol=1e-5):
+            return Fact(
+                f"is the mean of {len(values)} batches' {kind} (`{one.name}`), which is not a mean",
+                f"Log the metric object itself: `self.log({key!r}, self.{one.name})`.",
+                key,
+                certain=False,
+            )
+    return None
 
 
 class Metrics:
@@ -123,7 +174,7 @@ class Metrics:
             one = Followed(name, metric, count.updates, count, _tensor_state(metric))
             one.now = one.count()
             self.followed.append(one)
-            self._wraps.append(Wrap(metric, "compute", partial(_compute, one.computed)))
+            self._wraps.append(Wrap(metric, "compute", partial(_compute, one.computed, one.gave)))
 
     def end(self) -> None:
         """Leave the metrics as they were."""
@@ -167,7 +218,8 @@ class Metrics:
         for one in self.followed:
             emptied = one.before and count_of(one.metric).updates < one.before
             if emptied and not one.updated and not one.values:
-                wrap = Wrap(one.metric, "compute", partial(_compute, partial(self._robbing, one)))
+                around = partial(_compute, partial(self._robbing, one), _nothing)
+                wrap = Wrap(one.metric, "compute", around)
                 self._robbed[one.name] = one, wrap
 
     def facts_of_training(self) -> list[Fact]:
@@ -252,11 +304,21 @@ def _of_two_loaders(one: Followed, records: Sequence[Logged]) -> Fact | None:
     )
 
 
-def _compute(ask: Callable[[Any], None], compute: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+def _nothing(value: Any) -> None:
+    """What a batch gives is not asked for."""
+
+
+def _compute(
+    ask: Callable[[Any], None],
+    of_batch: Callable[[Any], None],
+    compute: Callable[..., Any],
+    *args: Any,
+    **kw: Any,
+) -> Any:
     value = compute(*args, **kw)
     # `forward` computes the value of its batch, on a state that it puts back
-    if not sys._getframe(2).f_code.co_name.startswith("_forward"):
-        ask(value)
+    by_batch = sys._getframe(2).f_code.co_name.startswith("_forward")
+    (of_batch if by_batch else ask)(value)
     return value
 
 

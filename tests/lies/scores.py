@@ -1,0 +1,308 @@
+"""What a logged score claims. Each lie with its honest twin."""
+
+from lies.common import *
+from torchmetrics.classification import *
+from lightning.pytorch.callbacks import Callback
+
+C = 10
+
+
+def val(name, step=None, end=None, start=None, init=None, base=Net, **kw):
+    def f(fixed):
+        class N(base):
+            def __init__(self):
+                super().__init__()
+                if init:
+                    init(self, fixed)
+
+        if step:
+            N.validation_step = lambda self, b, i: step(self, b, i, fixed)
+        if end:
+            N.on_validation_epoch_end = lambda self: end(self, fixed)
+        if start:
+            N.on_validation_epoch_start = lambda self: start(self, fixed)
+        return fitted(N(), **kw)
+
+    f.__name__ = name
+    return lie(f)
+
+
+acc = lambda z, y: (z.argmax(1) == y).float().mean()
+
+
+def keep(self, b, i, fixed):
+    z = self(b[0])
+    self.outs.append({"acc": acc(z, b[1]), "n": len(b[1]), "loss": F.cross_entropy(z, b[1])})
+
+
+def clear(self, fixed):
+    self.outs = []
+
+
+def mean_of_dicts(self, fixed):
+    n = torch.tensor([o["n"] for o in self.outs]).float()
+    a = torch.stack([o["acc"] for o in self.outs])
+    self.log("val_acc", (a * n).sum() / n.sum() if fixed else a.mean())
+
+
+val("mean_of_dicts_in_a_list", keep, mean_of_dicts, clear)
+
+
+def last_only(self, fixed):
+    n = torch.tensor([o["n"] for o in self.outs]).float()
+    a = torch.stack([o["acc"] for o in self.outs])
+    self.log("val_acc", (a * n).sum() / n.sum() if fixed else a[-1])
+
+
+val("last_batch_only", keep, last_only, clear)
+
+
+def never_cleared_init(self, fixed):
+    self.outs = []
+
+
+def mean_all(self, fixed):
+    n = torch.tensor([o["n"] for o in self.outs]).float()
+    a = torch.stack([o["acc"] for o in self.outs])
+    self.log("val_acc", (a * n).sum() / n.sum())
+    if fixed:
+        self.outs.clear()
+
+
+val("list_never_cleared", keep, mean_all, init=never_cleared_init)
+
+
+def count(self, b, i, fixed):
+    z = self(b[0])
+    self.right += int((z.argmax(1) == b[1]).sum())
+    self.total += len(b[1])
+    F.cross_entropy(z, b[1])
+
+
+def zero(self, fixed):
+    if fixed or not hasattr(self, "right"):
+        self.right = self.total = 0
+
+
+val(
+    "counters_never_reset",
+    count,
+    lambda self, fixed: self.log("val_acc", self.right / self.total),
+    zero,
+)
+val(
+    "divided_by_batches_times_size",
+    count,
+    lambda self, fixed: self.log("val_acc", self.right / (self.total if fixed else 64 * 5)),
+    lambda self, f: setattr(self, "right", 0) or setattr(self, "total", 0),
+)
+
+
+def metric(cls, name, **kw):
+    def init(self, fixed):
+        self.m = cls(num_classes=C, **kw)
+
+    def step(self, b, i, fixed):
+        z = self(b[0])
+        F.cross_entropy(z, b[1])
+        if fixed:
+            self.m.update(z, b[1])
+            self.log(name, self.m)
+        else:
+            self.log(name, self.m(z, b[1]), batch_size=len(b[1]))
+            self.m.reset()
+
+    return init, step
+
+
+for n, cls, kw in (
+    ("f1", MulticlassF1Score, {}),
+    ("quality", MulticlassF1Score, {"average": "macro"}),
+    ("thing", MulticlassAUROC, {}),
+    ("agreement", MulticlassCohenKappa, {}),
+    ("area", MulticlassAveragePrecision, {}),
+):
+    init, step = metric(cls, f"val_{n}", **kw)
+    val(f"by_batch_{n}", step, init=init)
+
+
+@lie
+def one_metric_for_two_loaders(fixed):
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            ms = [MulticlassAccuracy(C, average="micro") for _ in range(2)]
+            self.ms = nn.ModuleList(ms)
+
+        def validation_step(self, b, i, dataloader_idx=0):
+            m = self.ms[dataloader_idx if fixed else 0]
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            m.update(z, b[1])
+            self.log(f"acc_{dataloader_idx}", m, add_dataloader_idx=False)
+
+    return fitted(N(), val=[loader(VAL), loader(TEST)])
+
+
+@lie
+def collection_merges_what_differs(fixed):
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.ms = torchmetrics.MetricCollection(
+                {
+                    "a": MulticlassAccuracy(C, average="micro"),
+                    "b": MulticlassAccuracy(C, average="micro", ignore_index=3),
+                },
+                compute_groups=False if fixed else [["a", "b"]],
+            )
+
+        def validation_step(self, b, i):
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            self.ms.update(z, b[1])
+
+        def on_validation_epoch_end(self):
+            self.log_dict(self.ms.compute())
+            self.ms.reset()
+
+    return fitted(N())
+
+
+@lie
+def metric_never_reset(fixed):
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.m = MulticlassAccuracy(C, average="micro")
+
+        def validation_step(self, b, i):
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            self.m.update(z, b[1])
+
+        def on_validation_epoch_end(self):
+            self.log("val_acc", self.m.compute())
+            if fixed:
+                self.m.reset()
+
+    return fitted(N(), epochs=3)
+
+
+@lie
+def reset_in_the_middle(fixed):
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.m = MulticlassAccuracy(C, average="micro")
+
+        def validation_step(self, b, i):
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            self.m.update(z, b[1])
+            if i == 2 and not fixed:
+                self.m.reset()
+
+        def on_validation_epoch_end(self):
+            self.log("val_acc", self.m.compute())
+            self.m.reset()
+
+    return fitted(N())
+
+
+@lie
+def value_left_from_the_sanity_check(fixed):
+    class N(Net):
+        best = None
+
+        def on_validation_epoch_start(self):
+            self.rows = []
+
+        def validation_step(self, b, i):
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            self.rows.append(((z.argmax(1) == b[1]).sum(), len(b[1])))
+
+        def on_validation_epoch_end(self):
+            v = float(sum(a for a, _ in self.rows)) / sum(n for _, n in self.rows)
+            if self.best is None or fixed:
+                self.best = v
+            self.log("val_acc", self.best)
+
+    return fitted(N())
+
+
+@lie
+def mean_of_means_in_a_callback(fixed):
+    class Cb(Callback):
+        def on_validation_epoch_start(self, t, m):
+            self.v, self.n = [], []
+
+        def on_validation_batch_end(self, t, m, out, b, i, dataloader_idx=0):
+            self.v.append(out["acc"])
+            self.n.append(len(b[1]))
+
+        def on_validation_epoch_end(self, t, m):
+            v, n = torch.stack(self.v), torch.tensor(self.n).float()
+            m.log("cb_acc", (v * n).sum() / n.sum() if fixed else v.mean())
+
+    class N(Net):
+        def validation_step(self, b, i):
+            z = self(b[0])
+            return {"loss": F.cross_entropy(z, b[1]), "acc": acc(z, b[1])}
+
+    return fitted(N(), Cb())
+
+
+@lie
+def logged_with_a_constant_batch_size(fixed):
+    class N(Net):
+        def validation_step(self, b, i):
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            self.log("val_acc", acc(z, b[1]), batch_size=len(b[1]) if fixed else 64)
+
+    return fitted(N())
+
+
+@lie
+def training_values_in_the_validation_mean(fixed):
+    class N(Net):
+        def on_fit_start(self):
+            self.outs = []
+
+        def training_step(self, b, i):
+            l = super().training_step(b, i)
+            if not fixed:
+                self.outs.append(float(l))
+            return l
+
+        def validation_step(self, b, i):
+            z = self(b[0])
+            self.outs.append(float(F.cross_entropy(z, b[1])) * (len(b[1]) if fixed else 1))
+
+        def on_validation_epoch_end(self):
+            self.log(
+                "val_loss_mean",
+                sum(self.outs)
+                / (301 if fixed and not self.trainer.sanity_checking else len(self.outs)),
+            )
+            self.outs.clear()
+
+    return fitted(N(), num_sanity_val_steps=0)
+
+
+@lie
+def micro_f1_named_macro(fixed):
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.m = MulticlassF1Score(C, average="macro" if fixed else "micro")
+
+        def validation_step(self, b, i):
+            z = self(b[0])
+            F.cross_entropy(z, b[1])
+            self.m.update(z, b[1])
+            self.log("val_f1_macro", self.m)
+
+    return fitted(N())
