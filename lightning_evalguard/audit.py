@@ -17,6 +17,7 @@ from lightning_evalguard.instruments.dispatch import (
     aside,
     blinds_compiled,
     compiles,
+    unseen,
 )
 from lightning_evalguard.instruments.effects import Effects
 from lightning_evalguard.instruments.generators import Generators
@@ -231,7 +232,7 @@ class Audit:
             isolate=self.replays.isolate,
             code=self._code,
         )
-        with aside, look:
+        with aside, unseen(), look:
             subscribers = self._subscribers(now)
             outcome = look.again(*subscribers.values(), strict=False)
             self.switch_off(outcome.watch, subscribers)

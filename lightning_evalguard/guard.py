@@ -19,6 +19,8 @@ from lightning_evalguard.instruments.dispatch import (
     Watch,
     aside,
     compiles,
+    is_watched,
+    unseen,
 )
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
@@ -334,7 +336,7 @@ class Guard:
         for pair in self.hearing(event):
             check = pair[0]
             try:
-                with aside:
+                with aside, nullcontext() if check.enters or not is_watched() else unseen():
                     found += self._kept(pair, ask(check))
             except CannotReplay:
                 raise
@@ -354,11 +356,17 @@ class Guard:
         methods = self._methods.get(event)
         if methods is None:
             methods = self._bind(event)
+        hides = is_watched()
         aside.depth += 1
         try:
             for pair, method in methods:
                 try:
-                    findings = method(*args)
+                    findings: Iterable[Finding]
+                    if hides and not pair[0].enters:
+                        with unseen():
+                            findings = list(method(*args))
+                    else:
+                        findings = method(*args)
                     if findings:
                         found += self._kept(pair, findings)
                 except CannotReplay:  # noqa: PERF203 - a step of which it is no question

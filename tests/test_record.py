@@ -33,7 +33,7 @@ from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.data.fingerprint import Content, whole
 from lightning_evalguard.data.loaders import owned
 from lightning_evalguard.record import files as _files
-from lightning_evalguard.record import ledger
+from lightning_evalguard.record import ledger, provenance
 from lightning_evalguard.record import run as record
 from lightning_evalguard.record.plain import MASK, plain
 from models import modes as zoo
@@ -168,8 +168,8 @@ def test_the_checkpoint_is_named_and_hashed(logged: Make, tmp_path: Path) -> Non
 def test_a_large_checkpoint_is_hashed_in_parts_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "_WHOLE", 1000)
-    monkeypatch.setattr(record, "_PART", 16)
+    monkeypatch.setattr(provenance, "_WHOLE", 1000)
+    monkeypatch.setattr(provenance, "_PART", 16)
     path = tmp_path / "large.ckpt"
     path.write_bytes(bytes(5000))
     one = record._hashed(path)

@@ -63,6 +63,8 @@ class Check(Protocol):
         before: The generators as they stood before the step, where the check captured them.
         thins: Whether its ``before_step`` and ``after_step`` may be left out on most batches: the
             next look, or that at the end of the evaluation, finds what was changed meanwhile.
+        enters: Whether it enters or leaves a dispatch mode in its events. What the others compute
+            for themselves passes none.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Check(Protocol):
     notes: Sequence[str] = ()
     before: Generators | None = None
     thins: bool = False
+    enters: bool = False
 
     def standing(self) -> Mapping[str, Any]:
         """What is compared line by line, by name, in hooks and steps of a first evaluation.

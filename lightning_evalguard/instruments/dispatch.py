@@ -8,9 +8,11 @@ sees neither what a compiled frame fuses nor what reaches memory without an oper
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from types import FrameType
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from lightning_evalguard.instruments.source import Site, owner_of, user_site
 
@@ -69,11 +71,8 @@ class Op:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Every argument by its name in the schema, defaults filled in."""
-        schema = _schema(self.func)
-        values = {a.name: a.default_value for a in schema if a.has_default_value()}
-        values.update(zip((a.name for a in schema), self.args, strict=False))
-        values.update(self.kwargs)
-        return values
+        names, defaults = _signature(self.func)
+        return {**defaults, **dict(zip(names, self.args, strict=False)), **self.kwargs}
 
     @cached_property
     def written(self) -> tuple[Tensor, ...]:
@@ -166,6 +165,25 @@ class _Aside(threading.local):
 
 
 aside = _Aside()
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """What runs inside passes no dispatch mode: neither ours nor the user's.
+
+    What the guard computes for itself is nobody's business, and a mode makes ten times of it.
+    """
+    modes = [_pop_mode() for _ in range(torch._C._len_torch_dispatch_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+def is_watched() -> bool:
+    """Whether operators pass a dispatch mode now."""
+    return bool(torch._C._len_torch_dispatch_stack())
 
 
 class Subscriber:
@@ -286,6 +304,14 @@ def _schema(func: Any) -> Any:
     return getattr(getattr(func, "_schema", None), "arguments", ())
 
 
+@functools.cache
+def _signature(func: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of an operator's arguments, and the defaults of those that have one."""
+    schema = _schema(func)
+    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return tuple(a.name for a in schema), defaults
+
+
 # tagged as seeded, and draws nothing
 _DRAWS_NOTHING = frozenset({"_fused_sdp_choice", "_nested_tensor_softmax_with_shape"})
 
@@ -363,13 +389,23 @@ def blinds_compiled(root: nn.Module) -> bool:
     return not ignorable and any(holds(m, "_orig_mod") for m in root.modules())
 
 
+# of which no attribute can be asked
+_NO_OBJECTS = frozenset(
+    {bool, int, float, str, bytes, complex, type(None), list, tuple, set, dict, OrderedDict}
+)
+
+
 def compiles(root: nn.Module) -> bool:
     """Whether a part of `root` is compiled: its code compiles once more where a tracer follows."""
-    return any(
-        holds(value, "_orig_mod") or holds(value, "_torchdynamo_orig_callable")
-        for module in root.modules()
-        for value in (module, *vars(module).values())
-    ) or any(vars(m).get("_compiled_call_impl") is not None for m in root.modules())
+    for module in root.modules():
+        if vars(module).get("_compiled_call_impl") is not None or holds(module, "_orig_mod"):
+            return True
+        for value in (module, *vars(module).values()):
+            if type(value) in _NO_OBJECTS:
+                continue
+            if holds(value, "_orig_mod") or holds(value, "_torchdynamo_orig_callable"):
+                return True
+    return False
 
 
 __all__ = [
@@ -382,7 +418,9 @@ __all__ = [
     "blinds_compiled",
     "compiles",
     "holds",
+    "is_watched",
     "modules_around",
     "storage_key",
     "tensors_in",
+    "unseen",
 ]

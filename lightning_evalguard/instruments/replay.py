@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import io
 import logging
 import sys
@@ -127,6 +128,7 @@ class Look:
         outcome = Outcome(watch)
         with ExitStack() as undo:
             undo.enter_context(counted())
+            undo.enter_context(_uncollected())
             undo.enter_context(unchanged_world())
             undo.callback(self._held.restore)
             undo.callback(writes.restore)
@@ -154,6 +156,18 @@ class Look:
         if strict and watch.failures:
             raise watch.failures[0][1]
         return outcome
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """The garbage collector waits: what it ends is none of the step's, and takes longer than it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -205,8 +205,10 @@ class Sample:
         a, b = self.values, other.values
         if a is None or b is None or a.shape != b.shape:
             return False
+        if a.dtype == b.dtype and torch.equal(a, b):
+            return False
         if not a.is_floating_point():
-            return not torch.equal(a, b)
+            return True
         a, b = a.double(), b.double()
         scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max())
         return not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)

@@ -45,6 +45,7 @@ class SyncCheck(Check):
     """
 
     name = "sync"
+    enters = True
 
     def __init__(
         self,
