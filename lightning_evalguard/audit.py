@@ -21,7 +21,7 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.effects import Effects
 from lightning_evalguard.instruments.generators import Generators
-from lightning_evalguard.instruments.replay import CannotReplay, Look
+from lightning_evalguard.instruments.replay import CannotReplay, Look, uncollected
 from lightning_evalguard.ranks import processes
 from lightning_evalguard.report import Finding, Report, broke
 from lightning_evalguard.stages import is_sanity_check, spelling
@@ -151,7 +151,8 @@ class Audit:
         why = self._why_not(showing)
         if why is None:
             try:
-                return self._again(now, call, args, kwargs)
+                with uncollected(), unseen():
+                    return self._again(now, call, args, kwargs)
             except CannotReplay as error:
                 why = str(error)
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
@@ -232,7 +233,7 @@ class Audit:
             isolate=self.replays.isolate,
             code=self._code,
         )
-        with aside, unseen(), look:
+        with aside, look:
             subscribers = self._subscribers(now)
             outcome = look.again(*subscribers.values(), strict=False)
             self.switch_off(outcome.watch, subscribers)

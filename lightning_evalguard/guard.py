@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.audit import NOT_SHOWN, Audit, Replays, Showing
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.modes.check import ModesCheck
@@ -26,7 +24,7 @@ from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
 from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
-from lightning_evalguard.policies import Allow
+from lightning_evalguard.policies import Allow, Allowed
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import (
     EvalGuardWarning,
@@ -76,7 +74,7 @@ class Guard:
         self._methods: dict[
             str, tuple[tuple[tuple[Check, str], Callable[..., Iterable[Finding]]], ...]
         ] = {}
-        self._allowed = {check: list(patterns) for check, patterns in (allowed or {}).items()}
+        self.allowed = Allowed(allowed or {})
         self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
         self._may_show = True
@@ -251,7 +249,7 @@ class Guard:
         policy = next((p for c, p in self.checks if c.name == check), None)
         if policy is None:
             return
-        kept = [f for f in map(self._with_known_line, findings) if not self._is_allowed(f)]
+        kept = [f for f in map(self._with_known_line, findings) if f not in self.allowed]
         if kept:
             self._judge([(f, policy) for f in kept], quiet=False)
 
@@ -402,7 +400,7 @@ class Guard:
     ) -> list[tuple[Finding, str]]:
         """Findings that are not allowed, each with its policy."""
         check, policy = pair
-        kept = [f for f in map(self._with_known_line, findings) if not self._is_allowed(f)]
+        kept = [f for f in map(self._with_known_line, findings) if f not in self.allowed]
         left_alone: Iterable[Finding] = ()
         if kept and policy == "fix":
             left_alone = check.fix(kept)
@@ -477,21 +475,6 @@ class Guard:
             where = {k: getattr(known, k) for k in ("location", "expression", "function")}
             return replace(finding, **where)
         return finding
-
-    def _is_allowed(self, finding: Finding) -> bool:
-        where = (finding.location or "").rpartition(":")[0]
-        said = [finding.subject, where, finding.function]
-        if self._matches(finding.check, said):
-            return True
-        # a module that may be in train mode may do what it does in train mode
-        return finding.check in CONSEQUENCES and self._matches("modes", [finding.subject])
-
-    def _matches(self, check: str, said: Iterable[str | None]) -> bool:
-        return any(
-            text is not None and (text == pattern or fnmatchcase(text, pattern))
-            for pattern in self._allowed.get(check, ())
-            for text in said
-        )
 
     def failed(self, pair: tuple[Check, str], error: Exception) -> None:
         """Switch off a check that failed."""

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
+from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.registry import CHECKS, RULES
-from lightning_evalguard.report import FixPolicy, Policy, check_policy
+from lightning_evalguard.report import Finding, FixPolicy, Policy, check_policy
 
 Allow = Mapping[str, Sequence[str]]
+
+
+class Allowed:
+    """The findings that are meant, by what a user passed as ``allow=``.
+
+    Args:
+        patterns: Per check, glob patterns of qualified names, source files or functions.
+    """
+
+    def __init__(self, patterns: Allow) -> None:
+        self._patterns = {check: list(each) for check, each in patterns.items()}
+
+    def __contains__(self, finding: Finding) -> bool:
+        where = (finding.location or "").rpartition(":")[0]
+        if self._match(finding.check, [finding.subject, where, finding.function]):
+            return True
+        # a module that may be in train mode may do what it does in train mode
+        return finding.check in CONSEQUENCES and self._match("modes", [finding.subject])
+
+    def _match(self, check: str, names: Iterable[str | None]) -> bool:
+        return any(
+            name is not None and (name == pattern or fnmatchcase(name, pattern))
+            for pattern in self._patterns.get(check, ())
+            for name in names
+        )
 
 
 def check_allow(allowed: Allow | None) -> None:

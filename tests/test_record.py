@@ -172,14 +172,14 @@ def test_a_large_checkpoint_is_hashed_in_parts_and_says_so(
     monkeypatch.setattr(provenance, "_PART", 16)
     path = tmp_path / "large.ckpt"
     path.write_bytes(bytes(5000))
-    one = record._hashed(path)
+    one = provenance._hashed(path)
     path.write_bytes(bytes(4999) + b"x")
-    other = record._hashed(path)
+    other = provenance._hashed(path)
     assert set(one) == {"bytes", "sha256_of_64_parts"}
     assert one != other
     (tmp_path / "sharded").mkdir()
     (tmp_path / "sharded" / "a").write_bytes(b"1")
-    assert record._hashed(tmp_path / "sharded")["bytes"] == 1
+    assert provenance._hashed(tmp_path / "sharded")["bytes"] == 1
 
 
 # Where it is written

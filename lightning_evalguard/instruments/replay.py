@@ -128,7 +128,6 @@ class Look:
         outcome = Outcome(watch)
         with ExitStack() as undo:
             undo.enter_context(counted())
-            undo.enter_context(_uncollected())
             undo.enter_context(unchanged_world())
             undo.callback(self._held.restore)
             undo.callback(writes.restore)
@@ -159,8 +158,8 @@ class Look:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """The garbage collector waits: what it ends is none of the step's, and takes longer than it."""
+def uncollected() -> Iterator[None]:
+    """The garbage collector waits: what a look makes is gone when it is over."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -207,4 +206,4 @@ def _eagerly() -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-__all__ = ["CannotReplay", "Look", "Outcome", "counted", "quietly", "replaying"]
+__all__ = ["CannotReplay", "Look", "Outcome", "counted", "quietly", "replaying", "uncollected"]

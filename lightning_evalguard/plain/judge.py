@@ -19,7 +19,7 @@ class Judge(Guard):
 
     def tell(self, found: Sequence[tuple[Finding, str]]) -> None:
         """Report what is found, unless it is meant; raise where the policy says so."""
-        self._judge([(f, p) for f, p in found if not self._is_allowed(f)], quiet=False)
+        self._judge([(f, p) for f, p in found if f not in self.allowed], quiet=False)
 
     def step(self, now: Moment, args: tuple[Any, ...]) -> None:  # type: ignore[override]
         """A step begins: the wait for the device is looked for in it."""
