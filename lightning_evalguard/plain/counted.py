@@ -104,7 +104,7 @@ class Counted:
         left = int(state.remainder) - self._ranks.rank * size
         return min(max(left, 0), size)
 
-    def _hear(self, has_graph: bool) -> None:
+    def _hear(self, *given: Any) -> None:
         self._scored = True
 
     def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:

@@ -30,8 +30,7 @@ class Scores:
 
     Args:
         report: Where the matrices stand.
-        scored: Is told of each loss or metric that is computed, and whether what it is given has
-            a graph.
+        scored: Is told of each loss or metric that is computed, and given its tensors.
         quietly: Makes a context in which nothing that is read counts as the script's.
         ranks: The processes whose counts are added up; by default this one alone.
         is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
@@ -40,7 +39,7 @@ class Scores:
     def __init__(
         self,
         report: Report,
-        scored: Callable[[bool], None],
+        scored: Callable[..., None],
         quietly: Callable[[], AbstractContextManager[None]],
         ranks: Alone | None = None,
         is_foreign: Callable[[Pair], bool] | None = None,

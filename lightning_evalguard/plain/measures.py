@@ -14,7 +14,6 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 # The recorder's `LossTap` hears of the others.
@@ -30,10 +29,10 @@ class MeasureTap:
     """Hears that a loss is computed.
 
     Args:
-        measured: Is told of each, while the tap is open, and whether its value has a graph.
+        measured: Is told of each, while the tap is open, and given its value.
     """
 
-    def __init__(self, measured: Callable[[bool], None]) -> None:
+    def __init__(self, measured: Callable[..., None]) -> None:
         self._measured = measured
         self._is_open = False
         self._replaced: list[tuple[Any, str, Any, Any]] = []
@@ -65,7 +64,7 @@ class MeasureTap:
 
     def _tell(self, value: Any) -> None:
         if self._is_open:
-            self._measured(isinstance(value, Tensor) and value.requires_grad)
+            self._measured(value)
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         is_compiling = torch.compiler.is_compiling

@@ -20,8 +20,7 @@ class PlainRecorder(Recorder):
     """Counts without a graph, for a script may evaluate with gradients on.
 
     Args:
-        scored: Is told of each loss, metric and comparison, and whether what it is given has a
-            graph, as what is trained has.
+        scored: Is told of each loss, metric and comparison, and given its tensors.
         quietly: Makes a context in which nothing that is read counts as the script's.
         ranks: The processes whose counts are added up.
         is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
@@ -31,7 +30,7 @@ class PlainRecorder(Recorder):
 
     def __init__(
         self,
-        scored: Callable[[bool], None],
+        scored: Callable[..., None],
         quietly: Callable[[], AbstractContextManager[None]],
         ranks: Alone | None = None,
         is_foreign: Callable[[Pair], bool] | None = None,
@@ -47,6 +46,6 @@ class PlainRecorder(Recorder):
         if self._is_foreign is not None and self._is_foreign(pair):
             return
         if kind != "other" or name not in _NO_SCORE:
-            self._scored(pair.preds.requires_grad or pair.target.requires_grad)
+            self._scored(pair.preds, pair.target)
         with torch.no_grad(), self._quietly():
             super()._see(kind, name, pair, value)

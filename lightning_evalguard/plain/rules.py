@@ -72,7 +72,11 @@ def evaluated_with_a_graph(window: Window, call: Call) -> list[Finding]:
         remedy += f", or `@torch.no_grad()` above `def {function}`"
     if kept > 1:
         remedy += ", and keep numbers or `.detach()`ed tensors"
-    return [_of_call("grad", call, f"{fact}, {_NO_GRAD}", f"{remedy}.", True)]
+    # Where neither `eval()` was called nor a mode matters, only the memory says that it is wrong;
+    # and one forward over a whole set takes little of it.
+    is_meant = not call.mode or bool(call.model.awake(call.flags))
+    certain = kept > 1 or (is_meant and (window.batches > 1 or not window.alone))
+    return [_of_call("grad", call, f"{fact}, {_NO_GRAD}", f"{remedy}.", certain)]
 
 
 def trains_in_eval_mode(model: Model, call: Call, of_optimizer: set[int]) -> list[Finding]:

@@ -177,7 +177,7 @@ class Session:
         model = self.models.of(module)
         if not model.computes:
             if model.is_loss:
-                self._windows.hear_score(any(t.requires_grad for t in tensors_in(args)))
+                self._windows.hear_score(*tensors_in(args))
             return None
         frame = sys._getframe(4)
         if is_trainers(frame) or is_evaluated(module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from typing import Any
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.sync.check import SyncCheck
+from lightning_evalguard.instruments.source import owner_of
 from lightning_evalguard.report import Finding, Sync
 from lightning_evalguard.stages import spelling
 
 _FIRST, _EVERY = 3, 50
 _BESIDE = 3  # further than a multiple of 50: there a script logs
 _TO_DEVICE = "copy to the device"
+_COUNTS = os.path.join("nn", "modules", "batchnorm.py")
 _OF = " of "
 
 
@@ -54,8 +57,9 @@ class PlainSync(SyncCheck):
             self.deaf = before
 
     def _hear(self, op: str, frame: FrameType | None, seconds: float) -> None:
-        if not (self.deaf or (self.moves and op == _TO_DEVICE)):
-            super()._hear(op, frame, seconds)
+        if self.deaf or (self.moves and op == _TO_DEVICE) or _counts_batches(frame):
+            return
+        super()._hear(op, frame, seconds)
 
     def records(self) -> list[Sync]:
         """One record a site, dearest first."""
@@ -89,6 +93,15 @@ class PlainSync(SyncCheck):
             return super()._findings()
         finally:
             self._sites = sites
+
+
+def _counts_batches(frame: FrameType | None) -> bool:
+    """Whether a batch norm reads how many batches it met, as in `update_bn`: no user's line."""
+    while frame is not None and owner_of(frame.f_code.co_filename) != "user":
+        if frame.f_code.co_filename.endswith(_COUNTS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _stage(place: str) -> str:

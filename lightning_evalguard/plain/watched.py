@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -20,6 +21,8 @@ from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding, Report
 
+_SAMPLES = re.compile(r"reparam|sampl|gumbel|posterior|diffus|denois|generat")
+
 
 class Held(Guard):
     """A guard whose findings wait until its window is known to be an evaluation."""
@@ -30,6 +33,7 @@ class Held(Guard):
         self._tell = tell
         self._waiting: list[tuple[Finding, str]] | None = []
         self.stepped: Site | None = None
+        self.site: Site | None = None
 
     def release(self) -> None:
         """It is an evaluation: what waits, and what comes, is said."""
@@ -40,17 +44,32 @@ class Held(Guard):
     def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         # a loop may enter autocast for each batch: the window begins within and ends outside
         found = [(self._placed(f), p) for f, p in found if "autocast" not in (f.subject or "")]
+        found = [(f, p) for f, p in found if not self._is_sampled(f)]
         if self._waiting is None:
             self._tell(found)
         else:
             self._waiting += found
 
+    def _is_sampled(self, finding: Finding) -> bool:
+        """Whether the function that draws says by its name that this is what it is for."""
+        if finding.check != "stochastic" or finding.certain:
+            return False
+        sampled = bool(_SAMPLES.search((finding.function or "").lower()))
+        if sampled:
+            self.report.note(f"{finding.location}: `{finding.expression}` {finding.fact}")
+        return sampled
+
     def _placed(self, finding: Finding) -> Finding:
-        """What changed unseen, where an optimizer was stepped, was changed there."""
-        site = self.stepped
+        """What changed unseen, where an optimizer was stepped, was changed there.
+
+        Else it stands at the call that is evaluated: it was changed in that loop.
+        """
+        site = self.stepped or self.site
         if site is None or finding.check != "state" or finding.location is not None:
             return finding
         where = {k: getattr(site, k) for k in ("location", "expression", "function")}
+        if self.stepped is None:
+            return replace(finding, leads="location", **where)
         return replace(finding, remedy="Step the optimizer in training only.", **where)
 
     def shown(self, now: Moment) -> AbstractContextManager[Showing]:
@@ -126,7 +145,7 @@ class _LooseEndError(Exception):
 
 def make_held(
     policies: dict[str, str], allow: Any, look: bool, grad: bool,
-    optimizers: Callable[[], list[Any]], tell: Callable[[Any], None],
+    optimizers: Callable[[], list[Any]], tell: Callable[[Any], None], site: Site | None = None,
 ) -> Held:  # fmt: skip
     """The guard of one model in one window.
 
@@ -137,6 +156,7 @@ def make_held(
         grad: Whether gradients are on: then nothing is watched nor run again.
         optimizers: Gives those of the script.
         tell: Takes what is found.
+        site: The first call.
     """
     checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), BatchCheck()]
     checks.append(RngCheck(restore=False))
@@ -145,4 +165,6 @@ def make_held(
     wanted = [(check, policies[check.name]) for check in checks]
     wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
     replays = Replays("off" if grad else "auto", beside=optimizers, why_not=why_not_again)
-    return Held(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
+    held = Held(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
+    held.site = site
+    return held

@@ -166,7 +166,7 @@ class Windows:
             around = self._around
             held = make_held(
                 around.policies, around.allow, not call.model.looked_at, call.grad,
-                lambda: list(around.training.optimizers), around.tell,
+                lambda: list(around.training.optimizers), around.tell, call.site,
             )  # fmt: skip
             known = window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
             if window.confirmed:
@@ -219,9 +219,12 @@ class Windows:
     def _tell_graphs(self, window: Window, at_exit: bool = False) -> None:
         """Once a later batch shows whether graphs are kept.
 
-        The graph of one forward over a whole set, after all training, costs nobody anything.
+        The graph of one forward over a whole set, after all training, costs nobody anything; nor
+        does it tell anything where no `eval()` says that this is an evaluation.
         """
-        if window.graph_told or (at_exit and window.alone and window.batches < 2):
+        if window.graph_told:
+            return
+        if at_exit and window.alone and (window.batches < 2 or window.is_lazy()):
             return
         window.graph_told = True
         with_graph = [c for c in window.first if c.graph is not None]
@@ -244,7 +247,8 @@ class Windows:
             self._put_off(window)
         else:
             self._shut(window)
-            self._undecided += [k for k in window.calls if self.sides.get(k) is None]
+            if self._trained:  # what a first look shows is not known
+                self._undecided += [k for k in window.calls if self.sides.get(k) is None]
 
     def _is_one(self, window: Window, at_exit: bool) -> bool:
         """Whether what is over was an evaluation."""
@@ -371,12 +375,13 @@ class Windows:
         followed = [c for c in window.first if c.graph]
         if over and followed and not marks:
             return  # its loop is over and its graphs are gone: this backward is of another
-        missed = followed and roots is not None and not (marks and reached(roots, marks))
-        if missed and window.alone and window.is_apart() and self._trained:
+        comes_by = bool(marks) and (roots is None or bool(reached(roots, marks)))
+        if followed and not comes_by and window.alone and window.is_apart() and self._trained:
             self._put_off(window)
             return
-        self.sides.update(dict.fromkeys(window.calls, "train"))
         self._shut(window)
+        if comes_by or self._trained:
+            self.sides.update(dict.fromkeys(window.calls, "train"))
 
     def _put_off(self, window: Window) -> None:
         """A backward pass of later may come by its graphs: then it is training."""
@@ -402,10 +407,17 @@ class Windows:
 
     # scores
 
-    def hear_score(self, has_graph: bool) -> None:
-        """A loss or a metric is computed; one with a graph is that of training."""
+    def hear_score(self, *given: Any) -> None:
+        """A loss or a metric is computed; one with a graph of others is that of training.
+
+        Args:
+            given: Its tensors, or its value.
+        """
         window = self.now
-        if window is not None and window.in_batch and not (has_graph and not window.has_graphs()):
+        if window is None or not window.in_batch:
+            return
+        graphs = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
+        if not graphs or window.confirmed or reached(graphs, window.marks()):
             window.scores += 1
 
     def scripts(self) -> None:
@@ -417,7 +429,7 @@ class Windows:
         self._around.safely(self._scores.compared, preds, target, text, place)
 
     def _asked(self, y_true: Any, y_pred: Any, score: str) -> None:
-        self.hear_score(False)
+        self.hear_score()
         if not self._around.is_elsewhere():
             self._around.safely(self._scores.asked, y_true, y_pred, score)
 

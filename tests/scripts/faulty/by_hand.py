@@ -208,7 +208,7 @@ def each_epoch():
         if epoch % 2:
             net.train(bool(BUG))
             with torch.set_grad_enabled(bool(BUG)):
-                out = net(C_test)  # each_epoch: modes grad
+                out = net(C_test)  # each_epoch: modes grad?
             correct = (out.argmax(1) == D_test).sum()
             print(epoch, correct / len(D_test))
 
