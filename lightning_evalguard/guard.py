@@ -18,6 +18,7 @@ from lightning_evalguard.instruments.dispatch import (
     aside,
     compiles,
     is_watched,
+    real_tensors,
     unseen,
 )
 from lightning_evalguard.instruments.lines import LineTrace
@@ -315,7 +316,8 @@ class Guard:
             standing.update(check.standing())
             return ()
 
-        self.ask("standing", ask)
+        with real_tensors():
+            self.ask("standing", ask)
         return standing
 
     # asking and judging

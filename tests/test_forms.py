@@ -9,12 +9,21 @@ from models import (
     forms_cut,
     forms_losses,
     forms_metrics,
+    forms_mixed,
     forms_nothing,
     forms_returned,
 )
 from models.forms import FORMS, problems
 
-MODULES = (forms_by_hand, forms_cut, forms_losses, forms_metrics, forms_nothing, forms_returned)
+MODULES = (
+    forms_by_hand,
+    forms_cut,
+    forms_losses,
+    forms_metrics,
+    forms_mixed,
+    forms_nothing,
+    forms_returned,
+)
 
 
 @pytest.mark.parametrize("name", FORMS)

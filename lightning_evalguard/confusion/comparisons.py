@@ -77,7 +77,7 @@ class ComparisonTap:
         frame = nearest(sys._getframe(depth + 1), self._skip)
         if frame is None or owner_of(frame.f_code.co_filename) in self._deaf:
             return
-        if self.reads and not (_is_whole(one) and _is_whole(other)):
+        if self.reads and not _may_be_labels(one, other):
             return
         text = expression_of(frame)
         pair = ordered(one, other, text, *self._targets())
@@ -198,10 +198,18 @@ def _is_label(tensor: Tensor) -> bool:
     return not tensor.is_complex() and tensor.layout == torch.strided
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    if tensor.is_complex() or tensor.layout != torch.strided:
+def _may_be_labels(one: Tensor, other: Tensor) -> bool:
+    """Whether both are labels: two of floating-point numbers are where they say yes or no."""
+    if not (_is_label(one) and _is_label(other)):
         return False
-    return not tensor.is_floating_point() or bool(((tensor >= 0) & (tensor % 1 == 0)).all())
+    most = 1 if one.is_floating_point() and other.is_floating_point() else float("inf")
+    return _is_whole(one, most) and _is_whole(other, most)
+
+
+def _is_whole(tensor: Tensor, most: float) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    return bool(((tensor >= 0) & (tensor <= most) & (tensor % 1 == 0)).all())
 
 
 def _labels(tensor: Tensor) -> Tensor:

@@ -283,6 +283,12 @@ def _of_libraries() -> Iterator[types.FunctionType]:
 # --- sigmoids ------------------------------------------------------------------------------------
 
 
+_SIGMOIDS = (
+    *((owner, name) for owner in (torch, torch.Tensor) for name in ("sigmoid", "sigmoid_")),
+    (torch.special, "expit"),
+)
+
+
 class SigmoidTap:
     """Knows, for the length of the first step, which tensors came out of a sigmoid."""
 
@@ -293,7 +299,7 @@ class SigmoidTap:
     def open(self, module: nn.Module) -> None:
         """Note what `torch.sigmoid` gives, as a function and as a method."""
         if not self._wraps and not compiles(module):
-            self._wraps = [Wrap(owner, "sigmoid", self._note) for owner in (torch, torch.Tensor)]
+            self._wraps = [Wrap(owner, name, self._note) for owner, name in _SIGMOIDS]
 
     def close(self) -> None:
         """Give both their names back, and forget what was noted."""

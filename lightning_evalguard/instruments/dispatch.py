@@ -14,13 +14,19 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _pop_mode,
+    _push_mode,
+)
 
 from lightning_evalguard.instruments.source import Site, owner_of, user_site
 
@@ -194,6 +200,12 @@ class Subscriber:
 
     def after(self, op: Op) -> None:
         """The kernel returned `op.out`."""
+
+
+def real_tensors() -> AbstractContextManager[Any]:
+    """Within it tensors have values, also where the user's step computes shapes alone."""
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return _disable_current_modes() if fake is not None else nullcontext()
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

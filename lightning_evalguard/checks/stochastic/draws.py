@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, tensors_in
@@ -185,6 +186,8 @@ class Sample:
             # a wrapper subclass, such as DTensor: the first tensor inside speaks for it
             out = getattr(out, out.__tensor_flatten__()[0][0])
         if out is None or out.numel() == 0 or out.layout is not torch.strided or out.is_meta:
+            return cls(op.func, None, meant)
+        if isinstance(out, FakeTensor):  # a shape that is computed, without values
             return cls(op.func, None, meant)
         if op.name in ("resize_", "resize_as_") or getattr(op.func, "is_view", False):
             # What is new of it nobody has written yet, and a view of that shows no more.
