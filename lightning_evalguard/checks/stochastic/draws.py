@@ -63,7 +63,7 @@ class Draws(Subscriber):
         meant = allowed("stochastic")
         if replaying():
             self.samples.append(Sample.of(op, meant))
-        if not op.draws:
+        if not op.draws or isinstance(op.out, FakeTensor):
             return
         if not _is_private(op):
             self.shared.add(op.index)
