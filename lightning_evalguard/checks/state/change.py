@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,9 @@ class Change:
     rewind: tuple[Callable[[], object], Callable[[], object]] | None = None
 
 
+_NORM = re.compile(r"\b(batch|instance)_norm\(")
+
+
 def of_tensor(held: Held, fact: str, expected: str, remedy: str, **more: Any) -> Change:
     """A change of a parameter or a buffer."""
     kind = f"{held.kind} of {type(held.module).__name__}"
@@ -78,6 +82,8 @@ def finding_of(group: list[Change], now: Moment) -> Finding:
     remedy = first.remedy
     if first.writes and site is not None and ".step(" in site.expression:
         remedy = "Step the optimizer in training only."
+    elif first.writes and site is not None and _NORM.search(site.expression):
+        remedy = "Pass training=self.training."
     return Finding(
         check="state",
         stage=now.stage,
@@ -155,7 +161,7 @@ def remedy_of(held: Held) -> str:
         return "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads."
     if isinstance(module, torch.jit.ScriptModule):
         return BEFORE_TRACING
-    if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+    if isinstance(module, nn.modules.batchnorm._NormBase):  # awake now, or for a moment
         return EVAL
     return "Write it `if self.training:`."
 
