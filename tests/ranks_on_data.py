@@ -47,10 +47,11 @@ class Net(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         return {"logits": self.net(batch[0]), "target": batch[1]}
 
-    test_step = validation_step
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.validation_step(batch, batch_idx)
 
     def on_validation_start(self) -> None:
         self._shift(1)
@@ -124,6 +125,7 @@ CASES |= {
         lambda: batches(Stream(range(100, 220), True)), Stream(TRAIN, True)
     ),
     "tested on the training set": seen_in_training,
+    "training watched beside": fitted(lambda: [batches(rows(VAL)), batches(rows(TRAIN))]),
     "replicas": fitted(lambda: batches(rows(VAL)), net=lambda: Net(odd=1)),
     "outcomes": fitted(lambda: batches(rows(range(400, 517)))),
 }

@@ -8,12 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from lies import CHECKS, GUARDED, TABLE
+from lies import CHECKS, GUARDED, HONEST, TABLE
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.parametrize(("name", "lie"), TABLE, ids=[name for name, _ in TABLE]),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
+each = pytest.mark.parametrize(("name", "lie"), TABLE, ids=[name for name, _ in TABLE])
 Lie = Callable[[bool], Any]
 
 
@@ -24,18 +22,28 @@ def _seeded() -> Iterator[None]:
     GUARDED[0] = True
 
 
+@each
 def test_a_lie_is_found(name: str, lie: Lie) -> None:
     report = lie(False).report
     assert {f.check for f in report.findings} & CHECKS[lie.__module__]
     assert not any("failed inside" in note for note in report.notes)
 
 
+@each
 def test_its_honest_twin_is_silent(name: str, lie: Lie) -> None:
     report = lie(True).report
     assert [str(f) for f in report.findings] == []
     assert not any("failed inside" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("program", HONEST, ids=lambda program: program.__name__)
+def test_what_looks_like_a_lie_and_is_none_is_silent(program: Callable[[], Any]) -> None:
+    report = program().report
+    assert [str(f) for f in report.findings] == []
+    assert not any("failed inside" in note for note in report.notes)
+
+
+@each
 @pytest.mark.slow
 def test_a_lie_runs_silently_under_lightning_alone(
     name: str, lie: Lie, capfd: pytest.CaptureFixture[str]
@@ -45,3 +53,9 @@ def test_a_lie_runs_silently_under_lightning_alone(
     out, err = capfd.readouterr()
     assert out == ""
     assert "Warning" not in err
+
+
+def test_the_tables_are_large_enough() -> None:
+    assert len(TABLE) > 100
+    assert len({name for name, _ in TABLE}) == len(TABLE)
+    assert {lie.__module__ for _, lie in TABLE} == CHECKS.keys()

@@ -32,7 +32,9 @@ def happened(world: int, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
 
 
 @WORLDS
-@pytest.mark.parametrize("case", ["apart", "apart, in streams", "apart, by workers"])
+@pytest.mark.parametrize(
+    "case", ["apart", "apart, in streams", "apart, by workers", "training watched beside"]
+)
 def test_sets_that_are_shared_out_are_silent(
     happened: list[dict[str, Any]], world: int, case: str
 ) -> None:

@@ -161,7 +161,7 @@ def _file(thing: Any) -> str | None:
     return None
 
 
-_PLACES = 24  # columns by which rows are told apart before they are compared in full
+_PLACES = 64  # columns by which rows are told apart before they are compared in full
 _CHUNK = 1 << 12  # rows
 _TRIES = 4  # rows of a chunk compared in full with one query
 _BLOCK = 1 << 22  # values compared at once

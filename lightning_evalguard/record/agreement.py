@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def records_beside(
         words: Hashes of weights, or names of fields.
         but: Files that are left out.
     """
-    paths = [*folder.glob("evalguard*.json"), *folder.parent.glob("*/evalguard*.json")]
+    paths = [*folder.glob("evalguard*.json")]
+    if not _is_of_everybody(folder.parent):
+        paths += folder.parent.glob("*/evalguard*.json")
     dated = []
     for path in set(paths) - set(but):
         with suppress(OSError):
@@ -104,6 +107,15 @@ def records_beside(
             text = path.read_text(encoding="utf-8")
             if any(one in text for one in words):  # cheaper than to parse it
                 yield from reversed(json.loads(text)["runs"])
+
+
+def _is_of_everybody(folder: Path) -> bool:
+    """Whether what lies in a folder need not be of one project: that of temporary files, home."""
+    with suppress(OSError, RuntimeError):
+        where = folder.resolve()
+        shared = (Path(tempfile.gettempdir()).resolve(), Path.home().resolve(), Path(where.anchor))
+        return where in shared
+    return True
 
 
 def _same(

@@ -2,6 +2,7 @@
 
 from lies import data, padding, scores, selection, weights
 from lies.common import GUARDED, TABLE
+from lies.honest import HONEST
 
 CHECKS = {
     "lies.weights": {"weights", "stochastic"},
@@ -12,4 +13,14 @@ CHECKS = {
 }
 """The checks that speak of the lies of each table."""
 
-__all__ = ["CHECKS", "GUARDED", "TABLE", "data", "padding", "scores", "selection", "weights"]
+__all__ = [
+    "CHECKS",
+    "GUARDED",
+    "HONEST",
+    "TABLE",
+    "data",
+    "padding",
+    "scores",
+    "selection",
+    "weights",
+]

@@ -202,19 +202,23 @@ class DataCheck(Check):
             "evaluated": fresh,
             "trained": {} if trained is None else {"train": ranks.say(trained)},
             "found": self._leaky,
+            "watched": [key for key, one in self._sets.items() if id(one) in self._watched],
         }
 
     def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
         evaluated = ranks.of_all(everyone, "evaluated")
         trained = [*ranks.of_all(everyone, "trained").get("train", {}).values()]
         words = "the training set" if now.fitting else "the training set of an earlier fit"
+        known = any(theirs["found"] for theirs in everyone.values())
+        known |= self._evaluated is not None and self._evaluated.debugging
+        watched = {key for theirs in everyone.values() for key in theirs["watched"]}
         facts: list[Fact] = []
         for key, said in evaluated.items():
             one = self._sets.get(key)
             if one is None:
                 continue
             facts += ranks.repeated(one, said)
-            if not any(theirs["found"] for theirs in everyone.values()):
+            if not (known or key in watched):
                 facts += ranks.leaked(one, said.values(), trained, words)
         return self._findings(now, facts)
 
