@@ -168,9 +168,12 @@ class Recorder:
         Raises:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
-        self._comparisons.close()
         self._gathers.close()
         entry = self._now
+        if entry is not None and entry.chosen is not None and entry.chosen.kind == "comparison":
+            self._comparisons.pause()
+        else:
+            self._comparisons.close()
         if entry is None or entry.chosen is None:
             self._losses.close()  # who looks closely at hooks sees the functions as they are
             self._functions.close()
@@ -200,6 +203,7 @@ class Recorder:
         """The last step is over: from now on scores of the whole evaluation may be computed."""
         self._close_step()
         self._losses.close()
+        self._comparisons.close()
         self._epoch_ends = self._stage is not None
         if self._epoch_ends and self._module is not None and self._taps_losses:
             self._functions.open(self._module)
