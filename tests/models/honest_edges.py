@@ -194,7 +194,7 @@ def recurrent_state_that_starts_anew(folder):
 
 
 @honest
-def group_norm_and_spectral_norm(folder):
+def group_norm_and_weight_norm(folder):
     body = nn.Sequential(
         nn.Linear(8, 8), nn.GroupNorm(2, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
     )
