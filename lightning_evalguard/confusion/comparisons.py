@@ -83,15 +83,21 @@ class ComparisonTap:
         frame = nearest(sys._getframe(depth + 1), self._skip)
         if frame is None or owner_of(frame.f_code.co_filename) in self._deaf:
             return
-        if self.reads and not _may_be_labels(one, other):
-            return
         text = expression_of(frame)
-        pair = ordered(one, other, text, *self._targets())
+        pair = self._labels_of(one, other, text)
         if pair is None:
             return
         preds, target = pair
         path, _, line = site_of(frame).location.rpartition(":")
         self._heard(preds, target, text, f"{path}:{line}")
+
+    def _labels_of(self, one: Tensor, other: Tensor, text: str) -> tuple[Tensor, Tensor] | None:
+        try:
+            if self.reads and not _may_be_labels(one, other):
+                return None
+            return ordered(one, other, text, *self._targets())
+        except Exception:  # noqa: BLE001 - without a storage, under vmap, or of a class of its own
+            return None
 
 
 class _Comparisons:

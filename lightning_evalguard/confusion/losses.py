@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.report import shown_path
 
+Make = Callable[[str], Pair]
 See = Callable[[str, str, Pair, Any], None]
 """Is told of each call: ``metric``, ``loss`` or ``other``; which one; its pair; what it gave."""
 
@@ -141,20 +143,13 @@ class _Losses:
             preds, target = plain(*args[:2]) if len(args) > 1 else (None, None)
             if preds is not None and target is not None:
                 ignore = args[place] if place is not None and len(args) > place else None
-                located = any(tap.locates for tap in taps)
-                if not located:
-                    make = partial(_of_loss, kind, preds, target, ignore, kind.name)
-                    given = ("loss", kind.name, preds, target, make)
-                    taps = [tap for tap in taps if not tap.at_once(*given)]
-                    if not taps:
-                        return value
-                site = user_site(2) if located else None
-                where = shown_path(site.location) if site is not None else "an unknown place"
-                said = f"`{kind.name}` at {where}" if located else kind.name
-                pair = _of_loss(kind, preds, target, ignore, said)
-                pair.location = site.location if site is not None else None
-                for tap in taps:
-                    tap.see("loss", kind.name, pair, value)
+                make = partial(_of_loss, kind, preds, target, ignore)
+                if torch._C._functorch.peek_interpreter_stack() is None:
+                    _tell(taps, kind, preds, target, make, value)
+                else:  # what is computed of them is no part of what `vmap` or `grad` transforms
+                    given, _ = _unwrapped(value)
+                    with temporarily_clear_interpreter_stack():
+                        _tell(taps, kind, preds, target, make, given)
             return value
 
         return tapped
@@ -173,6 +168,24 @@ class _Losses:
 
 
 _losses = _Losses()
+
+
+def _tell(
+    taps: list[LossTap], kind: _Loss, preds: Tensor, target: Tensor, make: Make, value: Any
+) -> None:
+    """Hand on the pair that a loss is given, by the function that makes it of its description."""
+    located = any(tap.locates for tap in taps)
+    if not located:
+        described = partial(make, kind.name)
+        taps = [t for t in taps if not t.at_once("loss", kind.name, preds, target, described)]
+        if not taps:
+            return
+    site = user_site(3) if located else None
+    where = shown_path(site.location) if site is not None else "an unknown place"
+    pair = make(f"`{kind.name}` at {where}" if located else kind.name)
+    pair.location = site.location if site is not None else None
+    for tap in taps:
+        tap.see("loss", kind.name, pair, value)
 
 
 def plain(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -149,3 +149,26 @@ def signs_of_a_regression_are_compared(self, x, t):
     z = self.net(x)[:, 0]
     self.log("val_loss", F.mse_loss(z, t))
     self.log("val_same", (z == t).float().mean())
+
+
+@form()
+def accuracy_under_vmap(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+    right = torch.vmap(lambda one, label: (one.argmax(0)[None] == label[None]).float())(z, y)
+    self.log("val_acc", right.mean())
+    self.log("val_loss", F.cross_entropy(z, y))
+
+
+@form()
+def values_are_compared_under_grad(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+
+    def loss(scores):
+        assert (scores == scores.clone()).all()
+        return F.cross_entropy(scores, y)
+
+    with torch.enable_grad():
+        slope = torch.func.grad(loss)(z)
+    self.log("val_slope", slope.norm())
