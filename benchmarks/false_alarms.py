@@ -144,6 +144,9 @@ def truth(fresh: Fresh) -> dict[str, Any]:
         proof["state"] = f"changed: {', '.join(changed[:3])}"
     elif replaced := [n for n, m in model.named_modules() if parts.get(n) is not m]:
         proof["state"] = f"modules replaced: {', '.join(replaced[:3])}"
+        # Lightning puts modes back by name: what came meanwhile stays in eval mode
+        if new := [n for n, m in model.named_modules() if n not in parts and not m.training]:
+            proof["modes"] = f"never put back: {', '.join(new[:3])}"
     elif any(t._version != version for t, version in written):
         proof["state"] = "the batch was written in place"
     if woken := [n for n, m in model.named_modules() if m.training]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 import words
@@ -24,7 +25,7 @@ from lightning_evalguard.callback import EvalGuard
 from lightning_evalguard.model.hashes import PIECE, Prints
 from lightning_evalguard.model.tensors import Inventory, kept
 from lightning_evalguard.model.tree import registrations
-from models.program import BATCH, CLASSES, FEATURES, Classifier
+from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
 
 Fit = Callable[..., pl.Trainer]
 
@@ -215,6 +216,26 @@ def test_a_written_buffer_is_named_with_the_line_that_wrote_it(report_of: Any) -
         "`F.batch_norm(x, self.mean, self.var, training=True)`. Pass training=self.training. "
         "[state]"
     )
+
+
+def test_a_batch_whose_tensors_were_replaced_is_not_taken_for_a_written_one(trainer: Any) -> None:
+    def collated(rows: list[Any]) -> dict[str, Tensor]:
+        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
+
+    class Named(Classifier):
+        """What the loader gave goes as the step replaces it, and its memory is used anew."""
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            batch["y"] = batch["y"].float()
+            scratch = [torch.empty(BATCH, dtype=torch.int64).fill_(1) for _ in range(64)]
+            self.log("val_loss", self(batch["x"]).sum() + scratch[0].sum())
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(samples(2), BATCH, collate_fn=collated)
+
+    guard = EvalGuard(weights="ignore", sync="ignore", scores="ignore")
+    trainer(callbacks=[guard]).validate(Named(), verbose=False)
+    assert guard.report.findings == []
 
 
 def test_one_line_that_writes_in_many_modules_is_one_finding(report_of: Any) -> None:

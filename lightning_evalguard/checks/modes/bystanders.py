@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.effect import effect_of, tracks_statistics
-from lightning_evalguard.checks.modes.learning import Learning, is_at_or_below
+from lightning_evalguard.checks.modes.learning import Learning
 from lightning_evalguard.checks.modes.plans import Repair, planned
 from lightning_evalguard.checks.modes.words import common, finding, kinds_of, patterns
 from lightning_evalguard.model.tensors import is_metric, version
@@ -174,6 +174,10 @@ class Bystanders:
         on_the_side = not all(bystander.calls) or bystander.follows
         return bool(bystander.calls) and on_the_side
 
+    @staticmethod
+    def _is_other(module: nn.Module) -> bool:
+        return not module.training and effect_of(module) is not None
+
     def _report(self, now: Moment, acting: list[_Bystander]) -> Iterator[Repair]:
         modules = dict(zip(self._modes.names, self._modes.modules, strict=True))
         by_part: dict[str, list[_Bystander]] = {}
@@ -188,7 +192,8 @@ class Bystanders:
             if subject not in modules:
                 subject = names[0]
             fact = self._fact(group, moving, follows)
-            others = [n for n in modules if not any(is_at_or_below(n, b.top) for b in group)]
+            # a pattern may take in what has no mode of its own, and what is in train mode anyway
+            others = [n for n, m in modules.items() if n not in names and self._is_other(m)]
             listed = patterns(names, others, [part] if part else [])
             remedy = (
                 "Call `.eval()` on it and override `train()` to keep it so, or write "

@@ -41,13 +41,13 @@ class Places:
         held: Names of parameters and buffers.
         attributes: Paths of tensors in plain attributes. An attribute's tensor may go during the
             step and its place be another's: hence the tensor with it.
-        batch: The batch.
+        batch: The batch, whose tensors may go during the step too.
         parameters: Those of `held` that are parameters.
     """
 
     held: Mapping[int, list[str]]
     attributes: Mapping[int, list[tuple[str, weakref.ref[Tensor]]]]
-    batch: frozenset[int]
+    batch: Mapping[int, weakref.ref[Tensor]]
     parameters: frozenset[int]
 
     @classmethod
@@ -73,8 +73,13 @@ class Places:
                 key = None if tensor is None else storage_key(tensor)
                 if key is not None and key not in held:
                     plain.setdefault(key, []).append((attribute + path, k.ref))
-        keys = {key for t in batch if (key := storage_key(t)) is not None}
-        return cls(held, plain, frozenset(keys), frozenset(parameters))
+        given = {key: weakref.ref(t) for t in batch if (key := storage_key(t)) is not None}
+        return cls(held, plain, given, frozenset(parameters))
+
+    def is_batch(self, key: int) -> bool:
+        """Whether a tensor of the batch lives in a storage and has not gone."""
+        ref = self.batch.get(key)
+        return ref is not None and ref() is not None
 
     def paths(self, key: int | None) -> list[str]:
         """Plain attributes whose tensor lives in a storage and has not gone."""
@@ -138,7 +143,7 @@ class Writes(Subscriber):
                 elif name not in self.sites:
                     self.allowed.discard(name)
                     self.sites[name] = op.site
-            if key in self._places.batch and self.batch is None and not meant:
+            if self.batch is None and not meant and self._places.is_batch(key):
                 self.batch = op.site
 
     def after(self, op: Op) -> None:
