@@ -28,8 +28,8 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.confusion import figure as plot
+from lightning_evalguard.confusion import first_step, loader, recorder
 from lightning_evalguard.confusion import loggers as sinks
-from lightning_evalguard.confusion import recorder
 from lightning_evalguard.instruments import lines as _lines
 from lightning_evalguard.instruments import replay as _replay
 from lightning_evalguard.trainer import training_score
@@ -45,8 +45,8 @@ EVENTS = (
 OF_CHECKS = [(c, e) for c, e in itertools.product(CHECKS, EVENTS) if e in vars(c)]
 OF_OTHERS: list[tuple[Any, str]] = [
     *((recorder.Recorder, e) for e in ("start", "before_step", "after_step", "stop")),
-    (recorder.Recorder, "_consider"),
-    (recorder.Recorder, "_count"),
+    (first_step.FirstStep, "consider"),
+    (loader.LoaderCount, "count"),
     (recorder, "reduced"),
     (recorder, "read"),
     (sinks, "_csv"),
