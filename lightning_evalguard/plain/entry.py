@@ -128,7 +128,7 @@ def watch(
         ...     model = model.eval()
         ...     with torch.no_grad():
         ...         outputs = [model(batch) for batch in loader]
-        >>> print(report)  # doctest: +SKIP
+        >>> print(report)
         checked: 1 evaluation, 4 batches, 3 modules
     """
     global _running

@@ -199,7 +199,9 @@ class Session:
         flags = model.flags()
         if trains:
             return self._training_call(model, key, flags, user, loop)
-        call = self._windows.call_of(model, key, flags, user)
+        call = self._windows.known(key, flags)
+        if call is None:
+            call = self._windows.call_of(model, key, flags, user)
         return *self._windows.begin(call, user, args, kwargs), module, args, kwargs
 
     def _is_training(self, key: Key) -> bool:
@@ -235,6 +237,7 @@ class Session:
 
     def _finish_call(self, begun: Any, outputs: Any, failed: bool) -> None:
         call, guard, module, args, kwargs = begun
+        self._windows.runs = False
         if call.grad and not failed and call.graph is None:
             call.graph = follow(outputs)
         if guard is not None:

@@ -76,6 +76,7 @@ class Windows:
         sides: ``evaluation`` or ``train``, for each call of which that is known.
         history: The evaluations so far, with their scores.
         ended: Whether a window was closed since this was last set to False.
+        runs: Whether one of its calls runs: a loss that is computed then is the model's own.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -83,7 +84,7 @@ class Windows:
         self.now: Window | None = None
         self.sides: dict[Key, str] = {}
         self.history: list[dict[str, Any]] = []
-        self.ended = False
+        self.ended = self.runs = False
         self._undecided: list[Key] = []
         self._waiting: list[Window] = []
         self._places: set[Place] = set()
@@ -142,7 +143,16 @@ class Windows:
         guard = self._guard_of(window, call)
         if guard is not None:
             guard.begin(args if args else (*args, *kwargs.values()))
+        self.runs = True
         return call, guard
+
+    def known(self, key: Key, flags: tuple[bool, ...]) -> Call | None:
+        """The same call in an earlier batch, where nothing more is asked of each."""
+        window = self.now
+        if window is None or not window.confirmed or key[3]:
+            return None
+        call = window.calls.get(key)
+        return call if call is not None and call.flags == flags else None
 
     def call_of(self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType) -> Call:
         """What is known of a call of `model`."""
@@ -417,7 +427,8 @@ class Windows:
         if window is None or not window.in_batch:
             return
         graphs = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
-        if not graphs or window.confirmed or reached(graphs, window.marks()):
+        own = not graphs or window.confirmed or self.runs
+        if own or reached(graphs, window.marks()):
             window.scores += 1
 
     def scripts(self) -> None:
