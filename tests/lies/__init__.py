@@ -1,12 +1,13 @@
 """Lies around the step, each with its honest twin, in tables by what they are about."""
 
-from lies import data, padding, scores, selection, weights
+from lies import data, further, padding, scores, selection, weights
 from lies.common import GUARDED, TABLE
 from lies.honest import HONEST
 
 CHECKS = {
     "lies.weights": {"weights", "stochastic"},
     "lies.data": {"data"},
+    "lies.further": {"weights", "data", "selection"},
     "lies.padding": {"batch"},
     "lies.scores": {"scores"},
     "lies.selection": {"selection", "data", "modes", "grad", "state"},
@@ -19,6 +20,7 @@ __all__ = [
     "HONEST",
     "TABLE",
     "data",
+    "further",
     "padding",
     "scores",
     "selection",
