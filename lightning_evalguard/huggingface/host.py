@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_evalguard.huggingface.desk import Desk
-from lightning_evalguard.huggingface.modes import Modes
+from lightning_evalguard.huggingface.modes import RestoredModes
 from lightning_evalguard.huggingface.run import Run
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
@@ -106,7 +106,7 @@ class Host:
         """
         if self.is_removed():
             return call(*args, **kwargs)
-        modes = Modes(Desk(self._trainer()).roots())
+        modes = RestoredModes(Desk(self._trainer()).roots())
         self._depth += 1
         try:
             return call(*args, **kwargs)
@@ -122,7 +122,7 @@ class Host:
             self.run = self._make(self._trainer())
             self.run.open(fitting=False)
         assert self.run is not None
-        modes = Modes(self.run.desk.roots())
+        modes = RestoredModes(self.run.desk.roots())
         try:
             output = self.run.evaluate(loop, *args, **kwargs)
         except BaseException as error:

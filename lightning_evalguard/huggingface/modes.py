@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 
-class Modes:
+class RestoredModes:
     """The mode of every module before an evaluation, put back one by one."""
 
     def __init__(self, roots: Sequence[nn.Module]) -> None:

@@ -16,7 +16,7 @@ from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.huggingface.desk import Desk
 from lightning_evalguard.huggingface.labels import Named, class_names, pair_of, refusal
-from lightning_evalguard.huggingface.modes import Modes
+from lightning_evalguard.huggingface.modes import RestoredModes
 from lightning_evalguard.report import (
     EvalGuardError,
     EvalGuardWarning,
@@ -89,7 +89,7 @@ class Run:
         self._where("test" if predicts else "validate")
         self.desk.evaluates, self.desk.logged_last = given.get("dataloader"), {}
         self.ranks.expect(*self._points())
-        modes = Modes(self.desk.roots())
+        modes = RestoredModes(self.desk.roots())
         try:
             self.guard.start(self.now)
             self._count(prefix)

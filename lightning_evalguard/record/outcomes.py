@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_evalguard.data.fingerprint import keys_of
 
-Part = tuple[Tensor, Tensor] | str
+Hits = tuple[Tensor, Tensor] | str
 """Keys and outcomes of the samples of one rank, or why there are none."""
 
 
@@ -48,7 +48,7 @@ class Outcomes:
             self._keys[key], self._owned[key] = [], owned()
         self._keys[key].append(keys)
 
-    def part(self, key: str, right: Tensor | None) -> Part:
+    def part(self, key: str, right: Tensor | None) -> Hits:
         """What this rank has to say; waits for the device.
 
         Args:
@@ -72,7 +72,7 @@ class Outcomes:
         """The outcomes of one process as plain data, or None where they are not known."""
         return self.together(key, [self.part(key, right)])
 
-    def together(self, key: str, parts: Sequence[Part]) -> dict[str, Any] | None:
+    def together(self, key: str, parts: Sequence[Hits]) -> dict[str, Any] | None:
         """The outcomes of all ranks as plain data, or None where those of one are not known."""
         known = [part for part in parts if not isinstance(part, str)]
         if len(known) < len(parts):

@@ -23,7 +23,7 @@ from lightning_evalguard.record.agreement import (
     records_beside,
     weights_hash,
 )
-from lightning_evalguard.record.outcomes import Outcomes, Part
+from lightning_evalguard.record.outcomes import Hits, Outcomes
 from lightning_evalguard.record.plain import plain
 from lightning_evalguard.record.provenance import checkpoint, git, versions
 from lightning_evalguard.record.trained import Trained, trained_before
@@ -304,7 +304,7 @@ class Run:
             trained_before(earlier, kind, self._weights, None if path is None else str(path))
         )
 
-    def _keep_outcomes(self, results: Mapping[str, Any], everyone: list[dict[str, Part]]) -> None:
+    def _keep_outcomes(self, results: Mapping[str, Any], everyone: list[dict[str, Hits]]) -> None:
         outcomes, self._outcomes = self._outcomes, None
         if outcomes is None:
             return

@@ -217,7 +217,7 @@ class DataCheck(Check):
             one = self._sets.get(key)
             if one is None:
                 continue
-            facts += ranks.repeated(one, said)
+            facts += ranks.repetitions(one, said)
             if not (known or key in watched):
                 facts += ranks.leaked(one, said.values(), trained, words)
         return self._findings(now, facts)

@@ -49,7 +49,7 @@ def say(hashes: Tensor | None) -> Said | None:
     return Said(hashes[(hashes & (every - 1)) == 0].clone(), every, len(hashes))
 
 
-def repeated(one: EvaluatedSet, everyone: Mapping[int, Said]) -> list[Fact]:
+def repetitions(one: EvaluatedSet, everyone: Mapping[int, Said]) -> list[Fact]:
     """Samples that several ranks evaluate; those that one of them has twice count once."""
     if len(everyone) < 2:
         return []
