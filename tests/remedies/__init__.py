@@ -152,6 +152,7 @@ REWRITTEN: dict[str, str] = {
     "Set it to None in `train()`.": "CachedProductDropped",
     # stochastic
     "Draw only in training: `if self.training:`.": "LayersSkippedByRandInTraining",
+    "Take the mean in evaluation: `z = q.rsample() if self.training else q.mean`.": "NormalMean",
     "Pass training=self.training.": "FunctionalDropoutFollowsTheMode",
     "Call `.eval()` on the model before it is traced.": "FxTracedModules",
     "Call `.eval()` on the model before `torch.jit.trace`.": "TracedInEvalMode",
@@ -191,6 +192,18 @@ REWRITTEN: dict[str, str] = {
 
 # Those that other tests apply, or that cannot be applied here, with the reason.
 ELSEWHERE: dict[str, str] = {
+    "Share them out: leave `use_distributed_sampler` on, or, for a stream, take every "
+    "`trainer.world_size`-th sample from `trainer.global_rank` on in its `__iter__`.": (
+        "several ranks"
+    ),
+    "Pass ConfusionMetrics(threshold=...) where it is cut at a threshold of its own, {}": (
+        "where no line shows the threshold; that which names it is applied"
+    ),
+    "Remove `{}`, or write `with {}` around the draws.": "Monte Carlo dropout: not yet applied",
+    "Log the metric object itself: `self.log({}, self.{})`.": "not yet applied",
+    "Take the mean in evaluation: `z = {} if self.training else {}`.": (
+        "tests/test_honest_programs.py has the programs that get it"
+    ),
     "Leave it out of the step.": "`torch.cuda.synchronize` fails where there is no CUDA",
     "Load or set the weights on every rank before `setup` ends, or broadcast them from rank 0.": (
         "several ranks: tests/test_ranks.py"

@@ -95,16 +95,12 @@ def _sampling(make: Make, how: str) -> Report:
     return fitted(make, alone("modes"), Samples())
 
 
-@applied(
-    'Evaluate without it, or write `with allow("modes", reason=...)` around it if it is meant.'
-)
+@applied("Evaluate without it, or write `with {}` around it if it is meant.")
 def woken_for_the_call(make: Make, fixed: bool) -> Report:
     return _sampling(make, "without" if fixed else "")
 
 
-@applied(
-    'Evaluate without it, or write `with allow("modes", reason=...)` around it if it is meant.'
-)
+@applied("Evaluate without it, or write `with {}` around it if it is meant.")
 def woken_for_the_call_and_allowed(make: Make, fixed: bool) -> Report:
     return _sampling(make, "allowed" if fixed else "")
 
@@ -206,7 +202,7 @@ def asleep_from_the_start(make: Make, fixed: bool) -> Report:
     return fitted(make, alone("modes"), module)
 
 
-@applied('Call `.train()` on it after `{}`, or pass modes="fix".')
+@applied('Call `.train()` on it after {}, or pass modes="fix".')
 def put_to_sleep_when_an_epoch_ends(make: Make, fixed: bool) -> Report:
     class Sleeps(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

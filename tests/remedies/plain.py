@@ -46,7 +46,7 @@ def rate(model: nn.Module) -> list[Tensor]:
     return right
 
 
-@applied("Call `{}.eval()` before this loop and `{}.train()` after it.")
+@applied("Call `{}.eval()` before this {} and `{}.train()` after it.")
 def evaluated_in_train_mode(make: Make, fixed: bool) -> Report:
     def act() -> None:
         model = model_of()
@@ -61,7 +61,7 @@ def evaluated_in_train_mode(make: Make, fixed: bool) -> Report:
     return watched(act, "modes")
 
 
-@applied("Call `.eval()` on it, or remove `{}`.")
+@applied("Call `.eval()` on it, or remove {}.")
 def a_part_that_is_woken(make: Make, fixed: bool) -> Report:
     def act() -> None:
         model = model_of()
@@ -77,7 +77,7 @@ def a_part_that_is_woken(make: Make, fixed: bool) -> Report:
     return watched(act, "modes")
 
 
-@applied("Call `{}.eval()` before this loop.")
+@applied("Call `{}.eval()` before this {}.")
 def parts_that_were_never_put_to_sleep(make: Make, fixed: bool) -> Report:
     def act() -> None:
         model = model_of()
