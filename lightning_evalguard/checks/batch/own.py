@@ -236,7 +236,12 @@ class Comparison:
         return max((d for d in found if d is not None), default=0.0)
 
     def loss(self) -> tuple[str, int] | None:
-        """The first loss over all that another amount of padding changes."""
+        """The first loss over all that another amount of padding changes.
+
+        None where a longer sample stands beside: such a loss is over that one too.
+        """
+        if self.a.beside or self.b.beside:
+            return None
         for (_, x), (index, y) in zip(self.a.losses, self.b.losses, strict=False):
             apart = _distance(x.reshape(1), y.reshape(1))
             if apart is not None and apart > max(_OF_LOSS, 10 * self.tolerance):
