@@ -73,12 +73,13 @@ class ModesCheck(Check):
     def close(self, now: Moment) -> Iterable[Finding]:
         if self._modes is None:
             return ()
-        findings = self._verify_restored(now) + self._offer(self._training.after_backward())
-        self._training.close()
-        calls.stop(self._woken)
-        registrations.stop()
-        self._modes = None
-        return findings
+        try:
+            return self._verify_restored(now) + self._offer(self._training.after_backward())
+        finally:  # whatever fails, nothing stays wrapped
+            self._modes = None
+            calls.stop(self._woken)
+            registrations.stop()
+            self._training.close()
 
     @property
     def modules(self) -> int:

@@ -75,10 +75,11 @@ class ScoresCheck(Check):
 
     def close(self, now: Moment) -> Iterable[Finding]:
         self._loop.deafen()
-        found = list(self._late(now))
-        self._metrics.close()
-        self._forget(None)
-        return found
+        try:
+            return list(self._late(now))
+        finally:  # whatever fails, no method stays wrapped
+            self._metrics.close()
+            self._forget(None)
 
     def _forget(self, root: nn.Module | None) -> None:
         self._root = root

@@ -77,12 +77,13 @@ class StateCheck(Check):
     def close(self, now: Moment) -> Iterable[Finding]:
         if self._inventory is None:
             return ()
-        findings = self._flush(now)
-        for handle in self._handles:
-            handle.remove()
-        registrations.stop()
-        self._inventory = None
-        return findings
+        try:
+            return self._flush(now)
+        finally:  # whatever fails, no hook stays
+            self._inventory = None
+            registrations.stop()
+            for handle in self._handles:
+                handle.remove()
 
     # an evaluation
 
