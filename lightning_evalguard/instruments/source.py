@@ -64,15 +64,8 @@ def owner_of(filename: str) -> str:
         if root and filename.startswith(root + os.sep):
             return name
     if filename.startswith("<"):
-        return "user" if _is_typed(filename) else "stdlib"
+        return "user" if filename.startswith(_TYPED) else "stdlib"
     return "stdlib" if filename.startswith(_STDLIB) else "user"
-
-
-def _is_typed(name: str) -> bool:
-    """Whether code without a file was typed in; other such code was made by some library."""
-    if name == "<string>":
-        return sys.argv[:1] == ["-c"]
-    return name.startswith(_TYPED)
 
 
 def site_of(frame: FrameType) -> Site:
