@@ -42,6 +42,16 @@ def _nobody_traces() -> Iterator[None]:
     assert sys.gettrace() is before
 
 
+@pytest.fixture(autouse=True)
+def _settings_as_they_were() -> Iterator[None]:
+    """What a planted bug changes of torch does not reach the next test."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
     """``trainer(**kwargs)``: one epoch that writes and prints nothing, on the CPU by default."""

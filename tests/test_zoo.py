@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,15 +32,10 @@ spared = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def _process_as_it_was() -> Iterator[None]:
+def _the_same_draws() -> None:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(False)
-    torch.set_float32_matmul_precision("highest")
-    torch.set_grad_enabled(True)
 
 
 def run(

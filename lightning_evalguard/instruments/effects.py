@@ -248,6 +248,7 @@ def _install() -> None:
     if not _installed:
         _installed = True
         sys.addaudithook(skip_dynamo(_hear))
+        skip_dynamo(Effects._collected)  # it runs wherever the collector begins
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
