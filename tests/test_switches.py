@@ -12,7 +12,7 @@ import torch
 
 from lightning_evalguard import Finding
 from models import PROGRAMS, Program
-from test_zoo import _process_as_it_was, guarded  # noqa: F401 - the fixture is used by its name
+from test_zoo import guarded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
