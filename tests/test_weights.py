@@ -7,6 +7,7 @@ import inspect
 import pickle
 import traceback
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_evalguard import EvalGuard, EvalGuardWarning, Finding
-from lightning_evalguard.checks.weights import loads
+from lightning_evalguard.checks.weights import files, loads
 from models.program import CLASSES, FEATURES, Classifier
 from models.weights import HIDDEN, TwoLayers, checkpoint
 
@@ -383,3 +384,21 @@ def test_another_score_than_the_record_of_the_fit_says_is_named(
     changed = Tempered(temperature=3.0)
     changed.load_state_dict({k: v + 0.1 for k, v in model.state_dict().items()})
     assert validated(tmp_path, changed, trainer) == []
+
+
+class Unreadable(OrderedDict[str, Any]):
+    """Weights in a mapping of somebody's own, which does not say what it holds."""
+
+    def values(self) -> Any:
+        raise KeyError("planted")
+
+
+def test_a_checkpoint_that_is_not_understood_is_loaded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "problems", [])
+    weights = Unreadable({"weight": torch.ones(2)})
+    torch.save({"hyper_parameters": {"lr": 1.0}, "state_dict": weights}, tmp_path / "a.ckpt")
+    read = torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert torch.equal(read["state_dict"]["weight"], torch.ones(2))
+    assert files.problems == ["a checkpoint was not understood: KeyError: 'planted'"]

@@ -61,7 +61,7 @@ class WeightsCheck(Check):
         return ()
 
     def start(self, now: Moment) -> Iterable[Finding]:
-        self.notes += loads.problems
+        self.notes += files.problems
         if now.fitting and self._training is not None:
             self._training.look()  # before the loop clears the gradients
         if self._averages is not None:

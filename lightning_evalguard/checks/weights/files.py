@@ -23,6 +23,7 @@ _DEEP = 4  # dictionaries in dictionaries
 _PLAIN = (bool, int, float, str, type(None))
 
 Plain = Mapping[str, Any]
+problems: list[str] = []  # what could not be understood of a load, in one sentence each
 _beside: dict[int, tuple[weakref.ref[Tensor], Plain]] = {}
 
 
@@ -35,8 +36,12 @@ def watch() -> None:
     def watched() -> None:
         check()
         result = sys._getframe(1).f_locals.get("result")
-        if type(result) is dict:
-            _read(result)
+        try:
+            if type(result) is dict:
+                _read(result)
+        except Exception as error:  # noqa: BLE001 - a load of the user's must not fail by ours
+            said = f"a checkpoint was not understood: {type(error).__name__}: {error}"
+            problems.append(said)
 
     watched.__name__, watched.__doc__ = _LAST, check.__doc__
     watched.__evalguard__ = True  # type: ignore[attr-defined]

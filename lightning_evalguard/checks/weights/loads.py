@@ -116,7 +116,6 @@ class _Marks:
 
 _marks = _Marks()
 _loads_of: dict[int, tuple[weakref.ref[nn.Module], Load]] = {}
-problems: list[str] = []
 
 
 def loaded(tensor: Tensor) -> bool:
@@ -223,7 +222,9 @@ def _over(frame: FrameType, missing: list[str], unexpected: list[str]) -> None:
         here = frame.f_locals
         _record(here["self"], here["state_dict"], bool(here["strict"]), missing, unexpected, frame)
     except Exception as error:  # noqa: BLE001 - a load of the user's must not fail by ours
-        problems.append(f"a load of weights was not understood: {type(error).__name__}: {error}")
+        files.problems.append(
+            f"a load of weights was not understood: {type(error).__name__}: {error}"
+        )
 
 
 def _record(
