@@ -22,7 +22,7 @@ from lightning_evalguard.__main__ import main
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import run as record
 from models import modes as zoo
-from test_record import Scored
+from models.scored import Scored
 from words import said
 
 SCRIPTS = Path(__file__).parent / "scripts"

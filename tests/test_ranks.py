@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import words
+from launched import free_port, script
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Finding, Report
 from lightning_evalguard import ranks as _ranks
 from lightning_evalguard.confusion.recorder import Recorder
@@ -318,22 +315,6 @@ def test_processes_that_torch_does_not_know_of_are_noted() -> None:
 
 
 # totals
-
-
-def script(name: str, *args: object, seconds: int = 300) -> subprocess.CompletedProcess[str]:
-    """Run a script of this folder, with a bound: what hangs fails."""
-    path = Path(__file__).with_name(name)
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(path), *map(str, args)],
-        capture_output=True, text=True, check=False, timeout=seconds, env=env, cwd=path.parent,
-    )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def swept(folder: Path, world: int, sizes: Any) -> int:

@@ -1,7 +1,7 @@
 """The only file that imports Lightning, with the private attributes that we rely on.
 
 Each of these stands once, in `PRIVATE`, with what happens in a Lightning that lacks it. Held
-against Lightning 2.2 to 2.6 by tests/test_versions.py, which names those that went away.
+against Lightning 2.2 to 2.6 by tests/trainer/test_versions.py, which names those that went away.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from lightning_evalguard import EvalGuardError, Report, evaluating, watch
 from lightning_evalguard.__main__ import main
 from lightning_evalguard.record import run as record
 
-SCRIPTS = Path(__file__).parent / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 HONEST = sorted((SCRIPTS / "honest").glob("*.py"))
 FAULTY = sorted((SCRIPTS / "faulty").glob("*.py"))
 _MARK = re.compile(r"# (\w+): ([a-z? ]+)$")

@@ -265,7 +265,7 @@ def test_the_callback_works_in_the_packages_other_name(tmp_path: Path) -> None:
 
 # LightningCLI
 
-CLI = Path(__file__).parent.parent / "examples" / "cli"
+CLI = Path(__file__).parents[2] / "examples" / "cli"
 
 
 def cli(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:

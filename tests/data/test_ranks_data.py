@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from launched import free_port, script
 from lightning_evalguard.__main__ import main
-from test_ranks import free_port, script
 
 WORLDS = pytest.mark.parametrize(
     "world", [2, pytest.param(4, marks=pytest.mark.slow)], scope="module"

@@ -24,7 +24,7 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 
 Make = Callable[..., pl.Trainer]
-HERE = "tests/test_stochastic.py"
+HERE = "tests/checks/test_stochastic.py"
 
 
 class Step(pl.LightningModule):

@@ -37,21 +37,10 @@ from lightning_evalguard.record import ledger, provenance
 from lightning_evalguard.record import run as record
 from lightning_evalguard.record.plain import MASK, plain
 from models import modes as zoo
+from models.scored import Scored
 
 Make = Callable[..., pl.Trainer]
 pytestmark = pytest.mark.filterwarnings("ignore:Experiment logs directory")
-
-
-class Scored(zoo.Honest):
-    """Returns logits and target, and logs its loss."""
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        logits = self(batch[0])
-        loss = torch.nn.functional.cross_entropy(logits, batch[1])
-        self.log("val/loss", loss, batch_size=len(batch[1]))
-        return {"logits": logits, "target": batch[1]}
-
-    test_step = validation_step
 
 
 class Awake(Scored):
@@ -552,11 +541,11 @@ def test_two_processes_leave_one_record_that_hashes_what_one_would(tmp_path: Pat
     script = tmp_path / "two.py"
     script.write_text(
         "import sys, torch, lightning.pytorch as pl\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from lightning.pytorch.loggers import CSVLogger\n"
         "from torch.utils.data import DataLoader, TensorDataset\n"
         "from lightning_evalguard import EvalGuard\n"
-        "from test_record import Scored\n"
+        "from models.scored import Scored\n"
         "if __name__ == '__main__':\n"
         "    data = TensorDataset(torch.arange(132.0).view(33, 4), torch.arange(33) % 3)\n"
         "    pl.Trainer(accelerator='cpu', devices=2, strategy='ddp', callbacks=[EvalGuard()],\n"

@@ -27,10 +27,11 @@ from torchmetrics.classification import (
 )
 from torchmetrics.wrappers import BootStrapper, ClasswiseWrapper
 
+from driven import Drive, Net, expected, loader
 from lightning_evalguard import EvalGuard
 from lightning_evalguard.confusion.matrix import ConfusionMetrics
 from lightning_evalguard.confusion.taps import metrics_of
-from test_recorder import Drive, Net, data, expected, loader
+from two_ranks import data
 
 C = 5
 
@@ -295,8 +296,10 @@ def test_the_source_is_named_where_it_stands(trainer: Any) -> None:
     assert said[Hydra] == "val: multiclass, 5 classes, from `val_acc` (MulticlassAccuracy)"
     assert "from `many.MulticlassAUROC` (MulticlassAUROC)" in said[Collection]
     line = Functional.validation_step.__code__.co_firstlineno + 4
-    assert said[Functional].endswith(f"from `cross_entropy` at tests/test_sources.py:{line}")
-    assert "from `cross_entropy` at tests/test_sources.py:" in said[LossModule]
+    assert said[Functional].endswith(
+        f"from `cross_entropy` at tests/confusion/test_sources.py:{line}"
+    )
+    assert "from `cross_entropy` at tests/confusion/test_sources.py:" in said[LossModule]
 
 
 class Binary(pl.LightningModule):

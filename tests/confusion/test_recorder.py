@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import math
-import socket
 import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -20,99 +18,16 @@ import torch.multiprocessing as mp
 from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
+from driven import Drive, Net, expected, loader
+from launched import free_port
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.differences import Claim, candidates
 from lightning_evalguard.confusion.layout import margins
 from lightning_evalguard.confusion.matrix import ConfusionMatrix, ConfusionMetrics
-from lightning_evalguard.confusion.recorder import Recorded, Recorder
-from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.confusion.recorder import Recorder
 from two_ranks import CLASSES, Counted, data, rank_of_two
-
-
-class Drive(pl.Callback):
-    """Drives a recorder from a Trainer as the guard does: around the step and the loop."""
-
-    def __init__(self, config: ConfusionMetrics | None = None) -> None:
-        self.recorder = Recorder(config)
-        self.recorded: list[Recorded] = []
-
-    @property
-    def results(self) -> dict[str, Any]:
-        return self.recorded[-1].results
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.wraps = [
-            Wrap(trainer.strategy, f"{k}_step", self._step) for k in ("validation", "test")
-        ]
-        self.trainer = trainer
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for wrap in self.wraps:
-            wrap.remove()
-
-    def _start(self, stage: str, trainer: pl.Trainer, module: Any, loaders: Any) -> None:
-        if not trainer.sanity_checking:
-            datamodule = getattr(trainer, "datamodule", None)
-            self.recorder.start(stage, module, loaders, datamodule)
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start("val", trainer, pl_module, trainer.val_dataloaders)
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start("test", trainer, pl_module, trainer.test_dataloaders)
-
-    def _step(self, step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.trainer.sanity_checking:
-            return step(batch, *args, **kwargs)
-        loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
-        self.recorder.before_step(batch, loader)
-        outputs = step(batch, *args, **kwargs)
-        self.recorder.after_step(outputs, batch, loader)
-        return outputs
-
-    def _stop(self, trainer: Any) -> None:
-        if not trainer.sanity_checking:
-            self.recorded.append(self.recorder.stop(trainer.current_epoch, trainer.global_step))
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._stop(trainer)
-
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self._stop(trainer)
-
-
-def loader(dataset: Dataset[Any] | None = None, batch_size: int = 16) -> DataLoader[Any]:
-    return DataLoader(dataset if dataset is not None else data(), batch_size)
-
-
-class Net(pl.LightningModule):
-    def __init__(self, classes: int = CLASSES) -> None:
-        super().__init__()
-        self.net = nn.Linear(8, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        return {"logits": self(batch[0]), "target": batch[1]}
-
-    def test_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.05)
-
-
-def expected(module: Any, dataset: Any, classes: int = CLASSES) -> list[list[int]]:
-    with torch.no_grad():
-        x, y = (torch.stack(z) for z in zip(*list(dataset), strict=True))
-        preds = module.net(x).argmax(1)
-    return confusion_matrix(y, preds, labels=list(range(classes))).tolist()
 
 
 def test_each_epoch_starts_from_zero_and_the_sanity_check_is_not_in_it(trainer: Any) -> None:
@@ -365,12 +280,6 @@ def test_a_result_reads_well_in_a_terminal() -> None:
         "  ham        160      0.939   0.963  0.951  spam (6x)\n"
         "  spam        40      0.833   0.750  0.789  ham (10x)"
     )
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_two_ranks_count_every_sample_once_in_one_reduction(tmp_path: Path) -> None:

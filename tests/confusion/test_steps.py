@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from driven import Net, loader
 from lightning_evalguard import ConfusionMetrics, EvalGuard, EvalGuardWarning
 from lightning_evalguard.confusion.recorder import Recorder
 from models.steps import TABLE, run
-from test_recorder import Net, loader
 
 KINDS = {
     "sigmoid_twice": "the sigmoid stands twice",

@@ -210,7 +210,7 @@ def test_a_written_buffer_is_named_with_the_line_that_wrote_it(report_of: Any) -
     assert (finding.subject, finding.certain) == ("mean", True)
     assert str(finding).startswith(
         "`mean` (buffer of Normed): changed during the step, as did var, expected it to stay as it "
-        "was; set at tests/test_state.py:"
+        "was; set at tests/checks/test_state.py:"
     )
     assert words.said(finding).endswith(
         "`F.batch_norm(x, self.mean, self.var, training=True)`. Pass training=self.training. "

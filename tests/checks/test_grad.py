@@ -50,7 +50,7 @@ def test_the_line_that_switched_grad_mode_on_is_named(report_of: Any) -> None:
     assert finding.certain
     assert str(finding).startswith(
         "`Records` (the whole model): returned an autograd graph, expected tensors without "
-        "`grad_fn`; set at tests/test_grad.py:"
+        "`grad_fn`; set at tests/checks/test_grad.py:"
     )
     assert words.said(finding).endswith(
         "`with torch.enable_grad():`. Return `.detach()`ed tensors. [grad]"

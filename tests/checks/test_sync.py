@@ -35,7 +35,7 @@ from lightning_evalguard.checks.sync.overrides import SUPPORTED, Watch
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="torch >= 2.9 has get_kernel")
 
-RIG = Path(__file__).parent / "rigs" / "cuda_without_gpu" / "run"
+RIG = Path(__file__).parents[1] / "rigs" / "cuda_without_gpu" / "run"
 
 
 class Honest(pl.LightningModule):
@@ -835,7 +835,7 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
 def test_the_example_prints_its_five_and_the_fixed_one_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "syncs.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "syncs.py"), run_name="__main__")
     planted, _, fixed = capsys.readouterr().out.partition("Fixed: ")
     assert planted.count("[user]") == 5
     assert fixed.strip() == "0 syncs"
@@ -1054,7 +1054,7 @@ def test_on_cudas_dispatch_code_without_a_gpu() -> None:
         pytest.skip("no CUDA headers on this machine")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: the tests marked gpu have run on it")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", __file__]
     ran = subprocess.run(
         ["bash", str(RIG), *tests],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, DistributedSampler
 
 from batch_kinds import KINDS, count_on_two_ranks
+from launched import free_port
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.confusion.recorder import Recorder
@@ -148,12 +148,6 @@ def test_a_samplers_padding_is_cut_in_every_kind_of_batch(kind: str) -> None:
     for places in ([0, 2], [4], [1, 3]):
         alone.add(made(kind, x[places], y[places]))
     assert whole(hashed) == whole([alone.part()])
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_two_processes_count_five_samples_in_every_kind_of_batch(tmp_path: Path) -> None:
