@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import lightning_evalguard
+from lightning_evalguard.hints import did_you_mean
 from lightning_evalguard.record import run as record
-from lightning_evalguard.report import did_you_mean
 
 _COMMANDS = ("show", "html", "run")
 

@@ -8,6 +8,7 @@ from contextlib import ContextDecorator
 from types import CodeType, FrameType, TracebackType
 
 from lightning_evalguard.checks.registry import CHECKS
+from lightning_evalguard.hints import did_you_mean
 
 # What a module in train mode does in an evaluation: meant where its mode is.
 CONSEQUENCES = frozenset({"state", "stochastic", "batch"})
@@ -54,7 +55,9 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
 
     def __init__(self, check: str, *, reason: str = "", first_only: bool = False) -> None:
         if not isinstance(check, str) or check not in CHECKS:
-            raise ValueError(f"check={check!r}: expected one of {', '.join(sorted(CHECKS))}")
+            hint = did_you_mean(str(check), CHECKS)
+            listed = ", ".join(sorted(CHECKS))
+            raise ValueError(f"check={check!r}: expected one of {listed}{hint}")
         if not isinstance(reason, str):
             raise ValueError(f"reason={reason!r}: expected a sentence")
         if not isinstance(first_only, bool):

@@ -25,6 +25,8 @@ from lightning_evalguard.checks.weights.check import WeightsCheck
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
+from lightning_evalguard.hints import names_keywords
+from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.policies import check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.record.run import Records
@@ -33,6 +35,7 @@ from lightning_evalguard.report import (
     Policy,
     Report,
     check_policy,
+    hidden,
 )
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.choosers import Desk
@@ -48,6 +51,8 @@ from lightning_evalguard.trainer.run import (
 )
 from lightning_evalguard.trainer.scores import Scores
 from lightning_evalguard.trainer.training_score import TrainScoreOfFit
+
+__tracebackhide__ = hidden
 
 
 class EvalGuard(Callback):
@@ -109,6 +114,7 @@ class EvalGuard(Callback):
         nothing was checked yet
     """
 
+    @names_keywords
     def __init__(
         self,
         modes: FixPolicy = "error",
@@ -319,6 +325,7 @@ class EvalGuard(Callback):
     ) -> None:
         self._end(trainer, exception)
         self._let_go()
+        trim(exception)
 
     def _let_go(self) -> None:
         """Lightning gives each callback the module's `log`, which keeps the module alive."""

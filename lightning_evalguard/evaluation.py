@@ -20,10 +20,21 @@ from lightning_evalguard.checks.rng import RngCheck
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.guard import Guard
+from lightning_evalguard.hints import names_keywords
+from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.model.tree import compiled, inside
 from lightning_evalguard.policies import Allow, check_allow, check_policies
 from lightning_evalguard.ranks import Alone, ranks_of
-from lightning_evalguard.report import EvalGuardError, FixPolicy, Policy, Report, check_policy
+from lightning_evalguard.report import (
+    EvalGuardError,
+    FixPolicy,
+    Policy,
+    Report,
+    check_policy,
+    hidden,
+)
+
+__tracebackhide__ = hidden
 
 
 class evaluating:  # noqa: N801 - reads as a statement in user code
@@ -70,6 +81,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         checked: 1 evaluation, 2 batches, 3 modules
     """
 
+    @names_keywords
     def __init__(
         self,
         model: nn.Module,
@@ -159,6 +171,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
                 at_end.callback(self._meet)
             else:
                 self._ranks.leave()
+            at_end.callback(trim, error, trace)
             at_end.callback(self._guard.close, self._now, error)
             at_end.callback(self._guard.stop, self._now, error)
             at_end.callback(self._restore)

@@ -23,6 +23,7 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
+from lightning_evalguard.model.places import place_about
 from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
 from lightning_evalguard.policies import Allow, Allowed
@@ -32,9 +33,11 @@ from lightning_evalguard.report import (
     Finding,
     Report,
     broke,
+    hidden,
     warn,
 )
 
+__tracebackhide__ = hidden
 _FOLLOWS = 10_000  # values looked at line by line, in one evaluation of each stage: about 0.1 s
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
@@ -458,7 +461,8 @@ class Guard:
                 continue
             self._warned.add(key)
             try:
-                warn(_repaired(finding) if policy == "fix" else finding)
+                said = _repaired(finding) if policy == "fix" else finding
+                warn(said, place_about(self._root, finding))
             except EvalGuardWarning as error:
                 raised = raised or error
         return raised

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.registry import CHECKS, RULES
+from lightning_evalguard.hints import did_you_mean
 from lightning_evalguard.report import Finding, FixPolicy, Policy, check_policy
 
 Allow = Mapping[str, Sequence[str]]
@@ -47,11 +48,11 @@ def check_allow(allowed: Allow | None) -> None:
         raise ValueError(f"allow={allowed!r}: expected a dict of lists of patterns")
     for check, patterns in (allowed or {}).items():
         if check not in CHECKS:
-            raise ValueError(
-                f"allow={{{check!r}: ...}}: expected one of {', '.join(sorted(CHECKS))}"
-            )
-        listed = isinstance(patterns, Iterable) and not isinstance(patterns, (str, bytes, Mapping))
-        if not listed or not all(isinstance(p, str) for p in patterns):
+            listed = ", ".join(sorted(CHECKS))
+            hint = did_you_mean(str(check), CHECKS)
+            raise ValueError(f"allow={{{check!r}: ...}}: expected one of {listed}{hint}")
+        is_list = isinstance(patterns, Iterable) and not isinstance(patterns, (str, bytes, Mapping))
+        if not is_list or not all(isinstance(p, str) for p in patterns):
             raise ValueError(f"allow={{{check!r}: {patterns!r}}}: expected a list of patterns")
 
 
@@ -62,5 +63,9 @@ def check_policies(**policies: str) -> dict[str, str]:
         ValueError: Naming the keyword and what it takes.
     """
     for name, policy in policies.items():
+        if name not in CHECKS:
+            listed = ", ".join(sorted(CHECKS))
+            hint = did_you_mean(name, CHECKS)
+            raise ValueError(f"{name}={policy!r}: expected one of {listed}{hint}")
         check_policy(name, policy, FixPolicy if RULES[name].fixable else Policy)
     return policies

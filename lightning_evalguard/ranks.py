@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lightning_evalguard.report import EvalGuardError, Finding, Report, warn
+from lightning_evalguard.report import EvalGuardError, Finding, Report, hidden, warn
+
+__tracebackhide__ = hidden
 
 _T = TypeVar("_T")
 # Seconds that a rank waits at a point. Briefly where another may be late for reasons of its own (a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -13,6 +12,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
+from lightning_evalguard.cells import cell_of
+from lightning_evalguard.hints import did_you_mean
+from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.stages import spelling
 
 Policy = Literal["error", "warn", "ignore"]
@@ -87,6 +89,9 @@ class Finding:
         """What `allow` matches: by name before file, and a library's file by its whole path."""
         if self.subject:
             return self.subject
+        in_a_cell = self.location is not None and cell_of(self.location.rpartition(":")[0])
+        if in_a_cell and self.function and not self.function.startswith("<"):
+            return self.function  # a cell has another name each time it is run
         return "" if self.location is None else file_pattern(self.location)
 
     def __str__(self) -> str:
@@ -150,9 +155,12 @@ def shown_path(location: str) -> str:
     """`location` relative to the working directory where that is shorter, for a clickable link.
 
     Args:
-        location: ``file:line``.
+        location: ``file:line``; of a notebook ``cell 9, line 3`` comes of it.
     """
     path, _, line = location.rpartition(":")
+    cell = cell_of(path)
+    if cell is not None:
+        return f"{cell}, line {line}"
     try:
         return f"{Path(path).relative_to(Path.cwd())}:{line}"
     except (ValueError, OSError):
@@ -197,12 +205,6 @@ class Sync:
             f"{place}`{self.expression}` ({self.op}), "
             f"{self.per_step:.1f} per {spelling(self.stage).step_words}{cost} [{owner}]{fix}"
         )
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A hint to append to an error about a misspelt name; empty where nothing is near."""
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f". Did you mean: {near[0]}" if near else ""
 
 
 def short_path(place: str) -> str:
@@ -369,6 +371,11 @@ def _message(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+def hidden(excinfo: Any) -> bool:
+    """Whether pytest leaves a frame of ours out: where the guard raised it on purpose."""
+    return isinstance(excinfo.value, (EvalGuardError, EvalGuardWarning))
+
+
 class EvalGuardWarning(UserWarning):
     """A finding that does not stop the run."""
 
@@ -391,17 +398,25 @@ class EvalGuardError(RuntimeError):
         return cls(_message(ranked), report)
 
 
-def warn(finding: Finding) -> None:
-    """Issue `finding` as an `EvalGuardWarning` that points at the user's line."""
-    warn_text(str(finding), finding.location)
+def warn(finding: Finding, about: str | None = None) -> None:
+    """Issue `finding` as an `EvalGuardWarning` that points at the user's line.
+
+    Args:
+        finding: What is said.
+        about: ``file:line`` of what it is about, where it has no line of its own.
+    """
+    warn_text(str(finding), finding.location or about)
 
 
 def warn_text(message: str, location: str | None = None) -> None:
-    """Issue `message` as an `EvalGuardWarning` at ``file:line``, else at the script that runs."""
+    """Issue `message` as an `EvalGuardWarning` at ``file:line``, else at the user's line that runs.
+
+    Where none of the user's runs, as at the end of a process, it stands at the script.
+    """
     if location is None:
-        location = (
-            f"{getattr(sys.modules.get('__main__'), '__file__', None) or 'lightning_evalguard'}:1"
-        )
+        running = user_site()
+        script = getattr(sys.modules.get("__main__"), "__file__", None) or "lightning_evalguard"
+        location = f"{script}:1" if running is None else running.location
     path, _, line = location.rpartition(":")
     warnings.warn_explicit(message, EvalGuardWarning, path, int(line))
 
@@ -431,7 +446,8 @@ def check_policy(name: str, policy: str, allowed: Any) -> None:
     """
     if policy not in get_args(allowed):
         choices = ", ".join(repr(p) for p in get_args(allowed))
-        raise ValueError(f"{name}={policy!r}: expected one of {choices}")
+        hint = did_you_mean(str(policy), get_args(allowed))
+        raise ValueError(f"{name}={policy!r}: expected one of {choices}{hint}")
 
 
 __all__ = [

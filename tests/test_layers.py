@@ -15,7 +15,7 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 # A room may import from the rooms before its own, and within itself.
 # fmt: off
 FLOORS = [
-    {"checks/registry", "stages"},
+    {"checks/registry", "stages", "cells", "hints", "instruments/source"},
     {"report", "allow"},
     {"policies"},
     {
@@ -58,11 +58,14 @@ FLOORS = [
 STDLIB_ONLY = {
     "report",
     "stages",
+    "cells",
+    "hints",
     "allow",
     "attach",
     "checks/registry",
     "instruments/source",
     "instruments/patch",
+    "instruments/tracebacks",
     "record/files",
     "record/plain",
     "record/ledger",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from lightning_evalguard.confusion.result import Task
+from lightning_evalguard.hints import names_keywords
 
 PredsAre = Literal["logits", "probs", "labels"]
 
@@ -44,6 +45,7 @@ class ConfusionMetrics:
         2
     """
 
+    @names_keywords
     def __init__(
         self,
         num_classes: int | None = None,

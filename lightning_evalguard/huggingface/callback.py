@@ -29,6 +29,7 @@ from lightning_evalguard.checks.weights.check import WeightsCheck
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
+from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.huggingface.desk import Desk
 from lightning_evalguard.huggingface.host import GUARDED, Host
 from lightning_evalguard.huggingface.run import Run
@@ -88,6 +89,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         nothing was checked yet
     """
 
+    @names_keywords
     def __init__(
         self,
         modes: FixPolicy = "error",

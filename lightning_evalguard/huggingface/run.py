@@ -22,8 +22,11 @@ from lightning_evalguard.report import (
     EvalGuardWarning,
     Finding,
     broke,
+    hidden,
     warn_text,
 )
+
+__tracebackhide__ = hidden
 
 
 class Run:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.plain.judge import policies_of
 from lightning_evalguard.plain.session import Session
 from lightning_evalguard.policies import check_allow, check_policies
@@ -48,6 +49,7 @@ class ScriptReport(Report):
         trace: TracebackType | None,
     ) -> None:
         self._error = None if error is None else f"{type(error).__name__}: {error}"
+        trim(error, trace)
         self.stop()
 
     def begin(self, session: Session, folder: Path | None) -> None:

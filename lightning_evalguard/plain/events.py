@@ -21,6 +21,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_evalguard.checks.sync.overrides import crossing
+from lightning_evalguard.report import hidden
+
+__tracebackhide__ = hidden
 
 
 class Listener(Protocol):

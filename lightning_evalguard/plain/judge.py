@@ -11,7 +11,9 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.registry import RULES
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.plain.models import Models
-from lightning_evalguard.report import Finding
+from lightning_evalguard.report import Finding, hidden
+
+__tracebackhide__ = hidden
 
 
 class Judge(Guard):

@@ -27,7 +27,9 @@ from lightning_evalguard.plain.tensors import follow, tensors_in
 from lightning_evalguard.plain.training import Training
 from lightning_evalguard.plain.window import Key, Loop
 from lightning_evalguard.plain.windows import Surroundings, Windows
-from lightning_evalguard.report import EvalGuardError, Report, broke
+from lightning_evalguard.report import EvalGuardError, Report, broke, hidden
+
+__tracebackhide__ = hidden
 
 
 class Session:

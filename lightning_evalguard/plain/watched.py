@@ -19,7 +19,9 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.source import Site
-from lightning_evalguard.report import Finding, Report
+from lightning_evalguard.report import Finding, Report, hidden
+
+__tracebackhide__ = hidden
 
 _SAMPLES = re.compile(r"reparam|sampl|gumbel|posterior|diffus|denois|generat")
 

@@ -27,7 +27,9 @@ from lightning_evalguard.plain.tensors import memory_of, reached, size_of
 from lightning_evalguard.plain.training import Training
 from lightning_evalguard.plain.watched import Watched, make_held
 from lightning_evalguard.plain.window import Call, Key, Loop, Window
-from lightning_evalguard.report import Finding, Report
+from lightning_evalguard.report import Finding, Report, hidden
+
+__tracebackhide__ = hidden
 
 
 @dataclass

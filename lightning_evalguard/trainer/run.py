@@ -13,15 +13,18 @@ from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
+from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.record.run import Run as Record
-from lightning_evalguard.report import broke
+from lightning_evalguard.report import broke, hidden
 from lightning_evalguard.stages import SANITY_CHECK, spelling
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.by_hand import ByHand
 from lightning_evalguard.trainer.hooks import FollowedHooks
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 from lightning_evalguard.trainer.scores import Scores
+from lightning_evalguard.trainer.verdict import Verdict
 
+__tracebackhide__ = hidden
 _STEPS = ("validation", "test", "predict")
 _LOOPS = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop", "predict_loop")
 
@@ -56,6 +59,7 @@ class Run:
             self.ranks.expect("train")
         self._fitting = trainer.state.fn == "fit"
         self.now = Moment("fit", rank=trainer.global_rank, fitting=self._fitting)
+        self._verdict = Verdict(guard.report)
         guard.open(module, self.now)
         guard.report.checked["modules"] = max(
             guard.report.checked["modules"], sum(1 for _ in module.modules())
@@ -114,6 +118,8 @@ class Run:
             except Exception as fault:  # noqa: BLE001 - our own bug must not stop a training run
                 broke(self.guard.report, "the list of syncs", "", fault)
             self.record.close(error)
+            if error is None:
+                self._verdict.say(self.trainer.global_rank, self.trainer.world_size)
 
     def _until_error(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Put everything back as an exception leaves the stage: others may fail to be told of it.
@@ -125,6 +131,7 @@ class Run:
             return run(*args, **kwargs)
         except BaseException as error:
             self.ended(error)
+            trim(error)
             raise
 
     def _where(self, stage: str) -> None:

@@ -21,10 +21,13 @@ from lightning_evalguard.report import (
     Finding,
     Report,
     broke,
+    hidden,
     warn_text,
 )
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
+
+__tracebackhide__ = hidden
 
 
 class Scores:

@@ -1,0 +1,88 @@
+"""Where a finding without a line points: at the code of the user's that it is about."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+from torch import nn
+
+from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.report import Finding
+from lightning_evalguard.stages import spelling
+
+
+def place_about(root: nn.Module | None, finding: Finding) -> str | None:
+    """``file:line`` of the `self.log`, the loader, the step or the class that it is about.
+
+    Args:
+        root: The model of the run.
+        finding: One whose own location is not known.
+
+    Returns:
+        None where no code of the user's is known to hold it.
+    """
+    if root is None:
+        return None
+    functions = _functions(type(root))
+    stage = spelling(finding.stage)
+    step = _line_of(functions, stage.step) or _line_of(functions, "forward")
+    if finding.check == "scores" and finding.subject:
+        return _line_of_text(functions, finding.subject) or step
+    if finding.check == "data":
+        return _line_of(functions, f"{stage.key}_dataloader")
+    if finding.check == "weights" and "optimizer" in finding.fact:
+        return _line_of(functions, "configure_optimizers")
+    module = _named(root, finding.subject)
+    if module is not None and module is not root:
+        methods = _functions(type(module))
+        return _line_of(methods, "forward") or _line_of(methods, "__init__") or step
+    return step
+
+
+def _named(root: nn.Module, name: str | None) -> nn.Module | None:
+    """The module of that qualified name, or the one that holds the tensor of that name."""
+    if name is None:
+        return None
+    module = root
+    for part in name.split("."):
+        inner = module._modules.get(part)
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def _functions(of: type) -> dict[str, CodeType]:
+    """The methods that a class has from the user's own files, by name."""
+    found: dict[str, CodeType] = {}
+    for each in of.__mro__:
+        for name, value in vars(each).items():
+            if isinstance(value, FunctionType) and name not in found:
+                found[name] = value.__code__
+    return {name: code for name, code in found.items() if owner_of(code.co_filename) == "user"}
+
+
+def _line_of(functions: dict[str, CodeType], name: str) -> str | None:
+    code = functions.get(name)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None
+
+
+def _line_of_text(functions: dict[str, CodeType], text: str) -> str | None:
+    """The first line that writes `text` as a constant: the key of a `self.log`."""
+    for outer in functions.values():
+        for code in _nested(outer):
+            if text not in code.co_consts:
+                continue
+            offsets = [i.offset for i in dis.get_instructions(code) if i.argval == text]
+            lines = [line for at, line in dis.findlinestarts(code) if line and at <= offsets[0]]
+            return f"{code.co_filename}:{lines[-1]}" if offsets and lines else None
+    return None
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
