@@ -225,10 +225,10 @@ class Guard:
         checked = self.report.checked
         checked["batches"] += 1
         checked["batches_looked_at"] += not skipped
-        found = self.call("after_skipped_step" if skipped else "after_step", now, outputs)
-        found += self._audit.after(now, showing, call, args, kwargs)
-        if found:
-            self._judge(found, quiet=False)
+        findings = self.call("after_skipped_step" if skipped else "after_step", now, outputs)
+        findings += self._audit.after(now, showing, call, args, kwargs)
+        if findings:
+            self._judge(findings, quiet=False)
 
     def shown(self, now: Moment) -> AbstractContextManager[Showing]:
         """Show the operators of what runs inside to the checks that want to see this step's."""
@@ -329,18 +329,18 @@ class Guard:
         self, event: str, ask: Callable[[Any], Iterable[Finding]], quiet: bool = False
     ) -> None:
         """Ask every check, then judge all that they found at this moment together."""
-        found = self.ask(event, ask)
-        if found:
-            self._judge(found, quiet)
+        findings = self.ask(event, ask)
+        if findings:
+            self._judge(findings, quiet)
 
     def ask(self, event: str, ask: Callable[[Any], Iterable[Finding]]) -> list[tuple[Finding, str]]:
         """What the checks find at an event, allowed findings left out, each with its policy."""
-        found: list[tuple[Finding, str]] = []
+        findings: list[tuple[Finding, str]] = []
         for pair in self.hearing(event):
             check = pair[0]
             try:
                 with aside, nullcontext() if check.enters or not is_watched() else unseen():
-                    found += self._kept(pair, ask(check))
+                    findings += self._kept(pair, ask(check))
             except CannotReplay:
                 raise
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
@@ -348,7 +348,7 @@ class Guard:
             if event in _AFTER_WHICH_NOTES:
                 for sentence in check.notes:
                     self.report.note(sentence)
-        return found
+        return findings
 
     def call(self, event: str, *args: Any) -> list[tuple[Finding, str]]:
         """`ask`, where each check is called with the same: the events of every step.
@@ -425,11 +425,11 @@ class Guard:
         return hearing
 
     def _without_consequences(
-        self, found: Sequence[tuple[Finding, str]]
+        self, findings: Sequence[tuple[Finding, str]]
     ) -> list[tuple[Finding, str]]:
         """One cause, one finding: what follows from another finding is a note."""
         kept = []
-        for finding, policy in found:
+        for finding, policy in findings:
             causes = (check.explains(finding) for check, _ in self.hearing("explains"))
             cause = next((c for c in causes if c is not None), None)
             if cause is None:
@@ -439,23 +439,23 @@ class Guard:
                 self.report.note(f"{finding.check}: {what} (it follows from [{cause.check}])")
         return kept
 
-    def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
-        found = self._without_consequences(found)
-        self.report.add(finding for finding, _ in found)
-        fatal = [f for f, policy in found if policy == "error" and f.certain and not quiet]
-        raised = self._warn([pair for pair in found if pair[0] not in fatal])
+    def _judge(self, findings: Sequence[tuple[Finding, str]], quiet: bool) -> None:
+        findings = self._without_consequences(findings)
+        self.report.add(finding for finding, _ in findings)
+        fatal = [f for f, policy in findings if policy == "error" and f.certain and not quiet]
+        raised = self._warn([pair for pair in findings if pair[0] not in fatal])
         if fatal:
             self.ranks.hold(fatal)
         if raised is not None:
             raise raised
 
-    def _warn(self, found: Iterable[tuple[Finding, str]]) -> EvalGuardWarning | None:
+    def _warn(self, findings: Iterable[tuple[Finding, str]]) -> EvalGuardWarning | None:
         """Warn of each finding once; what a filter makes an error of is returned.
 
         A finding that stops the run comes first: it is raised where a warning would be, too.
         """
         raised = None
-        for finding, policy in found:
+        for finding, policy in findings:
             key = (finding.check, finding.subject, finding.location, finding.claim)
             if key in self._warned:
                 continue

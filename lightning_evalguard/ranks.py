@@ -287,23 +287,23 @@ class Ranks(Alone):
     def _decide(self, key: str, came: int) -> _Verdict:
         """The verdict, now that all have come: the first one that is written holds."""
         store = self._store
-        found: list[Finding] = []
+        findings: list[Finding] = []
         contents: dict[int, Any] = {}
         if came >= _SAID:
             for rank in range(self.world):
                 if store.check([f"{key}/{rank}"]):
                     theirs, content = _unpacked(store.get(f"{key}/{rank}"))
-                    found += theirs
+                    findings += theirs
                     if content is not None:
                         contents[rank] = content
         missing = [gone for gone in self._gone.values() if _is_before(gone.since, key)]
-        found += [f for gone in missing for f in gone.found]
+        findings += [f for gone in missing for f in gone.found]
         raised = next((gone.text for gone in missing if gone.text), "")
         all_there = not missing and came % _SAID < _ABSENT
         written = _CLEAN
-        if found or contents or not all_there:
-            text = raised or (_text(found, self.world) if found else "")
-            written = _packed(_Verdict(False, all_there, found, text, contents))
+        if findings or contents or not all_there:
+            text = raised or (_text(findings, self.world) if findings else "")
+            written = _packed(_Verdict(False, all_there, findings, text, contents))
         verdict = _read(store.compare_set(f"{key}/done", "", written))
         if key.isdigit():
             self._forget(str(int(key) - 1))
@@ -448,11 +448,11 @@ def _read(text: bytes) -> _Verdict:
     return verdict
 
 
-def _text(found: Iterable[Finding], world: int) -> str:
+def _text(findings: Iterable[Finding], world: int) -> str:
     """One message for all ranks; what several found is one line."""
     merged: dict[tuple[Any, ...], Finding] = {}
     ranks: dict[tuple[Any, ...], list[int]] = {}
-    for finding in sorted(found, key=lambda f: f.rank):
+    for finding in sorted(findings, key=lambda f: f.rank):
         same = (finding.check, finding.stage, finding.fact, finding.subject, finding.location)
         merged.setdefault(same, finding)
         ranks.setdefault(same, []).append(finding.rank)

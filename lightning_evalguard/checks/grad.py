@@ -39,8 +39,8 @@ class GradCheck(Check):
 
     def __init__(self) -> None:
         self._inventory: Inventory | None = None
-        self._pending: list[_Breach] = []
-        self._told: set[str] = set()
+        self._pending: list[_Violation] = []
+        self._reported: set[str] = set()
         self._evaluations = 0
         self._entered = False
         self._on_at_entry = False
@@ -58,7 +58,7 @@ class GradCheck(Check):
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         registrations.start()
         self._inventory = Inventory(root)
-        self._pending, self._told = [], set()
+        self._pending, self._reported = [], set()
         self._evaluations = 0
         self._sizes, self._left_over, self._grown = {}, {}, {}
         self._growths, self._longest = {}, 0
@@ -77,7 +77,7 @@ class GradCheck(Check):
     # an evaluation
 
     def start(self, now: Moment) -> Iterable[Finding]:
-        self._told = set()
+        self._reported = set()
         self._evaluations += 1
         self._left_over = {}
         self._entered, self._on_at_entry = False, False
@@ -90,11 +90,11 @@ class GradCheck(Check):
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         findings = self._flush(now) if self._pending or _switches.are_heard else []
         self._on_at_entry = torch.is_grad_enabled()
-        if self._on_at_entry and "exit" not in self._told and self._tell("entry"):
+        if self._on_at_entry and "exit" not in self._reported and self._is_new("entry"):
             fact = f"grad mode is on when the step begins, {_EXPECTED}"
-            breach = _Breach(fact, "Remove `set_grad_enabled(True)`.")
-            breach.site = self.lines.get("grad mode")
-            findings.append(_finding(breach, now))
+            violation = _Violation(fact, "Remove `set_grad_enabled(True)`.")
+            violation.site = self.lines.get("grad mode")
+            findings.append(_finding(violation, now))
         self._batches += 1
         if now.batch < _CLOSELY:
             self._before = self._attributes()
@@ -111,31 +111,35 @@ class GradCheck(Check):
         before, self._before = self._before, None
         if self._on_at_entry:
             return ()  # told when it was found; the graphs follow from it
-        if torch.is_grad_enabled() and self._tell("exit"):
+        if torch.is_grad_enabled() and self._is_new("exit"):
             fact = f"left grad mode on after the step, {_EXPECTED}"
-            self._pending.append(_Breach(fact, "Use `with torch.enable_grad():` around as little."))
-        elif outputs is not None and _has_graph(outputs) and self._tell("graph"):
+            self._pending.append(
+                _Violation(fact, "Use `with torch.enable_grad():` around as little.")
+            )
+        elif outputs is not None and _has_graph(outputs) and self._is_new("graph"):
             fact = "returned an autograd graph, expected tensors without `grad_fn`"
-            self._pending.append(_Breach(fact, "Return `.detach()`ed tensors."))
+            self._pending.append(_Violation(fact, "Return `.detach()`ed tensors."))
         if before is not None:
             for attribute, paths in self._attributes().items():
                 known = {k.ref() for k in before.get(attribute, {}).values()}
                 new = [k for k in paths.values() if k.graph and k.ref() not in known]
-                if new and self._tell(attribute):
+                if new and self._is_new(attribute):
                     self._pending.append(self._keeps(attribute))
         return ()
 
     def ends(self, now: Moment) -> Iterable[Finding]:
         """Grad mode that a hook after the last step left on: later hooks record graphs."""
-        if not torch.is_grad_enabled() or self._on_at_entry or not self._tell("end"):
+        if not torch.is_grad_enabled() or self._on_at_entry or not self._is_new("end"):
             return ()
-        if self._told & {"entry", "exit"}:
+        if self._reported & {"entry", "exit"}:
             return ()
         fact = f"grad mode was left on by a hook after the last step, {_EXPECTED}"
-        breach = _Breach(fact, "Use `with torch.enable_grad():` around as little.", certain=False)
-        breach.site = self.lines.get("grad mode") or self._left_on
-        self._left_on = breach.site
-        return [_finding(breach, now)]
+        violation = _Violation(
+            fact, "Use `with torch.enable_grad():` around as little.", certain=False
+        )
+        violation.site = self.lines.get("grad mode") or self._left_on
+        self._left_on = violation.site
+        return [_finding(violation, now)]
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         self._before = None
@@ -148,7 +152,7 @@ class GradCheck(Check):
         for attribute, left_over in self._left_over.items():
             n = sizes.get(attribute, 0)
             accumulates = self._accumulates(attribute, left_over, attributes)
-            if accumulates and attribute not in self._accumulating and self._tell(attribute):
+            if accumulates and attribute not in self._accumulating and self._is_new(attribute):
                 self._accumulating.add(attribute)
                 findings.append(_finding(self._hoards(attribute, n), now))
         self._sizes = sizes
@@ -175,27 +179,27 @@ class GradCheck(Check):
         if first is None or self._on_at_entry:
             return self._flush(now)
         consumed = isinstance(seen, Recorded) and seen.consumed
-        if not self._pending and not consumed and self._tell("graph"):
+        if not self._pending and not consumed and self._is_new("graph"):
             fact = f"recorded an autograd graph, {_EXPECTED}"
-            self._pending.append(_Breach(fact, "Remove the `enable_grad` around it."))
-        for breach in self._pending:
-            breach.site = first.site
-            if breach.subject is None:
-                breach.subject, breach.kind = self._name(first.module)
+            self._pending.append(_Violation(fact, "Remove the `enable_grad` around it."))
+        for violation in self._pending:
+            violation.site = first.site
+            if violation.subject is None:
+                violation.subject, violation.kind = self._name(first.module)
         return self._flush(now)
 
     # how findings are made
 
-    def _tell(self, what: str) -> bool:
-        if what in self._told:
+    def _is_new(self, what: str) -> bool:
+        if what in self._reported:
             return False
-        self._told.add(what)
+        self._reported.add(what)
         return True
 
     def _flush(self, now: Moment) -> list[Finding]:
         _switches.stop()
-        breaches, self._pending = self._pending, []
-        return [_finding(breach, now) for breach in breaches]
+        violations, self._pending = self._pending, []
+        return [_finding(violation, now) for violation in violations]
 
     def _held(self) -> Inventory:
         assert self._inventory is not None, "open() comes first"
@@ -234,16 +238,16 @@ class GradCheck(Check):
             return False
         return more >= self._batches or (before is not None and more >= before > 0)
 
-    def _keeps(self, attribute: str) -> _Breach:
+    def _keeps(self, attribute: str) -> _Violation:
         fact = "keeps an autograd graph after the step, expected tensors without `grad_fn`"
         remedy = "Keep `.detach()`ed tensors."
-        return _Breach(fact, remedy, attribute, self._owner(attribute))
+        return _Violation(fact, remedy, attribute, self._owner(attribute))
 
-    def _hoards(self, attribute: str, n: int) -> _Breach:
+    def _hoards(self, attribute: str, n: int) -> _Violation:
         fact = f"keeps {n} tensors of more than one evaluation, expected to be emptied between them"
         remedy = f"Call `self.{attribute}.clear()` in `on_validation_epoch_start`."
         site = self._grown.get(attribute)
-        return _Breach(fact, remedy, attribute, self._owner(attribute), certain=False, site=site)
+        return _Violation(fact, remedy, attribute, self._owner(attribute), certain=False, site=site)
 
     def _owner(self, attribute: str) -> str:
         module = self._held().modules.get(attribute.rpartition(".")[0])
@@ -251,7 +255,7 @@ class GradCheck(Check):
 
 
 @dataclass
-class _Breach:
+class _Violation:
     fact: str
     remedy: str
     subject: str | None = None
@@ -260,15 +264,15 @@ class _Breach:
     site: Site | None = None
 
 
-def _finding(breach: _Breach, now: Moment) -> Finding:
-    site = breach.site
+def _finding(violation: _Violation, now: Moment) -> Finding:
+    site = violation.site
     return Finding(
         check="grad",
         stage=now.stage,
-        fact=breach.fact,
-        remedy=breach.remedy,
-        subject=breach.subject,
-        subject_type=breach.kind,
+        fact=violation.fact,
+        remedy=violation.remedy,
+        subject=violation.subject,
+        subject_type=violation.kind,
         location=site.location if site else None,
         expression=site.expression if site else None,
         function=site.function if site else None,
@@ -276,12 +280,12 @@ def _finding(breach: _Breach, now: Moment) -> Finding:
         epoch=now.epoch,
         step=now.step,
         rank=now.rank,
-        certain=breach.certain,
+        certain=violation.certain,
     )
 
 
 def _sizes(attributes: dict[str, dict[str, Kept]]) -> dict[str, int]:
-    """How many tensors with a dimension each container holds; a history of scalars is no hoard."""
+    """How many tensors with a dimension each container holds; a history of scalars is none."""
     return {
         attribute: n
         for attribute, paths in attributes.items()

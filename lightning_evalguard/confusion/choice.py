@@ -131,7 +131,7 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
     return None if (one.kind == "outputs" and is_part) or is_spread else one
 
 
-def is_told(question: Question) -> bool:
+def is_stated(question: Question) -> bool:
     """Whether more than a comparison of labels shows it."""
     return any(stream.kind != "comparison" for stream in question.streams)
 

@@ -14,7 +14,7 @@ from lightning_evalguard.confusion.choice import (
     counted_of,
     is_cut_of,
     is_logged,
-    is_told,
+    is_stated,
     main_of,
     questions_of,
 )
@@ -28,19 +28,19 @@ def choose(
 ) -> None:
     """The first batch is over: one of its streams counts from now on."""
     streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
-    told = [s for s in streams if s.kind != "comparison"]
+    stated = [s for s in streams if s.kind != "comparison"]
     evidence = Evidence(samples=entry.samples, top_k=bool(config.top_k))
-    certain = certain_of(told, evidence)
+    certain = certain_of(stated, evidence)
     if certain is not None:
-        if len(told) > 1:
-            entry.others = Unread(told, certain).others
+        if len(stated) > 1:
+            entry.others = Unread(stated, certain).others
         _take(entry, certain)
         return
     questions = questions_of(streams)
     if len(questions) > 1:
         evidence.logged = logged()
-    if told:  # labels that were compared tell least
-        shown = [question for question in questions if is_told(question)]
+    if stated:  # labels that were compared tell least
+        shown = [question for question in questions if is_stated(question)]
         questions = [q for q in questions if q in shown or _is_the_score(q, shown, evidence)]
     main, is_clear = main_of(questions, evidence)
     others = [question for question in questions if question is not main]

@@ -75,7 +75,7 @@ class Logged:
 
 
 class Fact(NamedTuple):
-    """What is so, and the mend: a finding without its moment.
+    """What is so, and the fix: a finding without its moment.
 
     Attributes:
         fact: See `report.Finding`.

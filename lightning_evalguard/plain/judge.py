@@ -19,9 +19,9 @@ __tracebackhide__ = hidden
 class Judge(Guard):
     """The guard of the script as a whole: its own findings, and the syncs of each step."""
 
-    def tell(self, found: Sequence[tuple[Finding, str]]) -> None:
+    def tell(self, findings: Sequence[tuple[Finding, str]]) -> None:
         """Report what is found, unless it is meant; raise where the policy says so."""
-        self._judge([(f, p) for f, p in found if f not in self.allowed], quiet=False)
+        self._judge([(f, p) for f, p in findings if f not in self.allowed], quiet=False)
 
     def step(self, now: Moment, args: tuple[Any, ...]) -> None:  # type: ignore[override]
         """A step begins: the wait for the device is looked for in it."""

@@ -43,14 +43,16 @@ class Held(Guard):
         if waiting:
             self._tell(waiting)
 
-    def _judge(self, found: Sequence[tuple[Finding, str]], quiet: bool) -> None:
+    def _judge(self, findings: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         # a loop may enter autocast for each batch: the window begins within and ends outside
-        found = [(self._placed(f), p) for f, p in found if "autocast" not in (f.subject or "")]
-        found = [(f, p) for f, p in found if not self._is_sampled(f)]
+        findings = [
+            (self._placed(f), p) for f, p in findings if "autocast" not in (f.subject or "")
+        ]
+        findings = [(f, p) for f, p in findings if not self._is_sampled(f)]
         if self._waiting is None:
-            self._tell(found)
+            self._tell(findings)
         else:
-            self._waiting += found
+            self._waiting += findings
 
     def _is_sampled(self, finding: Finding) -> bool:
         """Whether the function that draws says by its name that this is what it is for."""

@@ -107,7 +107,7 @@ class Window:
     batches: int = 0
     in_batch: int = 0
     scores: int = 0
-    graph_told: bool = False
+    graph_reported: bool = False
     samples: int | None = None
 
     def add(self, call: Call) -> None:

@@ -217,28 +217,28 @@ class Windows:
         """It is an evaluation: what is wrong with it is said now."""
         self._around.names.take(window)
         window.confirmed = True
-        found: list[Finding] = []
+        findings: list[Finding] = []
         for call in window.calls.values():
             if self.sides.get(call.key) != "evaluation":
                 self.sides[call.key] = "evaluation"
-                found += rules.evaluated_in_train_mode(call)
+                findings += rules.evaluated_in_train_mode(call)
             call.model.evaluated = True
             self._around.training.evaluates(call.model)
-        self.tell(found)
+        self.tell(findings)
         for guard in window.guards.values():
             guard.release()
 
-    def _tell_graphs(self, window: Window, at_exit: bool = False) -> None:
+    def _report_graphs(self, window: Window, at_exit: bool = False) -> None:
         """Once a later batch shows whether graphs are kept.
 
         The graph of one forward over a whole set, after all training, costs nobody anything; nor
         does it tell anything where no `eval()` says that this is an evaluation.
         """
-        if window.graph_told:
+        if window.graph_reported:
             return
         if at_exit and window.alone and (window.batches < 2 or window.is_lazy()):
             return
-        window.graph_told = True
+        window.graph_reported = True
         with_graph = [c for c in window.first if c.graph is not None]
         if with_graph:
             self.tell(rules.evaluated_with_a_graph(window, with_graph[0]))
@@ -305,7 +305,7 @@ class Windows:
                 guard.close(compare=False)
 
     def _close(self, window: Window, compare: bool, at_exit: bool) -> None:
-        self._tell_graphs(window, at_exit)
+        self._report_graphs(window, at_exit)
         report = self._around.report
         report.checked["evaluations"] += 1
         report.checked["batches"] += max(1, window.batches)
@@ -334,7 +334,7 @@ class Windows:
             if not window.confirmed and window.proves():
                 self._confirm(window)
             if window.confirmed and window.batches > 2:
-                self._tell_graphs(window)
+                self._report_graphs(window)
         window.in_batch = 0
 
     def _batch_over(self, window: Window) -> None:
@@ -413,7 +413,7 @@ class Windows:
                 self._waiting.append(window)
             elif self._is_scored(window) and not window.is_discarded():
                 self._confirm(window)
-                self._tell_graphs(window, at_exit)
+                self._report_graphs(window, at_exit)
                 self._around.report.checked["evaluations"] += 1
                 self._around.report.checked["batches"] += max(1, window.batches)
 
@@ -450,9 +450,9 @@ class Windows:
         loop = self._around.innermost()
         return memory_of(loop.batch) if loop is not None else set(), self._inputs
 
-    def tell(self, found: Iterable[Finding]) -> None:
+    def tell(self, findings: Iterable[Finding]) -> None:
         """Report what is found, with the policy of its check."""
         policies = self._around.policies
-        judged = [(f, policies[f.check]) for f in found if policies[f.check] != "ignore"]
+        judged = [(f, policies[f.check]) for f in findings if policies[f.check] != "ignore"]
         if judged:
             self._around.tell(judged)

@@ -193,7 +193,7 @@ class ByHand:
         dead = [c for c in window.first if c.graph is not None and not c.graph_lives]
         if dead and not any(c.discarded for c in dead):
             found = rules.evaluated_with_a_graph(window, dead[0])
-            self._tell([replace(f, certain=False) for f in found])  # no number is another one
+            self._report([replace(f, certain=False) for f in found])  # no number is another one
 
     # what runs in it
 
@@ -232,7 +232,7 @@ class ByHand:
         count = opened.window.count[key]
         if count == _JUDGED and self._is_evaluated_awake(opened, call):
             found = rules.evaluated_in_train_mode(call)
-            self._tell([replace(f, certain=f.certain and opened.certain) for f in found])
+            self._report([replace(f, certain=f.certain and opened.certain) for f in found])
         guard = self._checked(opened, call)
         if guard is not None:
             guard.begin(args if args else (*args, *kwargs.values()))
@@ -270,12 +270,12 @@ class ByHand:
 
     # what is found
 
-    def _found(self, found: Sequence[tuple[Finding, str]]) -> None:
-        self._tell([f for f, _ in found if f.certain])  # a sampler's draws are meant
+    def _found(self, findings: Sequence[tuple[Finding, str]]) -> None:
+        self._report([f for f, _ in findings if f.certain])  # a sampler's draws are meant
 
-    def _tell(self, found: Sequence[Finding]) -> None:
+    def _report(self, findings: Sequence[Finding]) -> None:
         now = self._now()
-        for finding in found:
+        for finding in findings:
             fact = f"{finding.fact} (evaluated by hand inside training)"
             at = replace(
                 finding, stage="fit", fact=fact, epoch=now.epoch, step=now.step, rank=now.rank

@@ -48,7 +48,7 @@ class Scores:
         self._recorder, self._report = recorder, report
         self._ours: set[str] = set()
         self._theirs: set[str] = set()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._counting = False
         self._wrap: Wrap | None = None
         self.results: dict[str, ConfusionResult] = {}  # of the last evaluation
@@ -134,8 +134,8 @@ class Scores:
                     score, theirs, *self._claims.reason(name, score, theirs)
                 )
                 if difference.rounds:
-                    if (key := f"rounds {name}") not in self._told:
-                        self._told.add(key)
+                    if (key := f"rounds {name}") not in self._reported:
+                        self._reported.add(key)
                         self._report.note(f"`{name}` {difference.fact}")
                 elif difference.fact:
                     differing.append(_differs(name, difference, result))
@@ -151,8 +151,8 @@ class Scores:
             warn_text(sentence)
         for key, result in recorded.results.items():
             for failure in write(trainer.loggers, key, result, _lightning.logged_step(trainer)):
-                if failure not in self._told:
-                    self._told.add(failure)
+                if failure not in self._reported:
+                    self._reported.add(failure)
                     warn_text(failure)
 
     def _log_scalar(self, key: str, value: float) -> None:

@@ -333,9 +333,9 @@ class TrainScoreOfFit:
         outputs = hook(*args, **kwargs)
         if self._score is not None:
             try:
-                told = _lightning.Books(self._trainer).evaluated()
+                evaluated = _lightning.Books(self._trainer).evaluated()
                 held = dict(self._trainer.callback_metrics)
-                self._score.evaluate(told.training, told.loaders, held)
+                self._score.evaluate(evaluated.training, evaluated.loaders, held)
             except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
                 broke(self._report, "the training score", "the rest of the run", error)
                 self._score = None

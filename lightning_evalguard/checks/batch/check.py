@@ -64,13 +64,13 @@ class BatchCheck(Check):
         """Run the step on halves of the batch and compare; then on a sample and its padding."""
         if look is None or self._root is None or not look.args:
             return ()
-        found = self._halved(now, look)
-        if found:  # one cause, one finding
-            return found
+        findings = self._halved(now, look)
+        if findings:  # one cause, one finding
+            return findings
         padding = Padding(self._root, self._loader)
-        found = padding.look(now, look)
+        findings = padding.look(now, look)
         self.notes += padding.notes
-        return found
+        return findings
 
     def _halved(self, now: Moment, look: Look) -> list[Finding]:
         assert self._root is not None, "open() comes first"
@@ -152,7 +152,7 @@ class _Other(Rows):
         self.site: Site | None = None
         self.subject = ""
         self.module = root
-        self.mend = ""
+        self.remedy = ""
         self._root = root
         self._names = ModuleNames(root)
         self._place = place
@@ -165,7 +165,7 @@ class _Other(Rows):
             self.subject, self.module = self._names.nearest(chain)
             if chain and chain[0] not in self._names:
                 self.module = chain[0]
-                self.subject, self.mend = where_hidden(chain, self._root, self._names, op)
+                self.subject, self.remedy = where_hidden(chain, self._root, self._names, op)
 
     def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
         first = len(self.modules)
@@ -201,8 +201,8 @@ def _finding(now: Moment, at: _Other) -> Finding:
         mode = "train" if module.training else "eval"
         fact = f"{said} normalises with the batch in {mode} mode, expected running statistics"
         remedy = "Pass its running statistics, and training=self.training."
-        if at.mend:
-            remedy = at.mend
+        if at.remedy:
+            remedy = at.remedy
         elif isinstance(module, torch.jit.ScriptModule):
             remedy = BEFORE_TRACING
         elif module.training:

@@ -45,9 +45,9 @@ class Padding:
             batch = padded(look.args[0], self._loader(now.dataloader), nth)
             if batch is None:
                 return []
-            found = self._look_at(batch, now, look)
-            if found or self.notes:
-                return found
+            findings = self._look_at(batch, now, look)
+            if findings or self.notes:
+                return findings
         return []
 
     def _look_at(self, batch: Padded, now: Moment, look: Look) -> list[Finding]:
@@ -80,8 +80,8 @@ class Padding:
     def _named(
         self, batch: Padded, now: Moment, look: Look, whole: Own, place: tuple[str, int]
     ) -> list[Finding]:
-        found = _Culprit(whole, self._root, place)
-        return [] if self._run(look, found) is not None else [_finding(now, batch, found)]
+        findings = _Culprit(whole, self._root, place)
+        return [] if self._run(look, findings) is not None else [_finding(now, batch, findings)]
 
     def _run(self, look: Look, run: Own, times: int = 2) -> Exception | None:
         run.clear()

@@ -226,19 +226,19 @@ class DataCheck(Check):
 
     def _begin(self, now: Moment) -> list[Fact]:
         """The loaders of this evaluation, and what is plain from them alone."""
-        told = self._evaluated = self._loop.evaluated()
+        evaluated = self._evaluated = self._loop.evaluated()
         if now.fitting:
             self._begin_fit()
         stage, facts = spelling(now.stage).key, []
-        for i, loader in enumerate(told.loaders):
+        for i, loader in enumerate(evaluated.loaders):
             one = self._sets.get((stage, i))
             if one is None or one.loader is not loader:
-                one = self._sets[stage, i] = set_of(loader, stage, i, len(told.loaders))
-                facts += list(plain_facts(one, told))
+                one = self._sets[stage, i] = set_of(loader, stage, i, len(evaluated.loaders))
+                facts += list(plain_facts(one, evaluated))
                 one.varies |= one.order in ("shuffled", "drawn")
                 facts += self._watch_repeats(one)
             one.batches, one.sketches = 0, []
-        facts += combined(told, f"{stage}_dataloader")
+        facts += combined(evaluated, f"{stage}_dataloader")
         return facts
 
     def _same_as_before(self, one: EvaluatedSet, now: Moment, whole: bool) -> list[Fact]:
@@ -256,15 +256,15 @@ class DataCheck(Check):
         elif not one.varies and not all(map(Sketch.same, one.known, one.sketches)):
             one.varies = True
             if streams:
-                said, mend = "it does not start over", "Start anew in each call of `__iter__`"
+                said, remedy = "it does not start over", "Start anew in each call of `__iter__`"
             else:
                 said = "its samples, its collate function or a transfer hook is random"
-                mend = "Keep random transforms out of evaluation, or draw from a seeded generator"
+                remedy = "Keep random transforms out of evaluation, or draw from a seeded generator"
             found.append(
                 one.fact(
                     "gave other samples in its first batches than in the evaluation before, "
                     f"expected the same each time: {said}",
-                    f"{mend}.",
+                    f"{remedy}.",
                     certain=not streams,
                 )
             )
@@ -321,9 +321,9 @@ class DataCheck(Check):
 
     def _sides(self, now: Moment, *kinds: Kind) -> list[Side]:
         """The sets that this evaluation's should be apart from."""
-        told = self._evaluated
-        if now.fitting and told is not None:
-            for loader in told.training:
+        evaluated = self._evaluated
+        if now.fitting and evaluated is not None:
+            for loader in evaluated.training:
                 self._history.add("train", loader)
         both: tuple[Kind, ...] = ("train", "val") if now.stage == "test" else ("train",)
         wanted = kinds or both
@@ -449,13 +449,13 @@ class DataCheck(Check):
             self.notes.append(sentence)
 
     def _findings(self, now: Moment, facts: Iterable[Fact]) -> list[Finding]:
-        found = []
+        findings = []
         for fact in facts:
             key = fact.subject, fact.fact
             if key in self._said:
                 continue
             self._said.add(key)
-            found.append(
+            findings.append(
                 Finding(
                     check="data",
                     stage=now.stage,
@@ -470,7 +470,7 @@ class DataCheck(Check):
                     certain=fact.certain,
                 )
             )
-        return found
+        return findings
 
 
 def _is_whole(fact: Fact, one: EvaluatedSet) -> bool:

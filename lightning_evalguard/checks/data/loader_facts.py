@@ -71,13 +71,13 @@ def workers(loader: Any) -> int:
     return int(getattr(loader, "num_workers", 0) or 0)
 
 
-def plain_facts(one: EvaluatedSet, told: Evaluated) -> Iterator[Fact]:
+def plain_facts(one: EvaluatedSet, evaluated: Evaluated) -> Iterator[Fact]:
     """What a loader says of itself."""
     lost, of = _loaders.dropped(one.loader)
     batches = _loaders.length(one.loader)
-    keyword, value = told.setting or ("", 1.0)
+    keyword, value = evaluated.setting or ("", 1.0)
     taken = value if isinstance(value, int) else int(value * (batches or 0))
-    cut = bool(keyword and batches and taken < batches and not told.debugging)
+    cut = bool(keyword and batches and taken < batches and not evaluated.debugging)
     sampler = type(_loaders.sampler_of(one.loader)).__name__
     if one.order == "drawn":
         yield one.fact(
@@ -121,16 +121,16 @@ def plain_facts(one: EvaluatedSet, told: Evaluated) -> Iterator[Fact]:
         )
 
 
-def combined(told: Evaluated, name: str) -> Iterator[Fact]:
+def combined(evaluated: Evaluated, name: str) -> Iterator[Fact]:
     """Several loaders that run side by side."""
-    batches = [_loaders.length(loader) for loader in told.loaders]
+    batches = [_loaders.length(loader) for loader in evaluated.loaders]
     known = [b for b in batches if b is not None]
-    if len(known) < 2 or told.mode not in ("min_size", "max_size_cycle"):
+    if len(known) < 2 or evaluated.mode not in ("min_size", "max_size_cycle"):
         return
     least, most = min(known), max(known)
-    if least == most or told.debugging:
+    if least == most or evaluated.debugging:
         return
-    if told.mode == "min_size":
+    if evaluated.mode == "min_size":
         fact = f"mode 'min_size' stops after {least} batches and leaves out the rest of {most}"
     else:
         fact = f"mode 'max_size_cycle' repeats a loader of {least} batches until {most} are done"

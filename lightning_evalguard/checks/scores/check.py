@@ -121,10 +121,10 @@ class ScoresCheck(Check):
     # the evaluation
 
     def start(self, now: Moment) -> Iterable[Finding]:
-        found = list(self._late(now))
+        findings = list(self._late(now))
         self._follows = self._in_steps = self._judged = False
         self._loop.find_writers()
-        return found
+        return findings
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches its batches for itself says nothing of their sizes

@@ -184,15 +184,15 @@ class StochasticCheck(Check):
         with lines:
             look.again()
         names = ModuleNames(self._tree())
-        found = []
+        findings = []
         for which, site, module in lines.found:
             subject, module = names.nearest([module] if module is not None else [])
             fact = f"{site.quoted} moved {WORDS[which]} in eval mode"
             kind = type(module).__name__
             remedy = DRAW_IN_TRAINING
-            found.append(finding(now, fact, remedy, subject, kind, site, certain=False))
+            findings.append(finding(now, fact, remedy, subject, kind, site, certain=False))
         named = {which for which, *_ in lines.found} | lines.allowed
-        return found + [moved_somewhere(now, which) for which in moved if which not in named]
+        return findings + [moved_somewhere(now, which) for which in moved if which not in named]
 
 
 _OTHER_SEED = 2_718_281_828

@@ -21,7 +21,7 @@ from lightning_evalguard.model.attributes import where_hidden
 
 @dataclass
 class Draw:
-    """One operator that drew random numbers, where it stands, and what mends it.
+    """One operator that drew random numbers, where it stands, and what fixes it.
 
     Attributes:
         index: Of the operator in the step.
@@ -31,7 +31,7 @@ class Draw:
         site: The nearest place outside the libraries.
         subject: Qualified name of the module, or how to write where an unregistered one hides.
         module: Its class.
-        mend: What mends the module, where that mends the draw.
+        remedy: What fixes the module, where that fixes the draw.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Draw:
     site: Site | None
     subject: str
     module: type[nn.Module]
-    mend: str = ""
+    remedy: str = ""
 
 
 class Draws(Subscriber):
@@ -113,17 +113,17 @@ def _is_private(op: Op) -> bool:
 
 
 def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
-    """Where a draw stands, and what mends it."""
+    """Where a draw stands, and what fixes it."""
     chain = list(op.modules())
     subject, module = names.nearest(chain)
-    mend = ""
+    remedy = ""
     if chain and chain[0] not in names:
-        subject, mend = where_hidden(chain, root, names, op)
+        subject, remedy = where_hidden(chain, root, names, op)
         module = chain[0]
     elif any(_in_init(frame) for frame in op.stack()):
-        mend = "Create the module in `__init__`."
+        remedy = "Create the module in `__init__`."
     elif _GAUSSIAN.search(op.name):
-        mend = _mean_of(op)
+        remedy = _mean_of(op)
     return Draw(
         op.index,
         op.name,
@@ -132,7 +132,7 @@ def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
         op.site,
         subject,
         type(module),
-        mend,
+        remedy,
     )
 
 
@@ -142,7 +142,7 @@ _SPREAD = re.compile(r"^(z_?)?(std|sigma|scale|log_?var|log_?std|log_?sigma)(_?z
 
 
 def _mean_of(op: Op) -> str:
-    """What mends a draw around a mean, as a variational autoencoder has it; empty for another."""
+    """What fixes a draw around a mean, as a variational autoencoder has it; empty for another."""
     for frame in op.stack():
         code = frame.f_code
         if owner_of(code.co_filename) in ("torch", "stdlib"):

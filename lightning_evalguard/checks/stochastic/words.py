@@ -20,7 +20,7 @@ def findings_of(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
     groups: dict[tuple[Any, ...], list[Draw]] = {}
     for draw in draws:
         location = draw.site.location if draw.site is not None else draw.subject
-        groups.setdefault((location, draw.module, draw.mend, draw.dropout), []).append(draw)
+        groups.setdefault((location, draw.module, draw.remedy, draw.dropout), []).append(draw)
     for group in groups.values():
         first = replace(group[0], subject=_common([d.subject for d in group]))
         fact = f"{_said(first)} drew random numbers in eval mode"
@@ -29,8 +29,8 @@ def findings_of(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
 
 def _remedy(draw: Draw) -> str:
     said = draw.site.expression if draw.site is not None else ""
-    if draw.mend or not draw.dropout:
-        return draw.mend or DRAW_IN_TRAINING
+    if draw.remedy or not draw.dropout:
+        return draw.remedy or DRAW_IN_TRAINING
     if issubclass(draw.module, torch.jit.ScriptModule):
         return BEFORE_TRACING
     if issubclass(draw.module, torch.fx.GraphModule):
