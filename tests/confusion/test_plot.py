@@ -7,9 +7,11 @@ import struct
 import weakref
 
 import numpy as np
+import pytest
 import torch
 
 from lightning_evalguard.confusion.figure import figure, most_confused_classes, png
+from lightning_evalguard.confusion.lettering import labels
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.result import ConfusionResult
 
@@ -42,8 +44,56 @@ def test_errors_have_a_scale_of_their_own() -> None:
     matrix[3, 5] = 17
     (ax,) = figure(result_of(matrix)).axes
     colours = ax.images[0].get_array()
-    assert colours[3, 5].max() < 0.6  # the strongest error is dark, though only 17 % of its row
-    assert colours[0, 1].min() > 0.9
+    assert colours[3, 5].min() < 0.35  # a strong orange, though only 17 % of its row
+    assert colours[0, 1].min() > 0.8
+
+
+def test_one_wrong_sample_in_forty_is_not_the_loudest_thing() -> None:
+    matrix = np.diag([40, 40, 40])
+    matrix[0, 0], matrix[0, 1] = 39, 1
+    (ax,) = figure(result_of(matrix)).axes
+    pale = ax.images[0].get_array()[0, 1]
+    assert pale.min() > 0.7
+    matrix[2] = [20, 0, 20]  # a second error leaves the first one's colour, as between epochs
+    (ax,) = figure(result_of(matrix)).axes
+    assert np.allclose(ax.images[0].get_array()[0, 1], pale)
+
+
+NAMES = {
+    "chinese": ["猫", "狗", "狐狸"],
+    "arabic": ["قطة", "كلب", "ثعلب"],
+    "mixed": ["Köln", "東京", "$x$"],
+    "no font has it": ["\U00013080", "\U00013081", "\u0378"],
+    "blank": [" a\nb ", "a\tb", "c"],
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_no_warning_leaves_the_figure_whatever_the_script(names: list[str]) -> None:
+    fig = figure(result_of(np.diag([3, 4, 5]), names))
+    assert png(fig)  # warnings are errors here
+    (ax,) = fig.axes
+    shown = [text.get_text() for text in ax.get_xticklabels()]
+    assert len(set(shown)) == 3
+
+
+def test_a_name_that_no_font_draws_is_numbered() -> None:
+    assert labels(["cat", "\u0378"]) == ["cat", "class 1"]
+
+
+def test_long_names_keep_both_ends_and_stay_apart() -> None:
+    names = [f"a very long class name that goes on and {end}" for end in ("on", "off", "on ")]
+    assert labels(names) == [
+        "a very lon…n and on (0)",
+        "a very lon… and off",
+        "a very lon…n and on (2)",
+    ]
+    assert [len(name) for name in labels(["x" * 60, "x" * 61])] == [23, 23]
+
+
+def test_the_figure_says_what_its_numbers_are() -> None:
+    many = figure(result_of(np.diag([2] * 30)))
+    assert "in % of the row" in many.texts[1].get_text()
 
 
 def test_a_thousand_classes_show_the_most_confused_pairs_and_pool_the_rest() -> None:
@@ -93,7 +143,7 @@ def test_a_multilabel_result_has_a_row_a_label() -> None:
 def test_names_are_shortened_and_not_read_as_mathtext() -> None:
     fig = figure(result_of(np.eye(2, dtype=int), ["$x_", "a name that is far too long to show"]))
     (ax,) = fig.axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == [r"\$x_", "a name that is fa…"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == [r"\$x_", "a name tha… to show"]
     png(fig)
 
 
