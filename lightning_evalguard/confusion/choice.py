@@ -127,8 +127,10 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
     (one,) = first
     tensors = [t for s in streams for t in (s.preds, s.target) if t is not None]
     is_part = any(s.kind in ("metric", "loss") and s.elements < one.elements for s in streams)
+    has_other = any(s.kind == "loss" and s.elements != one.elements for s in streams)
     is_spread = len({tensor.device for tensor in tensors}) > 1
-    return None if (one.kind == "outputs" and is_part) or is_spread else one
+    unclear = is_part if one.kind == "outputs" else has_other
+    return None if unclear or is_spread else one
 
 
 def is_stated(question: Question) -> bool:
@@ -168,7 +170,9 @@ def _is_returned(question: Question, evidence: Evidence) -> Any:
 def _is_agreed_on(question: Question, evidence: Evidence) -> Any:
     """Else the pair on which a loss and a metric agree."""
     judged = question.of("metric", "function")
-    return bool(judged and question.of("loss")) or bool(question.of("metric") and len(judged) > 1)
+    if question.of("loss"):
+        return bool(judged or (question.of("comparison") and is_logged(question, evidence)))
+    return bool(question.of("metric")) and len(judged) > 1
 
 
 def _is_judged(question: Question, evidence: Evidence) -> Any:

@@ -20,7 +20,8 @@ from lightning_evalguard.confusion.choice import (
 )
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.loader import LoaderCount, Stream
-from lightning_evalguard.confusion.words import ambiguous, swapped_order
+from lightning_evalguard.confusion.parts import is_all_that_counts, is_beaten, unexplained
+from lightning_evalguard.confusion.words import ambiguous, only_a_part, swapped_order
 
 
 def choose(
@@ -42,13 +43,18 @@ def choose(
     if stated:  # labels that were compared tell least
         shown = [question for question in questions if is_stated(question)]
         questions = [q for q in questions if q in shown or _is_the_score(q, shown, evidence)]
-    main, is_clear = main_of(questions, evidence)
+    parts = unexplained(questions, entry.selects)
+    beaten = [part for part, whole in parts if is_beaten(part, whole)]
+    main, is_clear = main_of([q for q in questions if q not in beaten], evidence)
     others = [question for question in questions if question is not main]
-    chosen = counted_of(main, others)
+    chosen = counted_of(main, [q for q in others if q not in beaten])
     if chosen.kind != "outputs":
         entry.excluded |= {s.kind for s in streams if s.kind == "outputs"}
     said = [q.streams[-1].said for q in others if chosen not in q.streams]
-    if not is_clear:
+    wholes = [w for part, w in parts if part is main and is_all_that_counts(w)]
+    if wholes and not main.of("outputs"):
+        entry.warnings.append(only_a_part(entry.key, chosen, wholes[0].streams[-1]))
+    elif not is_clear:
         entry.warnings.append(ambiguous(entry.key, chosen.said, said))
     elif said:
         chosen.said += _not_from(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,6 +82,7 @@ class FirstStep:
         if isinstance(value, Tensor) and stream.value is None:
             stream.value = value.detach()
         stream.swapped, stream.from_batch = swapped, from_batch
+        stream.is_whole_tensor = from_batch and _is_whole(pair.target, role, entry.tensors)
         stream.versions = versions_of(pair.preds, pair.target)
         stream.structured = role is None and labels.has_pattern(arranged.target)
         if stream.structured:
@@ -196,6 +198,11 @@ def _stands_in(entry: LoaderCount, preds: Tensor, target: Tensor) -> bool:
     if not preds.is_floating_point():
         return preds.ndim > 0
     return preds.shape == target.shape and bool(((preds == 0) | (preds == 1)).all())
+
+
+def _is_whole(target: Tensor, role: int | None, tensors: Sequence[Tensor]) -> bool:
+    """Whether a target of the batch is a tensor of it with all of its elements, or a copy."""
+    return role is None or (role < len(tensors) and tensors[role].numel() == target.numel())
 
 
 def _is_yes_or_no(pair: Pair) -> bool:

@@ -65,6 +65,7 @@ class Stream:
         twin: The same counted as so many labels, until it is known that the shares always are.
         structured: Whether its target has a pattern that is made in the step.
         from_batch: Whether its target stands in the batch.
+        is_whole_tensor: Whether it is a tensor of the batch with all of its elements.
         pattern: That target, to see whether later steps make the same one.
         is_returned: Whether the step returned this loss.
         is_changed: Whether it was changed in place after a loss or a metric was given it.
@@ -95,6 +96,7 @@ class Stream:
     twin: ConfusionMatrix | None = None
     structured: bool = False
     from_batch: bool = False
+    is_whole_tensor: bool = False
     pattern: Tensor | None = None
     is_returned: bool = False
     is_changed: bool = False
@@ -240,6 +242,7 @@ class LoaderCount:
         labelled: Whether the batches may hold labels: more than one floating-point input.
         uses_labels: Whether labels of the batch say in the step which class is meant.
         kinds: What the step calls that is no classification.
+        selects: How many answers the batch chooses of all that the first step shows.
         owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
             some so that each rank gets as many. None where nothing is repeated.
         batch: The running step's, until the choice.
@@ -292,6 +295,7 @@ class LoaderCount:
     labelled: bool = True
     uses_labels: bool = False
     kinds: set[str] = field(default_factory=set)
+    selects: set[int] = field(default_factory=set)
     excluded: set[str] = field(default_factory=set)
     strides: list[tuple[int, int]] = field(default_factory=list)
     owned: int | None = None

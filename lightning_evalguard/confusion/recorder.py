@@ -25,6 +25,7 @@ from lightning_evalguard.confusion.loader import LoaderCount, Stream, tensors_of
 from lightning_evalguard.confusion.losses import LossTap
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
+from lightning_evalguard.confusion.parts import sizes_of
 from lightning_evalguard.confusion.reduce import agree, reduced
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
@@ -190,6 +191,9 @@ class Recorder:
                 loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
                 for stream in entry.streams:
                     stream.is_returned = stream.gave(loss)
+                sizes = {stream.elements for stream in entry.streams}
+                if len(sizes) > 1:  # of some answers, or of some and of all
+                    entry.selects = sizes_of(entry.tensors, sizes)
             elif not entry.counted and not entry.chosen.late:
                 self._following.fall_back(entry)
         finally:

@@ -134,6 +134,15 @@ def ambiguous(key: str, counted: str, others: Sequence[str]) -> str:
     )
 
 
+def only_a_part(key: str, counted: Stream, whole: Stream) -> str:
+    """What is scored is a part of what the loss is given, and nothing of the batch chose it."""
+    return (
+        f"{key}: counted is {counted.said}, which is given {counted.elements:,} of the "
+        f"{whole.elements:,} answers of {whole.said} in the first batch. "
+        'Return {"preds": ..., "target": ...} of the ones to count'
+    )
+
+
 # --- notes and warnings --------------------------------------------------------------------------
 
 

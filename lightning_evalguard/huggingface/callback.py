@@ -210,6 +210,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
     def _make(self, trainer: Any) -> Run:
         desk = Desk(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
+        sync.logs = False  # there is no LightningModule
         checks = self._checks(desk, sync)
         ranks = ranks_of(self._report, trainer.args.process_index, trainer.args.world_size)
         recorder = None

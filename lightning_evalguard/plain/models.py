@@ -108,6 +108,27 @@ class Model:
                 self._computed.append(weakref.ref(part))
 
 
+def are_rows(batch: Any, model: Model, size: int | None) -> bool:
+    """Whether each row of what a model is called with is a sample.
+
+    Args:
+        batch: Its one argument.
+        model: The model.
+        size: How many samples the loader gave; None where a script cuts its batches itself. Then
+            tables and images are taken for samples, and nothing where time may come first.
+    """
+    if not isinstance(batch, torch.Tensor) or batch.ndim < 2:
+        return False
+    root = model.inner()
+    of_time = root is not None and any(isinstance(part, _OF_TIME) for part in root.modules())
+    if size is not None:
+        return len(batch) == size and not (of_time and batch.shape[1] == size)
+    return batch.is_floating_point() and batch.ndim in (2, 4) and not of_time
+
+
+_OF_TIME = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
 class Models:
     """The root modules that were called, each met once."""
 

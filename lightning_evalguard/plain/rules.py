@@ -20,6 +20,7 @@ from lightning_evalguard.report import Finding
 _SAMPLES = re.compile(r"mc_|_mc|mcd|monte|dropout|uncertain|bayes|stochastic|ensemble|epistemic")
 _NO_GRAD = "expected torch.no_grad() or inference_mode()"
 _CALLEE = re.compile(r"([A-Za-z_][\w.\[\]\"']*)\(")
+_FUNCTIONAL = re.compile(r"\bfunctional_call\(\s*([A-Za-z_][\w.]*)\s*,")
 
 
 def evaluated_in_train_mode(call: Call) -> list[Finding]:
@@ -168,6 +169,9 @@ def woken_by_train(model: Model, call: Call) -> list[Finding]:
 
 def callee(site: Site, model: Model) -> str:
     """The name under which the script calls a model: ``model`` of ``model(x)``."""
+    functional = _FUNCTIONAL.search(site.expression)
+    if functional is not None:
+        return functional.group(1)
     for match in _CALLEE.finditer(site.expression):
         name = match.group(1)
         if not name.startswith(("torch.", "F.", "nn.", "print", "float", "criterion")):

@@ -39,6 +39,8 @@ class PlainSync(SyncCheck):
         place: The function whose steps run: the first steps of each are watched.
     """
 
+    logs = False
+
     def __init__(self, allowed: Callable[[], bool]) -> None:
         super().__init__((_FIRST, _EVERY), allowed)
         self.deaf = False

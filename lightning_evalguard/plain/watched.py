@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_evalguard.audit import Replays, Showing, why_not_again
+from lightning_evalguard.audit import Mode, Replays, Showing, why_not_again
 from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
@@ -37,9 +37,15 @@ class Held(Guard):
         self.stepped: Site | None = None
         self.site: Site | None = None
 
-    def release(self) -> None:
-        """It is an evaluation: what waits, and what comes, is said."""
+    def release(self, whole: bool = False) -> None:
+        """It is an evaluation: what waits, and what comes, is said.
+
+        Args:
+            whole: Whether one forward saw all samples: which are in its batch is then no choice.
+        """
         waiting, self._waiting = self._waiting, None
+        if whole:
+            waiting = [(f, p) for f, p in waiting or () if f.check != "batch"]
         if waiting:
             self._tell(waiting)
 
@@ -97,9 +103,9 @@ class Watched:
         guard.open(module, now)
         guard.start(now)
 
-    def release(self) -> None:
-        """What it found is said from now on."""
-        self._guard.release()
+    def release(self, whole: bool = False) -> None:
+        """What it found is said from now on; see `Held.release`."""
+        self._guard.release(whole)
 
     def stepped_at(self, site: Site) -> None:
         """An optimizer was stepped there, in the middle of the evaluation."""
@@ -148,7 +154,7 @@ class _LooseEndError(Exception):
 
 
 def make_held(
-    policies: dict[str, str], allow: Any, look: bool, grad: bool,
+    policies: dict[str, str], allow: Any, look: bool, grad: bool, rows: bool,
     optimizers: Callable[[], list[Any]], tell: Callable[[Any], None], site: Site | None = None,
 ) -> Held:  # fmt: skip
     """The guard of one model in one window.
@@ -158,17 +164,21 @@ def make_held(
         allow: Patterns of what is meant.
         look: Whether the first call is watched as it runs.
         grad: Whether gradients are on: then nothing is watched nor run again.
+        rows: Whether each row of what the first call is given is a sample: then it is run again on
+            halves of them.
         optimizers: Gives those of the script.
         tell: Takes what is found.
         site: The first call.
     """
-    checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), BatchCheck()]
-    checks.append(RngCheck(restore=False))
+    checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), RngCheck(restore=False)]
     if not grad:
         checks.insert(0, GradCheck())
+        if rows:
+            checks.append(BatchCheck())
     wanted = [(check, policies[check.name]) for check in checks]
     wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
-    replays = Replays("off" if grad else "auto", beside=optimizers, why_not=why_not_again)
+    audit: Mode = "full" if rows else "auto"
+    replays = Replays("off" if grad else audit, beside=optimizers, why_not=why_not_again)
     held = Held(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
     held.site = site
     return held

@@ -118,6 +118,11 @@ class Window:
         if call.grad and len(self.first) < _FOLLOWED:
             self.first.append(call)
 
+    @property
+    def loader_size(self) -> int | None:
+        """How many samples a loader gave for the running batch; None where there is no loader."""
+        return self.loop.size if self.loop is not None and not self.alone else None
+
     def proves(self) -> bool:
         """Whether batches that were not trained on show that it is an evaluation.
 

@@ -19,7 +19,7 @@ from lightning_evalguard.plain.comparisons import hear_sklearn
 from lightning_evalguard.plain.frames import functions_around, is_discarded, path_of
 from lightning_evalguard.plain.matrix import Scores
 from lightning_evalguard.plain.measures import MeasureTap
-from lightning_evalguard.plain.models import Model, Models
+from lightning_evalguard.plain.models import Model, Models, are_rows
 from lightning_evalguard.plain.names import Names
 from lightning_evalguard.plain.scored import Place
 from lightning_evalguard.plain.syncs import PlainSync
@@ -126,7 +126,7 @@ class Windows:
         window = self._window_for(call, user)
         again = window.count.get(call.key, 0) and not (window.confirmed or call.is_lazy)
         if again and self._is_scored(window):
-            self._confirm(window)
+            self._confirm(window, again=True)
         if window.alone and window.count.get(call.key, 0):
             self._batch_over(window)
         if window.in_batch == 0:
@@ -142,7 +142,8 @@ class Windows:
             call.model.evaluated = True
         elif call.grad:
             self._around.training.calls(call.model, call)
-        guard = self._guard_of(window, call)
+        rows = len(args) == 1 and not kwargs and are_rows(args[0], call.model, window.loader_size)
+        guard = self._guard_of(window, call, rows)
         if guard is not None:
             guard.begin(args if args else (*args, *kwargs.values()))
         self.runs = True
@@ -168,7 +169,7 @@ class Windows:
         """A model is called there: what it returns is no target."""
         self._places.add(place)
 
-    def _guard_of(self, window: Window, call: Call) -> Watched | None:
+    def _guard_of(self, window: Window, call: Call, rows: bool) -> Watched | None:
         """The checks of `evaluating`, where the modes are right: else all follows from them."""
         module = call.model.module()
         if module is None or call.is_lazy or call.model.awake(call.flags):
@@ -177,7 +178,7 @@ class Windows:
         if known is None:
             around = self._around
             held = make_held(
-                around.policies, around.allow, not call.model.looked_at, call.grad,
+                around.policies, around.allow, not call.model.looked_at, call.grad, rows,
                 lambda: list(around.training.optimizers), around.tell, call.site,
             )  # fmt: skip
             known = window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
@@ -213,8 +214,13 @@ class Windows:
             self._sklearn = hear_sklearn(self._asked)
         return window
 
-    def _confirm(self, window: Window) -> None:
-        """It is an evaluation: what is wrong with it is said now."""
+    def _confirm(self, window: Window, again: bool = False) -> None:
+        """It is an evaluation: what is wrong with it is said now.
+
+        Args:
+            window: The window.
+            again: Whether a call that it has begins once more.
+        """
         self._around.names.take(window)
         window.confirmed = True
         findings: list[Finding] = []
@@ -225,8 +231,9 @@ class Windows:
             call.model.evaluated = True
             self._around.training.evaluates(call.model)
         self.tell(findings)
+        whole = window.alone and not again and max(window.count.values(), default=0) < 2
         for guard in window.guards.values():
-            guard.release()
+            guard.release(whole)
 
     def _report_graphs(self, window: Window, at_exit: bool = False) -> None:
         """Once a later batch shows whether graphs are kept.

@@ -11,6 +11,7 @@ from models import (
     forms_metrics,
     forms_mixed,
     forms_nothing,
+    forms_parts,
     forms_returned,
 )
 from models.forms import FORMS, problems
@@ -22,6 +23,7 @@ MODULES = (
     forms_metrics,
     forms_mixed,
     forms_nothing,
+    forms_parts,
     forms_returned,
 )
 

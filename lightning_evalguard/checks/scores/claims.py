@@ -46,6 +46,7 @@ _NOT_A_MEAN = re.compile(
     r"rmse|pearson\w*|spearman\w*|kendall\w*|perplexity|ppl)(?:_?(?:macro|weighted|score|epoch))*$",
     re.IGNORECASE,
 )
+_ACCURACY = Claim("accuracy", "", "")
 _LOOKED_AT = 2  # evaluations in which every score is recomputed batch by batch
 _LOG_IT = "Log it in the step, with self.log."
 _WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.log."
@@ -263,6 +264,9 @@ class Claims:
             named = candidates(counted.result, claim)
             if fits(value, named):
                 return None
+        accuracies = counted.batches.series(_ACCURACY)
+        if self._how(heard, value, accuracies, counted)[0]:
+            return None  # whose mean it is as well
         for claim in NO_MEANS:
             if claim.family == "accuracy":
                 continue

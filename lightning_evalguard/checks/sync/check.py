@@ -39,6 +39,7 @@ class SyncCheck(Check):
 
     Attributes:
         notes: What was not watched, one sentence each.
+        logs: Whether the steps belong to a LightningModule.
 
     Raises:
         ValueError: If `sync_steps` is not two numbers, the first >= 0 and the second >= 1.
@@ -46,6 +47,7 @@ class SyncCheck(Check):
 
     name = "sync"
     enters = True
+    logs = True
 
     def __init__(
         self,
@@ -261,7 +263,7 @@ class SyncCheck(Check):
             "sync",
             now.stage,
             f"`{at.expression}` {makes} the host wait for the device, {often}{spent}",
-            remedy_of(op, at),
+            remedy_of(op, at, self.logs),
             location=at.location,
             expression=at.expression,
             function=at.function,

@@ -47,8 +47,22 @@ _BRANCH = "Choose with torch.where, or decide on a number that the host has."
 _READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
 
 
-def remedy_of(op: str, at: Where) -> str:
-    """One imperative, by the operator and by what called it."""
+_OR_LOG = ", or log it with self.log"
+
+
+def remedy_of(op: str, at: Where, logs: bool = True) -> str:
+    """One imperative, by the operator and by what called it.
+
+    Args:
+        op: What waits.
+        at: Where.
+        logs: Whether the step belongs to a LightningModule, which has ``self.log``.
+    """
+    remedy = _remedy_of(op, at)
+    return remedy if logs else remedy.replace(_OR_LOG, "")
+
+
+def _remedy_of(op: str, at: Where) -> str:
     if "distributions" in at.inside:
         return "Pass validate_args=False."
     if "grad_scaler" in at.inside:
