@@ -31,7 +31,7 @@ def sizes_of(leaves: Iterable[Tensor], sizes: set[int]) -> set[int]:
         if leaf.dtype != torch.bool:
             chosen.add(int(leaf.sum()))
         if leaf.numel() in sizes:
-            _, counts = leaf.unique(return_counts=True)
+            _, counts = torch.unique(leaf, return_counts=True)
             few = counts[:_VALUES].tolist()
             chosen.update(few)
             chosen.update(leaf.numel() - count for count in few)
@@ -88,7 +88,7 @@ def _is_contained(part: Stream, whole: Stream) -> bool:
     """Whether the answers of one stand among the other's, and no label says which are left out."""
     cells, counts = _cells(whole)
     mine, few = _cells(part)
-    places = {cell: count for cell, count in zip(cells, counts, strict=True)}
+    places = dict(zip(cells, counts, strict=True))
     if any(count > places.get(cell, 0) for cell, count in zip(mine, few, strict=True)):
         return False
     of_label: dict[int, list[int]] = {}
@@ -101,8 +101,9 @@ def _is_contained(part: Stream, whole: Stream) -> bool:
 
 def _cells(stream: Stream) -> tuple[list[tuple[int, int]], list[int]]:
     """Each target with each answer that it was given, and how often."""
-    assert stream.target is not None and stream.preds is not None
+    assert stream.target is not None
+    assert stream.preds is not None
     pairs = torch.stack((stream.target, stream.preds.to(stream.target.device)), 1)
     pairs = pairs[stream.target != stream.layout.ignore_index]
-    cells, counts = pairs.unique(dim=0, return_counts=True)
+    cells, counts = torch.unique(pairs, dim=0, return_counts=True)
     return [(t, p) for t, p in cells.tolist()], counts.tolist()

@@ -154,8 +154,9 @@ class _LooseEndError(Exception):
 
 
 def make_held(
-    policies: dict[str, str], allow: Any, look: bool, grad: bool, rows: bool,
+    policies: dict[str, str], allow: Any, look: bool, grad: bool,
     optimizers: Callable[[], list[Any]], tell: Callable[[Any], None], site: Site | None = None,
+    rows: bool = False,
 ) -> Held:  # fmt: skip
     """The guard of one model in one window.
 
@@ -164,11 +165,11 @@ def make_held(
         allow: Patterns of what is meant.
         look: Whether the first call is watched as it runs.
         grad: Whether gradients are on: then nothing is watched nor run again.
-        rows: Whether each row of what the first call is given is a sample: then it is run again on
-            halves of them.
         optimizers: Gives those of the script.
         tell: Takes what is found.
         site: The first call.
+        rows: Whether each row of what the first call is given is a sample: then it is run again on
+            halves of them.
     """
     checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), RngCheck(restore=False)]
     if not grad:

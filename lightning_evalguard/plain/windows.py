@@ -178,8 +178,8 @@ class Windows:
         if known is None:
             around = self._around
             held = make_held(
-                around.policies, around.allow, not call.model.looked_at, call.grad, rows,
-                lambda: list(around.training.optimizers), around.tell, call.site,
+                around.policies, around.allow, not call.model.looked_at, call.grad,
+                lambda: list(around.training.optimizers), around.tell, call.site, rows,
             )  # fmt: skip
             known = window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
             if window.confirmed:
