@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
-from lightning_evalguard.confusion.highest import highest, is_by_max
+from lightning_evalguard.confusion.highest import highest
 from lightning_evalguard.confusion.layout import Layout, read, reshaped
 from lightning_evalguard.confusion.result import ConfusionResult, Task
 
@@ -199,7 +199,7 @@ class ConfusionMatrix(Metric):
     def _predicted_soon(self, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """The classes, flat, and the scores by which `_joined` finds those that are NaN."""
         scored = self._is_scored(preds, target)
-        if scored and preds.ndim == 2 and is_by_max(preds):
+        if scored and preds.ndim == 2 and preds.is_floating_point():
             top, p = preds.max(1)
             return p, top
         p = highest(preds) if scored else preds.long().clamp(-1, self.layout.num_classes)
