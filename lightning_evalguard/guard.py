@@ -262,7 +262,7 @@ class Guard:
         self._all("scored", lambda check: check.scored(now))
 
     def flags(self, now: Moment, error: BaseException | None) -> None:
-        """Look at the modes once more, where no step has just ended."""
+        """Check modes once more at the end of the block."""
         self._all(
             "after_step",
             lambda check: check.after_step(now, None) if isinstance(check, ModesCheck) else (),
@@ -468,7 +468,7 @@ class Guard:
         return raised
 
     def _with_known_line(self, finding: Finding) -> Finding:
-        """The line at which the same was found before stands for an evaluation not followed."""
+        """Reuse the line found in an earlier evaluation that was followed line by line."""
         if finding.host != self._host:
             finding = replace(finding, host=self._host)
         if self._wrapped and finding.subject:

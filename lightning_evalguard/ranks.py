@@ -1,12 +1,12 @@
 """The ranks of a run come to one verdict, over their process group's own key-value store.
 
-A breach that one rank raises alone leaves the others in a collective for good. So a rank holds what
-it finds, and all meet at points that each of them comes to: after the first step of a kind of
-evaluation, before its matrices are added up, at its end, after the first training step that
-follows, and when the run is over. There each rank adds one to a counter; the last one reads what
-was said and writes the verdict, which the others read. That takes a third of an `all_reduce` on
-gloo, moves nothing between devices, and cannot hang: a rank that has nothing to do at a point says
-so without waiting, one that an exception ended has told the others, and every wait has an end.
+A violation that one rank raises alone leaves the other ranks waiting in a collective forever. So a
+rank holds what it finds, and all meet at points that each of them comes to: after the first step of
+a kind of evaluation, before its matrices are added up, at its end, after the first training step
+that follows, and when the run is over. There each rank adds one to a counter; the last one reads
+what was said and writes the verdict, which the others read. That takes a third of an `all_reduce`
+on gloo, moves nothing between devices, and cannot hang: a rank that has nothing to do at a point
+says so without waiting, one that an exception ended has told the others, and every wait has an end.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Alone:
         """
 
     def leave(self) -> None:
-        """An exception ended the run on this rank: nobody waits for it any more."""
+        """An exception ended the run on this rank: tell the others not to wait for it."""
 
 
 class Ranks(Alone):
@@ -223,7 +223,7 @@ class Ranks(Alone):
         """From now on each rank stands for itself."""
         self._apart = True
         self._report.note(
-            f"the ranks do not agree on findings any more, because {why}: a finding is raised "
+            f"the ranks no longer coordinate findings, because {why}: a finding is raised "
             "where it is seen, and there is no confusion matrix over all ranks"
         )
 

@@ -224,7 +224,7 @@ def test_a_rank_that_never_comes_is_waited_for_once_and_each_stands_for_itself()
     assert met.seconds[0] < 2
     assert [report.notes for report in met.reports] == [
         [
-            "the ranks do not agree on findings any more, because one of them did not come to the "
+            "the ranks no longer coordinate findings, because one of them did not come to the "
             "end of an evaluation: a finding is raised where it is seen, and there is no confusion "
             "matrix over all ranks"
         ]
@@ -571,7 +571,7 @@ def test_without_the_groups_store_the_ranks_agree_over_collectives(tmp_path: Pat
 def test_a_guard_on_rank_0_alone_waits_once_and_says_so(happened: list[dict[str, Any]]) -> None:
     notes, error, waited, _ = happened[0]["guard_on_rank_0_only"]
     assert error == ""
-    assert notes[0].startswith("the ranks do not agree on findings any more, because one of them")
+    assert notes[0].startswith("the ranks no longer coordinate findings, because one of them")
     assert waited < 10
 
 

@@ -1,4 +1,4 @@
-"""What samples contain: compared, hashed and read again without a trace."""
+"""What samples contain: compared, hashed and re-read without side effects."""
 
 from __future__ import annotations
 

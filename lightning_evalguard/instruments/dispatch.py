@@ -155,7 +155,7 @@ def modules_around(frame: FrameType | None) -> Iterator[nn.Module]:
 
 
 class _Aside(threading.local):
-    """``with aside:`` no `Watch` entered outside hears what runs inside, in this thread.
+    """``with aside:`` operators inside are hidden from every enclosing `Watch`, in this thread.
 
     For what the guard computes for itself: with two guards on one trainer, the one works within
     what the other watches. A class of its own, for it is entered many times a step.

@@ -15,7 +15,7 @@ _MOST = 20_000  # events of one trace: what takes more lines is not searched to 
 
 
 class LineTrace:
-    """Names the user's line after which something is another, while it is entered.
+    """Finds the user's line that changes a watched value, while it is entered.
 
     A write through ``.data``, a numpy view or a storage runs no operator; a flag is no tensor: what
     changed them is found by looking before each line and at the end. It may be entered again and
@@ -71,7 +71,7 @@ class LineTrace:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What is found inside stands alone in `found` until the end, and wins there."""
+        """Inside, `found` starts empty; at the end new results win over older ones."""
         before = dict(self.found)
         self.found.clear()
         try:

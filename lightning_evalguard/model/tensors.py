@@ -114,7 +114,7 @@ class Inventory:
             self._parameter_names = parameter_names
 
     def unwritten(self, since: Marks) -> bool:
-        """Whether nothing was registered, and no version has moved: the half of a `read`."""
+        """Whether nothing was registered, and no version moved: half a `read`'s cost."""
         self.refresh()
         # A plain comprehension is the cheapest way through a few hundred tensors.
         return self._names is since.names and since.versions == [t._version for t in self._tensors]

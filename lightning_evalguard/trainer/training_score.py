@@ -1,4 +1,4 @@
-"""The training score, measured as the validation score is: in eval mode, on samples at rest."""
+"""The training score, measured as validation's: in eval mode, on samples without augmentation."""
 
 from __future__ import annotations
 

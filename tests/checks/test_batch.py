@@ -115,7 +115,8 @@ def test_the_words(trainer: Make) -> None:
     line = report.findings[0].location.rpartition(":")[2]  # type: ignore[union-attr]
     assert words.said(report.findings[0]) == (
         f"tests/checks/test_batch.py:{line} in `Model` (the whole model): `x - x.mean(0)` gives a "
-        "sample other values among other samples. Compute it from each sample alone. [batch]"
+        "sample different outputs when the rest of the batch changes. "
+        "Compute it from each sample alone. [batch]"
     )
     forward, attributes, *_ = MIXING["in a list"]
     report = guarded(trainer, model(forward, **attributes))

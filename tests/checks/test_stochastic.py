@@ -151,8 +151,8 @@ def test_what_no_generator_shows_is_found_by_running_the_step_twice(trainer: Mak
 
     report = guarded(trainer, model(forward, draws=np.random.default_rng(0)))
     assert said(report) == [
-        f"{HERE} in `Model` (the whole model): `x * self.draws.random()` gave other values when "
-        "the step ran again on the same batch and seeds. Draw only in training: "
+        f"{HERE} in `Model` (the whole model): `x * self.draws.random()` returned different "
+        "values when replayed with the same batch and seeds. Draw only in training: "
         "`if self.training:`. [stochastic]"
     ]
 

@@ -210,7 +210,7 @@ def _finding(now: Moment, at: _Other) -> Finding:
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             remedy = "Pass track_running_stats=True, or use a norm of each sample (GroupNorm)."
     else:
-        fact = f"{said} gives a sample other values among other samples"
+        fact = f"{said} gives a sample different outputs when the rest of the batch changes"
         remedy = "Compute it from each sample alone."
     return Finding(
         check="batch",

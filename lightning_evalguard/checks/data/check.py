@@ -262,7 +262,7 @@ class DataCheck(Check):
                 remedy = "Keep random transforms out of evaluation, or draw from a seeded generator"
             found.append(
                 one.fact(
-                    "gave other samples in its first batches than in the evaluation before, "
+                    "gave other samples in its first batches than in the previous evaluation, "
                     f"expected the same each time: {said}",
                     f"{remedy}.",
                     certain=not streams,

@@ -27,7 +27,7 @@ class EvaluatedSet:
     location: str | None
     kind: str
     places: list[int] = field(default_factory=list)  # samples to read twice
-    varies: bool = False  # told already: other samples or another order each time
+    varies: bool = False  # already reported: other samples or another order each time
     known: list[Sketch] = field(default_factory=list)
     sketches: list[Sketch] = field(default_factory=list)
     batches: int = 0

@@ -56,14 +56,17 @@ class Structure:
             elif name in lazy:
                 if name not in still_lazy:
                     self._reported.update(n for n, h in self._held.items() if h.owner == name)
-                    fact, expected = f"took its shape and its weights {when}", "them before it"
+                    fact, expected = (
+                        f"was materialized {when}",
+                        "initialized lazy modules before it",
+                    )
                     remedy = "Run one batch through the model in `setup`."
                     change = of_module(name, module, fact, expected, remedy)
                     change.certain = False
                     changes.append(change)
             elif module is not old or type(module) is not self._classes[name]:
                 self._reported.update(n for n, h in self._held.items() if h.owner == name)
-                fact = f"took the place of a {self._classes[name].__name__} {when}"
+                fact = f"replaced a {self._classes[name].__name__} {when}"
                 expected, remedy = "the modules as before it", PUT_BACK
                 change = of_module(name, module, fact, expected, remedy, assigned.get(name))
                 # The same weights in another module may be another way to compute the same.

@@ -85,7 +85,7 @@ class StochasticCheck(Check):
         return ()
 
     def _private_moved(self) -> list[str]:
-        """Whether a generator that the model holds ends each step elsewhere than the last.
+        """Whether a private generator of the model advanced since the last step.
 
         One that is seeded anew in each step ends where it ended before.
         """

@@ -50,7 +50,7 @@ def _said(draw: Draw) -> str:
 
 def differing(now: Moment, draw: Draw) -> Finding:
     """An operator gave other values in a second replay."""
-    fact = f"{_said(draw)} gave other values when the step ran again on the same batch and seeds"
+    fact = f"{_said(draw)} returned different values when replayed with the same batch and seeds"
     return _of_draw(now, draw, fact, DRAW_IN_TRAINING, certain=False)
 
 

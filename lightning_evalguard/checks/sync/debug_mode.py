@@ -1,4 +1,4 @@
-"""CUDA's own switch for syncs as a second ear: it hears some waits that no override does."""
+"""Cross-check by CUDA's own switch: counts the syncs that no override reported."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ class DebugMode:
             self.unattributed += 1
         elif self._show is not None:
             self._show(message, category, *args, **kwargs)
-        else:  # somebody kept it beyond its time
+        else:  # a caller still holds our hook after `close`
             warnings._showwarnmsg_impl(warnings.WarningMessage(message, category, *args, **kwargs))  # type: ignore[attr-defined]
