@@ -51,7 +51,7 @@ def guarded(trainer: Make, module: pl.LightningModule, data: Any = None, **kwarg
         data="ignore", **({"batch": "warn", "metrics": None, "sync": "ignore"} | kwargs)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_evalguard.guard.warn", lambda finding: None)
+        patch.setattr("lightning_evalguard.guard.warn", lambda *_: None)
         trainer(callbacks=[guard]).fit(module, loader(), loader() if data is None else data)
     return guard.report
 

@@ -58,7 +58,7 @@ def guarded(trainer: Make, module: pl.LightningModule, entry: str = "fit", **kwa
     )
     made = trainer(callbacks=[guard])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_evalguard.guard.warn", lambda finding: None)
+        patch.setattr("lightning_evalguard.guard.warn", lambda *_: None)
         if entry == "fit":
             made.fit(module, loader(), loader())
         elif entry == "predict":
