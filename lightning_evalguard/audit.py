@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.effects import Effects
 from lightning_evalguard.instruments.generators import Generators
+from lightning_evalguard.instruments.given import Given
 from lightning_evalguard.instruments.replay import CannotReplay, Look, uncollected
 from lightning_evalguard.ranks import processes
 from lightning_evalguard.report import Finding, Report, broke
@@ -102,6 +103,8 @@ class Audit:
         self._root: nn.Module | None = None
         self._shown: set[str] = set()
         self._code: dict[CodeType, dict[str, Any]] = {}
+        self._given: Given | None = None  # to the running step
+        self._is_taken_from = False  # whether steps change the containers that they are given
 
     def open(self, root: nn.Module) -> None:
         """A run begins on `root`."""
@@ -111,8 +114,15 @@ class Audit:
 
     def close(self) -> None:
         """The run is over."""
-        self._root = None
+        self._root = self._given = None
         self._code.clear()
+
+    def begins(self, now: Moment, args: tuple[Any, ...]) -> None:
+        """A step is about to run on `args`: it may be run again on what they hold now."""
+        self._given = None
+        if self._is_taken_from or self._is_due(now):
+            with suppress(Exception):  # an object of the user's that does not let itself be walked
+                self._given = Given(args)
 
     @contextmanager
     def shown(self, now: Moment) -> Iterator[Showing]:
@@ -144,6 +154,9 @@ class Audit:
         kwargs: dict[str, Any],
     ) -> Judged:
         """What the witnesses find in ``call(*args, **kwargs)``, which was shown and has run."""
+        given, self._given = self._given, None
+        if given is not None and not self._is_taken_from:
+            self._is_taken_from = given.is_changed
         # a check that thins saw nothing of most steps
         tripped = self._guard.any("tripped_skipped" if now.thinned else "tripped")
         if not (showing.again or tripped):
@@ -151,7 +164,8 @@ class Audit:
         why = self._why_not(showing)
         if why is None:
             try:
-                with uncollected(), unseen():
+                as_before = given.as_before() if given is not None else nullcontext()
+                with uncollected(), unseen(), as_before:
                     return self._again(now, call, args, kwargs)
             except CannotReplay as error:
                 why = str(error)
@@ -167,18 +181,22 @@ class Audit:
 
     def _showing(self, now: Moment) -> Showing | None:
         """How this step is to be shown whatever happens in it: the first of each kind of run."""
-        audit = self.replays.audit
-        kind = spelling(now.stage).kind
-        if audit == "off" or kind in self._shown or not self._witnesses() or self._root is None:
+        root = self._root
+        if root is None or not self._is_due(now):
             return None
-        self._shown.add(kind)
-        again = audit == "full" or is_sanity_check(now.stage)
+        self._shown.add(spelling(now.stage).kind)
+        again = self.replays.audit == "full" or is_sanity_check(now.stage)
         return Showing(
             again and self.replays.why_not() is None,
-            {} if blinds_compiled(self._root) else self._subscribers(now),
+            {} if blinds_compiled(root) else self._subscribers(now),
             # Dynamo compiles no frame under a profiler
-            Effects(calls=not compiles(self._root)),
+            Effects(calls=not compiles(root)),
         )
+
+    def _is_due(self, now: Moment) -> bool:
+        """Whether a step is the first of its kind of run."""
+        is_new = spelling(now.stage).kind not in self._shown and self.replays.audit != "off"
+        return is_new and self._root is not None and bool(self._witnesses())
 
     def _witnesses(self) -> list[Any]:
         return [check for check, _ in self._guard.hearing("saw")]

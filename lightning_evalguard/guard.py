@@ -207,6 +207,7 @@ class Guard:
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
         now.thinned = not self._pace.looks(now.dataloader)
+        self._audit.begins(now, args)
         event = "before_skipped_step" if now.thinned else "before_step"
         if found := self.call(event, now, args):
             self._judge(found, quiet=False)
