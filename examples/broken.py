@@ -1,4 +1,4 @@
-"""The digits model with one planted bug, which Lightning alone runs to the end with no warning."""
+"""The digits model with one planted bug: Lightning alone runs each of them to the end."""
 
 import argparse
 import sys
@@ -49,7 +49,7 @@ BUGS = {bug.__name__: bug for bug in Digits.__subclasses__()}
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bug", choices=BUGS, default="TrainInStep")
-    parser.add_argument("--unguarded", action="store_true", help="Lightning alone: no warning")
+    parser.add_argument("--unguarded", action="store_true", help="Lightning alone")
     given = parser.parse_args()
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False,
                          callbacks=[] if given.unguarded else [EvalGuard()])  # fmt: skip

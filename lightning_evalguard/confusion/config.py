@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from lightning_evalguard.confusion.result import Task
-from lightning_evalguard.hints import names_keywords
+from lightning_evalguard.hints import did_you_mean, names_keywords
 
 PredsAre = Literal["logits", "probs", "labels"]
+
+_PER_CLASS = 20  # classes up to which the F1 of each is computed
+# By default at most eight of one task, and what is asked for by `top_k`.
+_LOGGED = (
+    "accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted",
+    "mcc", "kappa", "hamming_accuracy", "precision_micro", "recall_micro", "f1_micro",
+    "top*_accuracy",
+)  # fmt: skip
+_KNOWN = frozenset({
+    *_LOGGED, "precision_weighted", "recall_weighted", "specificity_macro", "specificity_weighted",
+    "recall_min", "majority_baseline", "precision", "recall", "f1", "specificity",
+})  # fmt: skip
 
 
 class ConfusionMetrics:
@@ -34,7 +47,12 @@ class ConfusionMetrics:
         top_k: Also count targets among the k highest scores; one k or several.
         max_full_classes: Above this number of classes the matrix is not kept, but support,
             predictions and hits of each class and the confused pairs are.
-        per_class: Log the F1 of each class where there are at most this many classes.
+        scores: Which scores are logged, as names or glob patterns: ``["accuracy", "f1_class/*"]``,
+            ``["*"]``. By default eight: accuracy, balanced accuracy, macro precision, recall and
+            F1, weighted F1, MCC and kappa. All stand in ``result.scores`` in any case; what a
+            callback or a scheduler monitors is logged too.
+        per_class: Log the F1 of each class where there are at most this many classes; by default
+            they are computed up to 20 classes, and not logged.
 
     Raises:
         ValueError: For an argument out of its range, naming it.
@@ -58,7 +76,8 @@ class ConfusionMetrics:
         source: Callable[[Any, Any], Any] | str | None = None,
         top_k: int | Sequence[int] | None = None,
         max_full_classes: int = 2048,
-        per_class: int = 20,
+        scores: Sequence[str] | None = None,
+        per_class: int | None = None,
     ) -> None:
         if task is not None and task not in get_args(Task):
             raise ValueError(f"task={task!r}: expected one of {_listed(get_args(Task))}")
@@ -84,7 +103,7 @@ class ConfusionMetrics:
         ks = _checked_ranks(top_k, num_classes)
         if not _is_int(max_full_classes) or max_full_classes < 2:
             raise ValueError(f"max_full_classes={max_full_classes!r}: expected 2 or more")
-        if not _is_int(per_class) or per_class < 0:
+        if per_class is not None and (not _is_int(per_class) or per_class < 0):
             raise ValueError(f"per_class={per_class!r}: expected 0 or more")
         self.num_classes = num_classes
         self.class_names = class_names
@@ -95,7 +114,33 @@ class ConfusionMetrics:
         self.source = source
         self.top_k = ks
         self.max_full_classes = max_full_classes
-        self.per_class = per_class
+        self.per_class = _PER_CLASS if per_class is None else per_class
+        self.scores = _checked_scores(scores, asks_per_class=per_class is not None)
+
+    def logs(self, score: str) -> bool:
+        """Whether a score is logged, as far as this says it.
+
+        Example:
+            >>> ConfusionMetrics().logs("mcc"), ConfusionMetrics(scores=["f1_*"]).logs("mcc")
+            (True, False)
+        """
+        return any(fnmatchcase(score, pattern) for pattern in self.scores)
+
+
+def _checked_scores(given: Any, asks_per_class: bool) -> tuple[str, ...]:
+    """The names and patterns of the scores that are logged."""
+    if given is None:
+        return (*_LOGGED, *(["f1_class/*"] if asks_per_class else []))
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise ValueError(f"scores={given!r}: expected a list of names or patterns")
+    listed = list(given)
+    for name in listed:
+        if not isinstance(name, str):
+            raise ValueError(f"scores={listed!r}: expected a list of names or patterns")
+        known = name in _KNOWN or fnmatchcase(name, "top*_accuracy") or "_class/" in name
+        if not known and not set("*?[") & set(name):
+            raise ValueError(f"scores: {name!r} is no score{did_you_mean(name, _KNOWN)}")
+    return tuple(listed)
 
 
 def _checked_names(names: Any, expected: int | None, least: int) -> tuple[str, ...]:

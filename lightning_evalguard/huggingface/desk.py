@@ -83,6 +83,11 @@ class Desk:
     def callbacks(self) -> list[Any]:
         return list(self.trainer.callback_handler.callbacks)
 
+    def best_by(self) -> str | None:
+        """The score by which the Trainer chooses its best model, whether it keeps that or not."""
+        metric = self.trainer.args.metric_for_best_model
+        return None if metric is None else str(metric).removeprefix("eval_")
+
     # for `data`
 
     def evaluated(self) -> Evaluated:

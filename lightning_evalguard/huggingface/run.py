@@ -246,10 +246,12 @@ class Run:
     def _merge(
         self, prefix: str, result: ConfusionResult, metrics: dict[str, Any]
     ) -> Iterator[Finding]:
+        logs = self._recorder.config.logs if self._recorder is not None else lambda score: True
         for score, value in result.scores.items():
             key = f"{prefix}_{score}"
             if key not in metrics:
-                metrics[key] = value
+                if logs(score) or score == self.desk.best_by():
+                    metrics[key] = value
                 continue
             theirs = metrics[key]
             if isinstance(theirs, bool) or not isinstance(theirs, (int, float)):

@@ -6,6 +6,7 @@ against Lightning 2.2 to 2.6 by tests/trainer/test_versions.py, which names thos
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -355,6 +356,17 @@ def logged_step(trainer: Trainer) -> int:
     return int(_read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step))
 
 
+def monitored(trainer: Trainer) -> set[str]:
+    """The keys by which a callback or a scheduler of `trainer` chooses, or names a file."""
+    keys = {vars(callback).get("monitor") for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    keys |= {config.monitor for config in trainer.lr_scheduler_configs}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        filename = vars(callback).get("filename")
+        if isinstance(filename, str):
+            keys |= set(re.findall(r"\{([^:}=]+)", filename))
+    return {key for key in keys if isinstance(key, str)}
+
+
 __all__ = [
     "PRIVATE",
     "Books",
@@ -372,6 +384,7 @@ __all__ = [
     "logged_so_far",
     "logged_step",
     "logs_ours",
+    "monitored",
     "out_of_the_books",
     "owner",
     "trained_keys",

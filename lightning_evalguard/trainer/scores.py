@@ -121,13 +121,15 @@ class Scores:
         )
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours
+        asked = _lightning.monitored(trainer)
         differing = []
         for key, result in recorded.results.items():
             stage, _, loader = key.partition("/")
             for score, value in result.scores.items():
                 name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
                 if name not in self._theirs:
-                    self._log_scalar(name, value)
+                    if self._recorder.config.logs(score) or name in asked:
+                        self._log_scalar(name, value)
                     continue
                 theirs = float(trainer.callback_metrics[name])
                 difference = result.explained(

@@ -162,7 +162,8 @@ class TrainingScore:
                 self._report.confusion.update(results)
                 for result in results.values():
                     for score, value in result.scores.items():
-                        found.setdefault(score, value)
+                        if recorder.config.logs(score):
+                            found.setdefault(score, value)
         return found
 
     def _in_modes(self, plan: _Plan, modes: Mapping[str, bool]) -> dict[str, float]:

@@ -65,6 +65,53 @@ def test_the_scores_are_sklearns_and_can_be_monitored_in_either_order(
     assert guard.report.findings == []
 
 
+EIGHT = ["accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "kappa", "mcc",
+         "precision_macro", "recall_macro"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "logged"),
+    [
+        (ConfusionMetrics(scores=["f1_macro", "f1_class/*"]),
+         ["f1_class/0", "f1_class/1", "f1_class/2", "f1_macro"]),
+        (ConfusionMetrics(scores=[]), []),
+        (ConfusionMetrics(per_class=3), sorted([*EIGHT, *(f"f1_class/{i}" for i in range(3))])),
+        (ConfusionMetrics(top_k=2), sorted([*EIGHT, "top2_accuracy"])),
+        (ConfusionMetrics(per_class=2), EIGHT),
+    ],
+)  # fmt: skip
+def test_the_user_chooses_which_scores_are_logged(
+    config: ConfusionMetrics, logged: list[str], trainer: Make
+) -> None:
+    guard = EvalGuard(metrics=config)
+    run = trainer(callbacks=[guard], limit_train_batches=1)
+    run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
+    keys = sorted(key.removeprefix("val/") for key in run.callback_metrics if "val/" in key)
+    assert keys == logged
+    assert "specificity_macro" in guard.report.confusion["val"].scores  # computed in any case
+
+
+def test_a_score_that_a_callback_monitors_is_logged(trainer: Make, tmp_path: Path) -> None:
+    saved = ModelCheckpoint(
+        tmp_path, monitor="val/f1_class/1", mode="max", filename="{epoch}-{val/recall_min:.2f}"
+    )
+    run = trainer(callbacks=[EvalGuard(), saved], limit_train_batches=1, enable_checkpointing=True)
+    run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
+    assert saved.best_model_score is not None
+    assert {"val/f1_class/1", "val/recall_min"} <= set(run.callback_metrics)
+
+
+@pytest.mark.parametrize("given", ["accuracy", 3, [1], {"accuracy": 1}])
+def test_scores_that_are_no_list_of_names_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="scores="):
+        ConfusionMetrics(scores=given)
+
+
+def test_a_misspelt_score_is_refused_with_the_one_that_is_meant() -> None:
+    with pytest.raises(ValueError, match=r"'f1_marco' is no score. Did you mean: f1_macro"):
+        ConfusionMetrics(scores=["f1_marco"])
+
+
 def test_nothing_is_counted_in_the_sanity_check(trainer: Make) -> None:
     guard = EvalGuard()
     run = trainer(callbacks=[guard], limit_train_batches=1)
@@ -79,7 +126,9 @@ def test_tensorboard_and_csv_hold_the_scalars_and_the_figure(trainer: Make, tmp_
     run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     events = EventAccumulator(loggers[0].log_dir, size_guidance={"images": 0}).Reload()
     tags = events.Tags()
-    assert {"val/accuracy", "val/f1_macro", "val/mcc", "val/f1_class/1"} <= set(tags["scalars"])
+    assert sorted(tag for tag in tags["scalars"] if tag.startswith("val/")) == [
+        f"val/{score}" for score in EIGHT
+    ]
     images = events.Images("val/confusion_matrix")
     assert [e.step for e in images] == [e.step for e in events.Scalars("val/accuracy")]
     assert len(images) == 2
