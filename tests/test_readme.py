@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_evalguard
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -106,7 +107,14 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
             value.stop()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("code", blocks(README, "python"))
+def test_a_block_of_the_readme_brings_its_imports(code: str, namespace: dict[str, Any]) -> None:
+    """It is pasted alone: what it needs beside your model, it imports itself."""
+    own = {name: namespace[name] for name in ("__name__", "module", "model", "loader", "quiet")}
+    exec(compile(code.replace("= Trainer(", "= quiet("), "README.md", "exec"), own)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_the_code_of_a_page_runs(page: Path, namespace: dict[str, Any]) -> None:
     text = page.read_text(encoding="utf-8")
     for code in blocks(page, "python"):

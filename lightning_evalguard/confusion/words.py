@@ -161,8 +161,8 @@ def report(entry: LoaderCount, result: ConfusionResult, recorded: Recorded) -> N
     elif entry.in_doubt and result.preds_are == "logits":
         entry.in_doubt = False
         recorded.warnings.append(
-            f"{entry.key}: the scores are logits, for some lie outside [0, 1]; until now "
-            "none did, so they were taken for probabilities. "
+            f"{entry.key}: the outputs are logits, for some lie outside [0, 1]; until now none "
+            "did, so earlier scores took them for probabilities. "
             'Pass ConfusionMetrics(preds_are="logits")'
         )
     if entry.left_out and _first(entry, "count"):
@@ -175,8 +175,8 @@ def report(entry: LoaderCount, result: ConfusionResult, recorded: Recorded) -> N
         recorded.notes.append(f"{entry.key}: left out of each evaluation are {entry.dropped}")
     if entry.partly and _first(entry, "partly"):
         recorded.notes.append(
-            f"{entry.key}: the step itself selects: {entry.partly:,} of {entry.given:,} samples "
-            f"do not reach {result.source}"
+            f"{entry.key}: {entry.partly:,} of {entry.given:,} samples are in no score, because "
+            f"the step selects before {result.source}"
         )
     if entry.untrimmed and _first(entry, "untrimmed"):
         recorded.notes.append(

@@ -50,13 +50,13 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
         ),
         (
             zoo.TimeFirst,
-            "batches of 5 samples are weighed as 4, the length of dim 0 of the batch's first "
-            "tensor. Pass batch_size=<number of samples> to self.log. [scores]",
+            "self.log weighs a batch of 5 samples as 4: it took dim 0 of the batch's first tensor "
+            "for the samples. Pass batch_size=<number of samples> to self.log. [scores]",
         ),
         (
             zoo.WeighsAllAlike,
-            "is the mean of 4 batches' means as if all had as many samples, and they have 5 to 1. "
-            "Pass batch_size=<number of samples> to self.log. [scores]",
+            "is the plain mean of 4 batches' means, though batches have 5 to 1 samples: small ones "
+            "weigh too much. Pass batch_size=<number of samples> to self.log. [scores]",
         ),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

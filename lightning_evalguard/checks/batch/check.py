@@ -94,7 +94,10 @@ class BatchCheck(Check):
                 error = self._run(look, part, take)
             if error is not None:
                 kind = type(error).__name__
-                self.notes.append(f"batch: the step does not run on other samples ({kind})")
+                self.notes.append(
+                    f"batch: the step fails on half of its batch ({kind}); whether its outputs "
+                    "depend on the batch is not known"
+                )
                 return []
             if first_mixing(whole, part, start) is not None:
                 return self._located(now, look, part, start)

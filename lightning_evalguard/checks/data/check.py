@@ -345,8 +345,8 @@ class DataCheck(Check):
         if found and one.index and leak.is_whole and "training" in side.words:
             self._watched.add(id(one))
             self._note(
-                f"`{one.name}` gives samples of {side.words} and no others: taken for a look at "
-                "training beside the evaluation, and not reported"
+                f"`{one.name}` gives training samples alone ({side.words}), and is no finding: it "
+                "seems meant as a look at training"
             )
             return []
         return found

@@ -142,7 +142,7 @@ class Claims:
         how = misread_as(result.misread, named, value)
         if how is not None and how.rounds:
             return "right"
-        said = f"is {value:.4f}; of the {result.total:,} answers counted {shown(named, claim)}"
+        said = f"is {value:.4f}; the {result.total:,} answers counted give {shown(named, claim)}"
         if how is not None:
             fix = how.remedy or f"Give it `logits.sigmoid()`, {OR}"
             return Fact(f"{said}; {how.how}", fix, heard.key, certain=False)
@@ -188,7 +188,10 @@ class Claims:
             uneven = len(set(answers)) > 1
             if name in ("accuracy", "hamming_accuracy") and uneven:
                 spread = f"{min(answers):.0f} to {max(answers):.0f}"
-                return f"{how}, as if all had as many answers, and they have {spread}", _WEIGH_IT
+                return (
+                    f"{how}, though batches have {spread} answers: small ones weigh too much",
+                    _WEIGH_IT,
+                )
             return how, _METRIC
         if kind:
             return f"it is the {kind} batch's {name}, of {n} batches", _LOG_IT
@@ -279,8 +282,8 @@ class Claims:
                 if right is None or close(right, value):
                     continue
                 return Fact(
-                    f"is {value:.4f}, the mean of {n} batches' {name}; of the "
-                    f"{counted.result.total:,} answers counted it is {right:.4f}",
+                    f"is {value:.4f}, the mean of {n} batches' {name}; the "
+                    f"{counted.result.total:,} answers counted give {right:.4f}",
                     remedy,
                     heard.key,
                     certain=False,
@@ -318,8 +321,8 @@ def _of_summary(heard: Heard, value: float, summary: Summary) -> Fact:
     if summary.kind == "plain mean":
         sizes = one.samples or one.answers
         fact = (
-            f"is the mean of {n} batches' means as if all had as many samples, and they have "
-            f"{sizes[0]} to {sizes[-1]}"
+            f"is the plain mean of {n} batches' means, though batches have {sizes[0]} to "
+            f"{sizes[-1]} samples: small ones weigh too much"
         )
         return Fact(fact, _WEIGH_IT, heard.key, certain=False)
     if summary.kind == "stale mean":

@@ -198,13 +198,13 @@ class Tally:
             return None  # a mean over points, of which each batch has as many as it weighs
         if constant:
             fact = (
-                f"is the mean of {len(weights)} batches' means as if all had as many samples, "
-                f"and they have {samples[0]} to {samples[-1]}"
+                f"is the plain mean of {len(weights)} batches' means, though batches have "
+                f"{samples[0]} to {samples[-1]} samples: small ones weigh too much"
             )
         else:
             fact = (
-                f"batches of {samples[0]} samples are weighed as {weights[0]}, the length of dim 0 "
-                "of the batch's first tensor"
+                f"self.log weighs a batch of {samples[0]} samples as {weights[0]}: it took dim 0 "
+                "of the batch's first tensor for the samples"
             )
         return Fact(fact, "Pass batch_size=<number of samples> to self.log.", heard.key)
 

@@ -190,7 +190,7 @@ def _remedy(chooser: Chooser, key: str) -> str:
 
 
 def _counted(chooser: Chooser, looks: int) -> tuple[str, str]:
-    fact = f"{chooser.name} counts one value {looks} times, expected each evaluation's once"
+    fact = f"{chooser.name} counts the same value {looks} times, expected once an evaluation"
     if chooser.kind == "stop":
         return fact, f"Pass `{chooser.name}(check_on_train_epoch_end=False)`."
     return fact, (

@@ -70,5 +70,6 @@ class Noise:
             yield (
                 f"`{key}`: its best, {best:.4f} at step {best_step}, {inside} the 95 % interval of "
                 f"the last, {last:.4f} ({low:.4f} to {high:.4f}); {within} of the "
-                f"{len(values) - 1} other evaluations are as good but for chance"
+                f"{len(values) - 1} other evaluations differ from it by no more than chance: which "
+                "of them is the best is luck"
             )

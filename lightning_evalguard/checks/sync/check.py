@@ -102,8 +102,8 @@ class SyncCheck(Check):
         missed = self._second.unattributed if self._second is not None else 0
         if missed:
             report.note(
-                f"syncs: torch.cuda.set_sync_debug_mode saw {missed:,} waits more in the watched "
-                "steps, of operators that no line was found for"
+                f"syncs: torch.cuda.set_sync_debug_mode counted {missed:,} waits in the watched "
+                "steps that are not listed, because no line was found for them"
             )
         if self._watch is not None and self._watch.missed_backward:
             report.note(

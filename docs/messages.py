@@ -1,0 +1,135 @@
+"""Collects every sentence that the package can print: ``python docs/messages.py`` writes them.
+
+``tests/golden/messages.txt`` holds all of them, by file, to be read side by side;
+``docs/messages.md`` those of findings and notes, by check. ``{}`` stands where a name, a place or a
+number is filled in. A test fails where either is not what the package says.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lightning_evalguard"
+GOLDEN = ROOT / "tests" / "golden" / "messages.txt"
+PAGE = ROOT / "docs" / "messages.md"
+CHECKS = (
+    "modes", "grad", "state", "stochastic", "batch", "rng", "data", "sync", "weights", "scores",
+    "selection",
+)  # fmt: skip
+# What is printed of findings outside of the checks' own files, by the start of a file's name.
+_ELSEWHERE = {"confusion/": "scores", "plain/": "scripts", "model/attributes": "modes"}
+_IMPERATIVE = re.compile(
+    r"(Add|Apply|Assign|Call|Catch|Change|Choose|Collect|Compare|Compute|Copy|Count|Create|Declare|"
+    r"Decide|Delete|Divide|Draw|Evaluate|Fill|Fix|Freeze|Give|Hold|Keep|Leave|Let|Load|Log|Look|"
+    r"Make|Name|Normalise|Pack|Pass|Print|Put|Read|Register|Remove|Replace|Reset|Return|Run|Save|"
+    r"Set|Share|Shuffle|Split|Start|Step|Swap|Take|Train|Update|Use|Wait|Weigh|Work|Write)\b \S"
+)
+_NO_SENTENCE = re.compile(r"\(\?|\\b|\\w|<iframe|def call|comes first|%\(prog\)s|-----BEGIN")
+
+
+def sentences(path: Path) -> Iterator[str]:
+    """Each text of a file that people may read, in the order of its lines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    left_out: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            left_out.add(node.value)  # a docstring
+        if isinstance(node, ast.JoinedStr):
+            left_out |= set(node.values)
+    found = []
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append((node.lineno, node.col_offset, node.value))
+        elif isinstance(node, ast.JoinedStr):
+            parts = [str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values]
+            found.append((node.lineno, node.col_offset, "".join(parts)))
+    for *_, text in sorted(found):
+        if is_sentence(text):
+            yield " ".join(text.split())
+
+
+def is_sentence(text: str) -> bool:
+    """Whether it is more than a name, a pattern or code.
+
+    Example:
+        >>> is_sentence("is in train mode, expected eval mode"), is_sentence("val/accuracy")
+        (True, False)
+    """
+    words = re.findall(r"[A-Za-z]{2,}", text)
+    listed = len(words) > 15 and not re.search(r"[.,:;`{(]", text)  # words of a lookup
+    return len(words) >= 3 and " " in text.strip() and not listed and not _NO_SENTENCE.search(text)
+
+
+def by_file() -> dict[str, list[str]]:
+    """The sentences of each file of the package that has some."""
+    files = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name == "lettering.py":  # names of fonts
+            continue
+        listed = list(dict.fromkeys(sentences(path)))
+        if listed:
+            files[path.relative_to(PACKAGE).as_posix()] = listed
+    return files
+
+
+def golden() -> str:
+    """All of them, as they are read side by side."""
+    blocks = [
+        "\n".join([f"# {name}", *(f"  {line}" for line in listed)])
+        for name, listed in by_file().items()
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def check_of(name: str) -> str | None:
+    """The check whose findings a file's sentences are; None for the command line and the like."""
+    folder, _, rest = name.partition("/")
+    if folder == "checks" and not rest.startswith(("registry", "check.py")):
+        return rest.partition("/")[0].removesuffix(".py")
+    return next((check for start, check in _ELSEWHERE.items() if name.startswith(start)), None)
+
+
+def page() -> str:
+    """The page of messages: a section a check, what is said and what it says to do."""
+    said: dict[str, list[str]] = {check: [] for check in (*CHECKS, "scripts")}
+    for name, listed in by_file().items():
+        check = check_of(name)
+        if check is not None:
+            said[check] += [line for line in listed if line not in said[check]]
+    lines = [
+        "# Every message",
+        "",
+        "Made from the source by `python docs/messages.py`: what each check can say, as it stands "
+        "in the code, `{}` for a name, a place or a number. A finding is put together as "
+        "`<where>: <fact>. <remedy> If it is meant: <switch>. [<check>]`; parts of sentences are "
+        "filled into others. What stands under *to do* is a remedy. [What each check finds and "
+        "what stays silent](checks.md).",
+    ]
+    for check, listed in said.items():
+        to_do = [line for line in listed if _IMPERATIVE.match(line)]
+        facts = [line for line in listed if line not in to_do]
+        title = "Plain scripts" if check == "scripts" else check
+        lines += ["", f"## {title}", ""]
+        lines += [f"- {_code(line)}" for line in facts]
+        if to_do:
+            lines += ["", "*To do:*", ""]
+            lines += [f"- {_code(line)}" for line in to_do]
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    fence = "``" if "`" in text else "`"
+    edge = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(golden(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
