@@ -1,4 +1,4 @@
-"""Two processes, 359 samples: the sampler repeats one so that both have as many; the matrix does not.
+"""Two processes, 359 samples: the sampler repeats one, and the matrix counts it once.
 
 The mean that `self.log` makes counts that sample twice; `val/accuracy` of the guard is exact.
 """
