@@ -13,14 +13,13 @@ from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.functions import SigmoidTap
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.loader import (
-    Identity,
     LoaderCount,
     Stream,
-    is_known,
     tensors_of,
     versions_of,
 )
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.memory import Identity, is_known
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.taps import metrics_of
 from lightning_evalguard.confusion.words import changed_in_place, overwritten, sigmoid_twice

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.config import ConfusionMetrics
-from lightning_evalguard.confusion.loader import Identity, LoaderCount, Spare, Stream, is_known
+from lightning_evalguard.confusion.loader import LoaderCount, Spare, Stream
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.memory import Identity, is_known
 from lightning_evalguard.confusion.sources import Pair
 
 _HELD = 1 << 20  # elements of a pair that may wait for the end of its step

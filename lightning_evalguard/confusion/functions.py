@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_evalguard.confusion.loader import Identity
 from lightning_evalguard.confusion.losses import See
+from lightning_evalguard.confusion.memory import Identity
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
 from lightning_evalguard.instruments.calls import Follow, can_follow, code_of
 from lightning_evalguard.instruments.dispatch import compiles

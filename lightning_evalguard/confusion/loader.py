@@ -8,41 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_evalguard.confusion import labels
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
+from lightning_evalguard.confusion.memory import Identity
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.report import Finding
 
 _SCORED = 1 << 16  # scores of an evaluation that are kept where the module names a threshold
-
-
-class Identity:
-    """Which elements of which storage a tensor is, without keeping it alive."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        self._where = (tensor.storage_offset(), tensor.shape, tensor.stride())
-
-    def is_of(self, other: Identity) -> bool:
-        """Whether both are the same, of a storage that still lives: memory is used again."""
-        return self._where == other._where and self.shares_storage(other)
-
-    def shares_storage(self, other: Identity) -> bool:
-        """Whether both lie in one storage that still lives."""
-        return (
-            not self._storage.expired()  # type: ignore[no-untyped-call]
-            and self._storage.cdata == other._storage.cdata
-        )
-
-
-def is_known(this: Identity, others: Sequence[Identity]) -> bool:
-    """Whether a tensor is one of `others`."""
-    return any(one.is_of(this) for one in others)
 
 
 @dataclass(eq=False)

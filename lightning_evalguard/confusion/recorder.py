@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_evalguard.confusion import sources
+from lightning_evalguard.confusion import names, sources
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.by_hand import GatherTap
 from lightning_evalguard.confusion.choosing import choose, name_others
@@ -121,10 +121,8 @@ class Recorder:
             entry.owned = owned(loader)
             entry.keeps_scores = self._cuts_itself
             if not entry.agreed:
-                entry.names = self.config.class_names or sources.names_of(
-                    loader, module, datamodule
-                )
-                entry.known = sources.classes_of(module)
+                entry.names = self.config.class_names or names.names_of(loader, module, datamodule)
+                entry.known = names.classes_of(module)
 
     def before_step(self, batch: Any, dataloader_idx: int = 0) -> None:
         """The step is about to run on `batch`: listen to its metrics and losses."""

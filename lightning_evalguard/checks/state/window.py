@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from lightning_evalguard.checks.state.contents import (
 from lightning_evalguard.checks.state.optimization import Optimization
 from lightning_evalguard.checks.state.process import setting_changes
 from lightning_evalguard.checks.state.reported import Reported
+from lightning_evalguard.checks.state.run import Run
 from lightning_evalguard.checks.state.structure import Structure
 from lightning_evalguard.checks.state.training import TrainingState
 from lightning_evalguard.checks.state.writes import Places, Writes, attribute_of
@@ -50,31 +51,6 @@ _CLOSELY = 2  # batches of an evaluation on which also what costs more is looked
 _SPARSELY = 8  # from then on, every so many batches
 _RARELY = 16  # from this one on few are looked at, each in full
 _PROBES = 8  # parameters of which a piece tells whether weights were swapped unseen
-
-
-class Run(Protocol):
-    """What a window asks of the run that it lies in.
-
-    Attributes:
-        restless: Tensors that moved and whose contents did not, as far as a piece of them shows.
-        calibrated: Statistics that were reported as estimated anew.
-        assigned: The lines that registered a tensor or a module in this evaluation.
-        pending: Changes that no finding was made of yet.
-    """
-
-    restless: set[str]
-    calibrated: set[str]
-    assigned: dict[str, Site | None]
-    pending: list[Change]
-
-    def note(self, sentence: str) -> None:
-        """Say what could not be checked."""
-
-    def optimization(self) -> Optimization:
-        """The optimizers and schedulers as they are now."""
-
-    def accumulates(self) -> bool:
-        """Whether gradients that stand when an evaluation begins are still needed."""
 
 
 class Window:
