@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -12,15 +13,24 @@ from lightning_evalguard.hints import did_you_mean, names_keywords
 PredsAre = Literal["logits", "probs", "labels"]
 
 _PER_CLASS = 20  # classes up to which the F1 of each is computed
-# By default at most eight of one task, and what is asked for by `top_k`.
-_LOGGED = (
-    "accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted",
-    "mcc", "kappa", "hamming_accuracy", "precision_micro", "recall_micro", "f1_micro",
-    "top*_accuracy",
-)  # fmt: skip
+# What is logged by default: at most eight of one task, and what is asked for by `top_k`.
+_LOGGED: dict[Task, tuple[str, ...]] = {
+    "binary": (
+        "accuracy", "balanced_accuracy", "precision", "recall", "f1", "specificity", "f1_macro",
+        "mcc",
+    ),
+    "multiclass": (
+        "accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro",
+        "f1_weighted", "mcc", "kappa", "top*_accuracy",
+    ),
+    "multilabel": (
+        "accuracy", "hamming_accuracy", "precision_micro", "recall_micro", "f1_micro",
+        "precision_macro", "recall_macro", "f1_macro",
+    ),
+}  # fmt: skip
 _KNOWN = frozenset({
-    *_LOGGED, "precision_weighted", "recall_weighted", "specificity_macro", "specificity_weighted",
-    "recall_min", "majority_baseline", "precision", "recall", "f1", "specificity",
+    *itertools.chain(*_LOGGED.values()), "precision_weighted", "recall_weighted", "f1_weighted",
+    "specificity_macro", "specificity_weighted", "recall_min", "majority_baseline",
 })  # fmt: skip
 
 
@@ -49,7 +59,9 @@ class ConfusionMetrics:
             predictions and hits of each class and the confused pairs are.
         scores: Which scores are logged, as names or glob patterns: ``["accuracy", "f1_class/*"]``,
             ``["*"]``. By default eight: accuracy, balanced accuracy, macro precision, recall and
-            F1, weighted F1, MCC and kappa. All stand in ``result.scores`` in any case; what a
+            F1, weighted F1, MCC and kappa; of a binary task precision, recall, F1 and specificity
+            of the positive class in the place of the macro and weighted ones and kappa, but for
+            macro F1. All stand in ``result.scores`` in any case; what a
             callback or a scheduler monitors is logged too.
         per_class: Log the F1 of each class where there are at most this many classes; by default
             they are computed up to 20 classes, and not logged.
@@ -115,22 +127,26 @@ class ConfusionMetrics:
         self.top_k = ks
         self.max_full_classes = max_full_classes
         self.per_class = _PER_CLASS if per_class is None else per_class
-        self.scores = _checked_scores(scores, asks_per_class=per_class is not None)
+        self.scores = None if scores is None else _checked_scores(scores)
+        self._asks_per_class = per_class is not None
 
-    def logs(self, score: str) -> bool:
-        """Whether a score is logged, as far as this says it.
+    def logs(self, score: str, task: Task) -> bool:
+        """Whether a score of a task is logged, as far as this says it.
 
         Example:
-            >>> ConfusionMetrics().logs("mcc"), ConfusionMetrics(scores=["f1_*"]).logs("mcc")
-            (True, False)
+            >>> ConfusionMetrics().logs("mcc", "binary")
+            True
+            >>> ConfusionMetrics(scores=["f1_*"]).logs("mcc", "binary")
+            False
         """
-        return any(fnmatchcase(score, pattern) for pattern in self.scores)
+        if self.scores is None and self._asks_per_class and score.startswith("f1_class/"):
+            return True
+        patterns = _LOGGED[task] if self.scores is None else self.scores
+        return any(fnmatchcase(score, pattern) for pattern in patterns)
 
 
-def _checked_scores(given: Any, asks_per_class: bool) -> tuple[str, ...]:
+def _checked_scores(given: Any) -> tuple[str, ...]:
     """The names and patterns of the scores that are logged."""
-    if given is None:
-        return (*_LOGGED, *(["f1_class/*"] if asks_per_class else []))
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise ValueError(f"scores={given!r}: expected a list of names or patterns")
     listed = list(given)

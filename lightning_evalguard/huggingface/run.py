@@ -246,11 +246,11 @@ class Run:
     def _merge(
         self, prefix: str, result: ConfusionResult, metrics: dict[str, Any]
     ) -> Iterator[Finding]:
-        logs = self._recorder.config.logs if self._recorder is not None else lambda score: True
+        logs = self._recorder.config.logs if self._recorder is not None else lambda *_: True
         for score, value in result.scores.items():
             key = f"{prefix}_{score}"
             if key not in metrics:
-                if logs(score) or score == self.desk.best_by():
+                if logs(score, result.task) or score == self.desk.best_by():
                     metrics[key] = value
                 continue
             theirs = metrics[key]

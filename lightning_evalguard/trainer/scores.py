@@ -128,7 +128,7 @@ class Scores:
             for score, value in result.scores.items():
                 name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
                 if name not in self._theirs:
-                    if self._recorder.config.logs(score) or name in asked:
+                    if self._recorder.config.logs(score, result.task) or name in asked:
                         self._log_scalar(name, value)
                     continue
                 theirs = float(trainer.callback_metrics[name])

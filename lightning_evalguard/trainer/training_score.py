@@ -162,7 +162,7 @@ class TrainingScore:
                 self._report.confusion.update(results)
                 for result in results.values():
                     for score, value in result.scores.items():
-                        if recorder.config.logs(score):
+                        if recorder.config.logs(score, result.task):
                             found.setdefault(score, value)
         return found
 

@@ -91,6 +91,21 @@ def test_the_user_chooses_which_scores_are_logged(
     assert "specificity_macro" in guard.report.confusion["val"].scores  # computed in any case
 
 
+class YesOrNo(zoo.Honest):
+    """One logit a sample."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return {"logits": self(batch[0])[:, 0], "target": (batch[1] > 0).long()}
+
+
+def test_of_a_binary_task_the_scores_of_the_positive_class_are_logged(trainer: Make) -> None:
+    run = trainer(callbacks=[EvalGuard()], limit_train_batches=1)
+    run.fit(YesOrNo(), zoo.loader(), zoo.loader(seed=1))
+    keys = {key.removeprefix("val/") for key in run.callback_metrics if "val/" in key}
+    assert {"accuracy", "precision", "recall", "f1", "mcc"} <= keys
+    assert len(keys) == 8
+
+
 def test_a_score_that_a_callback_monitors_is_logged(trainer: Make, tmp_path: Path) -> None:
     saved = ModelCheckpoint(
         tmp_path, monitor="val/f1_class/1", mode="max", filename="{epoch}-{val/recall_min:.2f}"
