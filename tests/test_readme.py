@@ -198,3 +198,10 @@ def test_architecture_names_files_that_are_there() -> None:
     assert named
     places = [ROOT, ROOT / "lightning_evalguard"]
     assert {n for n in named if not any((place / n).exists() for place in places)} == set()
+
+
+def test_the_two_commands_that_ci_takes_from_the_readme_are_the_first_console_blocks() -> None:
+    first, second = (text.splitlines() for text in blocks(README, "console")[:2])
+    assert first[0] == 'pip install -q -c constraints.txt -e ".[examples]"'
+    assert second[0] == 'pip install -q -c constraints.txt -e ".[test]"'
+    assert second[1].startswith("pytest")
