@@ -19,6 +19,8 @@ from torch import Tensor
 
 from lightning_evalguard.confusion.loader import Stream
 
+WEAK = ("comparison", "array")  # kinds that tell least: whether they are a score, its value says
+
 _SCORE = re.compile(r"(?:^|[_/.\- ])(acc|accuracy|f1|precision|recall|kappa|mcc|iou|dice)", re.I)
 _LOSS = re.compile(r"^(?:(?:val|valid|validation|test|eval)[_/.\- ]*)?loss$", re.I)
 
@@ -134,8 +136,8 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
 
 
 def is_stated(question: Question) -> bool:
-    """Whether more than a comparison of labels shows it."""
-    return any(stream.kind != "comparison" for stream in question.streams)
+    """Whether more than a comparison of labels shows it, or that they become arrays."""
+    return any(stream.kind not in WEAK for stream in question.streams)
 
 
 def is_cut_of(compared: Question, others: Sequence[Question]) -> bool:
@@ -171,7 +173,7 @@ def _is_agreed_on(question: Question, evidence: Evidence) -> Any:
     """Else the pair on which a loss and a metric agree."""
     judged = question.of("metric", "function")
     if question.of("loss"):
-        return bool(judged or (question.of("comparison") and is_logged(question, evidence)))
+        return bool(judged or (question.of(*WEAK) and is_logged(question, evidence)))
     return bool(question.of("metric")) and len(judged) > 1
 
 
@@ -184,7 +186,7 @@ def is_logged(question: Question, evidence: Evidence) -> Any:
     """Else the one whose value the step logs as its score: for certain, where it compares."""
     scores = [v for k, v in evidence.logged.items() if _SCORE.search(k)]
     logged = [s for s in question.streams if any(_is_share(s.accuracy, b) for b in scores)]
-    return 2 if any(s.kind == "comparison" for s in logged) else len(logged[:1])
+    return 2 if any(s.kind in WEAK for s in logged) else len(logged[:1])
 
 
 def _is_share(accuracy: float, score: float) -> bool:

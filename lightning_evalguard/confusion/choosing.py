@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from lightning_evalguard.confusion.choice import (
+    WEAK,
     Evidence,
     Question,
     Unread,
@@ -29,7 +30,7 @@ def choose(
 ) -> None:
     """The first batch is over: one of its streams counts from now on."""
     streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
-    stated = [s for s in streams if s.kind != "comparison"]
+    stated = [s for s in streams if s.kind not in WEAK]
     evidence = Evidence(samples=entry.samples, top_k=bool(config.top_k))
     certain = certain_of(stated, evidence)
     if certain is not None:
@@ -38,7 +39,7 @@ def choose(
         _take(entry, certain)
         return
     questions = questions_of(streams)
-    if len(questions) > 1:
+    if len(questions) > 1 or not stated:
         evidence.logged = logged()
     if stated:  # labels that were compared tell least
         shown = [question for question in questions if is_stated(question)]
@@ -54,10 +55,11 @@ def choose(
     wholes = [w for part, w in parts if part is main and is_all_that_counts(w)]
     if wholes and not main.of("outputs"):
         entry.warnings.append(only_a_part(entry.key, chosen, wholes[0].streams[-1]))
-    elif not is_clear:
+    elif not (is_clear or chosen.kind == "array"):
         entry.warnings.append(ambiguous(entry.key, chosen.said, said))
     elif said:
         chosen.said += _not_from(said)
+    entry.unverified = chosen.kind == "array" and not is_logged(main, evidence)
     _take(entry, chosen)
 
 

@@ -54,7 +54,7 @@ class FirstStep:
             return
         leaves = tensors_of(entry.batch)
         role = entry.role_of(pair.target)
-        swapped = kind not in ("epoch", "comparison") and role is None
+        swapped = kind not in ("epoch", "comparison", "array") and role is None
         swapped = swapped and _stands_in(entry, pair.preds, pair.target)
         if swapped:
             pair = replace(pair, preds=pair.target, target=pair.preds)
@@ -71,7 +71,11 @@ class FirstStep:
             return
         if kind != "outputs" or self._config.source is None:
             why = labels.refusal(arranged, from_batch, leaves)
+            target = Identity(pair.target)
+            if not why and not from_batch and is_known(target, entry.made_targets):
+                why = "its targets are made in the step"
             if why or (role is None and pair.source in entry.made):
+                entry.made_targets.append(target)
                 entry.made.add(pair.source)
                 entry.refused.append(f"{pair.source}: {why}")
                 return
@@ -83,7 +87,8 @@ class FirstStep:
         stream.swapped, stream.from_batch = swapped, from_batch
         stream.is_whole_tensor = from_batch and _is_whole(pair.target, role, entry.tensors)
         stream.versions = versions_of(pair.preds, pair.target)
-        stream.structured = role is None and labels.has_pattern(arranged.target)
+        twice = not from_batch and labels.counts_up_twice(arranged.target)
+        stream.structured = role is None and (twice or labels.has_pattern(arranged.target))
         if stream.structured:
             stream.pattern = arranged.target.detach().clone()
         preds = labels.answers(arranged, stream.layout.preds_are, stream.layout.threshold)

@@ -179,7 +179,7 @@ class Following:
         """The step did not show the chosen stream: count what fits it best."""
         chosen = entry.chosen
         assert chosen is not None
-        order = {"outputs": 0, "metric": 1, "loss": 2, "function": 3, "comparison": 4}
+        order = {"outputs": 0, "metric": 1, "loss": 2, "function": 3, "comparison": 4, "array": 5}
         fitting = [s for s in entry.spares if s.role == chosen.role and s.kind in order]
         fitting.reverse()  # the last loss of the step first
         fitting.sort(key=lambda s: order[s.kind])

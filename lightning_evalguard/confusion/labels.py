@@ -61,6 +61,16 @@ def _is_square_of_samples(preds: Tensor, target: Tensor) -> bool:
     return same and torch.equal(target, target.T)
 
 
+def counts_up_twice(target: Tensor) -> bool:
+    """Whether a target numbers two views of a batch, each the other's: ``n..2n-1, 0..n-1``."""
+    flat = target.reshape(-1)
+    half = len(flat) // 2
+    if half < 2 or len(flat) != 2 * half:
+        return False
+    count = torch.arange(len(flat), device=flat.device)
+    return torch.equal(flat.long(), count.roll(half)) or torch.equal(flat.long(), count % half)
+
+
 def has_pattern(target: Tensor) -> bool:
     """Whether a target looks as if a step made it: a constant, a count, blocks of one size."""
     flat = target.reshape(-1)

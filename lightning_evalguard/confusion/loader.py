@@ -215,9 +215,13 @@ class LoaderCount:
         others: Says what was not chosen, where that waits for the device; asked at the end.
         refused: Why others were not taken.
         made: Sources whose targets a step was seen to make, so that they are no labels.
+        made_targets: Those targets, in the first step.
         labelled: Whether the batches may hold labels: more than one floating-point input.
         uses_labels: Whether labels of the batch say in the step which class is meant.
         kinds: What the step calls that is no classification.
+        converts_labels: Whether labels of the batch became an array in the first step.
+        unverified: Whether nothing but their values will tell that the arrays that count are a
+            score.
         selects: How many answers the batch chooses of all that the first step shows.
         owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
             some so that each rank gets as many. None where nothing is repeated.
@@ -268,9 +272,12 @@ class LoaderCount:
     others: Callable[[], list[str]] | None = None
     refused: list[str] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
+    made_targets: list[Identity] = field(default_factory=list)
     labelled: bool = True
     uses_labels: bool = False
     kinds: set[str] = field(default_factory=set)
+    converts_labels: bool = False
+    unverified: bool = False
     selects: set[int] = field(default_factory=set)
     excluded: set[str] = field(default_factory=set)
     strides: list[tuple[int, int]] = field(default_factory=list)
@@ -340,6 +347,7 @@ class LoaderCount:
     def end_step(self) -> None:
         """Let go of everything that belongs to the step."""
         self.spares.clear()
+        self.made_targets.clear()
         self.batch = None
         if self.chosen is None or self.chosen.late:  # hooks after the step show pairs too
             self.leaves()

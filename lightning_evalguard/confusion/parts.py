@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_evalguard.confusion.choice import Question
+from lightning_evalguard.confusion.choice import WEAK, Question
 from lightning_evalguard.confusion.loader import Stream
 
 _VALUES = 64  # of a tensor of the batch that may each stand for what is left out
@@ -62,7 +62,7 @@ def is_beaten(part: Question, whole: Question) -> bool:
     """
     if part.of("outputs"):
         return False
-    if whole.of("metric", "function", "comparison"):
+    if whole.of("metric", "function", *WEAK):
         return True
     return is_all_that_counts(whole) and not part.of("metric", "function")
 

@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion import names, sources
+from lightning_evalguard.confusion.arrays import ArrayTap, agrees, holds_label
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.by_hand import GatherTap
+from lightning_evalguard.confusion.choice import WEAK
 from lightning_evalguard.confusion.choosing import choose, name_others
 from lightning_evalguard.confusion.closing import close_epoch, is_made_in_the_step, settle_shares
 from lightning_evalguard.confusion.comparisons import ComparisonTap
@@ -56,6 +58,7 @@ class Recorder:
     Attributes:
         logged: What the running step logged so far, by key; asked where a step shows several
             answers.
+        makes_targets: Whether steps read no label of their batch: they make their targets.
     """
 
     _compares = True  # whether it listens to comparisons by itself
@@ -70,6 +73,7 @@ class Recorder:
         self.config = config or ConfusionMetrics()
         self.explicit = config is not None
         self.logged: Callable[[], Mapping[str, float]] = dict
+        self.makes_targets = False
         self._loaders: dict[str, LoaderCount] = {}
         self._running: dict[int, LoaderCount] = {}  # of the running evaluation
         self._stage: str | None = None
@@ -88,6 +92,7 @@ class Recorder:
         self._comparisons = ComparisonTap(
             self._compared, lambda: self._paused, self._memory, frozenset(), LIBRARIES
         )
+        self._arrays = ArrayTap(lambda: self._paused)
         self._first = FirstStep(self.config, self.explicit, outcomes, self._sigmoids)
         self._following = Following(self.config, outcomes)
         self._taps_metrics = self.config.source is None or only is not None
@@ -146,6 +151,9 @@ class Recorder:
         if entry.chosen is None or entry.chosen.kind == "comparison":
             self._comparisons.reads = entry.chosen is None
             self._open_comparisons(module)
+        is_asked = self._taps_losses and not compiles(module)
+        if is_asked and (entry.chosen is None or entry.chosen.kind == "array"):
+            self._arrays.open()
         if self._taps_losses and _may_gather(entry.chosen):
             self._gathers.reads = entry.chosen is None
             self._gathers.open(module)
@@ -184,6 +192,7 @@ class Recorder:
         try:
             if self._reads_outputs:
                 self._see_outputs(entry, outputs, batch)
+            self._see_arrays(entry)
             if entry.chosen is None:
                 entry.uses_labels |= self._gathers.used
                 loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -209,7 +218,7 @@ class Recorder:
         self._epoch_ends = self._stage is not None
         if self._epoch_ends and self._module is not None and self._taps_losses:
             self._functions.open(self._module)
-            if any(e.chosen is None or e.chosen.kind == "epoch" for e in self._entries()):
+            if any(_is_open(entry) for entry in self._entries()):
                 self._comparisons.reads = True
                 self._open_comparisons(self._module)
 
@@ -253,10 +262,13 @@ class Recorder:
         for entry, counts, hits, pairs in counted:
             result = self._read(entry, counts, hits, pairs)
             result.epoch, result.step = epoch, step
-            if not is_made_in_the_step(entry, result.support):
+            if entry.unverified and not agrees(result, self.logged()):
+                entry.trouble = f"{entry.source} give no score that is logged"
+            elif not is_made_in_the_step(entry, result.support):
                 self._keep(entry, result, recorded)
         for entry in entries:
             if entry.key not in recorded.results:
+                entry.labelled &= not self.makes_targets or entry.converts_labels
                 report_nothing(entry, recorded, self.explicit, self.logged)
         self._stage = self._module = self._first.module = self._now = None
         return recorded
@@ -301,7 +313,7 @@ class Recorder:
         self._epoch_ends = False
         for tap in (
             self._metrics, self._losses, self._functions, self._sigmoids, self._comparisons,
-            self._gathers,
+            self._gathers, self._arrays,
         ):  # fmt: skip
             tap.close()
 
@@ -324,7 +336,7 @@ class Recorder:
         """A metric or a loss is called. Whatever goes wrong here, the user's step goes on."""
         entry = self._now
         # A comparison may be what the function around it judges by.
-        self._pairs += kind not in ("other", "comparison")
+        self._pairs += kind not in ("other", *WEAK)
         if self._epoch_ends:
             entry, kind = self._of_epoch(kind), "epoch"
         if entry is None or self._paused or entry.failed:
@@ -374,8 +386,19 @@ class Recorder:
         if kind == "other" or len(entries) != 1:
             return None
         (entry,) = entries
+        if entry.unverified:  # what is asked of the whole evaluation says more
+            entry.chosen, entry.unverified = None, False
         at_steps = entry.chosen is not None and entry.chosen.kind != "epoch"
         return None if at_steps else entry
+
+    def _see_arrays(self, entry: LoaderCount) -> None:
+        """What the step turned into arrays, which it may compare in numpy."""
+        if self._arrays.given:
+            is_label = partial(holds_label, entry)
+            entry.converts_labels |= any(is_label(a.tensor) for a in self._arrays.given)
+            for place, pair in self._arrays.pairs(is_label):
+                self._see("array", place, pair)
+        self._arrays.close()
 
     def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
         if outputs is None and self.config.source is None:
@@ -433,6 +456,11 @@ class Recorder:
 
 def _shown_by(entry: LoaderCount) -> str:
     return f"its step returned {entry.saw}" if entry.saw else "its step showed none"
+
+
+def _is_open(entry: LoaderCount) -> bool:
+    """Whether what is computed at the end of the epoch may be what counts."""
+    return entry.chosen is None or entry.chosen.kind == "epoch" or entry.unverified
 
 
 def _may_gather(chosen: Stream | None) -> bool:

@@ -7,11 +7,44 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Wrap:
+class Layer:
+    """Put a function in the place of a method of one object, until it is removed.
+
+    Several layers of one method may be removed in any order: one that lies under another stays
+    there, and goes when the one above it goes. What stays must only call through.
+
+    Args:
+        owner: The object: an instance, a class, a module.
+        name: The method's name.
+        function: Called in the method's place.
+    """
+
+    def __init__(self, owner: Any, name: str, function: Any) -> None:
+        self._owner, self._name, self._function = owner, name, function
+        self._own = vars(owner).get(name)
+        self._active = True
+        function.__evalguard_wrap__ = self
+        setattr(owner, name, function)
+
+    def remove(self) -> None:
+        """Put back what was there, or leave it to the layer above."""
+        self._active = False
+        while True:
+            now = vars(self._owner).get(self._name)
+            top = getattr(now, "__evalguard_wrap__", None)
+            # a wrapper of somebody else's may have copied the attribute
+            if top is None or top._active or top._function is not now:
+                return
+            if top._own is None:
+                delattr(self._owner, self._name)
+            else:
+                setattr(self._owner, self._name, top._own)
+
+
+class Wrap(Layer):
     """Put `around` in front of a method of one object: ``around(original, *args, **kwargs)``.
 
-    The class is untouched. Several wraps of one method may be removed in any order: one that lies
-    under another only calls through from then on, and goes when the one above it goes.
+    The class is untouched. Once it is removed it calls through.
 
     Args:
         owner: The object.
@@ -20,10 +53,7 @@ class Wrap:
     """
 
     def __init__(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
-        self._owner, self._name = owner, name
-        self._own = vars(owner).get(name)
         original = getattr(owner, name)
-        self._active = True
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -31,17 +61,4 @@ class Wrap:
                 return original(*args, **kwargs)
             return around(original, *args, **kwargs)
 
-        wrapped.__evalguard_wrap__ = self  # type: ignore[attr-defined]
-        setattr(owner, name, wrapped)
-
-    def remove(self) -> None:
-        """Put back what was there, or call through where another wrap lies above."""
-        self._active = False
-        while True:
-            top = getattr(vars(self._owner).get(self._name), "__evalguard_wrap__", None)
-            if top is None or top._active:
-                return
-            if top._own is None:
-                delattr(self._owner, self._name)
-            else:
-                setattr(self._owner, self._name, top._own)
+        super().__init__(owner, name, wrapped)

@@ -111,6 +111,7 @@ class Scores:
 
     def _read(self) -> None:
         trainer = self._trainer
+        self._recorder.makes_targets = self._claims.makes_targets
         recorded = self._recorder.stop(trainer.current_epoch, trainer.global_step)
         for sentence in recorded.notes:
             self._report.note(sentence)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from models import (
+    forms_arrays,
     forms_by_hand,
+    forms_contrastive,
     forms_cut,
     forms_losses,
     forms_metrics,
@@ -17,7 +19,9 @@ from models import (
 from models.forms import FORMS, problems
 
 MODULES = (
+    forms_arrays,
     forms_by_hand,
+    forms_contrastive,
     forms_cut,
     forms_losses,
     forms_metrics,

@@ -64,9 +64,10 @@ def last_steps_of_sequences_are_gathered(self, x, lengths):
     self.log("val_loss", (last**2).mean())
 
 
-@form("reported")
+@form()
 def accuracy_in_numpy(self, x, y):
     z = self.net(x)
+    self.true(z.argmax(1), y)
     self.log("val_acc", float(np.mean(z.argmax(1).numpy() == y.numpy())))
 
 

@@ -12,10 +12,13 @@ from lightning_evalguard.checks.scores.claims import Claims, Counted
 from lightning_evalguard.checks.scores.groups import Groups
 from lightning_evalguard.checks.scores.heard import Heard
 from lightning_evalguard.checks.scores.kept import Owner
+from lightning_evalguard.checks.scores.labels import LabelsRead, places_of_labels
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.metrics import Metrics, mean_of_batches
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
+from lightning_evalguard.instruments.dispatch import Subscriber
+from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 
@@ -66,6 +69,7 @@ class ScoresCheck(Check):
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.notes: list[str] = []
+        self._labels_unread = False  # by the first step of a kind of run
         self._forget(None)
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -94,6 +98,12 @@ class ScoresCheck(Check):
         self._of_step: dict[str, Heard] = {}
         self._stage = "validate"
         self._explained: set[str] = set()
+        self._labels: set[int] | None = None  # where those of the first batch lie
+
+    @property
+    def makes_targets(self) -> bool:
+        """Whether what is scored is made in the steps: they read no label, and log all scores."""
+        return self._labels_unread and not self._heard
 
     # what others tell
 
@@ -123,6 +133,7 @@ class ScoresCheck(Check):
     def start(self, now: Moment) -> Iterable[Finding]:
         findings = list(self._late(now))
         self._follows = self._in_steps = self._judged = False
+        self._labels = None
         self._loop.find_writers()
         return findings
 
@@ -133,8 +144,18 @@ class ScoresCheck(Check):
             return ()
         if not self._follows:
             self._begin(now)
+        if self._labels is None:
+            self._labels = places_of_labels(args[0])
         self._tally.before_step(args[0])
         self._groups.before_step()
+        return ()
+
+    def watch(self, now: Moment) -> Subscriber:
+        return LabelsRead(self._labels or set())
+
+    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+        if isinstance(seen, LabelsRead):
+            self._labels_unread = seen.unread
         return ()
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:

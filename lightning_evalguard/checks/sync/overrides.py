@@ -37,6 +37,7 @@ from lightning_evalguard.checks.sync.listeners import (
     tell,
 )
 from lightning_evalguard.instruments.dynamo import skip_dynamo
+from lightning_evalguard.instruments.patch import Layer
 
 Hear = Callable[[str, FrameType | None, float], None]
 
@@ -174,7 +175,7 @@ class _Installed:
     """Kernels and methods that are replaced for as long as somebody uses them."""
 
     library: Any
-    methods: list[tuple[Any, str, Any, Any]] = field(default_factory=list)
+    methods: list[Layer] = field(default_factory=list)
     users: int = 0
 
     def override(self, key: str, name: str, around: Callable[..., Any]) -> None:
@@ -188,20 +189,14 @@ class _Installed:
             self.library.impl(name, replaced, key, with_keyset=True)
 
     def patch(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
-        original, own = getattr(owner, name), vars(owner).get(name)
+        original = getattr(owner, name)
         replaced = functools.wraps(original)(skip_dynamo(around(name, original)))
-        setattr(owner, name, replaced)
-        self.methods.append((owner, name, own, replaced))
+        self.methods.append(Layer(owner, name, replaced))
 
     def remove(self) -> None:
         self.library._destroy()
-        for owner, name, own, replaced in self.methods:
-            if vars(owner).get(name) is not replaced:
-                continue  # somebody put another in front since: ours only calls through now
-            if own is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
+        for method in self.methods:  # one that lies under another's only calls through now
+            method.remove()
 
 
 def _operators(installed: _Installed, key: str) -> None:

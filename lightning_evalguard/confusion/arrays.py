@@ -1,0 +1,176 @@
+"""Predictions and targets that a step turns into arrays, to compare them in numpy.
+
+``(pred.argmax(1).cpu().numpy() == y.cpu().numpy()).mean()`` is heard by no tap of torch. What is
+heard is that both become arrays; whether their comparison is the score is known by its value alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.confusion import labels
+from lightning_evalguard.confusion.differences import candidates, claim_of
+from lightning_evalguard.confusion.loader import LoaderCount
+from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.source import (
+    LIBRARIES,
+    expression_of,
+    nearest,
+    owner_of,
+    site_of,
+)
+from lightning_evalguard.report import shown_path
+
+_NAMES = ("numpy", "__array__", "tolist")
+_MOST = 16  # conversions of one step; a step that has more reads samples one by one
+_TARGET = re.compile(r"target|label|true|truth|\bgt\b|gold|\bclass|^\(*[yt]_?\w{0,5}\b")
+_PREDS = re.compile(r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b")
+
+
+@dataclass
+class Array:
+    """A tensor that became an array.
+
+    Attributes:
+        tensor: The tensor.
+        text: How it is written.
+        location: ``file:line``.
+    """
+
+    tensor: Tensor
+    text: str
+    location: str
+
+
+class ArrayTap:
+    """Hears of tensors that become arrays or lists, from `open` to `close`.
+
+    Args:
+        is_inside: Whether what runs now is of no interest.
+
+    Attributes:
+        given: What became an array in the running step.
+    """
+
+    def __init__(self, is_inside: Callable[[], bool]) -> None:
+        self._is_inside = is_inside
+        self._wraps: list[Wrap] = []
+        self.given: list[Array] = []
+
+    def open(self) -> None:
+        """Listen from here on."""
+        if not self._wraps:
+            self._wraps = [Wrap(Tensor, name, self._around) for name in _NAMES]
+
+    def close(self) -> None:
+        """Leave no trace."""
+        self.given.clear()
+        while self._wraps:
+            self._wraps.pop().remove()
+
+    def _around(self, original: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        value = original(tensor, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            with contextlib.suppress(Exception):  # a tensor of a class of its own
+                self._hear(tensor)
+        return value
+
+    def _hear(self, tensor: Tensor) -> None:
+        if self._is_inside() or len(self.given) >= _MOST or not tensor.ndim:
+            return
+        frame = nearest(sys._getframe(3), frozenset())
+        if frame is None or owner_of(frame.f_code.co_filename) in LIBRARIES:
+            return
+        if any(one.tensor is tensor for one in self.given):
+            return
+        path, _, line = site_of(frame).location.rpartition(":")
+        self.given.append(Array(tensor.detach(), expression_of(frame), f"{path}:{line}"))
+
+    def pairs(self, is_label: Callable[[Tensor], bool]) -> list[tuple[str, Pair]]:
+        """What may be predictions with targets, each with its place.
+
+        Args:
+            is_label: Whether a tensor holds labels of the batch.
+        """
+        targets = [array for array in self.given if is_label(array.tensor)]
+        others = [array for array in self.given if all(array is not one for one in targets)]
+        if not targets:
+            targets, others = _told_apart(others)
+        found: dict[str, Pair] = {}
+        for target in targets:
+            for array in others:
+                if _fit(array.tensor, target.tensor):
+                    place = f"{array.location} {target.location}"
+                    found.setdefault(place, _pair_of(array, target))
+        return list(found.items())
+
+
+def holds_label(entry: LoaderCount, tensor: Tensor) -> bool:
+    """Whether a tensor is one of labels of the running batch, or a copy of one."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return False
+    if entry.role_of(tensor) is not None:
+        return True
+    return labels.equals_one_of(tensor, [t for t in entry.tensors if not t.is_floating_point()])
+
+
+def agrees(result: ConfusionResult, logged: Mapping[str, float]) -> bool:
+    """Whether a logged value is a score of what was counted, by name or as an accuracy."""
+    for key, value in logged.items():
+        claim = claim_of(key)
+        if claim is not None and _is_one_of(value, candidates(result, claim).values()):
+            return True
+        accuracy = result.scores.get("accuracy", math.nan)
+        if _ACCURACY.search(key) and _is_one_of(value, [accuracy, 1 - accuracy]):
+            return True
+    return False
+
+
+def _is_one_of(value: float, scores: Iterable[float]) -> bool:
+    return any(math.isclose(value, each * s, rel_tol=1e-5, abs_tol=1e-6)
+               for s in scores for each in (1, 100))  # fmt: skip
+
+
+_ACCURACY = re.compile(r"acc|correct|right|err", re.IGNORECASE)
+
+
+def _told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Targets and predictions among arrays of which none lies in the batch, by how they read."""
+    whole = [array for array in arrays if not array.tensor.is_floating_point()]
+    targets = [a for a in whole if _TARGET.search(a.text.lower()) and not _PREDS.search(a.text)]
+    return targets, [array for array in arrays if all(array is not one for one in targets)]
+
+
+def _fit(preds: Tensor, target: Tensor) -> bool:
+    if preds.is_complex() or target.is_floating_point():
+        return False
+    if preds.is_floating_point():
+        of_classes = preds.ndim == target.ndim + 1 and len(preds) == len(target)
+        return of_classes and preds.shape[:1] + preds.shape[2:] == target.shape
+    return preds.shape == target.shape
+
+
+def _pair_of(array: Array, label: Array) -> Pair:
+    said = f"the arrays `{_short(array.text)}` and `{_short(label.text)}` at "
+    return Pair(
+        array.tensor,
+        label.tensor,
+        said + shown_path(label.location),
+        classification=True,
+        location=label.location,
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
