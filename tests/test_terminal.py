@@ -132,9 +132,9 @@ class Always(nn.Module):
 
 def test_a_fault_of_ours_keeps_its_frames() -> None:
     with pytest.raises(AttributeError) as raised:
-        place_about(nn.Linear(1, 1), 3)  # type: ignore[arg-type]
+        shown_path(3)  # type: ignore[arg-type]
     trim(raised.value)
-    assert ours_in(raised.value) == ["places.py"]
+    assert ours_in(raised.value) == ["report.py"]
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
@@ -200,6 +200,11 @@ ABOUT = {
 def test_a_finding_without_a_line_points_at_what_it_is_about(about: str) -> None:
     finding, place = ABOUT[about]
     assert place_about(Logs(), finding) == place()
+
+
+@pytest.mark.parametrize("finding", [3, None, Finding("state", "nowhere", "", "", "a.b")])
+def test_a_place_that_cannot_be_found_costs_nothing(finding: Any) -> None:
+    assert place_about(nn.Linear(1, 1), finding) is None
 
 
 def test_a_warning_points_at_the_loader_of_the_module(trainer: Make) -> None:

@@ -25,6 +25,13 @@ def place_about(root: nn.Module | None, finding: Finding) -> str | None:
     """
     if root is None:
         return None
+    try:
+        return _place(root, finding)
+    except Exception:  # noqa: BLE001 - a warning without a place is better than none
+        return None
+
+
+def _place(root: nn.Module, finding: Finding) -> str | None:
     functions = _functions(type(root))
     stage = spelling(finding.stage)
     step = _line_of(functions, stage.step) or _line_of(functions, "forward")
