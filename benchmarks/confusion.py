@@ -1,25 +1,30 @@
-"""The confusion matrix against torchmetrics, paired in one run: update, reduction, figure.
+"""The confusion matrix beside torchmetrics, torcheval and scikit-learn: equal numbers, and time.
 
-    python benchmarks/confusion.py [--quick] [--plot] [--device cuda]
+    python benchmarks/confusion.py [--device cuda] [--short]
 
-Each pair is timed in turn, call by call, and the median of the ratios is printed: what else the
-machine does meanwhile falls on both alike. Ratios above 1 are in our favour.
+Each update is timed in turn with the others, call by call, and the median of the ratios is shown:
+what else the machine does meanwhile falls on all alike. Ratios above 1 are in our favour. "Equal"
+compares every matrix with scikit-learn's, and accuracy, macro F1 and Matthews' coefficient of ours
+with its scores.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
+import importlib.util
+import math
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+import sklearn.metrics as skm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from results import flags, publish, versions
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics import classification as tm
 
@@ -27,35 +32,20 @@ from lightning_evalguard.confusion.figure import figure, png
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 
 CLASSES = (2, 10, 100, 1_000, 10_000)
-BATCHES = (32, 256, 2_048, 16_384, 65_536)
+BATCHES = (32, 2_048, 65_536)
 LARGEST = 2**26  # scores in one batch; beyond, labels are compared
+OTHERS = ("torchmetrics matrix", "8-metric collection", "torcheval matrix", "scikit-learn")
+Row = list[Any]
 
 
-def collection(classes: int, **kwargs: Any) -> MetricCollection:
+def collection(classes: int) -> MetricCollection:
     """The eight that most projects log."""
     kinds = (
         tm.MulticlassAccuracy, tm.MulticlassPrecision, tm.MulticlassRecall, tm.MulticlassF1Score,
         tm.MulticlassSpecificity, tm.MulticlassMatthewsCorrCoef, tm.MulticlassCohenKappa,
         tm.MulticlassConfusionMatrix,
     )  # fmt: skip
-    return MetricCollection([kind(classes, validate_args=False, **kwargs) for kind in kinds])
-
-
-def paired(
-    ours: Callable[[], Any], others: list[Callable[[], Any]], budget: float
-) -> tuple[float, list[float]]:
-    """Median milliseconds of `ours`, and of each other's time relative to it."""
-    calls = [ours, *others]
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + budget
-    while len(times[0]) < 6 or (time.perf_counter() < end and len(times[0]) < 300):
-        # In another order each round: the first one finds the caches cold, the last one warm.
-        turn = len(times[0]) % len(calls)
-        for i in (*range(turn, len(calls)), *range(turn)):
-            times[i].append(clock(calls[i]))
-    mine, *theirs = (t[len(calls) :] for t in times)  # the first rounds warm up
-    ratios = [statistics.median(o / m for o, m in zip(t, mine, strict=True)) for t in theirs]
-    return statistics.median(mine) * 1e3, ratios
+    return MetricCollection([kind(classes, validate_args=False) for kind in kinds])
 
 
 def clock(call: Callable[[], Any]) -> float:
@@ -66,72 +56,106 @@ def clock(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def updates(budget: float, classes: tuple[int, ...], batches: tuple[int, ...], device: str) -> None:
-    print("one batch as the guard counts it, logits float32 (labels where marked *)\n")
-    print("| classes | batch | ours, ms | confusion matrix | 8-metric collection |")
-    print("|---:|---:|---:|---:|---:|")
+def in_turn(calls: dict[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
+    """Seconds of each call, in another order each round; the first rounds warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    rounds = 0
+    end = time.perf_counter() + budget
+    while rounds < 6 or (time.perf_counter() < end and rounds < 300):
+        turn = rounds % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            times[name].append(clock(calls[name]))
+        rounds += 1
+    return {name: took[2:] for name, took in times.items()}
+
+
+def updates_of(classes: int, preds: Tensor, target: Tensor) -> dict[str, Callable[[], Any]]:
+    """What counts a batch, by name."""
+    scored = preds.dim() == 2
+    kind = "logits" if scored else "labels"
+    ours = ConfusionMatrix(classes, preds_are=kind, full=classes <= 2048).to(preds.device)
+    made: dict[str, Callable[[], Any]] = {"ours": lambda: ours.update(preds, target)}
+    theirs = tm.MulticlassConfusionMatrix(classes, validate_args=False).to(preds.device)
+    made["torchmetrics matrix"] = lambda: theirs.update(preds, target)
+    if classes < 10_000:  # at 10,000 classes its matrices are 800 MB each, three of them
+        many = collection(classes).to(preds.device)
+        made["8-metric collection"] = lambda: many.update(preds, target)
+    if classes <= 1_000 and importlib.util.find_spec("torcheval"):
+        from torcheval.metrics import MulticlassConfusionMatrix
+
+        matrix = MulticlassConfusionMatrix(classes, device=preds.device)
+        made["torcheval matrix"] = lambda: matrix.update(preds, target)
+    if classes <= 1_000:
+
+        def sklearn() -> Any:
+            labels = preds.argmax(1) if scored else preds
+            return skm.confusion_matrix(target.cpu(), labels.cpu(), labels=range(classes))
+
+        made["scikit-learn"] = sklearn
+    return made
+
+
+def equal(classes: int, preds: Tensor, target: Tensor) -> str:
+    """Whether all of them count the same, and the scores of ours are scikit-learn's."""
+    if classes > 1_000:
+        return ""
+    labels = (preds.argmax(1) if preds.dim() == 2 else preds).cpu()
+    truth = skm.confusion_matrix(target.cpu(), labels, labels=range(classes))
+    ours = ConfusionMatrix(classes, preds_are="logits" if preds.dim() == 2 else "labels")
+    ours = ours.to(preds.device)
+    ours.update(preds, target)
+    theirs = tm.MulticlassConfusionMatrix(classes).to(preds.device)
+    theirs.update(preds, target)
+    matrices = [ours.result().matrix, theirs.compute()]
+    scores = ours.result().scores
+    expected = {
+        "accuracy": skm.accuracy_score(target.cpu(), labels),
+        "f1_macro": skm.f1_score(target.cpu(), labels, average="macro", zero_division=0),
+        "mcc": skm.matthews_corrcoef(target.cpu(), labels),
+    }
+    same = all((torch.as_tensor(m).cpu() == torch.as_tensor(truth)).all() for m in matrices)
+    close = all(math.isclose(scores[k], v, abs_tol=1e-6) for k, v in expected.items())
+    return "equal" if same and close else "NOT equal"
+
+
+def updates(options: Any) -> list[Row]:
+    classes = CLASSES[1:3] if options.short else CLASSES
+    batches = BATCHES[:1] if options.short else BATCHES
+    rows = []
     for c in classes:
         for n in batches:
             scored = n * c <= LARGEST
             preds = torch.randn(n, c) if scored else torch.randint(c, (n,))
-            preds, target = preds.to(device), torch.randint(c, (n,), device=device)
-            ours = ConfusionMatrix(c, preds_are="logits" if scored else "labels", full=c <= 2048)
-            theirs = tm.MulticlassConfusionMatrix(c, validate_args=False)
-            # At 10,000 classes its matrices are 800 MB each, three of them.
-            many = collection(c) if c < 10_000 else None
-            timed = [
-                partial(m.to(device).update, preds, target)
-                for m in (ours, theirs, many)
-                if m is not None
-            ]
+            preds, target = preds.to(options.device), torch.randint(c, (n,), device=options.device)
             with torch.inference_mode():
-                mine, ratios = paired(timed[0], timed[1:], budget)
-            said = [f"{r:.2f}x" for r in ratios] + ["-"] * (2 - len(ratios))
-            star = "" if scored else "*"
-            print(f"| {c:,} | {n:,}{star} | {mine:.3f} | {' | '.join(said)} |", flush=True)
-    state = ConfusionMatrix(128_256, full=False)
-    state.update(torch.randint(128_256, (8192,)), torch.randint(128_256, (8192,)))
-    held = state.counts.nbytes + state._pairs.buffer.nbytes
-    print(f"\n128,256 classes: {held / 2**20:.1f} MiB of state, a full matrix takes 131 GB")
+                times = in_turn(updates_of(c, preds, target), 0.1 if options.short else 1.0)
+            mine = times["ours"]
+            row = [f"batch of {n:,}{'' if scored else ' labels'}", f"{c:,}"]
+            row.append(f"{1e3 * statistics.median(mine):.3f}")
+            for name in OTHERS:
+                if name not in times:
+                    row.append("-")
+                    continue
+                pairs = zip(times[name], mine, strict=True)
+                row.append(f"{statistics.median(o / m for o, m in pairs):.2f}x")
+            rows.append([*row, equal(c, preds, target)])
+    return rows
 
 
-def answers(budget: float, batches: tuple[int, ...], device: str) -> None:
-    """Binary logits, also as they are counted where the module holds a torchmetrics object."""
-    kinds = (
-        tm.BinaryAccuracy, tm.BinaryPrecision, tm.BinaryRecall, tm.BinaryF1Score,
-        tm.BinarySpecificity, tm.BinaryMatthewsCorrCoef, tm.BinaryCohenKappa,
-        tm.BinaryConfusionMatrix,
-    )  # fmt: skip
-    print("\nbinary logits, float32, ours also told apart by batch\n")
-    print("| batch | ours, ms | by batch | confusion matrix | 8-metric collection |")
-    print("|---:|---:|---:|---:|---:|")
-    for n in batches:
-        preds, target = torch.randn(n, device=device), torch.randint(2, (n,), device=device)
-        metrics = (
-            ConfusionMatrix(2, "binary", preds_are="logits"),
-            ConfusionMatrix(2, "binary", preds_are="logits", by_batch=True),
-            tm.BinaryConfusionMatrix(validate_args=False),
-            MetricCollection([kind(validate_args=False) for kind in kinds]),
-        )
-        timed = [partial(m.to(device).update, preds, target) for m in metrics]
-        with torch.inference_mode():
-            mine, ratios = paired(timed[0], timed[1:], budget)
-        print(f"| {n:,} | {mine:.3f} | {' | '.join(f'{r:.2f}x' for r in ratios)} |", flush=True)
-
-
-def reduction(rank: int, port: int) -> None:
+def reduction(rank: int, port: int, out: Any) -> None:
+    """One of two processes: a single all_reduce, and what eight metrics do."""
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     for c in (10, 100, 1_000):
         preds, target = torch.randint(c, (256,)), torch.randint(c, (256,))
-        ours, theirs = ConfusionMatrix(c), collection(c)
+        ours, theirs = ConfusionMatrix(c, preds_are="labels"), collection(c)
         ours.update(preds, target)
         theirs.update(preds, target)
 
         def once(state: ConfusionMatrix = ours) -> None:
-            counts = state.counts.clone()
-            dist.all_reduce(counts)
+            dist.all_reduce(state.counts.clone())
 
         def collected(many: MetricCollection = theirs) -> None:
             for metric in many.values():
@@ -144,48 +168,67 @@ def reduction(rank: int, port: int) -> None:
             times.append(clock(collected))
         if rank == 0:
             a, b = (statistics.median(x[2:]) * 1e3 for x in (mine, times))
-            print(f"| {c:,} | {a:.2f} | {b:.2f} | {b / a:.1f}x |", flush=True)
+            row = ["reduction, two processes", f"{c:,}", f"{a:.2f}", "-", f"{b / a:.1f}x"]
+            out.put([*row, "-", "-", ""])
     dist.destroy_process_group()
 
 
-def figures(plot: bool) -> None:
-    print("\nfigure, PNG included\n")
-    print("| classes | ours, s | torchmetrics' plot, s |")
-    print("|---:|---:|---:|")
-    for c in (2, 10, 100, 1_000):
-        g = torch.Generator().manual_seed(0)
-        target = torch.randint(c, (50_000,), generator=g)
-        wrong = torch.randint(c, (50_000,), generator=g)
-        preds = torch.where(torch.rand(50_000, generator=g) < 0.8, target, wrong)
-        ours, theirs = ConfusionMatrix(c), tm.MulticlassConfusionMatrix(c)
+def reductions() -> list[Row]:
+    out = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(reduction, (29_531, out), nprocs=2)
+    rows = []
+    while not out.empty():
+        rows.append(out.get())
+    return rows
+
+
+def figures(short: bool) -> list[Row]:
+    rows = []
+    for c in (10,) if short else (10, 100, 1_000):
+        draw = torch.Generator().manual_seed(0)
+        target = torch.randint(c, (50_000,), generator=draw)
+        wrong = torch.randint(c, (50_000,), generator=draw)
+        preds = torch.where(torch.rand(50_000, generator=draw) < 0.8, target, wrong)
+        ours = ConfusionMatrix(c, preds_are="labels")
         ours.update(preds, target)
-        theirs.update(preds, target)
         result = ours.result()
-        mine = statistics.median(clock(lambda r=result: png(figure(r, "val"))) for _ in range(5))
+        mine = statistics.median(clock(lambda r=result: png(figure(r, "val"))) for _ in range(3))
         other = "-"
-        if c <= 10 or (plot and c <= 100):
-            other = f"{clock(lambda m=theirs: png(m.plot()[0])):.2f}"
-        print(f"| {c:,} | {mine:.2f} | {other} |", flush=True)
+        if c <= 10:  # 14 s at 100 classes
+            theirs = tm.MulticlassConfusionMatrix(c)
+            theirs.update(preds, target)
+            other = f"{clock(functools.partial(_plot, theirs)) / mine:.1f}x"
+        rows.append(["figure, as PNG", f"{c:,}", f"{1e3 * mine:.0f}", other, "-", "-", "-", ""])
+    return rows
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, in about a minute")
+def _plot(metric: Any) -> None:
+    png(metric.plot()[0])
+
+
+def main() -> None:
+    parser = flags(__doc__)
     parser.add_argument("--device", default="cpu", help="another than the CPU: updates alone")
-    parser.add_argument("--plot", action="store_true", help="torchmetrics' plot at 100 classes too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    budget = 0.3 if options.quick or options.device != "cpu" else 1.0
-    classes = (2, 10, 100, 1_000) if options.quick else CLASSES
-    batches = (32, 2_048) if options.quick else BATCHES
-    updates(budget, classes, batches, options.device)
-    answers(budget, batches, options.device)
-    if options.device != "cpu":
-        sys.exit()
-    print("\nreduction over two gloo processes, ms\n")
-    print("| classes | ours, one all_reduce | 8-metric collection | ratio |")
-    print("|---:|---:|---:|---:|", flush=True)
-    mp.spawn(reduction, (29_531,), nprocs=2)
-    figures(options.plot)
+    rows = updates(options)
+    if options.device == "cpu" and not options.short:
+        rows += reductions()
+    if options.device == "cpu":
+        rows += figures(options.short)
+    columns = ["what", "classes", "ours, ms", *OTHERS, "numbers"]
+    chosen = [r for r in rows if r[0].startswith(("batch of 2,048", "reduction"))]
+    notes = []
+    if not importlib.util.find_spec("torcheval"):
+        notes.append("torcheval is not installed: pip install torcheval.")
+    publish(
+        "confusion", options, columns, rows, raw=rows, notes=notes,
+        installed=versions("torchmetrics", "torcheval", "scikit-learn"),
+        small=(columns, chosen or rows),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ generators and logged values must be the same bit for bit with the guard and wit
     python benchmarks/false_alarms.py                   # everything; resumes where it stopped
     python benchmarks/false_alarms.py --sample 40       # two minutes
     python benchmarks/false_alarms.py --only 'transformers/vit*'
+    python benchmarks/false_alarms.py --table           # of the results that there are
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from architectures import Architecture, architectures, call, tensors
+from results import publish, versions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -343,22 +345,21 @@ def verdict(record: dict[str, Any]) -> dict[str, set[str]]:
     return {"spoke": spoke, "false": spoke - true, "missed": true - spoke}
 
 
-def table(records: list[dict[str, Any]], with_guard: bool) -> str:
-    """The results in Markdown."""
+def table(records: list[dict[str, Any]], with_guard: bool) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows, one a library."""
     by_library = collections.defaultdict(list)
     for record in records:
         by_library[record["name"].split("/")[0]].append(record)
     head = ["library", "architectures", "clean in eval", "random", "write", "mix samples"]
     if with_guard:
         head += ["silent", "found", "missed", "false alarms", "not bit-exact", "guard failed"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     total: collections.Counter[str] = collections.Counter()
     for library, theirs in by_library.items():
         row = _row([r for r in theirs if "failed" not in r])
         total.update(row)
-        lines.append("| " + " | ".join([library, *(str(row[h]) for h in head[1:])]) + " |")
-    lines.append("| " + " | ".join(["all", *(str(total[h]) for h in head[1:])]) + " |")
-    return "\n".join(lines)
+        rows.append([library, *(str(row[h]) for h in head[1:])])
+    return head, [*rows, ["all", *(str(total[h]) for h in head[1:])]]
 
 
 def _row(built: list[dict[str, Any]]) -> collections.Counter[str]:
@@ -436,6 +437,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("false_alarms.jsonl"))
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--timeout", type=int, default=120, help="seconds for one architecture")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--results", type=Path, help="folder of the JSON; none for a sample")
     parser.add_argument("--without-guard", action="store_true", help="only what is true of them")
     args = parser.parse_args()
     ACCELERATOR = args.accelerator
@@ -449,7 +452,7 @@ def main() -> None:
     done = {}
     if args.out.exists():
         done = {r["name"]: r for r in map(json.loads, args.out.read_text().splitlines())}
-    todo = chosen(args)
+    todo = [] if args.table else chosen(args)
     with args.out.open("a") as out:
         for i, architecture in enumerate(todo):
             if architecture.name in done:
@@ -460,11 +463,21 @@ def main() -> None:
             out.flush()
             gc.collect()
             print(f"{i + 1}/{len(todo)} {architecture.name} {_short(record)}", file=sys.stderr)
-    records = [done[a.name] for a in todo]
+    records = list(done.values()) if args.table else [done[a.name] for a in todo]
     print("\n".join(details(records)))
     failed = collections.Counter(r["name"].split("/")[0] for r in records if "failed" in r)
-    print(f"\ncannot be built or run on a generic input: {dict(failed)}\n")
-    print(table(records, not args.without_guard))
+    columns, rows = table(records, not args.without_guard)
+    built = len(records) - failed.total()
+    notes = [
+        f"{len(records)} architectures, {built} of which can be built and run on a generic input; "
+        "a finding without its proof on the bare model is a false alarm."
+    ]
+    part = bool(args.sample or args.only or args.without_guard)
+    publish(
+        "false_alarms", argparse.Namespace(short=part, out=args.results), columns, rows,
+        raw={"cannot be run": dict(failed), "details": list(details(records))}, notes=notes,
+        installed=versions("transformers", "torch-geometric", "timm"),
+    )  # fmt: skip
 
 
 def _short(record: dict[str, Any]) -> str:

@@ -117,7 +117,12 @@ def is_default(generator: torch.Generator) -> bool:
 
 
 def is_generator(kind: type) -> bool:
-    """Whether things of this class draw random numbers: torch's, python's and numpy's own."""
+    """Whether things of this class draw from a state: torch's, python's and numpy's own.
+
+    The system's entropy has none.
+    """
+    if issubclass(kind, random.SystemRandom):
+        return False
     return issubclass(kind, (torch.Generator, random.Random)) or (
         kind.__module__.startswith("numpy.random")
         and (hasattr(kind, "bit_generator") or hasattr(kind, "get_state"))

@@ -276,6 +276,16 @@ class DrawsInPrivate(Honest):
         return self.random.random(), self.draw(), self.numpy.random(), self.torch.get_state().sum()
 
 
+class AsksTheSystem(Honest):
+    """Draws from the system's entropy, which has no state."""
+
+    def begin(self) -> None:
+        self.source = random.SystemRandom()
+
+    def act(self, batch_idx: int) -> None:
+        self.source.random()
+
+
 class ClosesOver(Honest):
     """Takes from an iterator in a closure and counts in another."""
 
@@ -381,7 +391,7 @@ TOUCHING = [
 ]  # fmt: skip
 PUT_BACK = [
     CountsGlobally, CountsInItsClass, CountsInASlot, KeepsMuch, SetsTheEnvironment, DrawsInPrivate,
-    HoldsWhatItLeavesAlone, IteratesWithin, IteratesInPython, ReadsAFile,
+    AsksTheSystem, HoldsWhatItLeavesAlone, IteratesWithin, IteratesInPython, ReadsAFile,
 ]  # fmt: skip
 
 
