@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -205,3 +206,17 @@ def test_the_two_commands_that_ci_takes_from_the_readme_are_the_first_console_bl
     assert first[0] == 'pip install -q -c constraints.txt -e ".[examples]"'
     assert second[0] == 'pip install -q -c constraints.txt -e ".[test]"'
     assert second[1].startswith("pytest")
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_message_shows_what_is_printed() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    shown = (ROOT / "docs" / "pictures" / "message.svg").read_text(encoding="utf-8")
+    printed = made["terminal"](made["printed"](made["_COMMAND"]))
+    assert shown == printed, "run `python docs/pictures.py` again"
+
+
+def test_pictures_are_there_and_small() -> None:
+    for page in PAGES:
+        for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).stat().st_size < 50_000

@@ -187,6 +187,18 @@ def test_every_kind_of_result_has_a_page(one: Any) -> None:
     assert len(text) < 400_000
 
 
+def test_a_long_class_name_is_cut_to_its_column_and_whole_in_a_tooltip() -> None:
+    long = "a name that goes on and on, for sixty characters and a few more"
+    state = ConfusionMatrix(2)
+    state.update(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
+    report = Report()
+    report.confusion["val"] = state.result([long, "b"])
+    outline = Outline(page(record.content(report, [])))
+    heads = [attrs for attrs in outline.of("th") if attrs.get("title") == long]
+    assert len(heads) == 3  # its row and its column of the matrix, its row of the classes
+    assert len([attrs for attrs in outline.of("span") if attrs.get("class") == "name"]) == 4
+
+
 def test_curves_join_what_is_measured_on_two_sets() -> None:
     text = page(rich())
     charts = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
