@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -124,12 +125,12 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         ]
         self._outer, self._model = model, _called(model)
         self._report = Report()
-        self._ranks, self._counted = Alone(self._report), None
+        self._ranks = Alone(self._report)
         now = Moment("evaluate")
         if accelerator is not None:
             now.rank = accelerator.process_index
             self._ranks = ranks_of(self._report, now.rank, accelerator.num_processes)
-            self._counted = _counted(self._report, self._ranks, accelerator)
+        self._counted = _counted(self._report, self._ranks, accelerator)
         self._guard = Guard(
             [(c, policies[c.name]) for c in checks if policies[c.name] != "ignore"],
             allow,
@@ -209,6 +210,8 @@ def _called(model: nn.Module) -> nn.Module:
 
 def _counted(report: Report, ranks: Alone, accelerator: Any) -> Any:
     """What counts the block; None where its needs are not installed."""
+    if accelerator is None and importlib.util.find_spec("torchmetrics") is None:
+        return None
     try:
         from lightning_evalguard.plain.counted import Counted
     except ImportError as error:

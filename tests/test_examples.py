@@ -125,7 +125,8 @@ def test_tumours_says_what_accuracy_hid(run: Callable[..., Done]) -> None:
 
 def test_the_plain_loop_reports_a_clean_evaluation(run: Callable[..., Done]) -> None:
     done = run("plain_loop.py")
-    assert done.stdout.splitlines()[-1].startswith("checked: 1 evaluation"), done.stderr
+    assert "\nchecked: 1 evaluation" in done.stdout, done.stderr
+    assert "\nevaluate: accuracy 0.9" in done.stdout  # the matrix of what the block scores
     assert done.stderr == ""
 
 

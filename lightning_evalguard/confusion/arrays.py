@@ -97,13 +97,11 @@ class ArrayTap:
         path, _, line = site_of(frame).location.rpartition(":")
         self.given.append(Array(tensor.detach(), expression_of(frame), f"{path}:{line}"))
 
-    def pairs(self, is_label: Callable[[Tensor], bool]) -> list[tuple[str, Pair]]:
-        """What may be predictions with targets, each with its place.
-
-        Args:
-            is_label: Whether a tensor holds labels of the batch.
-        """
-        targets = [array for array in self.given if is_label(array.tensor)]
+    def pairs(self, entry: LoaderCount) -> list[tuple[str, Pair]]:
+        """What may be predictions with targets of the running batch, each with its place."""
+        targets = [array for array in self.given if _lies_in(entry, array.tensor)]
+        if not targets:
+            targets = [array for array in self.given if holds_label(entry, array.tensor)][-1:]
         others = [array for array in self.given if all(array is not one for one in targets)]
         if not targets:
             targets, others = _told_apart(others)
@@ -116,11 +114,16 @@ class ArrayTap:
         return list(found.items())
 
 
+def _lies_in(entry: LoaderCount, tensor: Tensor) -> bool:
+    is_whole = not (tensor.is_floating_point() or tensor.is_complex())
+    return is_whole and entry.role_of(tensor) is not None
+
+
 def holds_label(entry: LoaderCount, tensor: Tensor) -> bool:
     """Whether a tensor is one of labels of the running batch, or a copy of one."""
     if tensor.is_floating_point() or tensor.is_complex():
         return False
-    if entry.role_of(tensor) is not None:
+    if _lies_in(entry, tensor):
         return True
     return labels.equals_one_of(tensor, [t for t in entry.tensors if not t.is_floating_point()])
 
@@ -148,7 +151,10 @@ _ACCURACY = re.compile(r"acc|correct|right|err", re.IGNORECASE)
 def _told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
     """Targets and predictions among arrays of which none lies in the batch, by how they read."""
     whole = [array for array in arrays if not array.tensor.is_floating_point()]
-    targets = [a for a in whole if _TARGET.search(a.text.lower()) and not _PREDS.search(a.text)]
+    targets = [a for a in whole if not _PREDS.search(a.text)]
+    named = [a for a in targets if _TARGET.search(a.text.lower())]
+    if named or len(targets) > 1:
+        targets = named
     return targets, [array for array in arrays if all(array is not one for one in targets)]
 
 

@@ -226,6 +226,11 @@ class Recorder:
         """A pair that no tap of this recorder heard: a comparison in a plain script."""
         self._see(kind, name, pair)
 
+    @property
+    def has_arrays(self) -> bool:
+        """Whether something of the running step became an array."""
+        return bool(self._arrays.given)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing that runs meanwhile is counted: a step that is replayed."""
@@ -262,7 +267,7 @@ class Recorder:
         for entry, counts, hits, pairs in counted:
             result = self._read(entry, counts, hits, pairs)
             result.epoch, result.step = epoch, step
-            if entry.unverified and not agrees(result, self.logged()):
+            if entry.unverified and not self._is_score(result):
                 entry.trouble = f"{entry.source} give no score that is logged"
             elif not is_made_in_the_step(entry, result.support):
                 self._keep(entry, result, recorded)
@@ -272,6 +277,10 @@ class Recorder:
                 report_nothing(entry, recorded, self.explicit, self.logged)
         self._stage = self._module = self._first.module = self._now = None
         return recorded
+
+    def _is_score(self, result: ConfusionResult) -> bool:
+        """Whether arrays that may be predictions and targets are what is scored."""
+        return agrees(result, self.logged())
 
     def _read(self, entry: LoaderCount, counts: Any, hits: Any, pairs: Any) -> ConfusionResult:
         """What was counted of a loader, on all ranks."""
@@ -394,9 +403,9 @@ class Recorder:
     def _see_arrays(self, entry: LoaderCount) -> None:
         """What the step turned into arrays, which it may compare in numpy."""
         if self._arrays.given:
-            is_label = partial(holds_label, entry)
-            entry.converts_labels |= any(is_label(a.tensor) for a in self._arrays.given)
-            for place, pair in self._arrays.pairs(is_label):
+            given = self._arrays.given
+            entry.converts_labels |= any(holds_label(entry, array.tensor) for array in given)
+            for place, pair in self._arrays.pairs(entry):
                 self._see("array", place, pair)
         self._arrays.close()
 

@@ -1,7 +1,8 @@
-"""The confusion matrix of one block of `evaluating`, over all ranks of an accelerator."""
+"""The confusion matrix of one block of `evaluating`, over all ranks of an accelerator if any."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from types import FrameType
 from typing import Any
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.plain.frames import path_of, user_frame
 from lightning_evalguard.plain.gathered import Gathers
 from lightning_evalguard.plain.matrix import Scores
 from lightning_evalguard.plain.measures import MeasureTap
+from lightning_evalguard.plain.scored import Place
+from lightning_evalguard.plain.scored import scores as compares
 from lightning_evalguard.plain.tensors import memory_of, size_of
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import Report, broke
@@ -24,7 +28,7 @@ class Counted:
     Args:
         report: Where the matrix stands, under ``"evaluate"``.
         ranks: The processes of the accelerator.
-        accelerator: The accelerator.
+        accelerator: The accelerator, or None.
     """
 
     def __init__(self, report: Report, ranks: Alone, accelerator: Any) -> None:
@@ -32,7 +36,10 @@ class Counted:
         self._scores = Scores(report, self._hear, nullcontext, ranks, self._is_foreign)
         self._comparisons = ComparisonTap(self._compared, lambda: self._inside, self._memory)
         self._measures = MeasureTap(self._hear)
-        self._gathers = Gathers(accelerator, self._gathered, self._memory)
+        self._gathers: Gathers | None = None
+        if accelerator is not None:
+            self._gathers = Gathers(accelerator, self._gathered, self._memory)
+        self._path: tuple[Place, ...] = ()  # of the first call
         self._inside = self._is_open = self._scored = self._off = False
         self._inputs: set[int] = set()
         self._frame: FrameType | None = None
@@ -41,7 +48,8 @@ class Counted:
     def open(self, frame: FrameType) -> None:
         """The block begins."""
         self._frame = frame
-        self._gathers.open()
+        if self._gathers is not None:
+            self._gathers.open()
         self._comparisons.open()
         self._measures.start()
         self._measures.open()
@@ -62,13 +70,16 @@ class Counted:
         frame, self._frame = self._frame, None
         loader = self._loader()
         if frame is not None:
+            user = user_frame(sys._getframe(3))
+            self._path = path_of(user) if user is not None else ()
             self._scores.start("evaluate", [model], frame, loader)
             self._is_open = True
-        elif not self._scored:
+        elif not (self._scored or self._scores.has_arrays):
             self._inputs |= memory_of((args, kwargs))
             return
         self._scored = False
-        self._gathers.forget()
+        if self._gathers is not None:
+            self._gathers.forget()
         self._inputs = memory_of((args, kwargs))
         batch = args if args else kwargs
         self._samples = size_of(batch)
@@ -82,19 +93,24 @@ class Counted:
         """The block is over: add up over all ranks, unless an exception ended it."""
         self._comparisons.close()
         self._measures.stop()
-        self._gathers.close()
+        if self._gathers is not None:
+            self._gathers.close()
         self._frame = None
         if failed or self._off or not self._is_open:
             self._scores.abort()
             self._ranks.skip("matrix")
             return
-        self._scores.stop("evaluate")
+        self._scores.stop("evaluate", compares(self._path))
 
     def _loader(self) -> Any:
+        if self._accelerator is None:
+            return None
         return self._accelerator.gradient_state.active_dataloader
 
     def _own(self, loader: Any) -> int | None:
         """How many samples of a batch that the main process deals out are this rank's own."""
+        if loader is None:
+            return None
         state, size = self._accelerator.gradient_state, self._samples
         deals = type(loader).__name__ == "DataLoaderDispatcher"
         if not deals or size is None:
@@ -115,11 +131,11 @@ class Counted:
 
     def _is_foreign(self, pair: Pair) -> bool:
         """Whether it holds what other ranks gave, also where it was computed from that since."""
-        gathered = self._gathers.returned
+        gathered = self._gathers.returned if self._gathers is not None else ()
         if not gathered:
             return False
         given = pair.preds, pair.target
-        return bool(memory_of(given) & gathered) or len(pair.target) != self._samples
+        return not memory_of(given).isdisjoint(gathered) or len(pair.target) != self._samples
 
     def _memory(self) -> tuple[set[int], set[int]]:
         return set(), self._inputs

@@ -101,13 +101,24 @@ class Scores:
         pair = Pair(preds, target, said + shown_path(place), classification=True, ignore_index=-100)
         self._now.hear("comparison", place, pair)
 
-    def stop(self, name: str) -> dict[str, ConfusionResult]:
-        """The evaluation is over: its matrix is in the report."""
+    @property
+    def has_arrays(self) -> bool:
+        """Whether something of the running step became an array."""
+        return self._now is not None and self._now.has_arrays
+
+    def stop(self, name: str, compares: bool = False) -> dict[str, ConfusionResult]:
+        """The evaluation is over: its matrix is in the report.
+
+        Args:
+            name: Of the evaluation.
+            compares: Whether the source compares what a model returned with something else.
+        """
         self.last = name
         if self._now is None:
             return {}
         self.after()
         recorder, self._now = self._now, None
+        recorder.compares = compares
         epoch = self._evaluations.get(name, 0)
         self._evaluations[name] = epoch + 1
         recorded = recorder.stop(epoch)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_evalguard.confusion.recorder import Recorder
+from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.ranks import Alone
 
@@ -24,6 +25,9 @@ class PlainRecorder(Recorder):
         quietly: Makes a context in which nothing that is read counts as the script's.
         ranks: The processes whose counts are added up.
         is_foreign: Whether a pair holds samples of other ranks, which count them themselves.
+
+    Attributes:
+        compares: Whether the source compares what a model returned with something else.
     """
 
     _compares = False  # the session hears them, and hands them on
@@ -36,11 +40,15 @@ class PlainRecorder(Recorder):
         is_foreign: Callable[[Pair], bool] | None = None,
     ) -> None:
         self._scored, self._quietly, self._is_foreign = scored, quietly, is_foreign
+        self.compares = False
         super().__init__(ranks=ranks)
 
     def own(self, samples: int) -> None:
         """So many samples of the step that begins are this rank's own."""
         self._loader(0).owned = samples
+
+    def _is_score(self, result: ConfusionResult) -> bool:
+        return self.compares  # nothing is logged
 
     def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
         if self._is_foreign is not None and self._is_foreign(pair):

@@ -316,7 +316,7 @@ class Windows:
         report = self._around.report
         report.checked["evaluations"] += 1
         report.checked["batches"] += max(1, window.batches)
-        results = self._scores.stop(window.name)
+        results = self._scores.stop(window.name, self._is_scored(window))
         for number, guard in window.guards.items():
             for note in guard.close(compare).notes:
                 report.note(note)

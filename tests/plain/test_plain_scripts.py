@@ -255,3 +255,56 @@ def test_a_clean_plain_script_passes_and_shows_its_matrix(
 
 def test_the_public_name_is_a_function() -> None:
     assert lightning_evalguard.watch is watch
+
+
+@pytest.mark.parametrize("form", ["sum of equal arrays", "lists of arrays", "lists of numbers"])
+def test_labels_that_a_script_compares_in_numpy_are_counted(form: str, tmp_path: Path) -> None:
+    loops = {
+        "sum of equal arrays": "hits += np.sum(net(a).argmax(1).cpu().numpy() == b.numpy())",
+        "lists of arrays": "P.append(net(a).argmax(1).numpy()); T.append(b.numpy())",
+        "lists of numbers": "P.append(net(a).argmax(1).tolist()); T.append(b.tolist())",
+    }
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, torch\n"
+        "from torch import nn\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "torch.manual_seed(0)\n"
+        "x = torch.randn(70, 8); y = (x[:, 0] > 0).long()\n"
+        "net = nn.Linear(8, 2); opt = torch.optim.SGD(net.parameters(), 0.1)\n"
+        "for a, b in DataLoader(TensorDataset(x, y), 20):\n"
+        "    opt.zero_grad(); nn.functional.cross_entropy(net(a), b).backward(); opt.step()\n"
+        "net.eval(); hits = 0; P = []; T = []\n"
+        "with torch.no_grad():\n"
+        "    for a, b in DataLoader(TensorDataset(x, y), 20):\n"
+        f"        {loops[form]}\n"
+        "print((np.concatenate(P) == np.concatenate(T)).mean() if P else hits / 70)\n"
+    )
+    before = vars(torch.Tensor).get("numpy"), vars(torch.Tensor)["__array__"]
+    report = run(script)
+    assert (vars(torch.Tensor).get("numpy"), vars(torch.Tensor)["__array__"]) == before
+    assert report.confusion["evaluate"].total == 70
+    assert all(sync.owner == "user" for sync in report.syncs)
+
+
+def test_a_block_without_an_accelerator_counts_what_it_scores() -> None:
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    y, net = (x[:, 0] > 0).long(), nn.Linear(4, 2)
+    right = int((net(x).argmax(1) == y).sum())
+    loader = DataLoader(torch.utils.data.TensorDataset(x, y), 20)
+    with evaluating(net) as compared:
+        for a, b in loader:
+            (net(a).argmax(1) == b).sum()
+    with evaluating(net) as lost:
+        for a, b in loader:
+            nn.functional.cross_entropy(net(a), b)
+    with evaluating(net) as in_numpy:
+        for a, b in loader:
+            (net(a).argmax(1).numpy() == b.numpy()).sum()
+    with evaluating(net) as unscored:
+        for a, _ in loader:
+            net(a).softmax(1)
+    for report in (compared, lost, in_numpy):
+        assert report.confusion["evaluate"].scores["accuracy"] == pytest.approx(right / 50)
+    assert unscored.confusion == {}
+    assert not any("confusion" in note for note in unscored.notes)

@@ -25,7 +25,10 @@ _DATA = os.path.join("utils", "data")
 _HOOK_CALLS = os.path.join("trainer", "call.py")
 _OPTIMIZATION = os.sep + os.path.join("optimization", "")
 _CPU_BRANCH = frozenset({"normalize_logits_if_needed"})  # torchmetrics: another code on a device
-_LISTENING = ("overrides.py", "host_or_device.py", "listeners.py", "dispatch.py", "events.py")
+_LISTENING = (
+    "overrides.py", "host_or_device.py", "listeners.py", "dispatch.py", "events.py", "arrays.py",
+    "patch.py",
+)  # fmt: skip
 _LOOKING = ("replay.py", "lines.py")
 _NAMES = {
     "pytorch_lightning": "lightning",
