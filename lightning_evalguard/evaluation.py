@@ -208,9 +208,16 @@ def _called(model: nn.Module) -> nn.Module:
     return model
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _counted(report: Report, ranks: Alone, accelerator: Any) -> Any:
     """What counts the block; None where its needs are not installed."""
-    if accelerator is None and importlib.util.find_spec("torchmetrics") is None:
+    if accelerator is None and not _is_installed("torchmetrics"):
         return None
     try:
         from lightning_evalguard.plain.counted import Counted
