@@ -74,7 +74,10 @@ class Asks(Protocol):
     """What the audit needs of the guard."""
 
     report: Report
-    checks: Sequence[tuple[Check, str]]
+
+    @property
+    def checks(self) -> Sequence[tuple[Check, str]]:
+        """The checks that have not failed, each with its policy."""
 
     def ask(self, event: str, ask: Callable[[Any], Iterable[Finding]]) -> Judged:
         """What the checks answer at an event."""

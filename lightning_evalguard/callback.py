@@ -239,7 +239,7 @@ class EvalGuard(Callback):
             Replays(
                 self._audit,
                 beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
-                isolate=lambda: out_of_the_books(trainer, scores),
+                isolate=partial(out_of_the_books, trainer, scores, _lightning.SpareBooks()),
                 why_not=lambda: why_not(trainer),
             ),
             ranks,
@@ -346,7 +346,7 @@ class EvalGuard(Callback):
     def _log(self, trainer: Trainer, hook: str) -> None:
         run = self._run_of(trainer)
         if run is not None:
-            run.guard.steps_over()
+            run.guard.steps_over(run.now)
         if run is not None and run.scores is not None:
             run.scores.log_after(hook)
 

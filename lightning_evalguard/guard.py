@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_evalguard.audit import NOT_SHOWN, Audit, Replays, Showing
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.listeners import Listeners
 from lightning_evalguard.checks.modes.check import ModesCheck
 from lightning_evalguard.instruments.dispatch import (
     Subscriber,
@@ -67,17 +68,16 @@ class Guard:
         budget: float = 0.01,
     ) -> None:
         self.report = report
-        self._pace, self._moves, self._trains = Pace(budget), Pace(budget), Pace(budget)
+        # Gives how many batches a loader of the evaluation will give, where that is known.
+        self.batches: Callable[[int], float | None] = lambda loader: None
+        self._pace = Pace(budget, lambda loader: self.batches(loader))
+        self._moves, self._trains = Pace(budget), Pace(budget)
         self._epoch: int | None = None  # of the last training step
         self._host = host
         self.ranks = ranks or Alone(report)
         self._audit = Audit(self, replays or Replays("off"))
         self._root: nn.Module | None = None
-        self.checks: Sequence[tuple[Check, str]] = list(checks)
-        self._listeners: dict[str, tuple[tuple[Check, str], ...]] = {}
-        self._methods: dict[
-            str, tuple[tuple[tuple[Check, str], Callable[..., Iterable[Finding]]], ...]
-        ] = {}
+        self._listeners = Listeners(checks)
         self.allowed = Allowed(allowed or {})
         self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
@@ -85,6 +85,11 @@ class Guard:
         self._followed: set[str] = set()
         self._wrapped = ""  # what stands before the names of the user's modules
         self._located: dict[tuple[Any, ...], Finding] = {}
+
+    @property
+    def checks(self) -> Sequence[tuple[Check, str]]:
+        """The checks that have not failed, each with its policy."""
+        return self._listeners.checks
 
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`."""
@@ -107,6 +112,7 @@ class Guard:
         self._may_show = True  # the first step
         self._pace.begin()
         self._moves.begin()
+        now.skipped = 0
         root, new = self._root, now.stage not in self._followed
         self._followed.add(now.stage)
         if new and self._audit.replays.audit != "off" and root is not None and not compiles(root):
@@ -171,7 +177,7 @@ class Guard:
         try:
             outputs = call(*args, **kwargs)
         except StopIteration as stopped:
-            self._broke_off(stopped)
+            self._broke_off(now, stopped)
             raise
         self.after(now, outputs, NOT_SHOWN, call, args, kwargs)
         return outputs
@@ -188,14 +194,14 @@ class Guard:
             with self.shown(now) as showing, self._follows(following, showing):
                 outputs = call(*args, **kwargs)
         except StopIteration as stopped:
-            self._broke_off(stopped)
+            self._broke_off(now, stopped)
             raise
         self.after(now, outputs, showing, call, args, kwargs)
         return outputs
 
-    def _broke_off(self, stopped: StopIteration) -> None:
+    def _broke_off(self, now: Moment, stopped: StopIteration) -> None:
         """A loop takes this exception for the end of its data."""
-        self.call("broke_off", stopped.__traceback__)
+        self.call("broke_off", now, stopped.__traceback__)
 
     @staticmethod
     def _follows(
@@ -208,9 +214,15 @@ class Guard:
         """An evaluation step is about to run on ``args``."""
         now.thinned = not self._pace.looks(now.dataloader)
         self._audit.begins(now, args)
-        event = "before_skipped_step" if now.thinned else "before_step"
-        if found := self.call(event, now, args):
-            self._judge(found, quiet=False)
+        if now.thinned:
+            now.skipped += 1
+            findings = self.call("before_skipped_step", now, args)
+        else:
+            findings = self.call("before_step", now, args)
+            now.skipped = 0
+            self._listeners.ask_who_thins()
+        if findings:
+            self._judge(findings, quiet=False)
 
     def after(
         self,
@@ -222,11 +234,13 @@ class Guard:
         kwargs: dict[str, Any],
     ) -> None:
         """The step ``call(*args, **kwargs)`` returned `outputs`, shown as `showing` says."""
-        skipped = self._pace.skipped
         checked = self.report.checked
         checked["batches"] += 1
-        checked["batches_looked_at"] += not skipped
-        findings = self.call("after_skipped_step" if skipped else "after_step", now, outputs)
+        if self._pace.skipped:
+            findings = self.call("after_skipped_step", now, outputs)
+        else:
+            checked["batches_looked_at"] += 1
+            findings = self.call("after_step", now, outputs)
         findings += self._audit.after(now, showing, call, args, kwargs)
         if findings:
             self._judge(findings, quiet=False)
@@ -241,9 +255,10 @@ class Guard:
             self._pace.skipped = False
             self.flags(now, None)
 
-    def steps_over(self) -> None:
+    def steps_over(self, now: Moment) -> None:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
-        self.call("steps_over")
+        if found := self.call("steps_over", now):
+            self._judge(found, quiet=False)
 
     def ends(self, now: Moment) -> None:
         """The last hook of an evaluation is over; its grad mode has not been put back yet."""
@@ -305,9 +320,8 @@ class Guard:
             self._judge(found, quiet=False)
         outputs = call(*args, **kwargs)
         self.report.checked["training_steps"] += 1
-        if found := self.call("before_backward", now, outputs):
-            self._judge(found, quiet=False)
-        if found := self.call("after_train_step", now):
+        found = self.call("before_backward", now, outputs) + self.call("after_train_step", now)
+        if found:
             self._judge(found, quiet=False)
         return outputs
 
@@ -357,9 +371,9 @@ class Guard:
         Most find nothing, so nothing is made for them: no closure, no context, no list.
         """
         found: list[tuple[Finding, str]] = []
-        methods = self._methods.get(event)
-        if methods is None:
-            methods = self._bind(event)
+        methods = self._listeners.methods(event)
+        if not methods:
+            return found
         hides = is_watched()
         aside.depth += 1
         try:
@@ -384,22 +398,12 @@ class Guard:
     def any(self, event: str) -> bool:
         """Whether any check answers yes at an event; each is asked, for some then forget it."""
         yes = False
-        methods = self._methods.get(event)
-        if methods is None:
-            methods = self._bind(event)
-        for pair, method in methods:
+        for pair, method in self._listeners.methods(event):
             try:
                 yes |= bool(method())
             except Exception as error:  # noqa: BLE001, PERF203 - ours must not stop a run
                 self.failed(pair, error)
         return yes
-
-    def _bind(self, event: str) -> tuple[tuple[tuple[Check, str], Callable[..., Any]], ...]:
-        """The methods that an event calls."""
-        name = event.replace("_skipped", "")
-        methods = tuple((pair, getattr(pair[0], name)) for pair in self.hearing(event))
-        self._methods[event] = methods
-        return methods
 
     def _kept(
         self, pair: tuple[Check, str], findings: Iterable[Finding]
@@ -414,16 +418,7 @@ class Guard:
 
     def hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
         """The checks that do something at an event: most do nothing at most of them."""
-        hearing = self._listeners.get(event)
-        if hearing is None:
-            method, each = event.replace("_skipped", ""), self.checks
-            if method != event:
-                each = [pair for pair in each if not pair[0].thins]
-            default = getattr(Check, method, None)
-            hearing = self._listeners[event] = tuple(
-                pair for pair in each if getattr(type(pair[0]), method, None) is not default
-            )
-        return hearing
+        return self._listeners.hearing(event)
 
     def _without_consequences(
         self, findings: Sequence[tuple[Finding, str]]
@@ -485,9 +480,7 @@ class Guard:
 
     def failed(self, pair: tuple[Check, str], error: Exception) -> None:
         """Switch off a check that failed."""
-        self.checks = [p for p in self.checks if p is not pair]
-        self._listeners.clear()
-        self._methods.clear()
+        self._listeners.remove(pair)
         check = pair[0]
         with suppress(Exception):  # it is broken, but what it patched must not stay
             check.close(Moment("fit"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 _FIRST = 16  # batches of each loader that are looked at in any case
 
 
@@ -11,10 +13,11 @@ class Pace:
     The first batches of each loader are looked at, then the gaps double, up to one batch in so
     many that the looks take their share of the evaluation and no more: a look takes less time than
     the step that it looks at, so a share of the batches is a larger share than that of the time.
-    Nothing here asks for the time.
+    The last one is looked at where it is known which that is. Nothing here asks for the time.
 
     Args:
         budget: That share; 1.0 looks at every batch.
+        batches: Gives how many batches a loader will give; None where that is not known.
 
     Attributes:
         skipped: Whether the last batch was not looked at.
@@ -26,8 +29,11 @@ class Pace:
         ([0, 1, 2, 3], [17, 21, 29, 45, 77, 141, 241, 341, 441, 541, 641, 741, 841, 941])
     """
 
-    def __init__(self, budget: float) -> None:
+    def __init__(
+        self, budget: float, batches: Callable[[int], float | None] = lambda loader: None
+    ) -> None:
         self._widest = max(1, round(1 / budget))
+        self._known = batches
         self.begin()
 
     def begin(self) -> None:
@@ -39,6 +45,7 @@ class Pace:
         """Whether the next batch, of that loader, is looked at."""
         if loader != self._loader:
             self._loader, self._batches, self._next, self._gap = loader, 0, 0, 1
+            self._end = self._known(loader)
         n = self._batches
         self._batches += 1
         if n < self._next:
@@ -47,5 +54,7 @@ class Pace:
         if n >= _FIRST - 1:
             self._gap = min(2 * self._gap, self._widest)
         self._next = n + self._gap
+        if self._end is not None and n + 1 < self._end < self._next + 1:
+            self._next = int(self._end) - 1
         self.skipped = False
         return True

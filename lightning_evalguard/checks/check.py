@@ -31,6 +31,7 @@ class Moment:
         dataloader: Index of the data loader.
         fitting: Whether a fit is under way around this stage.
         thinned: Whether what looks again and again looks away from this step.
+        skipped: How many steps it looked away from since it last looked.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class Moment:
     dataloader: int = 0
     fitting: bool = False
     thinned: bool = False
+    skipped: int = 0
 
 
 class Check(Protocol):
@@ -63,6 +65,7 @@ class Check(Protocol):
         before: The generators as they stood before the step, where the check captured them.
         thins: Whether its ``before_step`` and ``after_step`` may be left out on most batches: the
             next look, or that at the end of the evaluation, finds what was changed meanwhile.
+            Asked when an evaluation begins and at each look.
         enters: Whether it enters or leaves a dispatch mode in its events. What the others compute
             for themselves passes none.
     """
@@ -109,11 +112,11 @@ class Check(Protocol):
         """The user's step returned `outputs`."""
         return ()
 
-    def broke_off(self, trace: TracebackType | None) -> Iterable[Finding]:
+    def broke_off(self, now: Moment, trace: TracebackType | None) -> Iterable[Finding]:
         """The step raised ``StopIteration``, which the loop takes for the end of its data."""
         return ()
 
-    def steps_over(self) -> Iterable[Finding]:
+    def steps_over(self, now: Moment) -> Iterable[Finding]:
         """The last step of an evaluation is over, and nothing that it logged is reset yet."""
         return ()
 

@@ -88,6 +88,10 @@ class GradCheck(Check):
         return {"grad mode": torch.is_grad_enabled(), **_sizes(self._attributes())}
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        if now.thinned and not (torch.is_grad_enabled() or self._pending or _switches.are_heard):
+            self._on_at_entry = False
+            self._batches += 1
+            return ()
         findings = self._flush(now) if self._pending or _switches.are_heard else []
         self._on_at_entry = torch.is_grad_enabled()
         if self._on_at_entry and "exit" not in self._reported and self._is_new("entry"):
@@ -108,6 +112,8 @@ class GradCheck(Check):
         return findings
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
+        if now.thinned and outputs is None and not torch.is_grad_enabled():
+            return ()
         before, self._before = self._before, None
         if self._on_at_entry:
             return ()  # told when it was found; the graphs follow from it

@@ -48,6 +48,7 @@ class ComparisonTap:
 
     Attributes:
         reads: Whether numbers are read, to tell labels that are floating-point from other ones.
+        hears: Whether it is told of comparisons now.
     """
 
     def __init__(
@@ -60,25 +61,25 @@ class ComparisonTap:
     ) -> None:
         self._heard, self._is_inside, self._targets = heard, is_inside, targets
         self._skip, self._deaf = skip, deaf
-        self.reads = self._hears = False
+        self.reads = self.hears = False
 
     def open(self) -> None:
         """Listen from here on."""
-        self._hears = True
+        self.hears = True
         _comparisons.add(self)
 
     def pause(self) -> None:
         """Hear nothing until `open`: to give the names back takes longer than a step."""
-        self._hears = False
+        self.hears = False
 
     def close(self) -> None:
         """Leave no trace."""
-        self._hears = False
+        self.hears = False
         _comparisons.remove(self)
 
     def compare(self, one: Tensor, other: Tensor, depth: int) -> None:
         """Two tensors were compared, by whom stands so many frames up."""
-        if not self._hears or self._is_inside():
+        if not self.hears or self._is_inside():
             return
         frame = nearest(sys._getframe(depth + 1), self._skip)
         if frame is None or owner_of(frame.f_code.co_filename) in self._deaf:

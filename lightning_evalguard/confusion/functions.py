@@ -62,23 +62,27 @@ class FunctionTap:
     Args:
         see: Is told of each call, after it.
         pairs: How many pairs were seen so far.
+
+    Attributes:
+        locates: Whether the line of a call is looked up.
+        hears: Whether calls are reported now.
     """
 
     def __init__(self, see: See, pairs: Callable[[], int]) -> None:
         self._see, self._pairs = see, pairs
         self._follows: list[Follow] | None = None
-        self._is_open = self._is_followed = False
+        self.hears = self._is_followed = False
         self._inside = False
         self.locates = True
 
     def open(self, module: nn.Module) -> None:
         """Follow the functions from now on."""
-        if self._is_open:
+        if self.hears:
             return
         if self._follows is None:
             found = [] if compiles(module) else functions_of(module)
             self._follows = [Follow(f, self._around(f)) for f in found]
-        self._is_open = True
+        self.hears = True
         if not self._is_followed:
             self._is_followed = True
             for follow in self._follows:
@@ -86,11 +90,11 @@ class FunctionTap:
 
     def pause(self) -> None:
         """Report no calls until `open`."""
-        self._is_open = False
+        self.hears = False
 
     def close(self) -> None:
         """Leave the functions as they were."""
-        self._is_open = False
+        self.hears = False
         if self._is_followed and self._follows is not None:
             self._is_followed = False
             for follow in self._follows:
@@ -103,7 +107,7 @@ class FunctionTap:
         whole = home.startswith(("sklearn.", _TORCHMETRICS))
 
         def around(original: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-            if self._inside or not self._is_open:
+            if self._inside or not self.hears:
                 return original(*args, **kwargs)
             before = self._pairs()
             self._inside = whole

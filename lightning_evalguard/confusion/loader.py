@@ -18,6 +18,7 @@ from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.report import Finding
 
+TENSORS = 16  # of a batch, among which labels are looked for
 _SCORED = 1 << 16  # scores of an evaluation that are kept where the module names a threshold
 
 
@@ -162,7 +163,11 @@ class Spare:
         self.kind, self.name = kind, name
         self._entry, self._preds, self._target, self._make = entry, preds, target, pair
         self._pair: Pair | None = None
-        self._versions = self._now()
+        # `_now`, without a call: one is made in most steps
+        self._versions: tuple[int, ...] = (
+            -1 if preds.is_inference() else preds._version,
+            -1 if target.is_inference() else target._version,
+        )
 
     @property
     def pair(self) -> Pair:
@@ -187,8 +192,8 @@ class Spare:
         """Whether the step changed it in place since."""
         return self._versions != self._now()
 
-    def _now(self) -> list[int]:
-        return versions_of(self._preds, self._target)
+    def _now(self) -> tuple[int, ...]:
+        return tuple(versions_of(self._preds, self._target))
 
 
 def versions_of(*tensors: Tensor) -> list[int]:
@@ -340,9 +345,10 @@ class LoaderCount:
         self.versions = versions_of(*tensors) if self.chosen is None else []
         if self.chosen is None:
             self.labelled = not tensors or not all(_is_view(t, tensors[0]) for t in tensors)
-        for stream in (*self.streams, self.chosen):
-            if stream is not None:
-                stream.begin_step()
+        for stream in self.streams:
+            stream.begin_step()
+        if self.chosen is not None:
+            self.chosen.begin_step()
 
     def end_step(self) -> None:
         """Let go of everything that belongs to the step."""
@@ -470,6 +476,6 @@ def _is_view(tensor: Tensor, first: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape == first.shape
 
 
-def tensors_of(batch: Any, most: int = 16) -> list[Tensor]:
+def tensors_of(batch: Any) -> list[Tensor]:
     """The tensors of a batch, in order, up to so many."""
-    return tensors(batch)[:most]
+    return tensors(batch)[:TENSORS]

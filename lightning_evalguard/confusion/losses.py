@@ -133,23 +133,29 @@ class _Losses:
 
     def _tap(self, original: Any, kind: _Loss) -> Any:
         place = kind.ignore_place
+        is_compiling, peek = torch.compiler.is_compiling, torch._C._functorch.peek_interpreter_stack
 
         @functools.wraps(original)
         def tapped(*args: Any, **kwargs: Any) -> Any:
             value = original(*args, **kwargs)
-            taps = [tap for tap in self._taps if tap.hears]
-            if not taps or torch.compiler.is_compiling():
+            taps = self._taps
+            if len(taps) != 1:
+                taps = tuple(tap for tap in taps if tap.hears)
+            if not taps or not taps[0].hears or is_compiling() or len(args) < 2:
                 return value
-            preds, target = plain(*args[:2]) if len(args) > 1 else (None, None)
+            ignore = args[place] if place is not None and len(args) > place else None
+            if peek() is None:
+                if isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+                    make = partial(_of_loss, kind, args[0], args[1], ignore)
+                    _tell(taps, kind, args[0], args[1], make, value)
+                return value
+            preds, target = plain(args[0], args[1])
             if preds is not None and target is not None:
-                ignore = args[place] if place is not None and len(args) > place else None
                 make = partial(_of_loss, kind, preds, target, ignore)
-                if torch._C._functorch.peek_interpreter_stack() is None:
-                    _tell(taps, kind, preds, target, make, value)
-                else:  # what is computed of them is no part of what `vmap` or `grad` transforms
-                    given, _ = _unwrapped(value)
-                    with temporarily_clear_interpreter_stack():
-                        _tell(taps, kind, preds, target, make, given)
+                # what is computed of them is no part of what `vmap` or `grad` transforms
+                given, _ = _unwrapped(value)
+                with temporarily_clear_interpreter_stack():
+                    _tell(taps, kind, preds, target, make, given)
             return value
 
         return tapped
@@ -171,13 +177,15 @@ _losses = _Losses()
 
 
 def _tell(
-    taps: list[LossTap], kind: _Loss, preds: Tensor, target: Tensor, make: Make, value: Any
+    taps: tuple[LossTap, ...], kind: _Loss, preds: Tensor, target: Tensor, make: Make, value: Any
 ) -> None:
     """Hand on the pair that a loss is given, by the function that makes it of its description."""
-    located = any(tap.locates for tap in taps)
+    located = taps[0].locates if len(taps) == 1 else any(tap.locates for tap in taps)
     if not located:
         described = partial(make, kind.name)
-        taps = [t for t in taps if not t.at_once("loss", kind.name, preds, target, described)]
+        for tap in taps:
+            if tap.at_once("loss", kind.name, preds, target, described):
+                taps = tuple(one for one in taps if one is not tap)
         if not taps:
             return
     site = user_site(3) if located else None

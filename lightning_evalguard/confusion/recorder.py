@@ -23,7 +23,7 @@ from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
 from lightning_evalguard.confusion.layout import are_logits, margins, read
-from lightning_evalguard.confusion.loader import LoaderCount, Stream, tensors_of
+from lightning_evalguard.confusion.loader import TENSORS, LoaderCount, Stream
 from lightning_evalguard.confusion.losses import LossTap
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
@@ -34,7 +34,7 @@ from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.taps import MetricTap
 from lightning_evalguard.confusion.thresholds import cuts_of, names_thresholds
 from lightning_evalguard.confusion.words import Recorded, report, report_nothing
-from lightning_evalguard.data.batches import sample_count
+from lightning_evalguard.data.batches import sized
 from lightning_evalguard.data.loaders import left_out, listed, owned
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.source import LIBRARIES
@@ -80,6 +80,8 @@ class Recorder:
         self._module: nn.Module | None = None
         self._now: LoaderCount | None = None
         self._paused = self._epoch_ends = False
+        # Where the pair of every step is known to be, and all stands that hears of it there.
+        self._settled: LoaderCount | None = None
         source = str(self.config.source) if isinstance(self.config.source, str) else ""
         only = source.partition(":")[2] if source.startswith("metric:") else None
         self._reads_outputs = self.config.source is None or not (only or source == "loss")
@@ -136,7 +138,10 @@ class Recorder:
         if self._now is not None:
             self._close_step()
         entry = self._now = self._loader(dataloader_idx)
-        entry.begin_step(sample_count(batch) or 0, tensors_of(batch))
+        entry.begin_step(*sized(batch, TENSORS))
+        if entry is self._settled:
+            self._hear_step(True)
+            return
         if entry.chosen is None:
             entry.batch = batch
         try:
@@ -164,6 +169,14 @@ class Recorder:
             self._losses.locates = self._functions.locates = entry.chosen is None
             self._losses.open()
             self._functions.open(module)
+        self._settled = None if entry.chosen is None or _may_gather(entry.chosen) else entry
+
+    def _hear_step(self, hears: bool) -> None:
+        """Begin or end to hear a step of which the place is known: nothing is put up for it."""
+        self._losses.hears = self._functions.hears = hears and self._taps_losses
+        chosen = self._settled.chosen if self._settled is not None else None
+        if chosen is not None and chosen.kind == "comparison":
+            self._comparisons.hears = hears
 
     def _open_comparisons(self, module: nn.Module) -> None:
         if self._compares and self.config.source is None and not compiles(module):
@@ -175,22 +188,15 @@ class Recorder:
         Raises:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
-        self._gathers.close()
         entry = self._now
-        if entry is not None and entry.chosen is not None and entry.chosen.kind == "comparison":
-            self._comparisons.pause()
+        if entry is not None and entry is self._settled:
+            self._hear_step(False)
         else:
-            self._comparisons.close()
-        if entry is None or entry.chosen is None:
-            self._losses.close()  # who looks closely at hooks sees the functions as they are
-            self._functions.close()
-        else:
-            self._losses.pause()
-            self._functions.pause()
+            self._close_step_taps(entry)
         if entry is None:
             return
         try:
-            if self._reads_outputs:
+            if self._reads_outputs and (outputs is not None or self.config.source is not None):
                 self._see_outputs(entry, outputs, batch)
             self._see_arrays(entry)
             if entry.chosen is None:
@@ -208,11 +214,26 @@ class Recorder:
                 entry.saw = sources.shown(outputs)
             entry.returned = True
             entry.end_step()
-            self._sigmoids.close()
+            if entry.chosen is None:
+                self._sigmoids.close()
+
+    def _close_step_taps(self, entry: LoaderCount | None) -> None:
+        self._gathers.close()
+        if entry is not None and entry.chosen is not None and entry.chosen.kind == "comparison":
+            self._comparisons.pause()
+        else:
+            self._comparisons.close()
+        if entry is None or entry.chosen is None:
+            self._losses.close()  # who looks closely at hooks sees the functions as they are
+            self._functions.close()
+        else:
+            self._losses.pause()
+            self._functions.pause()
 
     def steps_over(self) -> None:
         """The last step is over: from now on scores of the whole evaluation may be computed."""
         self._close_step()
+        self._settled = None
         self._losses.close()
         self._comparisons.close()
         self._epoch_ends = self._stage is not None
@@ -320,6 +341,7 @@ class Recorder:
 
     def _close_taps(self) -> None:
         self._epoch_ends = False
+        self._settled = None
         for tap in (
             self._metrics, self._losses, self._functions, self._sigmoids, self._comparisons,
             self._gathers, self._arrays,
@@ -410,8 +432,6 @@ class Recorder:
         self._arrays.close()
 
     def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
-        if outputs is None and self.config.source is None:
-            return
         if self.config.source is not None:
             pair: Pair | None = sources.from_source(self.config.source, outputs, batch)
         else:
@@ -433,9 +453,10 @@ class Recorder:
     def _close_step(self) -> None:
         """The step is over, and the hooks after it: choose, and close the count."""
         entry, self._now = self._now, None
-        self._sigmoids.close()
         if entry is None:
             return
+        if entry.chosen is None:
+            self._sigmoids.close()
         if entry.chosen is None and entry.streams:
             choose(entry, self.config, self.logged)
         unit = entry.keep if entry.samples else 1
@@ -447,7 +468,8 @@ class Recorder:
             entry.partly += entry.samples - chosen.samples
         if chosen is not None and entry.each is not None and self.ranks.world == 1:
             chosen.state.step_over(entry.each)
-        entry.end_step()
+        if chosen is None or chosen.late or not entry.returned:
+            entry.end_step()
 
     def _settle(self, entry: LoaderCount, result: Any) -> None:
         """What an evaluation has shown for good stays so for the run."""

@@ -80,13 +80,7 @@ class MetricTap:
 
     def _around(self, name: str, metric: Metric) -> Callable[..., Any]:
         called = _Called.of(name, metric, list(metric._update_signature.parameters))
-
-        def update(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return original(*args, **kwargs)
-            return self._updated(called, original, args, args, kwargs)
-
-        return update
+        return partial(self._updated, called)
 
     def _tap_parent(self, kind: type) -> None:
         """Tap torchmetrics' own ``update``, which a subclass may call with what it selected."""
@@ -99,10 +93,10 @@ class MetricTap:
 
         def update(original: Any, metric: Metric, *args: Any, **kwargs: Any) -> Any:
             name = self._names.get(id(metric))
-            if name is None or torch.compiler.is_compiling():
+            if name is None:
                 return original(metric, *args, **kwargs)
             called = _Called.of(name, metric, ["preds", "target"])
-            return self._updated(called, original, (metric, *args), args, kwargs)
+            return self._updated(called, partial(original, metric), *args, **kwargs)
 
         self._classes[parent] = Wrap(parent, "update", update)
 
@@ -110,11 +104,13 @@ class MetricTap:
         self,
         called: _Called,
         original: Callable[..., Any],
-        args: tuple[Any, ...],
-        given: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        /,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Run ``original(*args, **kwargs)``, and say what it was given by place."""
+        if torch.compiler.is_compiling():
+            return original(*args, **kwargs)
         self._deeper.append(False)
         try:
             value = original(*args, **kwargs)
@@ -123,7 +119,7 @@ class MetricTap:
         if self._deeper:
             self._deeper[-1] = True
         if not deeper:
-            self._report(called, given, kwargs)
+            self._report(called, args, kwargs)
         return value
 
     def _report(self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -215,6 +215,21 @@ def sample_count(batch: Any) -> int | None:
     return count_of(batch).samples
 
 
+def sized(batch: Any, most: int) -> tuple[int, list[Tensor]]:
+    """How many samples a batch holds, 0 where nothing in it tells; and its tensors, up to `most`.
+
+    Most batches are plain ones, and one look at them tells both.
+    """
+    if not _is_row_of_tensors(batch):
+        return sample_count(batch) or 0, tensors(batch)[:most]
+    samples = 0
+    for part in batch:
+        if part.dim():
+            samples = part.size(0)
+            break
+    return samples, list(batch[:most])
+
+
 def count_of(batch: Any) -> Count:
     """How many samples a batch holds.
 

@@ -116,7 +116,7 @@ class Run:
             self.now = outer
 
     def _finish(self, prefix: str, output: Any) -> None:
-        self.guard.steps_over()
+        self.guard.steps_over(self.now)
         metrics = output.metrics if isinstance(getattr(output, "metrics", None), dict) else {}
         self._read(prefix, metrics)
         self.desk.logged_last = metrics

@@ -99,11 +99,14 @@ class Look:
         if reach.why is not None:
             raise CannotReplay(reach.why)
         self._held = Held(roots, reach)
+        self._silence = ExitStack()
 
     def __enter__(self) -> Look:
+        self._silence.enter_context(_silence())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._silence.close()
         self._held.restore_generators()
 
     def again(
@@ -183,19 +186,28 @@ def counted() -> Iterator[None]:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Nothing is printed, warned of or logged twice."""
-    disabled = logging.root.manager.disable
     nowhere = io.StringIO()
     with (
+        _silence(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is logged; what is silent already is left so, for each change empties all caches."""
+    before = logging.root.manager.disable
+    if before < logging.CRITICAL:
         logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
+    try:
+        yield
+    finally:
+        if logging.root.manager.disable != before:
+            logging.disable(before)
 
 
 def _eagerly() -> AbstractContextManager[Any]:

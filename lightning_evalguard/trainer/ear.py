@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.heard import MOST_KEYS, Heard
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import owner_of, user_site
 from lightning_evalguard.trainer import lightning as _lightning
@@ -36,6 +36,7 @@ class _Known(NamedTuple):
         is_mean: Whether its values are averaged by the size of their batches.
         by_metric: Whether a metric object is logged.
         location: ``file:line`` of the first call.
+        waits: Whether the values after the first wait until the steps are over.
     """
 
     one: Any
@@ -46,6 +47,16 @@ class _Known(NamedTuple):
     is_mean: bool
     by_metric: bool
     location: str | None
+    waits: bool
+
+    def heard(self, value: Any, batch_size: int) -> Heard:
+        """One of its values."""
+        size = None
+        if isinstance(value, Tensor):
+            # `self.log` has made a copy of its own, which nobody writes to
+            value = value.detach() if value.requires_grad else value
+            size = batch_size if self.is_mean else None
+        return Heard(self.key, self.name, value, size, self.loader, self.by_metric, self.location)
 
 
 class Ear(_lightning.Books):
@@ -65,6 +76,10 @@ class Ear(_lightning.Books):
         self._lines: dict[str, str | None] = {}
         self._known: dict[str, _Known] = {}
         self._updates = 0  # of the keys that evaluations log
+        self._gathers = False
+        # of the steps: what was logged under a known key, and by which step
+        self._waiting: list[tuple[int, _Known, Any, int]] = []
+        self._keys = self._steps = 0
 
     def listen(self, hear: Callable[[Heard], None]) -> None:
         """Hand every value that is logged to `hear`, until `deafen`."""
@@ -84,6 +99,19 @@ class Ear(_lightning.Books):
         self._wraps.clear()
         self._writers.clear()
         self._known.clear()
+
+    def gather(self) -> None:
+        """Steps begin: what they log waits from now on, but for the first value of each key."""
+        self._known.clear()
+        self._waiting.clear()
+        self._keys = self._steps = 0
+        self._gathers = True
+
+    def gathered(self) -> list[tuple[int, Heard]]:
+        """The steps are over: what they logged and `hear` was not told, each with its step."""
+        self._gathers = False
+        waiting, self._waiting = self._waiting, []
+        return [(step, known.heard(value, size)) for step, known, value, size in waiting]
 
     def find_writers(self) -> None:
         """Hear the writers that exist by now: asking a logger for its own would make one."""
@@ -108,7 +136,27 @@ class Ear(_lightning.Books):
         results = _lightning.owner(self._trainer, path)
         if results is not None:
             around = partial(self._of_log, results, in_training)
+            if not in_training:
+                around = partial(self._of_step, around)
             self._wraps.append(Wrap(results, "update_metrics", around))
+
+    def _of_step(
+        self,
+        at_once: Callable[..., Any],
+        log: Callable[..., Any],
+        key: str,
+        value: Any,
+        batch_size: int,
+    ) -> Any:
+        """What an evaluation logs: of most calls in a step nothing is asked but their value."""
+        known = self._known.get(key) if self._gathers else None
+        if known is None:
+            return at_once(log, key, value, batch_size)
+        self._updates += 1
+        done = log(key, value, batch_size)
+        if known.waits:
+            self._waiting.append((self._steps, known, value, batch_size))
+        return done
 
     def _of_log(
         self,
@@ -127,14 +175,7 @@ class Ear(_lightning.Books):
             self._updates += 1
         if not known.is_heard or _lightning.logs_ours():
             return log(key, value, batch_size)
-        size = None
-        if isinstance(value, Tensor):
-            # `self.log` has made a copy of its own, which nobody writes to
-            value = value.detach() if value.requires_grad else value
-            size = batch_size if known.is_mean else None
-        heard = Heard(
-            known.key, known.name, value, size, known.loader, known.by_metric, known.location
-        )
+        heard = known.heard(value, batch_size)
         done = log(key, value, batch_size)
         self._hear(heard)
         return done
@@ -146,17 +187,20 @@ class Ear(_lightning.Books):
         if is_heard and key not in self._lines:
             site = user_site(4)
             self._lines[key] = site.location if site is not None else None
+        waits = bool(is_heard) and not in_training and one.is_tensor and self._keys < MOST_KEYS
+        self._keys += waits
         loader = meta.dataloader_idx
         suffix = (
             f"/dataloader_idx_{loader}" if loader is not None and meta.add_dataloader_idx else ""
         )
         return _Known(
             one, bool(is_heard), meta.name + suffix, meta.name, loader,
-            bool(meta.is_mean_reduction), not one.is_tensor, self._lines.get(key),
+            bool(meta.is_mean_reduction), not one.is_tensor, self._lines.get(key), waits,
         )  # fmt: skip
 
     def pulse(self) -> tuple[int, int | None]:
-        """How many values evaluations logged so far, and the batch size taken from this batch."""
+        """A step is over: how many values were logged so far, and the batch's size by the loop."""
+        self._steps += 1
         return self._updates, None if self._results is None else self._results.batch_size
 
     def _of_logger(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -113,14 +114,12 @@ def why_not_again(trainer: Trainer) -> str | None:
 
 
 @contextmanager
-def out_of_the_books(trainer: Trainer) -> Iterator[None]:
+def out_of_the_books(trainer: Trainer, spare: SpareBooks) -> Iterator[None]:
     """What is logged inside goes into a collection of its own, and to loggers that drop it."""
     loop, connector = _read(trainer, "_active_loop"), trainer._logger_connector
     loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
     if results is not None:
-        loop._results = type(results)(training=results.training)
-        for name in ("batch", "batch_size", "dataloader_idx"):
-            setattr(loop._results, name, getattr(results, name))
+        loop._results = spare.like(results)
     trainer.loggers = [DummyLogger() for _ in loggers]
     try:
         yield
@@ -128,6 +127,32 @@ def out_of_the_books(trainer: Trainer) -> Iterator[None]:
         trainer.loggers = loggers
         connector._current_fx = fx
         loop._results = results
+        spare.empty()
+
+
+class SpareBooks:
+    """Where replays log: one collection for all of them, as what it holds for a key takes long."""
+
+    def __init__(self) -> None:
+        self._results: Any = None
+
+    def like(self, results: Any) -> Any:
+        """An empty collection, for what is logged in the same places as in `results`."""
+        spare = self._results
+        if type(spare) is not type(results) or spare.training != results.training:
+            spare = self._results = type(results)(training=results.training)
+        for name in ("batch", "batch_size", "dataloader_idx"):
+            setattr(spare, name, getattr(results, name))
+        return spare
+
+    def empty(self) -> None:
+        """Forget what was logged, and hold neither the batch nor the user's metrics."""
+        spare = self._results
+        if spare is not None:
+            spare.batch = None
+            for key in [key for key, one in spare.items() if not one.is_tensor]:
+                del spare[key]
+            spare.reset(metrics=False)
 
 
 def dataloaders(trainer: Trainer) -> Any:
@@ -139,6 +164,12 @@ def dataloaders(trainer: Trainer) -> Any:
         return trainer.test_dataloaders
     # `trainer.val_dataloaders` names those of the last fit, also in a `validate` after it
     return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
+
+
+def batches_of(trainer: Trainer, loader: int) -> float | None:
+    """How many batches a loader of the running evaluation will give; None where it is not known."""
+    limits = _read(trainer, "_active_loop.max_batches", ())
+    return limits[loader] if isinstance(limits, list) and loader < len(limits) else None
 
 
 def hyper_parameters(module: LightningModule) -> dict[str, Any]:
@@ -288,7 +319,7 @@ class ValidationLoop:
 
     def books(self) -> AbstractContextManager[None]:
         """What is logged inside stays there."""
-        return out_of_the_books(self._trainer)
+        return out_of_the_books(self._trainer, SpareBooks())
 
     def modes(self) -> dict[str, bool] | None:
         """The mode in which each module trains, by its qualified name."""
@@ -329,13 +360,37 @@ def logs_ours() -> bool:
     return bool(_ours)
 
 
-def log(module: LightningModule, key: str, value: float) -> None:
-    """Log the score of one evaluation, under exactly this key."""
+def log(module: LightningModule, key: str, value: float, follows: bool = False) -> None:
+    """Log the score of one evaluation, under exactly this key.
+
+    Args:
+        module: Whose hook runs.
+        key: The whole key.
+        value: The score.
+        follows: Whether the same hook logged another score of ours just before.
+    """
     _ours.append(key)
     try:
-        _log(module, key, value)
+        if not (follows and _logged_again(module, key, value)):
+            _log(module, key, value)
     finally:
         _ours.pop()
+
+
+def _logged_again(module: LightningModule, key: str, value: float) -> bool:
+    """Give its entry of earlier evaluations the value, where it has one: `module.log` takes long.
+
+    That looks up and compares everything that a call may say, and moves the entry to its device.
+    """
+    results = _read(module.trainer, "_active_loop._results", None)
+    known = f"{vars(module).get('_current_fx_name')}.{key}"
+    own = "log" in vars(module) or type(module).log is not LightningModule.log
+    if own or results is None or known not in results:
+        return False
+    entry = results[known]
+    given = torch.tensor(value, device=entry.value.device, dtype=entry.value.dtype)
+    results.update_metrics(known, given, 1)
+    return True
 
 
 def _log(module: LightningModule, key: str, value: float) -> None:
@@ -374,6 +429,7 @@ __all__ = [
     "DummyLogger",
     "Entry",
     "LightningModule",
+    "SpareBooks",
     "Trainer",
     "ValidationLoop",
     "advised_sync_dist",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from lightning_evalguard.checks.check import Moment
@@ -60,6 +61,7 @@ class Run:
         self._fitting = trainer.state.fn == "fit"
         self.now = Moment("fit", rank=trainer.global_rank, fitting=self._fitting)
         self._verdict = Verdict(guard.report)
+        guard.batches = partial(_lightning.batches_of, trainer)
         guard.open(module, self.now)
         guard.report.checked["modules"] = max(
             guard.report.checked["modules"], sum(1 for _ in module.modules())
@@ -175,7 +177,7 @@ class Run:
         """Before any callback's hook: some empty there what they kept."""
         if self._hooks is not None:
             self._hooks.resume()
-        self.guard.steps_over()
+        self.guard.steps_over(self.now)
         return end(*args, **kwargs)
 
     def _met(self, seen: Any, said: Any) -> dict[int, Any] | None:
@@ -274,10 +276,12 @@ def _stage(trainer: Trainer) -> str:
 
 
 @contextmanager
-def out_of_the_books(trainer: Trainer, scores: Scores | None) -> Iterator[None]:
+def out_of_the_books(
+    trainer: Trainer, scores: Scores | None, spare: _lightning.SpareBooks
+) -> Iterator[None]:
     """A replay is neither logged nor counted."""
     with (
-        _lightning.out_of_the_books(trainer),
+        _lightning.out_of_the_books(trainer, spare),
         scores.paused() if scores is not None else nullcontext(),
     ):
         yield

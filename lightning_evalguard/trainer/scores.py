@@ -123,14 +123,15 @@ class Scores:
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours
         asked = _lightning.monitored(trainer)
-        differing = []
+        differing, follows = [], False
         for key, result in recorded.results.items():
             stage, _, loader = key.partition("/")
             for score, value in result.scores.items():
                 name = f"{stage}/{score}{f'/{loader}' if loader else ''}"
                 if name not in self._theirs:
                     if self._recorder.config.logs(score, result.task) or name in asked:
-                        self._log_scalar(name, value)
+                        self._log_scalar(name, value, follows)
+                        follows = True
                     continue
                 theirs = float(trainer.callback_metrics[name])
                 difference = result.explained(
@@ -158,12 +159,12 @@ class Scores:
                     self._reported.add(failure)
                     warn_text(failure)
 
-    def _log_scalar(self, key: str, value: float) -> None:
+    def _log_scalar(self, key: str, value: float, follows: bool) -> None:
         if self._trainer.barebones:
             return
         # Equal on every rank already: no `sync_dist`, which would be one collective a key.
         _lightning.advised_sync_dist(self._trainer, key)
-        _lightning.log(self._module, key, value)
+        _lightning.log(self._module, key, value, follows)
         self._ours.add(key)
 
     def _safely(self, act: Callable[..., None], *args: Any) -> bool:

@@ -69,8 +69,8 @@ class Appearance:
 
     def add(self, batch: object) -> None:
         """A step gets `batch`: the first steps are looked at, then ever fewer."""
-        self._steps += 1
-        if self.full or (self._steps > 8 and self._steps & (self._steps - 1)):
+        self._steps = n = self._steps + 1
+        if (n > 8 and n & (n - 1)) or self.full:
             return
         place, largest = _largest(tensors(batch))
         if largest is None or largest.layout != torch.strided or not len(largest):

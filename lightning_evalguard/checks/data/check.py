@@ -102,8 +102,8 @@ class DataCheck(Check):
         self._repeats: dict[int, repeats.Repeats] = {}
         self._said: set[tuple[str | None, str]] = set()
         self._evaluated: Evaluated | None = None
-        self._steps = self._returned = 0
-        self._opaque = self._fits = self._trains = self._looks = False
+        self._ended_at: int | None = None  # batch of this evaluation whose step raised
+        self._opaque = self._fits = self._trains = self._looks = self.thins = False
         self._broke_at: str | None = None
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
@@ -124,14 +124,12 @@ class DataCheck(Check):
             self._history.begin(self._root)
 
     def start(self, now: Moment) -> Iterable[Finding]:
-        self._evaluated = None
-        self._steps = self._returned = 0
-        self._opaque = False
+        self._evaluated = self._ended_at = None
+        self._opaque = self.thins = False
         self._broke_at = None
         return ()
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        self._steps += 1
         # a step that fetches for itself
         self._opaque = not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator))
         if not is_scored(now.stage):
@@ -152,13 +150,11 @@ class DataCheck(Check):
                 one.appearance.add(args[0])
         return self._findings(now, facts) if facts else ()
 
-    def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
-        self._returned += 1
-        return ()
-
-    def broke_off(self, trace: TracebackType | None) -> Iterable[Finding]:
+    def broke_off(self, now: Moment, trace: TracebackType | None) -> Iterable[Finding]:
         """A step raised StopIteration, which its loop takes for the end of the data."""
-        self._broke_at = _raised_at(trace)
+        limits = self._evaluated.limits[: now.dataloader] if self._evaluated is not None else []
+        before = sum(limit for limit in limits if limit < float("inf"))
+        self._ended_at, self._broke_at = int(before) + now.batch, _raised_at(trace)
         return ()
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
@@ -238,6 +234,8 @@ class DataCheck(Check):
                 one.varies |= one.order in ("shuffled", "drawn")
                 facts += self._watch_repeats(one)
             one.batches, one.sketches = 0, []
+        # once the samples of all are hashed, the first batches tell the rest
+        self.thins = not any(id(one) in self._repeats for one in self._sets.values())
         facts += combined(evaluated, f"{stage}_dataloader")
         return facts
 
@@ -427,7 +425,7 @@ class DataCheck(Check):
     # counted once
 
     def _broken_off(self, now: Moment) -> list[Fact]:
-        if self._steps == self._returned or self._opaque:
+        if self._ended_at is None or self._opaque:
             return []
         expected = ""
         if self._evaluated is not None:
@@ -436,7 +434,7 @@ class DataCheck(Check):
         return [
             Fact(
                 f"the step raised StopIteration, which ended the evaluation after "
-                f"{self._returned}{expected} batches without a word",
+                f"{self._ended_at}{expected} batches without a word",
                 "Catch it in the step: give `next()` a default, or loop over `itertools.cycle`.",
                 location=self._broke_at,
             )

@@ -84,11 +84,13 @@ class History:
         self._sets: list[_Seen] = []
         self._fits: list[Any] = []  # of which module, weakly
         self.appearance = Appearance()  # of the last fit's training batches
+        self._hashes = False  # whether training batches are hashed
 
     def begin(self, module: nn.Module | None) -> None:
         """A fit of `module` begins."""
         self._fits.append(_weak(module))
         self.appearance = Appearance()
+        self._hashes = True
 
     def add_batch(self, batch: Any) -> bool:
         """A step of the running fit, which has one loader, gets `batch`.
@@ -97,13 +99,17 @@ class History:
             Whether the next one should be added, too.
         """
         self.appearance.add(batch)
+        return (self._hashes and self._hash(batch)) or not self.appearance.full
+
+    def _hash(self, batch: Any) -> bool:
+        """Keep hashes of a training batch, if it has any; of so many batches."""
         trained = self._trained()
-        if trained and len(trained[-1].hashes) < _BATCHES:
-            hashes = _hashes(batch)
-            if hashes is not None:
-                trained[-1].hashes.append(hashes)
-                return True
-        return not self.appearance.full
+        hashes = _hashes(batch) if trained else None
+        if hashes is None:
+            return False
+        trained[-1].hashes.append(hashes)
+        self._hashes = len(trained[-1].hashes) < _BATCHES
+        return True
 
     def _trained(self) -> list[_Seen]:
         """What the last fit trains with."""

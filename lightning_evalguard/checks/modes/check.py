@@ -135,6 +135,8 @@ class ModesCheck(Check):
     # training
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        if self._unrestored is None and not self._training.waits:
+            return ()
         findings = self._verify_restored(now) if self._unrestored is not None else []
         repairs = self._training.before_step()
         return findings + self._offer(repairs) if repairs else findings

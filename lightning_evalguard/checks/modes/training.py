@@ -119,6 +119,11 @@ class Training:
 
     # the events
 
+    @property
+    def waits(self) -> bool:
+        """Whether something sleeps or stands by, of which the next step may tell."""
+        return bool(self._asleep) or self._bystanders.looks
+
     def before_step(self) -> list[Repair]:
         """A training step is about to run; the backward pass of the last one is over."""
         found = self.after_backward()
@@ -127,6 +132,8 @@ class Training:
 
     def after_step(self, now: Moment, outputs: Any) -> list[Repair]:
         """A training step returned `outputs`."""
+        if now.thinned and self._is_quiet(now):
+            return []
         found = list(self._bystanders.after_step(now)) if self._bystanders.looks else []
         if now.epoch != self._epoch:
             self._epoch, self.due = now.epoch, True
@@ -143,6 +150,12 @@ class Training:
         if self._asleep:
             found += self._proven(outputs)
         return found
+
+    def _is_quiet(self, now: Moment) -> bool:
+        """Whether no flag may have moved, and nothing is looked for: so it is in most steps."""
+        if self.due or now.epoch != self._epoch or self._learned or self.waits:
+            return False
+        return not self._may_have_moved()
 
     def _may_have_moved(self) -> bool:
         """Whether a call or a registration may have moved a flag since they were read."""

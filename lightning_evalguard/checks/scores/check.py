@@ -35,7 +35,13 @@ class Loop(Protocol):
         """What its steps logged, once the last one is over."""
 
     def pulse(self) -> tuple[int, int | None]:
-        """How many values were logged so far, and the batch size taken from this batch."""
+        """A step is over: how many values were logged so far, and the batch's size by the loop."""
+
+    def gather(self) -> None:
+        """Steps begin: what they log may wait, but for the first value of each key."""
+
+    def gathered(self) -> Sequence[tuple[int, Heard]]:
+        """The steps are over: what they logged and `hear` was not told, each with its step."""
 
     def values(self) -> Mapping[str, Any]:
         """The scores that the trainer holds."""
@@ -93,7 +99,6 @@ class ScoresCheck(Check):
         self._claims = Claims()
         self._follows = self._in_steps = self._judged = False
         self._sizes: dict[int, list[int]] = {}
-        self._batches: dict[int, int] = {}
         self._heard: dict[str, Heard] = {}
         self._of_step: dict[str, Heard] = {}
         self._stage = "validate"
@@ -123,7 +128,7 @@ class ScoresCheck(Check):
     def _hear(self, heard: Heard) -> None:
         if self._in_steps:
             if not heard.by_metric:
-                self._tally.heard(heard)
+                self._tally.heard(heard, len(self._tally.steps))
             self._of_step.setdefault(heard.key, heard)
         else:
             self._heard[heard.key] = heard
@@ -139,10 +144,11 @@ class ScoresCheck(Check):
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches its batches for itself says nothing of their sizes
-        opaque = not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator))
-        if not is_scored(now.stage) or now.rank or opaque:
+        if not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator)):
             return ()
         if not self._follows:
+            if now.rank or not is_scored(now.stage):
+                return ()
             self._begin(now)
         if self._labels is None:
             self._labels = places_of_labels(args[0])
@@ -163,19 +169,24 @@ class ScoresCheck(Check):
             loader = now.dataloader
             self._groups.after_step()
             updates = self._metrics.step_over(loader)
-            calls, inferred = self._loop.pulse()
-            self._tally.after_step(outputs, self._size(loader), loader, updates, calls, inferred)
+            self._tally.after_step(outputs, loader, updates, *self._loop.pulse())
         return ()
 
-    def steps_over(self) -> Iterable[Finding]:
+    def steps_over(self, now: Moment) -> Iterable[Finding]:
         if self._follows and self._in_steps:
-            self._in_steps = False
-            self._tally.ended(self._loop.logged())
+            self._hear_what_waits()
+            self._tally.ended(self._loop.logged(), self._sizes)
             self._metrics.step_over(-1)  # what hooks updated after the last step
         return ()
 
-    def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+    def _hear_what_waits(self) -> None:
         self._in_steps = False
+        for step, heard in self._loop.gathered():
+            self._tally.heard(heard, step)
+
+    def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
+        if self._in_steps:
+            self._hear_what_waits()
         self._groups.after_step()
         self._metrics.end()
         if error is not None or not self._follows:
@@ -196,8 +207,9 @@ class ScoresCheck(Check):
         evaluated = self._loop.evaluated()
         self._follows = self._in_steps = True
         self._stage = now.stage
-        self._sizes, self._batches = {}, {}
+        self._sizes = {}
         self._heard, self._of_step = {}, {}
+        self._loop.gather()
         for i, loader in enumerate(evaluated.loaders):
             limit = evaluated.limits[i] if i < len(evaluated.limits) else float("inf")
             taken = min(limit, _loaders.length(loader) or 0)
@@ -207,13 +219,6 @@ class ScoresCheck(Check):
         self._metrics.begin(self._root)
         self._groups.begin()
         self._claims.begin(now.stage, self._tally)
-
-    def _size(self, dataloader: int) -> int | None:
-        """How many samples the batch of the step that just ran has, where the loader says."""
-        at = self._batches.get(dataloader, 0)
-        self._batches[dataloader] = at + 1
-        sizes = self._sizes.get(dataloader, [])
-        return sizes[at] if at < len(sizes) else None
 
     # what the keys claim
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+MOST_KEYS = 32  # of which every value that the steps log is kept
+
 
 @dataclass(slots=True)
 class Heard:

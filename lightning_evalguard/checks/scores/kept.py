@@ -57,6 +57,9 @@ class Kept:
 
     All attributes are read when it begins and after each of the first two steps; from then on only
     those that moved, and once more all of them when the steps are over.
+
+    Attributes:
+        rests: Whether `look` has nothing to look at until then.
     """
 
     def __init__(self) -> None:
@@ -73,6 +76,7 @@ class Kept:
         self._places: dict[tuple[int, tuple[str, ...]], _Place] = {}
         self._series: dict[str, Series] = {}
         self._looks = 0
+        self.rests = False
         self._moving: list[_Place] = []
         for place, value in self._all():
             self._first_look(place, value)
@@ -87,6 +91,7 @@ class Kept:
                     known = self._places.setdefault((id(place.owner), place.path), place)
                 if known is not None:
                     self._look_at(known, value, step)
+            self.rests = self._looks >= 2 and not self._moving
             return
         for place in self._moving:
             if not place.broken:

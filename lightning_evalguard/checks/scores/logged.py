@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.heard import MOST_KEYS, Heard
 from lightning_evalguard.checks.scores.kept import Kept, Owner, Series, on_host
 from lightning_evalguard.checks.scores.metrics import metrics_of
 from lightning_evalguard.checks.scores.summaries import Numbers
@@ -17,7 +17,6 @@ from lightning_evalguard.data.loaders import Fact, Logged
 
 _UNEVEN = 0.01  # of the weight must lie on the wrong samples before it is worth a line
 _SCALARS = 4  # numbers of a step's outputs that are followed
-_KEYS = 32  # logged keys of which the values are kept
 _OF_MEANS = {"f1": "F1Score", "precision": "Precision", "recall": "Recall"}
 
 
@@ -64,26 +63,26 @@ class Tally:
 
     def before_step(self, batch: Any) -> None:
         """A step is about to run; hooks may have kept what belongs to the step before."""
-        if self.steps:
+        if self.steps and not self._kept.rests:
             self._kept.look(len(self.steps) - 1)
-        found = tensors(batch)
-        first = found[0] if found else None
+        first = batch[0] if type(batch) in (list, tuple) and batch else None
+        if not isinstance(first, Tensor):
+            first = next(iter(tensors(batch)), None)
         self._elements.append(first.numel() if first is not None else 0)
 
-    def heard(self, heard: Heard) -> None:
+    def heard(self, heard: Heard, step: int) -> None:
         """A step logged a value."""
         known = self._logged.get(heard.key)
         if known is None:
-            if len(self._logged) == _KEYS:
+            if len(self._logged) == MOST_KEYS:
                 return
             known = self._logged[heard.key] = [], []
-        known[0].append(len(self.steps))
+        known[0].append(step)
         known[1].append(heard)
 
     def after_step(
         self,
         outputs: Any,
-        size: int | None,
         loader: int,
         updates: int,
         calls: int,
@@ -93,18 +92,17 @@ class Tally:
 
         Args:
             outputs: What it returned; only its plain numbers are followed.
-            size: How many samples its batch had, where the loader says.
             loader: Whose batch it was.
             updates: Updates of metric objects so far.
             calls: Values logged so far.
             inferred: The batch size that `self.log` took from the batch, where it asked.
         """
-        step = len(self.steps)
-        self._kept.look(step)
+        step, kept = len(self.steps), self._kept
+        if not kept.rests:
+            kept.look(step)
         self.steps.append(loader)
-        self._sizes.append(size)
         self._inferred.append(inferred)
-        activity = calls, updates, self._kept.came()
+        activity = calls, updates, 0 if kept.rests else kept.came()
         if outputs is None and activity == self._activity:
             self._skipped.append(step)
         else:
@@ -117,9 +115,16 @@ class Tally:
             series.values.append(value.detach().clone())
             series.steps.append(step)
 
-    def ended(self, records: Sequence[Logged]) -> None:
-        """The last step is over, and nothing is reset yet."""
+    def ended(self, records: Sequence[Logged], sizes: Mapping[int, Sequence[int]]) -> None:
+        """The last step is over, and nothing is reset yet.
+
+        Args:
+            records: What the steps logged.
+            sizes: How many samples the batches of each loader have, where the loader says.
+        """
         self.records = list(records)
+        each = {loader: iter(of_loader) for loader, of_loader in sizes.items()}
+        self._sizes = [next(each.get(loader, iter(())), None) for loader in self.steps]
         if self.steps:
             self._kept.look(len(self.steps) - 1, last=True)
 

@@ -81,9 +81,14 @@ class Followed:
 
     def step_over(self, loader: int) -> int:
         """How many updates a step of one loader made, which is over."""
-        count = self.count()
-        if count == self.now:
+        count, was = self.count(), self.now
+        if count == was:
             return 0
+        if count.states == was.states and count.updates == was.updates + 1:
+            self.updated += 1
+            self.by_loader[loader] = self.by_loader.get(loader, 0) + 1
+            self.now = count
+            return 1
         if count.updates > self.now.updates:
             came = count.updates - self.now.updates
         else:
@@ -116,6 +121,13 @@ class Followed:
             self.values.append(value.detach().reshape(()))
 
 
+def _is_no_mean(metric: Any) -> bool:
+    """Whether its value over all samples is not the mean of those of their batches."""
+    if vars(metric).get("average") == "micro":  # a share of all answers
+        return False
+    return _NO_MEAN.search(type(metric).__name__) is not None
+
+
 def mean_of_batches(
     followed: Iterable[Followed], key: str, value: float, weights: Sequence[float]
 ) -> Fact | None:
@@ -129,9 +141,9 @@ def mean_of_batches(
     """
     for one in followed:
         kind = type(one.metric).__name__
-        if vars(one.metric).get("average") == "micro":  # a share of all answers
+        if not _is_no_mean(one.metric):
             continue
-        if not _NO_MEAN.search(kind) or len(one.by_batch) != len(weights) or len(weights) < 2:
+        if len(one.by_batch) != len(weights) or len(weights) < 2:
             continue
         values = [float(v) for v in one.by_batch]
         total = sum(weights)
@@ -174,7 +186,8 @@ class Metrics:
             one = Followed(name, metric, count.updates, count, _tensor_state(metric))
             one.now = one.count()
             self.followed.append(one)
-            self._wraps.append(Wrap(metric, "compute", partial(_compute, one.computed, one.gave)))
+            gave = one.gave if _is_no_mean(metric) else _nothing
+            self._wraps.append(Wrap(metric, "compute", partial(_compute, one.computed, gave)))
 
     def end(self) -> None:
         """Leave the metrics as they were."""

@@ -102,10 +102,13 @@ class Ages:
 
     # training steps
 
+    @property
+    def follows(self) -> bool:
+        """Whether there are step-wise checkpoints."""
+        return bool(self._followed)
+
     def before_train_step(self) -> None:
         """Note when each score that step-wise checkpoints need was last logged by training."""
-        if not self._followed:
-            return
         logged, step = self._desk.logged(), self._desk.step()
         for key in self._followed:
             updates = logged[key].updates if key in logged else 0

@@ -78,7 +78,8 @@ class SelectionCheck(Check):
         if not self._fitting:  # a dry run, which saves nothing and stops nothing
             return ()
         ages = self._ages
-        ages.before_train_step()
+        if ages.follows:
+            ages.before_train_step()
         if ages.began and not ages.facts and ages.error is None:
             return ()
         ages.loaded()

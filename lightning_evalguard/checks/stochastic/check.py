@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.stochastic.draws import At, Draw, Draws, equal_at, first_difference
+from lightning_evalguard.checks.stochastic.gaps import Gaps
 from lightning_evalguard.checks.stochastic.lines import STATES, Lines
 from lightning_evalguard.checks.stochastic.words import (
     DRAW_IN_TRAINING,
@@ -28,17 +29,22 @@ from lightning_evalguard.instruments.generators import (
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.rollback import things
 from lightning_evalguard.report import Finding
-from lightning_evalguard.stages import same_kind
+from lightning_evalguard.stages import is_sanity_check, same_kind
 
 # python's and numpy's states take ten times as long to read as torch's
 _HOST_FIRST, _HOST_EVERY = 3, 16
 
 
 class StochasticCheck(Check):
-    """The `stochastic` check: the shared generators around every step, the operators in a witness.
+    """The `stochastic` check: the shared generators around the steps, the operators in a witness.
 
     Dropout that is active is certain. Sampling by any other operation is a suspicion: a VAE, a
     diffusion model or a bootstrap means it.
+
+    The generators are read around every step of a stage until one evaluation ran to its end and
+    moved none. From then on most steps are skipped: where the generators stand at the next look as
+    they did after the last one, no step between them drew. Where they do not, every step is read
+    again from there on.
     """
 
     name = "stochastic"
@@ -50,6 +56,8 @@ class StochasticCheck(Check):
         self._explained: set[str] = set()
         self._private: list[tuple[Any, Any]] = []
         self._at_move: Generators | None = None
+        self._quiet: dict[str, bool] = {}  # by stage: whether steps that are skipped draw nothing
+        self._gaps: Gaps | None = None
         self.before: Generators | None = None
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -57,6 +65,7 @@ class StochasticCheck(Check):
         self._batches = 0
         self._private = [(t, None) for t in things([root]) if is_generator(type(t))]
         self._explained.clear()
+        self._quiet.clear()
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
@@ -66,6 +75,8 @@ class StochasticCheck(Check):
 
     def start(self, now: Moment) -> Iterable[Finding]:
         self._batches = 0
+        self.thins = self._quiet.get(now.stage, False)
+        self._gaps = Gaps() if self.thins else None
         return ()
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
@@ -73,16 +84,39 @@ class StochasticCheck(Check):
         if now.stage not in self._explained:
             host = self._batches < _HOST_FIRST or self._batches % _HOST_EVERY == 0
             self.before = Generators.capture(host=host)
+            if self._gaps is not None and self._gaps.moved(now, self.before):
+                self._read_every_step(now)
         self._batches += 1
         return ()
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         before = self.before
         if before is not None:
-            self._moved = Generators.capture(host=before.python is not None).moved(before)
+            after = Generators.capture(host=before.python is not None)
+            self._moved = after.moved(before)
             if self._private:
                 self._moved += self._private_moved()
+            if self._gaps is not None:
+                self._gaps.looked(now, after)
         return ()
+
+    def _read_every_step(self, now: Moment) -> None:
+        """From here on, and in all evaluations to come."""
+        self.thins = False
+        self._quiet[now.stage] = False
+
+    def steps_over(self, now: Moment) -> Iterable[Finding]:
+        gaps, self._gaps = self._gaps, None
+        if not self._batches or now.stage in self._explained:
+            return ()
+        if gaps is None:
+            if not self._private and not is_sanity_check(now.stage):
+                self._quiet.setdefault(now.stage, True)
+            return ()
+        if now.skipped and gaps.moved(now, Generators.capture(host=False)):
+            self._read_every_step(now)
+        who = gaps.suspect()
+        return [moved_somewhere(now, "torch", who)] if who else ()
 
     def _private_moved(self) -> list[str]:
         """Whether a private generator of the model advanced since the last step.

@@ -71,6 +71,7 @@ class SyncCheck(Check):
         self._moment: Moment | None = None  # of the open window
         self._stage = ""
         self._steps: Counter[str] = Counter()
+        self._pass: dict[str, int] = {}  # steps of a stage that are counted already
         self._watched: Counter[str] = Counter()
         self._sites: dict[tuple[str, Where, str, bool], list[float]] = {}
         self._said: set[tuple[str, str]] = set()
@@ -128,13 +129,13 @@ class SyncCheck(Check):
         return self._safely(self._leave)
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return () if self._passes(now.stage) else self._safely(self._step, now, args)
+        return () if self._passes(now) else self._safely(self._step, now, args)
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         return self._safely(self._leave)
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return () if self._passes(now.stage) else self._safely(self._step, now, args)
+        return () if self._passes(now) else self._safely(self._step, now, args)
 
     # Windows
 
@@ -153,15 +154,12 @@ class SyncCheck(Check):
         if self._watch is not None:
             self._watch.stop()
 
-    def _passes(self, stage: str) -> bool:
+    def _passes(self, now: Moment) -> bool:
         """Whether a step is not watched and the one before it was not: most are such."""
-        if self._moment is not None:
+        left = self._pass.get(now.stage, 0)
+        if not left or self._moment is not None:
             return False
-        kind = spelling(stage).kind
-        n = self._steps[kind]
-        if n < self._first or n % self._every == 0:
-            return False
-        self._steps[kind] = n + 1
+        self._pass[now.stage] = left - 1
         return True
 
     def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
@@ -169,6 +167,10 @@ class SyncCheck(Check):
         n = self._steps[stage]
         self._steps[stage] = n + 1
         watched = n < self._first or self._is_due(n)
+        if not watched and n >= self._first:
+            # up to the next that is due nothing is to be done: they are counted together
+            self._pass[now.stage] = left = self._every - 1 - n % self._every
+            self._steps[stage] += left
         findings = self._findings() if watched else self._leave()
         if watched and self._root is not None and self._ready(self._root, args):
             self._moment, self._stage = dataclasses.replace(now), stage

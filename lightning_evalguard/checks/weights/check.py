@@ -32,6 +32,7 @@ class WeightsCheck(Check):
     """
 
     name = "weights"
+    thins = True
 
     def __init__(
         self,
@@ -129,11 +130,15 @@ class WeightsCheck(Check):
         return [*findings, *hyper.differing(self._inventory, self._hyper_parameters(), now)]
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        if self._training is None:
+        training = self._training
+        if training is None:
             return ()
-        if self._averages is not None and not self._training.steps:
+        if now.thinned and now.epoch == training.epoch and self._began:
+            training.steps += 1
+            return ()
+        if self._averages is not None and not training.steps:
             self._averages.training_begins()
-        findings = self._training.step(now, self._reads)
+        findings = training.step(now, self._reads)
         return findings if self._began else [*self._begins(now), *findings]
 
     def close(self, now: Moment) -> Iterable[Finding]:

@@ -95,7 +95,7 @@ class Training:
         self._inventory = inventory
         self._optimizers = optimizers
         self._starts: dict[int, _Start] = {}
-        self._epoch: int | None = None
+        self.epoch: int | None = None
         self._reported: set[str] = set()
         self._leaves = Leaves()
         self._stale: dict[int, _Start] = {}
@@ -104,12 +104,12 @@ class Training:
     def step(self, now: Moment, reads: Reads | None = None) -> list[Finding]:
         """A training step is about to run; `reads` is what an evaluation step was seen to read."""
         self.steps += 1
-        if now.epoch == self._epoch:
+        if now.epoch == self.epoch:
             if self.steps == 2:
                 self.look()
             return []
-        first = self._epoch is None
-        self._epoch = now.epoch
+        first = self.epoch is None
+        self.epoch = now.epoch
         self._inventory.refresh(force=True)
         findings = [] if first else self.judge(now, reads)
         self._take_in(reads)

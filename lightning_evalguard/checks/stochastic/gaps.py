@@ -1,0 +1,46 @@
+"""The batches that were not looked at: did a generator move in them?"""
+
+from __future__ import annotations
+
+from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.instruments.generators import Generators
+
+
+class Gaps:
+    """Compares where torch's generators stood after one look with where they stand at the next.
+
+    Attributes:
+        of_others: Whether they were seen to move between two steps that follow on one another: a
+            dataset or a hook draws.
+        batches: The first and last batch of a gap in which they moved.
+    """
+
+    def __init__(self) -> None:
+        self.of_others = False
+        self.batches: tuple[int, int] | None = None
+        self._last: Generators | None = None
+        self._at = 0, 0
+
+    def looked(self, now: Moment, after: Generators) -> None:
+        """A step was looked at; `after` is where they stand now."""
+        self._last, self._at = after, (now.dataloader, now.batch)
+
+    def moved(self, now: Moment, before: Generators) -> bool:
+        """Whether they moved while steps were skipped; `before` is where they stand now."""
+        if self._last is None or not before.moved(self._last):
+            return False
+        if not now.skipped:
+            self.of_others = True
+            return False
+        loader, batch = self._at
+        if loader != now.dataloader:
+            self.of_others = True  # each loader draws a seed when it begins
+        elif self.batches is None:
+            self.batches = batch + 1, batch + now.skipped
+        return True
+
+    def suspect(self) -> str:
+        """Who moved them, where none but a step or a rare hook may have been it."""
+        if self.batches is None or self.of_others:
+            return ""
+        return "something in batches {} to {}".format(*self.batches)
