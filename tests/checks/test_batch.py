@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 import words
 from lightning_evalguard import EvalGuard, Report
 from lightning_evalguard.checks.batch.check import _repeated
+from lightning_evalguard.checks.batch.rows import Rows
 from lightning_evalguard.data.batches import common_length, map_samples
 
 Make = Callable[..., pl.Trainer]
@@ -266,3 +267,13 @@ def test_other_samples_take_the_place_of_a_half(samples: int) -> None:
             kept = list(range(start, start + half))
             assert other[start : start + half] == kept
             assert set(map(int, other)) == set(kept)
+
+
+def test_rows_of_a_tensor_that_is_gone_are_not_taken_for_those_of_another() -> None:
+    rows = Rows(4)
+    for i in range(200):  # in some rounds the second tensor gets the memory of the first
+        rows.returned(torch.full((4, 8), float(i)), nn.Identity())
+        rows.returned(torch.full((4, 3), -1.0), nn.Identity())
+        kept = rows.modules[-1][1].values.values()
+        assert all(bool((values == -1).all()) for values in kept)
+        assert {values.shape[1] for values in kept} == {3}

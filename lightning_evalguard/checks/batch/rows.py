@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Rows(Subscriber):
         self._of_operators = of_operators
         # index in the whole batch -> index in this one
         self._starts = {0: 0, samples // 2: samples // 2} if start is None else {start: 0}
-        self._last: tuple[int, int, int, dict[int, Tensor]] | None = None
+        self._last: tuple[weakref.ref[Tensor], int, int, dict[int, Tensor]] | None = None
 
     def at(self, place: Place) -> Row:
         """What stands at a place; an empty row where the replay did not get there."""
@@ -108,11 +109,13 @@ class Rows(Subscriber):
     def _values(self, out: Tensor) -> dict[int, Tensor]:
         """What is kept of a result; of one that a module hands on, what is kept already."""
         version = -1 if out.is_inference() else out._version
-        same = id(out), out.data_ptr(), version
-        if self._last is not None and self._last[:3] == same and version >= 0:
-            return self._last[3]
+        place, last = out.data_ptr(), self._last
+        # by the tensor itself: another one may get the address of one that is gone
+        same = last is not None and last[0]() is out and last[1:3] == (place, version)
+        if last is not None and same and version >= 0:
+            return last[3]
         values = {s: _few(out, i, self.samples) for s, i in self._starts.items()}
-        self._last = (*same, values)
+        self._last = weakref.ref(out), place, version, values
         return values
 
 
