@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,54 @@ def test_each_loader_begins_with_full_looks() -> None:
     assert all(pace.looks(1) for _ in range(16))
     pace.begin()
     assert all(pace.looks(1) for _ in range(16))
+
+
+class _Noisy(TensorDataset):
+    """Draws for one late sample of each evaluation."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= 4 * LATE:
+            torch.rand(1)
+        return super().__getitem__(index)
+
+
+def fitted(module: Net, data: Any = None) -> EvalGuard:
+    guard = EvalGuard(data="ignore", weights="ignore", sync="ignore", stochastic="warn")
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[guard], max_epochs=4,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, loader(2), loader() if data is None else DataLoader(data, 4))
+    return guard
+
+
+def test_a_draw_in_a_skipped_batch_of_a_later_epoch_is_found_and_then_named() -> None:
+    def draws(module: Net) -> None:
+        if module.current_epoch >= 2:
+            torch.rand(3)
+
+    findings = fitted(Net(draws)).report.findings
+    first, second = [(f.epoch, f.fact) for f in findings]
+    assert first[0] == 2
+    assert "something in batches 30 to 44 moved torch's global generator" in first[1]
+    assert second[0] == 3
+    assert "torch.rand(3)" in second[1]
+
+
+def test_a_draw_in_the_last_batch_of_a_later_epoch_is_named_at_once() -> None:
+    class Last(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            if batch_idx == BATCHES - 1 and self.current_epoch == 2:
+                torch.rand(3)
+
+    (finding,) = fitted(Last()).report.findings
+    assert (finding.epoch, finding.certain) == (2, False)
+    assert "torch.rand(3)" in finding.fact
+
+
+def test_what_a_dataset_draws_in_skipped_batches_is_no_finding() -> None:
+    made = loader().dataset
+    assert not fitted(Net(), _Noisy(*made.tensors)).report.findings  # type: ignore[attr-defined]

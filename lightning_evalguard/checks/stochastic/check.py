@@ -84,7 +84,7 @@ class StochasticCheck(Check):
         if now.stage not in self._explained:
             host = self._batches < _HOST_FIRST or self._batches % _HOST_EVERY == 0
             self.before = Generators.capture(host=host)
-            if self._gaps is not None and self._gaps.moved(now, self.before):
+            if self._gaps is not None and self._gaps.moved(now, self.before, now.batch):
                 self._read_every_step(now)
         self._batches += 1
         return ()
@@ -113,7 +113,7 @@ class StochasticCheck(Check):
             if not self._private and not is_sanity_check(now.stage):
                 self._quiet.setdefault(now.stage, True)
             return ()
-        if now.skipped and gaps.moved(now, Generators.capture(host=False)):
+        if now.skipped and gaps.moved(now, Generators.capture(host=False), now.batch + 1):
             self._read_every_step(now)
         who = gaps.suspect()
         return [moved_somewhere(now, "torch", who)] if who else ()

@@ -25,18 +25,25 @@ class Gaps:
         """A step was looked at; `after` is where they stand now."""
         self._last, self._at = after, (now.dataloader, now.batch)
 
-    def moved(self, now: Moment, before: Generators) -> bool:
-        """Whether they moved while steps were skipped; `before` is where they stand now."""
+    def moved(self, now: Moment, before: Generators, batch: int) -> bool:
+        """Whether they moved while steps were skipped.
+
+        Args:
+            now: Where the run stands.
+            before: Where the generators stand now.
+            batch: The next one.
+        """
         if self._last is None or not before.moved(self._last):
             return False
-        if not now.skipped:
-            self.of_others = True
-            return False
-        loader, batch = self._at
+        loader, last = self._at
         if loader != now.dataloader:
             self.of_others = True  # each loader draws a seed when it begins
-        elif self.batches is None:
-            self.batches = batch + 1, batch + now.skipped
+            return now.skipped > 0
+        if batch == last + 1:
+            self.of_others = True
+            return False
+        if self.batches is None:
+            self.batches = last + 1, batch - 1
         return True
 
     def suspect(self) -> str:
