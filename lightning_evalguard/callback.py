@@ -38,7 +38,7 @@ from lightning_evalguard.report import (
     hidden,
 )
 from lightning_evalguard.trainer import lightning as _lightning
-from lightning_evalguard.trainer.choosers import Desk
+from lightning_evalguard.trainer.choosers import LightningDesk
 from lightning_evalguard.trainer.ear import Ear
 from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
 from lightning_evalguard.trainer.run import (
@@ -46,7 +46,7 @@ from lightning_evalguard.trainer.run import (
     accumulates,
     batch_size,
     loader_at,
-    out_of_the_books,
+    replay_apart,
     why_not,
 )
 from lightning_evalguard.trainer.scores import Scores
@@ -230,7 +230,7 @@ class EvalGuard(Callback):
             scores = Scores(
                 trainer, pl_module, Recorder(config, ranks, self._outcomes), self._report, claims
             )
-        checks.append(SelectionCheck(Desk(trainer, pl_module, scores)))
+        checks.append(SelectionCheck(LightningDesk(trainer, pl_module, scores)))
         self._begin_train_score(trainer, pl_module)
         guard = Guard(
             [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
@@ -239,7 +239,7 @@ class EvalGuard(Callback):
             Replays(
                 self._audit,
                 beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
-                isolate=partial(out_of_the_books, trainer, scores, _lightning.SpareBooks()),
+                isolate=partial(replay_apart, trainer, scores, _lightning.SpareBooks()),
                 why_not=lambda: why_not(trainer),
             ),
             ranks,

@@ -27,7 +27,7 @@ _SITE = Path(__file__).parent / "plain" / "site"
 
 
 @dataclass
-class Outcome:
+class ScriptOutcome:
     """What became of a script.
 
     Attributes:
@@ -71,7 +71,7 @@ def run(
     """
     root = _root()
     known = None if baseline is None else _known(baseline, root)
-    outcome = watch(command)
+    outcome = watch_script(command)
     findings = merged(outcome.report.findings, root)
     script = None if command[0] == "-m" else Path(command[0])
 
@@ -108,7 +108,7 @@ def run(
     return 1 if counts else 0 if checked else NOTHING_CHECKED
 
 
-def watch(command: Sequence[str]) -> Outcome:
+def watch_script(command: Sequence[str]) -> ScriptOutcome:
     """Run ``python *command`` with a guard in each of its Trainers and around its plain loops."""
     with tempfile.TemporaryDirectory(prefix="evalguard-") as folder:
         environment = {**os.environ, record.REPORTS: folder}
@@ -116,19 +116,19 @@ def watch(command: Sequence[str]) -> Outcome:
         # Python runs the `sitecustomize` there first; the script itself is run as ever
         paths = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
-        outcome = Outcome(_status([sys.executable, *command], environment))
+        outcome = ScriptOutcome(_status([sys.executable, *command], environment))
         for path in record.found_at(Path(folder)):
             _merge(outcome, path)
     return outcome
 
 
-def _matrices(outcome: Outcome) -> list[str]:
+def _matrices(outcome: ScriptOutcome) -> list[str]:
     """The matrix of each evaluation of a plain script; a Trainer shows its own."""
     plain = {key for run in outcome.runs if run["run"] == "script" for key in run["confusion"]}
     return [f"{key}: {outcome.report.confusion[key]}" for key in sorted(plain)]
 
 
-def _merge(outcome: Outcome, path: Path) -> None:
+def _merge(outcome: ScriptOutcome, path: Path) -> None:
     theirs, all_of_them = Report.load(path), outcome.report
     # what several ranks see at one place is one finding
     all_of_them.add(replace(finding, rank=0) for finding in theirs.findings)

@@ -220,11 +220,11 @@ def _counted(report: Report, ranks: Alone, accelerator: Any) -> Any:
     if accelerator is None and not _is_installed("torchmetrics"):
         return None
     try:
-        from lightning_evalguard.plain.counted import Counted
+        from lightning_evalguard.plain.counted import BlockCounts
     except ImportError as error:
         report.note(f"no confusion matrix: {error}")
         return None
-    return Counted(report, ranks, accelerator)
+    return BlockCounts(report, ranks, accelerator)
 
 
 _open: list[nn.Module] = []

@@ -502,10 +502,10 @@ class _Runtime:
 
 def run_each(device: str) -> Iterator[tuple[str, int, int]]:
     """Run every idiom on `device`: its source, how often a wait was heard, and was made."""
-    from lightning_evalguard.checks.sync.overrides import Watch
+    from lightning_evalguard.checks.sync.overrides import WaitWatch
 
     heard: list[str] = []
-    watch = Watch(device, lambda op, frame, seconds: heard.append(op))
+    watch = WaitWatch(device, lambda op, frame, seconds: heard.append(op))
     runtime = _Runtime()
     for i, source in enumerate([source for source, *_ in WAITS] + FREE):
         file = f"idiom_{i}.py"

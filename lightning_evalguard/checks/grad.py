@@ -174,17 +174,17 @@ class GradCheck(Check):
     def watch(self, now: Moment) -> Subscriber:
         """Sees the first operator that records a graph, and who switched grad mode on."""
         _switches.start()
-        return Recorded()
+        return RecordedOp()
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
         """Name the line, and find a graph that was recorded and thrown away."""
         _switches.stop()
-        first = seen.first if isinstance(seen, Recorded) else None
-        if first is None and isinstance(seen, Recorded) and seen.allowed:
+        first = seen.first if isinstance(seen, RecordedOp) else None
+        if first is None and isinstance(seen, RecordedOp) and seen.allowed:
             self._pending.clear()
         if first is None or self._on_at_entry:
             return self._flush(now)
-        consumed = isinstance(seen, Recorded) and seen.consumed
+        consumed = isinstance(seen, RecordedOp) and seen.consumed
         if not self._pending and not consumed and self._is_new("graph"):
             fact = f"recorded an autograd graph, {_EXPECTED}"
             self._pending.append(_Violation(fact, "Remove the `enable_grad` around it."))
@@ -308,7 +308,7 @@ class _At:
     module: nn.Module | None
 
 
-class Recorded(Subscriber):
+class RecordedOp(Subscriber):
     """The first operator of a step that records an autograd graph.
 
     Attributes:

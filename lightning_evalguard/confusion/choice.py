@@ -2,7 +2,7 @@
 
 A step may show the same answer several times (a loss, a metric, the returned dict), and several
 answers (two heads, a teacher's labels, a subset). What shows one answer is a `Question`; they are
-never added up. One is chosen, by the first rule in `RULES` that tells it from the others.
+never added up. One is chosen, by the first rule in `CHOICE_RULES` that tells it from the others.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _is_whole(question: Question, evidence: Evidence) -> Any:
     return max(stream.elements for stream in question.streams)
 
 
-RULES: tuple[Callable[[Question, Evidence], Any], ...] = (
+CHOICE_RULES: tuple[Callable[[Question, Evidence], Any], ...] = (
     _keeps_the_best,
     _is_returned,
     _is_agreed_on,
@@ -235,7 +235,7 @@ def main_of(questions: Sequence[Question], evidence: Evidence) -> tuple[Question
     """
     if len(questions) == 1:
         return questions[0], True
-    judged = [[rule(question, evidence) for rule in RULES] for question in questions]
+    judged = [[rule(question, evidence) for rule in CHOICE_RULES] for question in questions]
     best = max(judged)
     chosen = max(i for i, values in enumerate(judged) if values == best)
     return questions[chosen], judged.count(best) == 1

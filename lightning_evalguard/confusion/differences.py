@@ -192,7 +192,7 @@ def fits(value: float, named: Mapping[str, float]) -> str:
     return ""
 
 
-def shown(named: Mapping[str, float], claim: Claim) -> str:
+def shown_scores(named: Mapping[str, float], claim: Claim) -> str:
     """The scores that a key may mean, the plainest first, in a few words."""
     plain = [k for k in named if "_of_" not in k and "without" not in k]
     first = [k for k in (claim.family, f"{claim.family}_{claim.average}") if k in plain]

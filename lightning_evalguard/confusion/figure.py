@@ -41,7 +41,7 @@ def figure(
         return _pair_figure(result, title, max_shown, dpi)
     if result.task == "multilabel":
         return _label_figure(result, title, max_shown, dpi)
-    matrix, names = shown(result, max_shown)
+    matrix, names = shown_classes(result, max_shown)
     pooled = result.num_classes - (len(names) - 1) if len(names) < result.num_classes else 0
     return _matrix_figure(result, matrix, labels(names), pooled, title, dpi)
 
@@ -71,7 +71,9 @@ def most_confused_classes(matrix: np.ndarray[Any, Any], k: int) -> np.ndarray[An
     return np.sort(list(chosen)[:k])
 
 
-def shown(result: ConfusionResult, max_shown: int = 20) -> tuple[np.ndarray[Any, Any], list[str]]:
+def shown_classes(
+    result: ConfusionResult, max_shown: int = 20
+) -> tuple[np.ndarray[Any, Any], list[str]]:
     """The matrix and its class names; above `max_shown` the most confused ones, others pooled."""
     assert result.matrix is not None
     matrix = result.matrix.clone().numpy()

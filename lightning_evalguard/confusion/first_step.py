@@ -19,9 +19,9 @@ from lightning_evalguard.confusion.loader import (
     versions_of,
 )
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
-from lightning_evalguard.confusion.memory import Identity, is_known
+from lightning_evalguard.confusion.memory import StorageIdentity, is_known
 from lightning_evalguard.confusion.sources import Pair
-from lightning_evalguard.confusion.taps import metrics_of
+from lightning_evalguard.confusion.taps import classification_metrics_of
 from lightning_evalguard.confusion.words import changed_in_place, overwritten, sigmoid_twice
 
 
@@ -71,7 +71,7 @@ class FirstStep:
             return
         if kind != "outputs" or self._config.source is None:
             why = labels.refusal(arranged, from_batch, leaves)
-            target = Identity(pair.target)
+            target = StorageIdentity(pair.target)
             if not why and not from_batch and is_known(target, entry.made_targets):
                 why = "its targets are made in the step"
             if why or (role is None and pair.source in entry.made):
@@ -102,7 +102,7 @@ class FirstStep:
 
     def _informed(self, entry: LoaderCount, kind: str, pair: Pair) -> Pair:
         """`pair` with what the rest of the step says about it."""
-        preds = Identity(pair.preds)
+        preds = StorageIdentity(pair.preds)
         of_logits = kind == "loss" and pair.task is None and pair.preds_are == "logits"
         if of_logits and self._sigmoids.gave(pair.preds):
             pair = replace(pair, preds_are="probs")
@@ -116,7 +116,7 @@ class FirstStep:
             entry.axis = sources.axis_of(self.module, pair, entry.strides)
         same = [s for s in entry.streams if is_known(preds, s.scores)]
         if kind == "outputs":
-            target = Identity(pair.target)
+            target = StorageIdentity(pair.target)
             for stream in same:
                 if not is_known(target, stream.targets):
                     continue
@@ -140,7 +140,7 @@ class FirstStep:
         self, entry: LoaderCount, kind: str, name: str, role: int | None, pair: Pair, arranged: Pair
     ) -> Stream | None:
         """The stream that a pair of the first batch belongs to; None where it is known already."""
-        target, preds = Identity(pair.target), Identity(pair.preds)
+        target, preds = StorageIdentity(pair.target), StorageIdentity(pair.preds)
         like = [s for s in entry.streams if s.kind == kind]
         for stream in like:
             if is_known(target, stream.targets) and is_known(preds, stream.scores):
@@ -180,7 +180,7 @@ class FirstStep:
         known = len(entry.names) if entry.names else entry.known
         layout = sources.layout_of(arranged, self._config, known)
         if layout.preds_are in ("logits", "unknown") and layout.task != "multiclass":
-            guesses = self.module is not None and any(metrics_of(self.module))
+            guesses = self.module is not None and any(classification_metrics_of(self.module))
             layout = replace(layout, by_batch=guesses)
         return layout
 

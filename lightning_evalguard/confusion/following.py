@@ -11,7 +11,7 @@ from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.loader import LoaderCount, Spare, Stream
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
-from lightning_evalguard.confusion.memory import Identity, is_known
+from lightning_evalguard.confusion.memory import StorageIdentity, is_known
 from lightning_evalguard.confusion.sources import Pair
 
 _HELD = 1 << 20  # elements of a pair that may wait for the end of its step
@@ -36,7 +36,7 @@ class Following:
             own = pair
             if chosen.swapped:
                 own = replace(pair, preds=pair.target, target=pair.preds)
-            if chosen.targets and is_known(Identity(own.target), chosen.targets):
+            if chosen.targets and is_known(StorageIdentity(own.target), chosen.targets):
                 return  # the same samples again: a metric and then its log, two losses of a batch
             named = kind in ("outputs", "metric", "epoch")
             mine = named or entry.role_of(own.target) == chosen.role

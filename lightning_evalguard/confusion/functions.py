@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion.losses import See
-from lightning_evalguard.confusion.memory import Identity
+from lightning_evalguard.confusion.memory import StorageIdentity
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
 from lightning_evalguard.instruments.calls import Follow, can_follow, code_of
 from lightning_evalguard.instruments.dispatch import compiles
@@ -297,7 +297,7 @@ class SigmoidTap:
     """Knows, for the length of the first step, which tensors came out of a sigmoid."""
 
     def __init__(self) -> None:
-        self._given: list[Identity] = []
+        self._given: list[StorageIdentity] = []
         self._wraps: list[Wrap] = []
 
     def open(self, module: nn.Module) -> None:
@@ -316,7 +316,7 @@ class SigmoidTap:
         """Whether a tensor lies in what a sigmoid gave."""
         if not self._given:
             return False
-        this = Identity(tensor)
+        this = StorageIdentity(tensor)
         return any(this.shares_storage(other) for other in self._given)
 
     def _note(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -324,5 +324,5 @@ class SigmoidTap:
         if not torch.compiler.is_compiling():
             # a tensor without a storage, under vmap, or a fake one
             with contextlib.suppress(Exception):
-                self._given.append(Identity(value))
+                self._given.append(StorageIdentity(value))
         return value

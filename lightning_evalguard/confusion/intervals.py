@@ -35,7 +35,7 @@ _SEED = 20240607
 _CLASS = "_class/"
 
 
-class Counted(Protocol):
+class ResultLike(Protocol):
     """What is needed of a `ConfusionResult`; see there."""
 
     @property
@@ -89,7 +89,7 @@ class ClassIntervals(NamedTuple):
     specificity: tuple[Tensor, Tensor]
 
 
-def per_class(result: Counted) -> ClassIntervals:
+def per_class_intervals(result: ResultLike) -> ClassIntervals:
     """The 95 % interval of every class's precision, recall, F1 and specificity."""
     s, p, tp = result.support, result.predicted, result.true_positives
     n = s.sum() if result.judged is None else result.judged
@@ -102,7 +102,7 @@ def per_class(result: Counted) -> ClassIntervals:
     )
 
 
-def of_result(result: Counted) -> dict[str, Interval]:
+def of_result(result: ResultLike) -> dict[str, Interval]:
     """The 95 % interval of every score of a result, by the score's name."""
     with torch.inference_mode(False), torch.no_grad():
         drawn = _drawn(result)
@@ -110,7 +110,7 @@ def of_result(result: Counted) -> dict[str, Interval]:
     for name, (hits, of) in _proportions(result).items():
         if name in intervals:
             intervals[name] = _one(*wilson(_number(hits), _number(of)))
-    each = per_class(result)
+    each = per_class_intervals(result)
     at = {name: i for i, name in enumerate(result.class_names)}
     for name in result.scores:
         score, is_of_class, of_class = name.partition(_CLASS)
@@ -122,7 +122,7 @@ def of_result(result: Counted) -> dict[str, Interval]:
     return intervals
 
 
-def of_class(result: Counted, name: str) -> Interval | None:
+def of_class(result: ResultLike, name: str) -> Interval | None:
     """The interval of one class's score, ``recall_class/<name>``; None if it is none."""
     score, is_of_class, class_name = name.partition(_CLASS)
     if not is_of_class or score not in ClassIntervals._fields:
@@ -130,7 +130,7 @@ def of_class(result: Counted, name: str) -> Interval | None:
     if class_name not in result.class_names:
         return None
     at = result.class_names.index(class_name)
-    low, high = getattr(per_class(result), score)
+    low, high = getattr(per_class_intervals(result), score)
     return float(low[at]), float(high[at])
 
 
@@ -142,7 +142,7 @@ def _one(low: Tensor, high: Tensor) -> Interval:
     return float(low), float(high)
 
 
-def _proportions(result: Counted) -> dict[str, tuple[int, int]]:
+def _proportions(result: ResultLike) -> dict[str, tuple[int, int]]:
     """The scores that are a number of hits among a number of trials."""
     s, p = result.support, result.predicted
     n, right = result.total, int(result.true_positives.sum())
@@ -191,7 +191,7 @@ class Cells(NamedTuple):
         return support[..., :-1], predicted[..., :-1], hits[..., :-1]
 
 
-def _cells(result: Counted) -> Cells:
+def _cells(result: ResultLike) -> Cells:
     c, tp = result.num_classes, result.true_positives
     none, each = torch.full((c,), c, device="cpu"), torch.arange(c, device="cpu")
     if result.task == "multilabel":
@@ -214,7 +214,7 @@ def _cells(result: Counted) -> Cells:
     return Cells(count[some].double(), row, column, hit, group, c)
 
 
-def _of_matrix(result: Counted, each: Tensor, none: Tensor) -> tuple[Tensor, ...]:
+def _of_matrix(result: ResultLike, each: Tensor, none: Tensor) -> tuple[Tensor, ...]:
     c, tp = result.num_classes, result.true_positives
     if result.matrix is not None:
         row, column = result.matrix.nonzero(as_tuple=True)
@@ -228,7 +228,7 @@ def _of_matrix(result: Counted, each: Tensor, none: Tensor) -> tuple[Tensor, ...
     return row, column, torch.cat((tp, result.support - tp, result.predicted - tp))
 
 
-def _drawn(result: Counted) -> dict[str, Interval]:
+def _drawn(result: ResultLike) -> dict[str, Interval]:
     """The scores that are no proportion."""
     cells = _cells(result)
     if not result.total or not len(cells.filled):
@@ -249,7 +249,7 @@ def _drawn(result: Counted) -> dict[str, Interval]:
     return {name: _about(name, values, widths[name]) for name, values in drawn.items()}
 
 
-def _without_spread(result: Counted) -> Interval | None:
+def _without_spread(result: ResultLike) -> Interval | None:
     """The accuracy's interval, where every sample is right or none is."""
     right = result.true_positives.sum()
     wrong = result.support.sum() + result.predicted.sum() - 2 * right

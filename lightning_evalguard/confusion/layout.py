@@ -138,7 +138,7 @@ class Layout:
         return classes, left_out, int(table.sum() - classes.sum()) - left_out
 
 
-def read(
+def read_state(
     layout: Layout,
     counts: Tensor,
     hits: Tensor,

@@ -13,7 +13,7 @@ from lightning_evalguard.confusion import labels
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
-from lightning_evalguard.confusion.memory import Identity
+from lightning_evalguard.confusion.memory import StorageIdentity
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.report import Finding
@@ -82,8 +82,8 @@ class Stream:
     target: Tensor | None = None
     cut: Tensor | None = None
     elements: int = 0
-    targets: list[Identity] = field(default_factory=list)
-    scores: list[Identity] = field(default_factory=list)
+    targets: list[StorageIdentity] = field(default_factory=list)
+    scores: list[StorageIdentity] = field(default_factory=list)
     versions: list[int] = field(default_factory=lambda: [-1, -1])
     samples: int = 0
     plain: tuple[Any, ...] | None = None
@@ -277,7 +277,7 @@ class LoaderCount:
     others: Callable[[], list[str]] | None = None
     refused: list[str] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
-    made_targets: list[Identity] = field(default_factory=list)
+    made_targets: list[StorageIdentity] = field(default_factory=list)
     labelled: bool = True
     uses_labels: bool = False
     kinds: set[str] = field(default_factory=set)
@@ -419,9 +419,9 @@ class LoaderCount:
             arranged: The pair in the shapes that are counted.
             raw: As the step showed it.
         """
-        stream.targets.append(Identity(raw.target))
+        stream.targets.append(StorageIdentity(raw.target))
         if stream is not self.chosen:  # only the choice asks whose scores they are
-            stream.scores.append(Identity(raw.preds))
+            stream.scores.append(StorageIdentity(raw.preds))
         stream.samples += len(arranged.target)
         if stream is self.chosen:
             self.counted = True

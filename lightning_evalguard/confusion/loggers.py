@@ -124,9 +124,9 @@ def _wandb(logger: Any, key: str, result: ConfusionResult, picture: _Picture, st
         f"{key}/per_class": wandb.Table(columns=head, data=rows[:_WANDB_ROWS]),
     }
     if _is_square(result):
-        from lightning_evalguard.confusion.figure import shown
+        from lightning_evalguard.confusion.figure import shown_classes
 
-        matrix, names = shown(result, 50)
+        matrix, names = shown_classes(result, 50)
         cells = [
             [true, predicted, int(matrix[i, j])]
             for i, true in enumerate(names)
@@ -149,9 +149,9 @@ def _comet(logger: Any, key: str, result: ConfusionResult, picture: _Picture, st
     head, rows = _classes(result)
     experiment.log_table(f"{name}-classes-step={step}.csv", rows, headers=head)
     if _is_square(result):
-        from lightning_evalguard.confusion.figure import shown
+        from lightning_evalguard.confusion.figure import shown_classes
 
-        matrix, names = shown(result, 50)
+        matrix, names = shown_classes(result, 50)
         experiment.log_confusion_matrix(
             matrix=matrix.tolist(),
             labels=names,

@@ -149,7 +149,7 @@ class _Losses:
                     make = partial(_of_loss, kind, args[0], args[1], ignore)
                     _tell(taps, kind, args[0], args[1], make, value)
                 return value
-            preds, target = plain(args[0], args[1])
+            preds, target = without_vmap(args[0], args[1])
             if preds is not None and target is not None:
                 make = partial(_of_loss, kind, preds, target, ignore)
                 # what is computed of them is no part of what `vmap` or `grad` transforms
@@ -196,7 +196,7 @@ def _tell(
         tap.see("loss", kind.name, pair, value)
 
 
-def plain(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:
+def without_vmap(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:
     """Both as ordinary tensors: under `vmap` the samples are in a dimension that the loss lacks."""
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         return None, None

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
 from lightning_evalguard.confusion.highest import highest
-from lightning_evalguard.confusion.layout import Layout, read, reshaped
+from lightning_evalguard.confusion.layout import Layout, read_state, reshaped
 from lightning_evalguard.confusion.result import ConfusionResult, Task
 
 _PAIRS = 1 << 20  # keys that wait for compaction, 8 MiB
@@ -331,7 +331,7 @@ class ConfusionMatrix(Metric):
         """Everything the counts say, copied to the host once."""
         self.settle()
         counts, hits = self.counts.cpu(), self.hits.cpu()
-        return read(self.layout, counts, hits, class_names, self.pairs())
+        return read_state(self.layout, counts, hits, class_names, self.pairs())
 
     def pairs(self) -> tuple[Tensor, Tensor] | None:
         """Keys ``target * C + pred`` of confused pairs and their counts, if there is no matrix."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Cells(Protocol):
+class LayoutLike(Protocol):
     """What is needed of a `Layout`; see there."""
 
     @property
@@ -36,7 +36,7 @@ class Cells(Protocol):
         """What each column of a yes-or-no answer says."""
 
 
-def right(layout: Cells, batches: Sequence[Tensor], preds_are: str) -> Tensor:
+def right(layout: LayoutLike, batches: Sequence[Tensor], preds_are: str) -> Tensor:
     """Whether each sample is right, in the order in which they were counted.
 
     A sample of a multilabel task is right where all its labels are; one whose target is ignored,

@@ -22,7 +22,7 @@ from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
-from lightning_evalguard.confusion.layout import are_logits, margins, read
+from lightning_evalguard.confusion.layout import are_logits, margins, read_state
 from lightning_evalguard.confusion.loader import TENSORS, LoaderCount, Stream
 from lightning_evalguard.confusion.losses import LossTap
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
@@ -307,7 +307,7 @@ class Recorder:
         """What was counted of a loader, on all ranks."""
         assert entry.layout is not None
         fits = entry.names is not None and len(entry.names) == entry.layout.num_classes
-        result = read(
+        result = read_state(
             entry.layout, counts, hits, entry.names if fits else None,
             pairs, entry.least, self.config.per_class, entry.source in self._logits,
         )  # fmt: skip

@@ -279,7 +279,7 @@ class ConfusionResult:
         ]
 
     def __str__(self) -> str:
-        return _text.shown(self)
+        return _text.shown_text(self)
 
     def _repr_html_(self) -> str:
         """The matrix and the scores of each class, for notebooks."""
@@ -341,7 +341,7 @@ def _finite(interval: tuple[float, float]) -> list[float | None]:
 def _bounds(result: ConfusionResult) -> dict[str, list[float]]:
     """Columns of the low and the high end of each class's intervals."""
     columns: dict[str, list[float]] = {}
-    for score, (low, high) in _intervals.per_class(result)._asdict().items():
+    for score, (low, high) in _intervals.per_class_intervals(result)._asdict().items():
         columns[f"{score}_low"], columns[f"{score}_high"] = low.tolist(), high.tolist()
     return columns
 

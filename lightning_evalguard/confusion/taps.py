@@ -59,7 +59,7 @@ class MetricTap:
             ValueError: If the one that is asked for is not there.
         """
         self.close()
-        metrics = list(metrics_of(module))
+        metrics = list(classification_metrics_of(module))
         for name, metric in metrics:
             if self._only in (None, name, name.rpartition(".")[2]):
                 self._names[id(metric)] = name
@@ -231,7 +231,7 @@ def _masked(target: Tensor, others: list[Any], pair: Pair) -> Tensor:
     return target
 
 
-def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
+def classification_metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
     """The classification metrics of a module, also those that its plain attributes hold."""
     seen: set[int] = set()
     partial: tuple[str, ...] = ()

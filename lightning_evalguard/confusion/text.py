@@ -42,7 +42,7 @@ _HEADLINE = ("accuracy", "hamming_accuracy", "precision", "recall", "f1", "f1_ma
 _ROWS = 12
 
 
-def shown(result: Shown) -> str:
+def shown_text(result: Shown) -> str:
     s = result.scores
     unit = "answers" if result.task == "multilabel" else "samples"
     kind = "labels" if result.task == "multilabel" else "classes"

@@ -137,10 +137,10 @@ def _inside(thing: Any, enters: Callable[[Any], bool]) -> list[Any] | tuple[Any,
         return list(thing.values()) if len(thing) <= _MANY else None
     if isinstance(thing, _SEQUENCES):
         return list(thing) if len(thing) <= _MANY else None
-    return list(held_by(thing).values()) if enters(thing) else None
+    return list(plain_attributes(thing).values()) if enters(thing) else None
 
 
-def held_by(thing: Any) -> dict[str, Any]:
+def plain_attributes(thing: Any) -> dict[str, Any]:
     """The attributes of a plain object, from its ``__dict__`` and its slots."""
     kind = type(thing)
     held = dict(attributes_of(thing, kind) or {})
@@ -373,7 +373,7 @@ def _like(batch: dict[Any, Any], mapped: dict[Any, Any]) -> Any:
 def _map_object(
     batch: Any, samples: int, take: Callable[[Any], Any], inside: Callable[[Any], Any]
 ) -> Any:
-    held = held_by(batch)
+    held = plain_attributes(batch)
     changed = {}
     for name, value in held.items():
         if type(value) is torch.Size and value[:1] == (samples,):  # what a TensorDict declares

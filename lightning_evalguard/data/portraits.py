@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_evalguard.data.samples import Rows, bits, keys
+from lightning_evalguard.data.samples import SampleRows, bits, keys
 
 BATCHES = "samples of batches"
 
@@ -30,7 +30,7 @@ class Portrait(NamedTuple):
     whole: bool
     natural: float
 
-    def holds(self, queries: Rows) -> Tensor:
+    def holds(self, queries: SampleRows) -> Tensor:
         """Which of `queries` stand there, as a mask ``(N,)``."""
         if _kind(queries) != self.kind or not len(self.hashes):
             return torch.zeros(len(queries.chosen), dtype=torch.bool)
@@ -74,7 +74,7 @@ _PORTRAIT = 4096  # rows
 _COLUMNS = 256
 
 
-def portrait(of: Rows | None) -> Portrait | None:
+def portrait(of: SampleRows | None) -> Portrait | None:
     """Hashes of the rows of a set; none of the rows is kept."""
     if of is None or not len(of.chosen):
         return None
@@ -92,13 +92,13 @@ def of_hashes(hashes: Tensor) -> Portrait:
     return Portrait(BATCHES, ordered, False, 1 - len(ordered) / max(1, len(hashes)))
 
 
-def _kind(of: Rows) -> str:
+def _kind(of: SampleRows) -> str:
     if isinstance(of.values, list):
         return "names"
     return f"rows of {of.values.dtype} {tuple(of.values.shape[1:])}"
 
 
-def _hashed(of: Rows) -> tuple[Tensor, Tensor]:
+def _hashed(of: SampleRows) -> tuple[Tensor, Tensor]:
     """(N,) int64 and (N,) bool: a hash of each row, and whether it says nothing."""
     if isinstance(of.values, list):
         names = [of.values[i].encode() for i in of.chosen.tolist()]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_evalguard.data.batches import is_array, is_image, leaves
 from lightning_evalguard.instruments.generators import is_generator
-from lightning_evalguard.instruments.rollback import Held, attributes_of, parts
+from lightning_evalguard.instruments.rollback import Snapshot, attributes_of, held_parts
 from lightning_evalguard.instruments.settings import unchanged_world
 
 _OBJECTS = 1000  # looked into around a dataset
@@ -56,7 +56,7 @@ def digest(sample: Any) -> bytes:
     return hashed.digest()
 
 
-def content(sample: Any) -> tuple[bytes, bool] | None:
+def content_hash(sample: Any) -> tuple[bytes, bool] | None:
     """A hash of what makes a sample this sample: not its label or number, if it has more.
 
     With it goes whether the sample is `rich`. None for one that says nothing: blank, or empty.
@@ -96,7 +96,7 @@ def _is_blank(leaf: Any) -> bool:
 # --- rows of a dataset that lies in memory -------------------------------------------------------
 
 
-class Rows(NamedTuple):
+class SampleRows(NamedTuple):
     """What samples are made from, before any transform: rows in memory, or names of files.
 
     Attributes:
@@ -111,20 +111,20 @@ class Rows(NamedTuple):
         """Whether one of them is `rich`."""
         return isinstance(self.values, list) or rich(self.values[place])
 
-    def some(self, most: int) -> Rows:
+    def some(self, most: int) -> SampleRows:
         """At most so many of them, evenly spaced."""
         step = max(1, -(-len(self.chosen) // most))
-        return Rows(self.values, self.chosen[::step])
+        return SampleRows(self.values, self.chosen[::step])
 
 
-def rows(dataset: Any, chosen: Tensor) -> Rows | None:
+def rows(dataset: Any, chosen: Tensor) -> SampleRows | None:
     """The rows or files that a dataset holds one of a sample; no sample is read."""
     n = _length(dataset)
     held = list(getattr(dataset, "__dict__", {}).values())
     held += [t for v in held if isinstance(v, (tuple, list)) and len(v) < 16 for t in v]
     for value in held:
         if isinstance(value, (list, tuple)) and n and len(value) == n and _file(value[0]):
-            return Rows([str(_file(one)) for one in value], chosen)
+            return SampleRows([str(_file(one)) for one in value], chosen)
     tables = []
     for value in held:
         if is_array(value) and value.ndim > 1 and value.dtype.kind in "fiub":
@@ -133,7 +133,7 @@ def rows(dataset: Any, chosen: Tensor) -> Rows | None:
             value = torch.from_numpy(value) if value.dtype.name in _KNOWN else None
         if isinstance(value, Tensor) and _is_table(value) and len(value) == n:
             tables.append(value.detach())
-    return Rows(max(tables, key=Tensor.numel), chosen) if tables else None
+    return SampleRows(max(tables, key=Tensor.numel), chosen) if tables else None
 
 
 def _is_table(tensor: Tensor) -> bool:
@@ -168,7 +168,7 @@ _BLOCK = 1 << 22  # values compared at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def twins(queries: Rows, table: Rows, wanted: int, budget: Budget) -> Tensor:
+def twins(queries: SampleRows, table: SampleRows, wanted: int, budget: Budget) -> Tensor:
     """Which of `queries` stand in `table`, as a mask ``(N,)``.
 
     Args:
@@ -353,7 +353,7 @@ def undisturbed(*datasets: Any) -> Iterator[None]:
     A file that a dataset opens at its first sample would else be inherited by the workers that
     are forked later, which some libraries do not survive.
     """
-    held = Held([])
+    held = Snapshot([])
     attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for thing in _around(datasets):
         kind = type(thing)
@@ -389,15 +389,15 @@ def _around(datasets: Iterable[Any]) -> Iterator[Any]:
         if isinstance(thing, Dataset):
             queue.extend(vars(thing).values())
         elif not (isinstance(thing, (list, tuple, dict, set)) and len(thing) > _SMALL):
-            queue.extend(part for _, part in parts(thing))
+            queue.extend(part for _, part in held_parts(thing))
 
 
 __all__ = [
     "Budget",
-    "Rows",
+    "SampleRows",
     "Sketch",
     "bits",
-    "content",
+    "content_hash",
     "digest",
     "is_cheap",
     "keys",

@@ -30,9 +30,9 @@ from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
-from lightning_evalguard.huggingface.desk import Desk
+from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.host import GUARDED, Host
-from lightning_evalguard.huggingface.run import Run
+from lightning_evalguard.huggingface.run import HuggingFaceRun
 from lightning_evalguard.policies import Allow, check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.report import (
@@ -189,7 +189,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
 
     # what a run is made of
 
-    def _checks(self, desk: Desk, sync: SyncCheck) -> list[Check]:
+    def _checks(self, desk: HuggingFaceDesk, sync: SyncCheck) -> list[Check]:
         args = desk.trainer.args
         return [
             ModesCheck(self._expected, desk.optimizers, desk.callbacks),
@@ -207,8 +207,8 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
             SelectionCheck(desk),
         ]
 
-    def _make(self, trainer: Any) -> Run:
-        desk = Desk(trainer)
+    def _make(self, trainer: Any) -> HuggingFaceRun:
+        desk = HuggingFaceDesk(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
         sync.logs = False  # there is no LightningModule
         checks = self._checks(desk, sync)
@@ -230,7 +230,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
             ranks,
             host="EvalGuardCallback",
         )
-        return Run(desk, guard, sync, recorder)
+        return HuggingFaceRun(desk, guard, sync, recorder)
 
 
 def _calling_trainer() -> Any:

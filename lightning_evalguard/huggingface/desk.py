@@ -38,7 +38,7 @@ class _Best(Chooser):
         return None if best is None or best in (float("inf"), -float("inf")) else float(best)
 
 
-class Desk:
+class HuggingFaceDesk:
     """What the checks ask of one Trainer; see `checks.selection.choosers.Desk`.
 
     Attributes:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lightning_evalguard.huggingface.desk import Desk
+from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.modes import RestoredModes
-from lightning_evalguard.huggingface.run import Run
+from lightning_evalguard.huggingface.run import HuggingFaceRun
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
 
@@ -26,11 +26,11 @@ class Host:
         make: Makes what guards one run of it.
     """
 
-    def __init__(self, guard: object, trainer: Any, make: Callable[[Any], Run]) -> None:
+    def __init__(self, guard: object, trainer: Any, make: Callable[[Any], HuggingFaceRun]) -> None:
         self.guard, self._make = guard, make
         # The wraps hold this object, and the Trainer the wraps.
         self._trainer = weakref.ref(trainer)
-        self.run: Run | None = None
+        self.run: HuggingFaceRun | None = None
         self._depth = 0
         self._wraps = [
             Wrap(trainer, name, around)
@@ -106,7 +106,7 @@ class Host:
         """
         if self.is_removed():
             return call(*args, **kwargs)
-        modes = RestoredModes(Desk(self._trainer()).roots())
+        modes = RestoredModes(HuggingFaceDesk(self._trainer()).roots())
         self._depth += 1
         try:
             return call(*args, **kwargs)

@@ -27,7 +27,7 @@ def class_names(config: Any) -> tuple[str, ...] | None:
     return names if given else None
 
 
-def refusal(config: Any, logits: Tensor, labels: Tensor) -> str:
+def label_refusal(config: Any, logits: Tensor, labels: Tensor) -> str:
     """Why logits and labels are no classification by the labels of `config`; empty if they are."""
     if config is None:
         return ""

@@ -14,8 +14,8 @@ from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.guard import Guard
-from lightning_evalguard.huggingface.desk import Desk
-from lightning_evalguard.huggingface.labels import Named, class_names, pair_of, refusal
+from lightning_evalguard.huggingface.desk import HuggingFaceDesk
+from lightning_evalguard.huggingface.labels import Named, class_names, label_refusal, pair_of
 from lightning_evalguard.huggingface.modes import RestoredModes
 from lightning_evalguard.report import (
     EvalGuardError,
@@ -29,11 +29,11 @@ from lightning_evalguard.report import (
 __tracebackhide__ = hidden
 
 
-class Run:
+class HuggingFaceRun:
     """One training with its evaluations, or one evaluation on its own."""
 
     def __init__(
-        self, desk: Desk, guard: Guard, sync: SyncCheck, recorder: Recorder | None
+        self, desk: HuggingFaceDesk, guard: Guard, sync: SyncCheck, recorder: Recorder | None
     ) -> None:
         self.desk, self.guard, self.sync = desk, guard, sync
         self.report, self.ranks = guard.report, guard.ranks
@@ -207,7 +207,7 @@ class Run:
         if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
             recorder.after_step(None, inputs)
             return
-        why = refusal(self.desk.config(), logits, labels)
+        why = label_refusal(self.desk.config(), logits, labels)
         if why:
             self.report.note(f"no confusion matrix, because {why}")
             recorder.abort()

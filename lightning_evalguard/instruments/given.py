@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_evalguard.instruments.generators import is_generator
-from lightning_evalguard.instruments.rollback import Held, things
+from lightning_evalguard.instruments.rollback import Snapshot, things
 
 _NOT_HELD = (Tensor, nn.Module, types.FunctionType)
 
 
-class Given(Held):
+class Given(Snapshot):
     """The containers and plain objects among a step's arguments; not what their tensors hold.
 
     A step that pops the labels from its batch, deletes a key or appends to a list can be run again

@@ -22,7 +22,7 @@ from lightning_evalguard.instruments.dispatch import Subscriber, Watch
 from lightning_evalguard.instruments.effects import Abort, Effects
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.reach import Reach
-from lightning_evalguard.instruments.rollback import CannotReplay, Held, Writes
+from lightning_evalguard.instruments.rollback import CannotReplay, Snapshot, Writes
 from lightning_evalguard.instruments.settings import unchanged_world
 
 _replays = 0  # under way; a replay may contain another run's evaluation, never the reverse
@@ -98,7 +98,7 @@ class Look:
         reach = Reach(step, roots, code)
         if reach.why is not None:
             raise CannotReplay(reach.why)
-        self._held = Held(roots, reach)
+        self._held = Snapshot(roots, reach)
         self._silence = ExitStack()
 
     def __enter__(self) -> Look:

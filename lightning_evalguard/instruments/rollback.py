@@ -59,7 +59,7 @@ class CannotReplay(Exception):  # noqa: N818 - it says what is so
 # what the step holds
 
 
-class Held:
+class Snapshot:
     """Everything that `roots` hold and a step can change, as it is now.
 
     Args:
@@ -168,7 +168,7 @@ def things(roots: Iterable[object]) -> Iterator[Any]:
             inside = _inside_tensor(thing)  # type: ignore[arg-type]
             below = depth
         else:
-            inside = (part for _, part in parts(thing))
+            inside = (part for _, part in held_parts(thing))
         for part in inside:
             kind = type(part)
             if kind in _PLAIN and not part:  # most are a module's hooks
@@ -187,7 +187,7 @@ def _inside_tensor(tensor: Tensor) -> Iterable[object]:
     return (tensor.grad,)
 
 
-def parts(thing: Any) -> Iterator[tuple[str, object]]:
+def held_parts(thing: Any) -> Iterator[tuple[str, object]]:
     """What a container, a plain object or a function holds, each with how it is written.
 
     Runs no code of the thing's class but its iteration.
@@ -241,7 +241,7 @@ class Writes(Subscriber):
     A write that cannot be undone ends the replay before it happens.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Snapshot) -> None:
         self._held = held
         self._copies: dict[int, tuple[Any, Tensor]] = {}
 
@@ -422,4 +422,4 @@ def _cell(cell: types.CellType) -> Callable[[], None]:
     return restore
 
 
-__all__ = ["CannotReplay", "Held", "Writes"]
+__all__ = ["CannotReplay", "Snapshot", "Writes"]

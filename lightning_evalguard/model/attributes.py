@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op
-from lightning_evalguard.instruments.rollback import parts
+from lightning_evalguard.instruments.rollback import held_parts
 from lightning_evalguard.instruments.source import owner_of
 
 _OWN = frozenset({"_modules", "_parameters", "_buffers", "_trainer", "_fabric"})
@@ -67,7 +67,7 @@ def _register(path: str) -> str:
 
 
 def _shallow(value: object) -> Iterable[tuple[str, object]]:
-    return parts(value) if isinstance(value, (list, tuple, dict)) else ()
+    return held_parts(value) if isinstance(value, (list, tuple, dict)) else ()
 
 
 def _free(frame: FrameType) -> dict[str, Any]:
@@ -97,6 +97,6 @@ def find_unregistered(target: nn.Module, root: nn.Module) -> tuple[str, str] | N
             seen.add(id(thing))
             if isinstance(thing, nn.Module):
                 continue
-            below = [(path + step, part, depth + 1) for step, part in parts(thing)]
+            below = [(path + step, part, depth + 1) for step, part in held_parts(thing)]
             stack += reversed(below)
     return None

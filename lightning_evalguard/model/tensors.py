@@ -126,10 +126,10 @@ class Inventory:
             self._names, [t._version for t in self._tensors], [t.data_ptr() for t in self._tensors]
         )
 
-    def training(self) -> Training:
+    def training(self) -> TrainingTensors:
         """``requires_grad`` and the gradient of every parameter, as cheaply."""
         self.refresh()
-        return Training(
+        return TrainingTensors(
             self._parameter_names,
             [p.requires_grad for p in self._parameters],
             [
@@ -162,7 +162,7 @@ class Marks(NamedTuple):
         ]
 
 
-class Training(NamedTuple):
+class TrainingTensors(NamedTuple):
     """What the optimizer sees of all parameters at one moment."""
 
     names: list[str]

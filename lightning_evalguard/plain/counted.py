@@ -13,16 +13,16 @@ from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.plain.frames import path_of, user_frame
 from lightning_evalguard.plain.gathered import Gathers
-from lightning_evalguard.plain.matrix import Scores
+from lightning_evalguard.plain.matrix import PlainScores
 from lightning_evalguard.plain.measures import MeasureTap
-from lightning_evalguard.plain.scored import Place
+from lightning_evalguard.plain.scored import CodePlace
 from lightning_evalguard.plain.scored import scores as compares
 from lightning_evalguard.plain.tensors import memory_of, size_of
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import Report, broke
 
 
-class Counted:
+class BlockCounts:
     """Counts what a block scores: each sample once, whatever accelerate pads the last batch with.
 
     Args:
@@ -33,13 +33,13 @@ class Counted:
 
     def __init__(self, report: Report, ranks: Alone, accelerator: Any) -> None:
         self._report, self._ranks, self._accelerator = report, ranks, accelerator
-        self._scores = Scores(report, self._hear, nullcontext, ranks, self._is_foreign)
+        self._scores = PlainScores(report, self._hear, nullcontext, ranks, self._is_foreign)
         self._comparisons = ComparisonTap(self._compared, lambda: self._inside, self._memory)
         self._measures = MeasureTap(self._hear)
         self._gathers: Gathers | None = None
         if accelerator is not None:
             self._gathers = Gathers(accelerator, self._gathered, self._memory)
-        self._path: tuple[Place, ...] = ()  # of the first call
+        self._path: tuple[CodePlace, ...] = ()  # of the first call
         self._inside = self._is_open = self._scored = self._off = False
         self._inputs: set[int] = set()
         self._frame: FrameType | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_evalguard.confusion.comparisons import ordered
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest, site_of
-from lightning_evalguard.plain.tensors import memory_of, tensors_in
+from lightning_evalguard.plain.tensors import memory_of, tensors_of_call
 
 _OWNERS = PLUMBING | {"accelerate"}
 _GIVEN = re.compile(r"^[^(]*\(\s*(?:\w+=)?(.*)\)$", re.DOTALL)
@@ -96,7 +96,7 @@ class Gathers:
         """The two tensors that belong together, given at once or one after the other."""
         if isinstance(given, Mapping):
             return _of_mapping(given)
-        tensors = list(tensors_in(given, depth=1))
+        tensors = list(tensors_of_call(given, depth=1))
         if len(tensors) == 2:
             first, _, second = said.strip("()[] ").partition(", ")
             return tensors[0], tensors[1], f"{first} == {second}"

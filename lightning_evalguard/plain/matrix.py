@@ -25,7 +25,7 @@ _SAYS_NOTHING = "no confusion matrix, because the step returned"
 _KNOWN_OF_A_MODEL = ("classes", "class_names", "num_classes", "hparams")
 
 
-class Scores:
+class PlainScores:
     """Counts what each evaluation predicts, one matrix for each name.
 
     Args:

@@ -14,7 +14,7 @@ from lightning_evalguard.checks.modes.plans import keeps_eval
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tree import Modes, collapse, parent
 from lightning_evalguard.plain.models import Model
-from lightning_evalguard.plain.window import Call, Window
+from lightning_evalguard.plain.window import ModelCall, Window
 from lightning_evalguard.report import Finding
 
 _SAMPLES = re.compile(r"mc_|_mc|mcd|monte|dropout|uncertain|bayes|stochastic|ensemble|epistemic")
@@ -23,7 +23,7 @@ _CALLEE = re.compile(r"([A-Za-z_][\w.\[\]\"']*)\(")
 _FUNCTIONAL = re.compile(r"\bfunctional_call\(\s*([A-Za-z_][\w.]*)\s*,")
 
 
-def evaluated_in_train_mode(call: Call) -> list[Finding]:
+def evaluated_in_train_mode(call: ModelCall) -> list[Finding]:
     """A model is evaluated while a mode makes it compute something else.
 
     Where the code around says that it samples, this is a suspicion; so it is where only the
@@ -57,7 +57,7 @@ def evaluated_in_train_mode(call: Call) -> list[Finding]:
     return findings
 
 
-def evaluated_with_a_graph(window: Window, call: Call) -> list[Finding]:
+def evaluated_with_a_graph(window: Window, call: ModelCall) -> list[Finding]:
     """No backward pass follows, and each batch records what one would need."""
     if "grad" in call.allowed:
         return []
@@ -80,7 +80,7 @@ def evaluated_with_a_graph(window: Window, call: Call) -> list[Finding]:
     return [_of_call("grad", call, f"{fact}, {_NO_GRAD}", f"{remedy}.", certain)]
 
 
-def trains_in_eval_mode(model: Model, call: Call, of_optimizer: set[int]) -> list[Finding]:
+def trains_in_eval_mode(model: Model, call: ModelCall, of_optimizer: set[int]) -> list[Finding]:
     """Parameters train while dropout is off or statistics stand still, which nobody took back.
 
     Args:
@@ -113,7 +113,11 @@ def trains_in_eval_mode(model: Model, call: Call, of_optimizer: set[int]) -> lis
 
 
 def _asleep(
-    model: Model, call: Call, left: dict[str, int], modules: dict[str, nn.Module], certain: bool
+    model: Model,
+    call: ModelCall,
+    left: dict[str, int],
+    modules: dict[str, nn.Module],
+    certain: bool,
 ) -> list[Finding]:
     by_top: dict[str, list[str]] = {}
     for name in left:
@@ -137,7 +141,7 @@ def _asleep(
     return findings
 
 
-def woken_by_train(model: Model, call: Call) -> list[Finding]:
+def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
     """What was in eval mode while it trained is in train mode after an evaluation.
 
     ``train()`` on the whole model wakes the parts that were kept in eval mode, too.
@@ -239,7 +243,7 @@ def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
     return call.site if call is not None and call.mode == mode else None
 
 
-def _of_call(check: str, call: Call, fact: str, remedy: str, certain: bool) -> Finding:
+def _of_call(check: str, call: ModelCall, fact: str, remedy: str, certain: bool) -> Finding:
     return _at(check, call.site, "", call.model.kind, fact, remedy, certain, "location")
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from types import CodeType
 
-Place = tuple[CodeType, int]
+CodePlace = tuple[CodeType, int]
 """Code and the index of its running instruction."""
 
 _SCORE = re.compile(
@@ -36,7 +36,7 @@ _Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 
-def scores(path: Sequence[Place], models: Iterable[Place] = ()) -> bool:
+def scores(path: Sequence[CodePlace], models: Iterable[CodePlace] = ()) -> bool:
     """Whether what a model's call returns is scored, as far as the source shows.
 
     Args:
@@ -378,4 +378,4 @@ def _position(code: CodeType, lasti: int) -> tuple[int, int | None, int | None, 
     return (lines[0], None, None, None) if lines and lines[0] else None
 
 
-__all__ = ["Place", "scores"]
+__all__ = ["CodePlace", "scores"]

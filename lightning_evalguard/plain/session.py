@@ -23,8 +23,8 @@ from lightning_evalguard.plain.loops import Loops
 from lightning_evalguard.plain.models import Model, Models
 from lightning_evalguard.plain.names import Names
 from lightning_evalguard.plain.syncs import PlainSync
-from lightning_evalguard.plain.tensors import follow, tensors_in
-from lightning_evalguard.plain.training import Training
+from lightning_evalguard.plain.tensors import follow, tensors_of_call
+from lightning_evalguard.plain.training import TrainingSteps
 from lightning_evalguard.plain.window import Key, Loop
 from lightning_evalguard.plain.windows import Surroundings, Windows
 from lightning_evalguard.report import EvalGuardError, Report, broke, hidden
@@ -45,7 +45,7 @@ class Session:
         self.report = report
         self._events = Events(self)
         self.models = Models()
-        self._training = Training()
+        self._training = TrainingSteps()
         names = Names()
         self._loops = Loops(names, self._events.loader_of)
         self._new_step = True
@@ -145,7 +145,7 @@ class Session:
     def backward(self, roots: Any) -> None:
         """Gradients are computed."""
         self._graded = True
-        self._safely(self._trains, list(tensors_in(roots)))
+        self._safely(self._trains, list(tensors_of_call(roots)))
         if not self._training.optimizers:  # a script that updates its weights by hand
             self._new_step = True
 
@@ -179,7 +179,7 @@ class Session:
         model = self.models.of(module)
         if not model.computes:
             if model.is_loss:
-                self._windows.hear_score(*tensors_in(args))
+                self._windows.hear_score(*tensors_of_call(args))
             return None
         frame = sys._getframe(4)
         if is_trainers(frame) or is_evaluated(module):

@@ -14,18 +14,18 @@ _NODES = 50_000  # of a graph that are looked at
 _KEY = "evalguard"
 
 
-class Mark:
+class GraphMark:
     """Lives as long as an autograd graph does, for it stands in the graph's metadata."""
 
     __slots__ = ("__weakref__",)
 
 
-def follow(outputs: Any) -> weakref.ref[Mark] | None:
+def follow(outputs: Any) -> weakref.ref[GraphMark] | None:
     """A reference that ends with the graph of `outputs`; None where there is none."""
-    mark: Mark | None = None
-    for count, tensor in enumerate(tensors_in(outputs)):
+    mark: GraphMark | None = None
+    for count, tensor in enumerate(tensors_of_call(outputs)):
         if tensor.grad_fn is not None:
-            mark = mark or Mark()
+            mark = mark or GraphMark()
             metadata: Any = tensor.grad_fn.metadata
             metadata[_KEY] = mark
         if count + 1 >= _MOST:
@@ -33,12 +33,12 @@ def follow(outputs: Any) -> weakref.ref[Mark] | None:
     return weakref.ref(mark) if mark is not None else None
 
 
-def reached(roots: Iterable[Any], marks: Iterable[Mark]) -> set[Mark]:
+def reached(roots: Iterable[Any], marks: Iterable[GraphMark]) -> set[GraphMark]:
     """Which of `marks` a backward pass from `roots` comes by; all, where the graph is too large."""
     wanted = set(marks)
     waiting = [t.grad_fn for t in roots if isinstance(t, Tensor) and t.grad_fn is not None]
     known = set(waiting)
-    met: set[Mark] = set()
+    met: set[GraphMark] = set()
     while waiting and met != wanted:
         node = waiting.pop()
         metadata: Any = node.metadata
@@ -54,7 +54,7 @@ def reached(roots: Iterable[Any], marks: Iterable[Mark]) -> set[Mark]:
     return met
 
 
-def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+def tensors_of_call(value: Any, depth: int = 4) -> Iterator[Tensor]:
     """The tensors of a batch, a tuple of arguments, or what a model returned."""
     if isinstance(value, Tensor):
         yield value
@@ -65,15 +65,17 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         inner = value
     for item in inner if depth else ():
-        yield from tensors_in(item, depth - 1)
+        yield from tensors_of_call(item, depth - 1)
 
 
 def memory_of(batch: Any) -> set[int]:
     """Where the tensors of a batch lie."""
-    return {t.untyped_storage().data_ptr() for t in tensors_in(batch) if t.layout == torch.strided}
+    return {
+        t.untyped_storage().data_ptr() for t in tensors_of_call(batch) if t.layout == torch.strided
+    }
 
 
 def size_of(batch: Any) -> int | None:
     """How many samples a batch holds, by its first tensor."""
-    first = next(tensors_in(batch), None)
+    first = next(tensors_of_call(batch), None)
     return len(first) if first is not None and first.ndim else None

@@ -7,11 +7,11 @@ from typing import Any
 
 from lightning_evalguard.plain import rules
 from lightning_evalguard.plain.models import Model
-from lightning_evalguard.plain.window import Call
+from lightning_evalguard.plain.window import ModelCall
 from lightning_evalguard.report import Finding
 
 
-class Training:
+class TrainingSteps:
     """The optimizer steps so far, and the calls since the last one.
 
     Attributes:
@@ -22,9 +22,9 @@ class Training:
     def __init__(self) -> None:
         self.steps = 0
         self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._calls: dict[int, tuple[Model, Call | None]] = {}
+        self._calls: dict[int, tuple[Model, ModelCall | None]] = {}
 
-    def calls(self, model: Model, call: Call | None) -> None:
+    def calls(self, model: Model, call: ModelCall | None) -> None:
         """A model was called with gradients on; the last call before a step tells its modes.
 
         Args:
@@ -48,7 +48,7 @@ class Training:
                 findings += self._judge(model, call, optimizer)
         return findings
 
-    def _judge(self, model: Model, call: Call, optimizer: Any) -> list[Finding]:
+    def _judge(self, model: Model, call: ModelCall, optimizer: Any) -> list[Finding]:
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         root = model.module()
         if root is None or not any(id(p) in owned for p in root.parameters()):

@@ -26,7 +26,7 @@ __tracebackhide__ = hidden
 _SAMPLES = re.compile(r"reparam|sampl|gumbel|posterior|diffus|denois|generat")
 
 
-class Held(Guard):
+class WaitingGuard(Guard):
     """A guard whose findings wait until its window is known to be an evaluation."""
 
     def __init__(self, *args: Any, look: bool, tell: Callable[[Any], None], **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ class Watched:
         window: Whose now is asked for.
     """
 
-    def __init__(self, module: nn.Module, guard: Held, now: Moment) -> None:
+    def __init__(self, module: nn.Module, guard: WaitingGuard, now: Moment) -> None:
         self._guard, self._now = guard, now
         self._inside: ExitStack | None = None
         self._showing: Showing | None = None
@@ -157,7 +157,7 @@ def make_held(
     policies: dict[str, str], allow: Any, look: bool, grad: bool,
     optimizers: Callable[[], list[Any]], tell: Callable[[Any], None], site: Site | None = None,
     rows: bool = False,
-) -> Held:  # fmt: skip
+) -> WaitingGuard:  # fmt: skip
     """The guard of one model in one window.
 
     Args:
@@ -180,6 +180,6 @@ def make_held(
     wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
     audit: Mode = "full" if rows else "auto"
     replays = Replays("off" if grad else audit, beside=optimizers, why_not=why_not_again)
-    held = Held(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
+    held = WaitingGuard(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
     held.site = site
     return held

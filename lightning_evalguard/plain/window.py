@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.plain.models import Model
-from lightning_evalguard.plain.scored import Place
-from lightning_evalguard.plain.tensors import Mark
+from lightning_evalguard.plain.scored import CodePlace
+from lightning_evalguard.plain.tensors import GraphMark
 from lightning_evalguard.plain.watched import Watched
 
 Key = tuple[Any, ...]
@@ -18,7 +18,7 @@ _FOLLOWED = 4  # calls of a window whose graphs are followed
 
 
 @dataclass
-class Call:
+class ModelCall:
     """One call of a root module by the script.
 
     Attributes:
@@ -43,8 +43,8 @@ class Call:
     flags: tuple[bool, ...]
     discarded: bool
     allowed: frozenset[str] = frozenset()
-    path: tuple[Place, ...] = ()
-    graph: weakref.ref[Mark] | None = None
+    path: tuple[CodePlace, ...] = ()
+    graph: weakref.ref[GraphMark] | None = None
 
     @property
     def is_lazy(self) -> bool:
@@ -99,8 +99,8 @@ class Window:
     where: tuple[Any, int]
     loop: Loop | None
     alone: bool
-    calls: dict[Key, Call] = field(default_factory=dict)
-    first: list[Call] = field(default_factory=list)
+    calls: dict[Key, ModelCall] = field(default_factory=dict)
+    first: list[ModelCall] = field(default_factory=list)
     count: dict[Key, int] = field(default_factory=dict)
     guards: dict[int, Watched] = field(default_factory=dict)
     confirmed: bool = False
@@ -110,7 +110,7 @@ class Window:
     graph_reported: bool = False
     samples: int | None = None
 
-    def add(self, call: Call) -> None:
+    def add(self, call: ModelCall) -> None:
         """A call belongs to it."""
         self.calls.setdefault(call.key, call)
         self.count[call.key] = self.count.get(call.key, 0) + 1
@@ -152,7 +152,7 @@ class Window:
         # a forward on the batch that is trained on is a part of training
         return self.loop is None or (self.alone and self.samples != self.loop.size)
 
-    def marks(self) -> list[Mark]:
+    def marks(self) -> list[GraphMark]:
         """Of the graphs of its first calls that still live."""
         graphs = [call.graph() for call in self.first if call.graph is not None]
         return [mark for mark in graphs if mark is not None]

@@ -17,16 +17,16 @@ from lightning_evalguard.instruments.source import owner_of, site_of
 from lightning_evalguard.plain import rules, scored
 from lightning_evalguard.plain.comparisons import hear_sklearn
 from lightning_evalguard.plain.frames import functions_around, is_discarded, path_of
-from lightning_evalguard.plain.matrix import Scores
+from lightning_evalguard.plain.matrix import PlainScores
 from lightning_evalguard.plain.measures import MeasureTap
 from lightning_evalguard.plain.models import Model, Models, are_rows
 from lightning_evalguard.plain.names import Names
-from lightning_evalguard.plain.scored import Place
+from lightning_evalguard.plain.scored import CodePlace
 from lightning_evalguard.plain.syncs import PlainSync
 from lightning_evalguard.plain.tensors import memory_of, reached, size_of
-from lightning_evalguard.plain.training import Training
+from lightning_evalguard.plain.training import TrainingSteps
 from lightning_evalguard.plain.watched import Watched, make_held
-from lightning_evalguard.plain.window import Call, Key, Loop, Window
+from lightning_evalguard.plain.window import Key, Loop, ModelCall, Window
 from lightning_evalguard.report import Finding, Report, hidden
 
 __tracebackhide__ = hidden
@@ -56,7 +56,7 @@ class Surroundings:
     policies: dict[str, str]
     allow: Any
     models: Models
-    training: Training
+    training: TrainingSteps
     names: Names
     sync: PlainSync
     tell: Callable[[list[tuple[Finding, str]]], None]
@@ -89,11 +89,11 @@ class Windows:
         self.ended = self.runs = False
         self._undecided: list[Key] = []
         self._waiting: list[Window] = []
-        self._places: set[Place] = set()
-        self._by_hand: dict[tuple[Place, ...], tuple[int, bool]] = {}
+        self._places: set[CodePlace] = set()
+        self._by_hand: dict[tuple[CodePlace, ...], tuple[int, bool]] = {}
         self._inputs: set[int] = set()
         self._sklearn: Callable[[], None] | None = None
-        self._scores = Scores(around.report, self.hear_score, around.sync.quiet)
+        self._scores = PlainScores(around.report, self.hear_score, around.sync.quiet)
         self._tap = ComparisonTap(self._compared, around.is_inside, self._memory)
         self._measures = MeasureTap(self.hear_score)
 
@@ -120,8 +120,8 @@ class Windows:
     # calls
 
     def begin(
-        self, call: Call, user: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Call, Watched | None]:
+        self, call: ModelCall, user: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[ModelCall, Watched | None]:
         """A call that is no part of training, as far as it is known, begins."""
         window = self._window_for(call, user)
         again = window.count.get(call.key, 0) and not (window.confirmed or call.is_lazy)
@@ -149,7 +149,7 @@ class Windows:
         self.runs = True
         return call, guard
 
-    def known(self, key: Key, flags: tuple[bool, ...]) -> Call | None:
+    def known(self, key: Key, flags: tuple[bool, ...]) -> ModelCall | None:
         """The same call in an earlier batch, where nothing more is asked of each."""
         window = self.now
         if window is None or not window.confirmed or key[3]:
@@ -157,19 +157,21 @@ class Windows:
         call = window.calls.get(key)
         return call if call is not None and call.flags == flags else None
 
-    def call_of(self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType) -> Call:
+    def call_of(
+        self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType
+    ) -> ModelCall:
         """What is known of a call of `model`."""
-        return Call(
+        return ModelCall(
             model, key, site_of(user), functions_around(user, owner_of), key[3], key[4], flags,
             is_discarded(user), frozenset(c for c in ("modes", "grad") if allowed(c)),
             path_of(user),
         )  # fmt: skip
 
-    def trains_at(self, place: Place) -> None:
+    def trains_at(self, place: CodePlace) -> None:
         """A model is called there: what it returns is no target."""
         self._places.add(place)
 
-    def _guard_of(self, window: Window, call: Call, rows: bool) -> Watched | None:
+    def _guard_of(self, window: Window, call: ModelCall, rows: bool) -> Watched | None:
         """The checks of `evaluating`, where the modes are right: else all follows from them."""
         module = call.model.module()
         if module is None or call.is_lazy or call.model.awake(call.flags):
@@ -188,7 +190,7 @@ class Windows:
 
     # a window's life
 
-    def _window_for(self, call: Call, user: FrameType) -> Window:
+    def _window_for(self, call: ModelCall, user: FrameType) -> Window:
         loop, window = self._around.innermost(), self.now
         if window is not None and (
             window.loop is not loop or (window.alone and window.where[0] is not user.f_code)
@@ -199,7 +201,7 @@ class Windows:
             window = self._open(call, user, loop)
         return window
 
-    def _open(self, call: Call, user: FrameType, loop: Loop | None) -> Window:
+    def _open(self, call: ModelCall, user: FrameType, loop: Loop | None) -> Window:
         alone = loop is None or loop.ever_trained
         name, where = self._around.names.of(user, None if alone else loop)
         window = self.now = Window(name, where, loop, alone)
@@ -293,7 +295,7 @@ class Windows:
         """Whether what its calls return is compared with targets, by a function or by hand."""
         return window.scores > 0 or any(self._reads(c.path) for c in window.calls.values())
 
-    def _reads(self, path: tuple[Place, ...]) -> bool:
+    def _reads(self, path: tuple[CodePlace, ...]) -> bool:
         known = self._by_hand.get(path)
         if known is None or known[0] != len(self._places):
             others = [place for place in self._places if place not in path]

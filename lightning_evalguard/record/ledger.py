@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_evalguard.record import files as _files
 
-NAME = "evalguard-test-uses.jsonl"
+LEDGER_NAME = "evalguard-test-uses.jsonl"
 _FREE = 2  # uses that nobody is told of
 _SHOWN = 5
 

@@ -67,9 +67,9 @@ class Records:
         self._runs: dict[Path, list[dict[str, Any]]] = {}
         self._failed = False
 
-    def open(self, trainer: Any) -> Run:
+    def open(self, trainer: Any) -> RecordedRun:
         """A fit, validate, test or predict of `trainer` begins."""
-        return Run(self, trainer, self._wanted(trainer))
+        return RecordedRun(self, trainer, self._wanted(trainer))
 
     def _wanted(self, trainer: Any) -> bool:
         """Whether there is a record at all; the same on every rank."""
@@ -80,7 +80,7 @@ class Records:
             return False
         return bool(trainer.loggers) if self._where == "auto" else self._where is not None
 
-    def write(self, run: Run) -> None:
+    def write(self, run: RecordedRun) -> None:
         """The run is over: put it on record. Whatever fails costs one warning, never the run."""
         try:
             with torch.inference_mode(False):
@@ -98,7 +98,7 @@ class Records:
             self._failed = True
             warn_text(f"{NAME}.json was not written: {type(error).__name__}: {error}")
 
-    def _write(self, run: Run) -> None:
+    def _write(self, run: RecordedRun) -> None:
         said, trainer = run.said(), run.trainer
         folders = [Path(os.environ[REPORTS])] if os.environ.get(REPORTS) else []
         told: list[str] = []
@@ -110,7 +110,7 @@ class Records:
             folders.append(own)
             if said["run"] == "test" and said["error"] is None:
                 above = own.parent if self._where == "auto" else own
-                told += ledger.count(above / ledger.NAME, os.path.relpath(own, above), said)
+                told += ledger.count(above / ledger.LEDGER_NAME, os.path.relpath(own, above), said)
         for sentence in told:
             self._report.note(sentence)
         for folder in folders:
@@ -144,12 +144,12 @@ _T = TypeVar("_T")
 
 
 def _at_no_cost(
-    method: Callable[Concatenate[Run, _P], _T],
-) -> Callable[Concatenate[Run, _P], _T | None]:
+    method: Callable[Concatenate[RecordedRun, _P], _T],
+) -> Callable[Concatenate[RecordedRun, _P], _T | None]:
     """Whatever goes wrong in `method` costs the record, never the run."""
 
     @functools.wraps(method)
-    def tried(run: Run, /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+    def tried(run: RecordedRun, /, *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         if not run.wanted:
             return None
         try:
@@ -162,7 +162,7 @@ def _at_no_cost(
     return tried
 
 
-class Run:
+class RecordedRun:
     """One fit, validate, test or predict, on record from its beginning to its end.
 
     Args:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.callers import LOOPS, calls
-from lightning_evalguard.checks.modes.callers import Call as ModeCall
+from lightning_evalguard.checks.modes.callers import ModeCall as ModeCall
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
@@ -26,7 +26,7 @@ from lightning_evalguard.plain.frames import functions_around, is_discarded, use
 from lightning_evalguard.plain.models import Models
 from lightning_evalguard.plain.tensors import follow
 from lightning_evalguard.plain.watched import Watched, make_held
-from lightning_evalguard.plain.window import Call, Window
+from lightning_evalguard.plain.window import ModelCall, Window
 from lightning_evalguard.report import Finding, broke
 
 _CHECKED = ("state", "stochastic")  # around each call
@@ -225,7 +225,7 @@ class ByHand:
         key = (user.f_code, user.f_lasti, id(model), grad, mode, 0)
         meant = frozenset(c for c in ("modes", "grad") if allowed(c))
         functions = functions_around(user, owner_of)
-        call = Call(
+        call = ModelCall(
             model, key, site_of(user), functions, grad, mode, flags, is_discarded(user), meant
         )
         opened.window.add(call)
@@ -239,7 +239,7 @@ class ByHand:
         return call, guard, module, args, kwargs
 
     @staticmethod
-    def _is_evaluated_awake(opened: _Opened, call: Call) -> bool:
+    def _is_evaluated_awake(opened: _Opened, call: ModelCall) -> bool:
         """Whether a loop reads evaluation samples without gradients, and keeps what comes out."""
         looped = opened.loops and opened.evaluates
         return looped and not (call.grad or call.discarded)
@@ -251,7 +251,7 @@ class ByHand:
         if guard is not None:
             guard.end(module, outputs, args, kwargs, failed)
 
-    def _checked(self, opened: _Opened, call: Call) -> Watched | None:
+    def _checked(self, opened: _Opened, call: ModelCall) -> Watched | None:
         """What a call changes and drops is looked at where the modes are right."""
         module = call.model.module()
         if module is None or not opened.checked or call.model.awake(call.flags):

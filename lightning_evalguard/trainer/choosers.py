@@ -16,7 +16,7 @@ from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 from lightning_evalguard.trainer.scores import Scores
 
 
-class Desk:
+class LightningDesk:
     """What the `selection` check asks of one run; see `checks.selection.choosers.Desk`.
 
     Callbacks are known by what they hold, not by their class: those of the package's other name

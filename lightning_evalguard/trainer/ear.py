@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_evalguard.checks.scores.heard import MOST_KEYS, Heard
+from lightning_evalguard.checks.scores.heard import MOST_KEYS, LogCall
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import owner_of, user_site
 from lightning_evalguard.trainer import lightning as _lightning
@@ -49,14 +49,14 @@ class _Known(NamedTuple):
     location: str | None
     waits: bool
 
-    def heard(self, value: Any, batch_size: int) -> Heard:
+    def heard(self, value: Any, batch_size: int) -> LogCall:
         """One of its values."""
         size = None
         if isinstance(value, Tensor):
             # `self.log` has made a copy of its own, which nobody writes to
             value = value.detach() if value.requires_grad else value
             size = batch_size if self.is_mean else None
-        return Heard(self.key, self.name, value, size, self.loader, self.by_metric, self.location)
+        return LogCall(self.key, self.name, value, size, self.loader, self.by_metric, self.location)
 
 
 class Ear(_lightning.Books):
@@ -70,7 +70,7 @@ class Ear(_lightning.Books):
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
-        self._hear: Callable[[Heard], None] = lambda heard: None
+        self._hear: Callable[[LogCall], None] = lambda heard: None
         self._wraps: list[Wrap] = []
         self._writers: list[Any] = []
         self._lines: dict[str, str | None] = {}
@@ -81,7 +81,7 @@ class Ear(_lightning.Books):
         self._waiting: list[tuple[int, _Known, Any, int]] = []
         self._keys = self._steps = 0
 
-    def listen(self, hear: Callable[[Heard], None]) -> None:
+    def listen(self, hear: Callable[[LogCall], None]) -> None:
         """Hand every value that is logged to `hear`, until `deafen`."""
         self.deafen()
         self._hear = hear
@@ -107,7 +107,7 @@ class Ear(_lightning.Books):
         self._keys = self._steps = 0
         self._gathers = True
 
-    def gathered(self) -> list[tuple[int, Heard]]:
+    def gathered(self) -> list[tuple[int, LogCall]]:
         """The steps are over: what they logged and `hear` was not told, each with its step."""
         self._gathers = False
         waiting, self._waiting = self._waiting, []
@@ -228,7 +228,7 @@ class Ear(_lightning.Books):
         for key, value in metrics.items():
             number = _number(value)
             if isinstance(key, str) and number is not None:
-                self._hear(Heard(key, key, number, location=location))
+                self._hear(LogCall(key, key, number, location=location))
 
 
 def _number(value: Any) -> Any:

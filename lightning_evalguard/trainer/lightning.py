@@ -106,7 +106,7 @@ def _walk(thing: Any, path: str) -> Any:
     return thing
 
 
-def why_not_again(trainer: Trainer) -> str | None:
+def why_not_logged_again(trainer: Trainer) -> str | None:
     """Why what a replay logs could not be kept out of the books, or None."""
     gone = [p for p, falls_back in PRIVATE.items() if falls_back is _NO_REPLAY
             and not has(trainer, p)]  # fmt: skip
@@ -445,5 +445,5 @@ __all__ = [
     "owner",
     "trained_keys",
     "verbose",
-    "why_not_again",
+    "why_not_logged_again",
 ]

@@ -15,7 +15,7 @@ from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
 from lightning_evalguard.instruments.tracebacks import trim
-from lightning_evalguard.record.run import Run as Record
+from lightning_evalguard.record.run import RecordedRun as Record
 from lightning_evalguard.report import broke, hidden
 from lightning_evalguard.stages import SANITY_CHECK, spelling
 from lightning_evalguard.trainer import lightning as _lightning
@@ -276,7 +276,7 @@ def _stage(trainer: Trainer) -> str:
 
 
 @contextmanager
-def out_of_the_books(
+def replay_apart(
     trainer: Trainer, scores: Scores | None, spare: _lightning.SpareBooks
 ) -> Iterator[None]:
     """A replay is neither logged nor counted."""
@@ -316,4 +316,4 @@ def why_not(trainer: Trainer) -> str | None:
     # A replay on one rank alone would wait for the others in the step's first collective.
     if trainer.world_size > 1:
         return "several processes evaluate together"
-    return _lightning.why_not_again(trainer)
+    return _lightning.why_not_logged_again(trainer)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning_evalguard.checks.scores.check import ScoresCheck
-from lightning_evalguard.checks.scores.claims import Counted
+from lightning_evalguard.checks.scores.claims import LoaderCounts
 from lightning_evalguard.confusion.differences import Difference
 from lightning_evalguard.confusion.loggers import write
 from lightning_evalguard.confusion.recorder import Recorder
@@ -118,7 +118,7 @@ class Scores:
         self._report.confusion.update(recorded.results)
         self.results = recorded.results
         self._claims.counted(
-            {key: Counted(r, recorded.batches[key]) for key, r in recorded.results.items()}
+            {key: LoaderCounts(r, recorded.batches[key]) for key, r in recorded.results.items()}
         )
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours

@@ -20,7 +20,7 @@ from lightning_evalguard.data.samples import digest, undisturbed
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import counted, quietly
-from lightning_evalguard.instruments.rollback import Held
+from lightning_evalguard.instruments.rollback import Snapshot
 from lightning_evalguard.instruments.settings import unchanged_world
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.report import Report, broke, warn_text
@@ -33,7 +33,7 @@ _TRANSFORMS = ("transform", "transforms", "target_transform")
 _READ_TWICE = 4  # samples
 
 
-class Loop(Protocol):
+class ValidatingLoop(Protocol):
     """What the loop that validates lends."""
 
     def step(self, batch: Any, batch_idx: int) -> tuple[Any, Any]:
@@ -82,7 +82,7 @@ class TrainingScore:
         self,
         module: nn.Module,
         batches: int,
-        loop: Loop,
+        loop: ValidatingLoop,
         config: ConfusionMetrics | None,
         matrix: bool,
         report: Report,
@@ -195,7 +195,7 @@ def _is_number(value: Any) -> bool:
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Put back attributes, containers and generators, and what all tensors but weights contain."""
-    held = Held([module])
+    held = Snapshot([module])
     weights = {id(t) for p in module.parameters() for t in (p, p.grad) if t is not None}
     contents = [_bytes(t) for t in held.storages.values() if id(t) not in weights]
     copies = [(now, now.clone()) for now in contents]

@@ -16,7 +16,7 @@ import jinja2
 import markupsafe
 
 from lightning_evalguard.checks.registry import rule_of
-from lightning_evalguard.confusion.figure import shown
+from lightning_evalguard.confusion.figure import shown_classes
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.report import Finding, Report, Sync, shown_path
 from lightning_evalguard.views import terminal
@@ -203,7 +203,7 @@ def _confused(result: ConfusionResult, verb: str) -> list[dict[str, str]]:
 
 
 def _cells(result: ConfusionResult) -> dict[str, Any]:
-    matrix, names = shown(result, _CLASSES)
+    matrix, names = shown_classes(result, _CLASSES)
     n = len(names)
     support = matrix.sum(1).tolist()
     shares = [
@@ -317,7 +317,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, Any]:
     if run["error"]:
         facts["ended by"] = run["error"].splitlines()[0]
     for key, seen in run["evaluated_on"].items():
-        facts[f"{key} set"] = f"{terminal.set_of(seen)} ({seen['hash_of']})"
+        facts[f"{key} set"] = f"{terminal.set_words(seen)} ({seen['hash_of']})"
     if checkpoint := run["checkpoint"]:
         digest = next((f"{k} {v}" for k, v in checkpoint.items() if k.startswith("sha256")), "")
         facts[f"checkpoint, {checkpoint['is']}"] = f"{checkpoint['path']} {digest}"
@@ -330,7 +330,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, Any]:
         facts["git"] = run["git"]["revision"] + (f", {changed} files changed" if changed else "")
     facts["versions"] = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
     for name in ("hyper_parameters", "data_hyper_parameters"):
-        facts |= dict(terminal.flat(run[name]))
+        facts |= dict(terminal.dotted_leaves(run[name]))
     return facts
 
 

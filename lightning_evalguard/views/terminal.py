@@ -31,7 +31,7 @@ def one(path: Path, record: Record) -> str:
     lines = [str(path)]
     for run in record["runs"]:
         said = [run["run"], when(run), run["model"], f"{run['precision']} on {run['device']}"]
-        said += [f"{k} {set_of(seen)}" for k, seen in run["evaluated_on"].items()]
+        said += [f"{k} {set_words(seen)}" for k, seen in run["evaluated_on"].items()]
         if run["checkpoint"]:
             said.append(f"{run['checkpoint']['is']} {Path(run['checkpoint']['path']).name}")
         if run["git"]:
@@ -82,10 +82,10 @@ def column(record: Record) -> dict[str, str]:
     findings = Counter(f["check"] for f in record["report"]["findings"])
     cells["findings"] = ", ".join(f"{n} {check}" for check, n in findings.items()) or "none"
     for run in runs:
-        cells |= {f"hparams.{k}": str(v) for k, v in flat(run["hyper_parameters"])}
+        cells |= {f"hparams.{k}": str(v) for k, v in dotted_leaves(run["hyper_parameters"])}
     for run in runs:
         for key, seen in run["evaluated_on"].items():
-            cells[f"{key} set"] = set_of(seen)
+            cells[f"{key} set"] = set_words(seen)
         if run["history"]:
             scores = run["history"][-1]["scores"]
             cells |= {k: f"{v:.4f}" for k, v in scores.items() if "/f1_class/" not in k}
@@ -97,7 +97,7 @@ def when(run: Mapping[str, Any]) -> str:
     return datetime.fromisoformat(run["ended"]).strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def set_of(seen: Mapping[str, Any]) -> str:
+def set_words(seen: Mapping[str, Any]) -> str:
     """An evaluation set: how many samples, and the head of its hash."""
     samples = "" if seen["samples"] is None else f"{seen['samples']:,} samples "
     return f"{samples}#{seen['hash'][:8]}" if seen["hash"] else f"{samples}no hash"
@@ -127,13 +127,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+def dotted_leaves(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
     """The leaves of nested mappings, by dotted name."""
     if not isinstance(value, Mapping):
         yield name, value
         return
     for key, inner in value.items():
-        yield from flat(inner, f"{name}.{key}" if name else str(key))
+        yield from dotted_leaves(inner, f"{name}.{key}" if name else str(key))
 
 
 def _cut(text: str) -> str:

@@ -28,7 +28,15 @@ from torch.utils.data import (
 import words
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
 from lightning_evalguard.data.loaders import parts, repeated, shared
-from lightning_evalguard.data.samples import Budget, Rows, content, digest, rows, twins, undisturbed
+from lightning_evalguard.data.samples import (
+    Budget,
+    SampleRows,
+    content_hash,
+    digest,
+    rows,
+    twins,
+    undisturbed,
+)
 from models import data as zoo
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
 
@@ -373,7 +381,7 @@ def test_equal_rows_are_found_and_blank_ones_are_not() -> None:
     queries = torch.rand(20, 40)
     queries[3], queries[4], table[9] = table[77], 0.0, 0.0
     every = (torch.arange(n) for n in (20, 500))
-    a, b = (Rows(t, chosen) for t, chosen in zip((queries, table), every, strict=True))
+    a, b = (SampleRows(t, chosen) for t, chosen in zip((queries, table), every, strict=True))
     assert twins(a, b, 1, Budget()).nonzero().flatten().tolist() == [3]
     assert not twins(b, b, 2, Budget()).any()
     assert twins(b, b, 1, Budget()).sum() == 499
@@ -389,6 +397,8 @@ def test_files_are_compared_by_name(tmp_path: Path) -> None:
 
 def test_a_label_or_a_number_is_not_what_makes_a_sample() -> None:
     x = torch.rand(8)
-    assert content({"x": x, "y": 1, "id": 7}) == content({"x": x.clone(), "y": 0, "id": 8})
-    assert content({"x": x, "y": 1}) != content({"x": x + 1, "y": 1})
-    assert content((torch.zeros(8), 1)) is None
+    assert content_hash({"x": x, "y": 1, "id": 7}) == content_hash(
+        {"x": x.clone(), "y": 0, "id": 8}
+    )
+    assert content_hash({"x": x, "y": 1}) != content_hash({"x": x + 1, "y": 1})
+    assert content_hash((torch.zeros(8), 1)) is None

@@ -485,12 +485,12 @@ def test_no_split_of_a_set_looks_like_another_set() -> None:
                 pick = classes[torch.randint(len(classes), (1,), generator=draw)]
                 rare = val[(y[val] == pick) | (torch.rand(len(val), generator=draw) < 0.1)]
                 for part in (val, rare, val[:20], val[y[val].argsort()]):
-                    assert not appearance.difference(look(x[part]), look(x[train])), name
+                    assert not appearance.difference_in_looks(look(x[part]), look(x[train])), name
                     splits += 1
                 a, b = TensorDataset(x[train], y[train]), TensorDataset(x[val], y[val])
                 assert found_by_leaks(a, b) == [], name
                 one = set_of(batches(b), "val", 0, 1)
-                assert agreement.facts(one, [a]) == []
+                assert agreement.disagreements_of(one, [a]) == []
                 watched = repeats.Repeats(one, None)
                 for batch in batches(b):
                     watched.add(batch)
@@ -537,20 +537,20 @@ def test_usual_augmentations_of_training_are_silent(kind: str) -> None:
         train, val = augment(kind, X[:1000]), X[1000:1300].reshape(-1, 1, 8, 8)
         if normalised:
             train, val = (train - 0.3) / 0.37, (val - 0.3) / 0.37
-        assert not appearance.difference(look(val), look(train))
+        assert not appearance.difference_in_looks(look(val), look(train))
 
 
 def test_labels_that_mixup_makes_soft_are_silent() -> None:
     train, val = Appearance(), Appearance()
     train.add((torch.rand(64, 2), torch.rand(64, 10)))
     val.add((torch.rand(64, 2), torch.zeros(64, dtype=torch.long)))
-    assert not appearance.difference(val, train)
+    assert not appearance.difference_in_looks(val, train)
 
 
 def test_a_trend_in_time_is_silent() -> None:
     series = torch.arange(400.0) * 1.2 + 30 * torch.sin(torch.arange(400.0) / 6)
     windows = series.unfold(0, 24, 1)
-    assert not appearance.difference(look(windows[300:]), look(windows[:300]))
+    assert not appearance.difference_in_looks(look(windows[300:]), look(windows[:300]))
 
 
 # --- budgets are counts -------------------------------------------------------------------------
@@ -586,5 +586,5 @@ def test_groups_unknown_to_one_side_are_no_finding() -> None:
     train, val = batches(Held(TRAIN)), batches(Held(VAL, patient=list(range(60))))
     history.add("train", train)
     (side,) = history.sides("train", None, True)
-    assert groups.facts(set_of(val, "val", 0, 1), side, None, 0) == ([], "")
+    assert groups.shared_groups(set_of(val, "val", 0, 1), side, None, 0) == ([], "")
     assert EvalGuardWarning is not None

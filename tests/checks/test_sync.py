@@ -31,7 +31,7 @@ from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, all
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
 from lightning_evalguard.checks.sync.listeners import caller
-from lightning_evalguard.checks.sync.overrides import SUPPORTED, Watch
+from lightning_evalguard.checks.sync.overrides import SUPPORTED, WaitWatch
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="torch >= 2.9 has get_kernel")
 
@@ -627,7 +627,7 @@ def test_an_exception_in_a_window_leaves_torch_as_it_was(fit: Fit, error: BaseEx
 def test_overlapping_watches_may_stop_in_any_order() -> None:
     before = state_of_torch()
     heard: list[str] = []
-    first, second = (Watch("cpu", lambda op, f, s, n=n: heard.append(n)) for n in ("1", "2"))
+    first, second = (WaitWatch("cpu", lambda op, f, s, n=n: heard.append(n)) for n in ("1", "2"))
     value = torch.ones(())
     first.open([value])
     second.open([value])
@@ -660,7 +660,7 @@ def test_another_mode_entered_in_a_window_survives_its_end() -> None:
             return func(*args, **(kwargs or {}))
 
     before = state_of_torch()
-    watch, other = Watch("cpu", lambda *_: None), Other()
+    watch, other = WaitWatch("cpu", lambda *_: None), Other()
     watch.open([])
     with other:
         watch.stop()
@@ -679,7 +679,7 @@ def test_another_thread_is_not_watched(fit: Fit) -> None:
 
 
 def test_workers_forked_inside_a_window_watch_nothing() -> None:
-    watch = Watch("cpu", lambda *_: None)
+    watch = WaitWatch("cpu", lambda *_: None)
     watch.open([])
     child = os.fork() if hasattr(os, "fork") else None
     if child == 0:
@@ -944,7 +944,7 @@ class TestOnADevice:
 
     def test_cudas_own_switch_hears_what_nobody_else_does_and_is_put_back(self) -> None:
         number, shown = torch.ones(1, device="cuda"), warnings.showwarning
-        ear, watch_ = DebugMode(), Watch("cuda", lambda op, frame, seconds: None)
+        ear, watch_ = DebugMode(), WaitWatch("cuda", lambda op, frame, seconds: None)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             before = list(warnings.filters), warnings.showwarning

@@ -91,7 +91,7 @@ def test_what_a_load_returns_prints_compares_and_pickles_as_before() -> None:
 
 def test_watching_twice_is_watching_once() -> None:
     made = nn.modules.module._IncompatibleKeys
-    loads.watch()
+    loads.watch_loads()
     assert nn.modules.module._IncompatibleKeys is made
 
 

@@ -30,7 +30,7 @@ from torchmetrics.wrappers import BootStrapper, ClasswiseWrapper
 from driven import Drive, Net, expected, loader
 from lightning_evalguard import EvalGuard
 from lightning_evalguard.confusion.matrix import ConfusionMetrics
-from lightning_evalguard.confusion.taps import metrics_of
+from lightning_evalguard.confusion.taps import classification_metrics_of
 from two_ranks import data
 
 C = 5
@@ -635,7 +635,7 @@ def test_a_regression_metric_is_not_a_source(trainer: Any) -> None:
     drive = Drive()
     trainer(callbacks=[drive]).validate(Regression(), loader(), verbose=False)
     assert drive.results == {}
-    assert list(metrics_of(Regression())) == []
+    assert list(classification_metrics_of(Regression())) == []
 
 
 def test_metrics_behave_as_without_a_tap(trainer: Any) -> None:
@@ -689,7 +689,7 @@ def test_nothing_stays_tapped_after_an_evaluation_nor_an_exception(trainer: Any)
         else:
             made.validate(net, loader(), verbose=False)
         assert (F.cross_entropy, cross_entropy) == before
-        for _, metric in metrics_of(net):
+        for _, metric in classification_metrics_of(net):
             assert not hasattr(metric.update, "__evalguard_wrap__")
 
 

@@ -30,7 +30,7 @@ from lightning_evalguard.data.batches import (
 )
 from lightning_evalguard.data.fingerprint import Content, whole
 from lightning_evalguard.data.loaders import left_out, owned, repeated, shares
-from lightning_evalguard.data.samples import content, digest, sketch
+from lightning_evalguard.data.samples import content_hash, digest, sketch
 
 N = 6
 X, Y = torch.arange(N * 4.0).reshape(N, 4), torch.arange(N) % 3
@@ -92,7 +92,7 @@ def test_every_consumer_sees_the_same_tensors(kind: str) -> None:
         id(t) for t in seen if t.dtype != torch.int64 or t is Y
     ]
     assert len(sketch(batch).tensors) == len(seen)
-    assert content(batch) is not None
+    assert content_hash(batch) is not None
 
 
 @kinds

@@ -484,7 +484,7 @@ def test_the_third_use_of_a_test_set_is_told_with_the_runs(tmp_path: Path, train
 
     for seed in (1, 1, 2, 2):
         assert not [note for note in test_it(seed).notes if "times" in note]
-    book = tmp_path / "lightning_logs" / ledger.NAME
+    book = tmp_path / "lightning_logs" / ledger.LEDGER_NAME
     with book.open("a") as file:
         file.write('{"broken\n\n["no use"]\nnor this')
     with pytest.warns(EvalGuardWarning, match="was used 3 times") as told:
@@ -501,7 +501,7 @@ def test_a_validation_is_no_use_of_a_test_set(tmp_path: Path, trainer: Make) -> 
     for _ in range(3):
         run = trainer(callbacks=[EvalGuard()], logger=CSVLogger(tmp_path))
         run.validate(Scored(), zoo.loader(seed=1), verbose=False)
-    assert not list(tmp_path.rglob(ledger.NAME))
+    assert not list(tmp_path.rglob(ledger.LEDGER_NAME))
 
 
 def test_lines_of_two_processes_do_not_mix(tmp_path: Path) -> None:
@@ -559,5 +559,5 @@ def test_two_processes_leave_one_record_that_hashes_what_one_would(tmp_path: Pat
     seen = run["evaluated_on"]["test"]
     assert {k: seen[k] for k in ("samples", "hash", "hash_of")} == hashed(data[:])
     assert run["world_size"] == 2
-    (uses,) = tmp_path.rglob(ledger.NAME)
+    (uses,) = tmp_path.rglob(ledger.LEDGER_NAME)
     assert len(_files.read_lines(uses)) == 1

@@ -37,7 +37,7 @@ _COARSE = (torch.float16, torch.bfloat16)
 
 
 @dataclass
-class Kept:
+class KeptElements:
     """Some elements of one tensor, every position among them.
 
     Attributes:
@@ -67,7 +67,7 @@ class Returned:
     key: tuple[int, int]
     ops: int
     outermost: bool
-    kept: list[Kept]
+    kept: list[KeptElements]
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Own(Subscriber):
     padded: Padded
     share: float
     beside: bool = False
-    ops: list[Kept] = field(default_factory=list)
+    ops: list[KeptElements] = field(default_factory=list)
     modules: list[Returned] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
     losses: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Own(Subscriber):
             self._scored(op)
         self._summed(op, out)
         stop = self.draws or "backward" in op.name or allowed("batch")
-        self.ops.append(Kept(op.func, op.name, None if stop else self._some(out), stop))
+        self.ops.append(KeptElements(op.func, op.name, None if stop else self._some(out), stop))
 
     def returned(self, outputs: Any) -> None:
         """Keep what the step returned."""
@@ -168,7 +168,7 @@ class Own(Subscriber):
             if is_metric(module):
                 return
             with aside:
-                kept = [Kept(type(module), "", self._some(t)) for t in tensors(outputs)]
+                kept = [KeptElements(type(module), "", self._some(t)) for t in tensors(outputs)]
             self._calls[id(module)] += 1
             key = (id(module), self._calls[id(module)])
             self.modules.append(Returned(key, len(self.ops), self._depth == 0, kept))
@@ -307,7 +307,7 @@ class Comparison:
             return False
         return here.values is not None and any(n > _FEW for n in here.values.shape[2:])
 
-    def _differs(self, a: list[Kept], b: list[Kept]) -> bool:
+    def _differs(self, a: list[KeptElements], b: list[KeptElements]) -> bool:
         for x, y in zip(a, b, strict=False):
             if x.values is not None and y.values is not None:
                 apart = self._apart(x.values, y.values)

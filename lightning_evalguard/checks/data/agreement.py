@@ -28,7 +28,7 @@ _NESTED = 3  # datasets in datasets, and the objects that they hold
 _NAMES = 200_000  # of one mapping that is compared
 
 
-def facts(one: EvaluatedSet, training: Iterable[Any]) -> list[Fact]:
+def disagreements_of(one: EvaluatedSet, training: Iterable[Any]) -> list[Fact]:
     """What an evaluated set says of its numbers that the training sets say otherwise.
 
     Args:

@@ -130,7 +130,7 @@ def _look(rows: Tensor) -> _Look:
         return _Look(values.mean(2), values.flatten(1).std(1), tails)
 
 
-def difference(mine: Appearance, theirs: Appearance) -> str:
+def difference_in_looks(mine: Appearance, theirs: Appearance) -> str:
     """How an evaluated set's batches look otherwise than training's; empty where they do not."""
     if mine.dtype is None or theirs.dtype is None or mine.place != theirs.place:
         return ""

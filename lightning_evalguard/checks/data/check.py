@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.data import agreement, appearance, groups, ranks, repeats
-from lightning_evalguard.checks.data.history import History, Kind, Side
+from lightning_evalguard.checks.data.history import History, Side, SplitKind
 from lightning_evalguard.checks.data.leaks import Leak, by_batches, by_portraits
 from lightning_evalguard.checks.data.loader_facts import (
     EvaluatedSet,
@@ -41,7 +41,7 @@ _TWICE = 4  # samples that are read twice after an evaluation, where reading is 
 _SHARE = 50  # evaluated samples for which one more is read
 
 
-class Loop(Protocol):
+class DataLoop(Protocol):
     """What the check asks of the loop that runs the evaluation."""
 
     def evaluated(self) -> Evaluated:
@@ -71,7 +71,7 @@ class DataCheck(Check):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: DataLoop,
         history: History | None = None,
         groups: str | Callable[..., Any] | None = None,
         earlier: Callable[[], Iterable[Trained] | None] = tuple,
@@ -311,19 +311,19 @@ class DataCheck(Check):
             if id(one) not in self._compared:
                 self._compared.add(id(one))
                 roots = [part.root for side in self._sides(now, "train") for part in side.parts]
-                found += agreement.facts(one, roots)
+                found += agreement.disagreements_of(one, roots)
                 found += self._looks_other(one)
                 for side in self._sides(now, "train"):
                     found += self._groups_of(one, side)
         return found
 
-    def _sides(self, now: Moment, *kinds: Kind) -> list[Side]:
+    def _sides(self, now: Moment, *kinds: SplitKind) -> list[Side]:
         """The sets that this evaluation's should be apart from."""
         evaluated = self._evaluated
         if now.fitting and evaluated is not None:
             for loader in evaluated.training:
                 self._history.add("train", loader)
-        both: tuple[Kind, ...] = ("train", "val") if now.stage == "test" else ("train",)
+        both: tuple[SplitKind, ...] = ("train", "val") if now.stage == "test" else ("train",)
         wanted = kinds or both
         return [
             side for kind in wanted for side in self._history.sides(kind, self._root, now.fitting)
@@ -362,7 +362,7 @@ class DataCheck(Check):
         return []
 
     def _looks_other(self, one: EvaluatedSet) -> list[Fact]:
-        said = appearance.difference(one.appearance, self._history.appearance)
+        said = appearance.difference_in_looks(one.appearance, self._history.appearance)
         remedy = "Give both sets the same preprocessing, but for what is random in training."
         return [one.fact(said, remedy, certain=False)] if said else []
 
@@ -371,7 +371,7 @@ class DataCheck(Check):
             return []
         reads = _CHEAP if self._reads_cheaply(one) else _COSTLY
         try:
-            found, why_not = groups.facts(one, side, self._groups, reads)
+            found, why_not = groups.shared_groups(one, side, self._groups, reads)
         except Exception as error:  # noqa: BLE001 - a sample or a callable that cannot be read so
             found, why_not = [], f"groups were not compared: {type(error).__name__}: {error}"
         if why_not:

@@ -54,7 +54,9 @@ class Grouped(NamedTuple):
     whole: bool
 
 
-def facts(one: EvaluatedSet, side: Side, asked: Asked, reads: int) -> tuple[list[Fact], str]:
+def shared_groups(
+    one: EvaluatedSet, side: Side, asked: Asked, reads: int
+) -> tuple[list[Fact], str]:
     """The groups of an evaluated set that the training set has too, and why none could be had.
 
     Args:

@@ -17,7 +17,7 @@ from lightning_evalguard.data.loaders import Part
 from lightning_evalguard.data.portraits import Portrait, of_hashes, portrait
 from lightning_evalguard.data.samples import rows
 
-Kind = Literal["train", "val"]
+SplitKind = Literal["train", "val"]
 _SETS = 16  # of earlier fits that are remembered
 _BATCHES = 16  # of a fit whose samples are hashed
 _FEWEST = 16  # samples that tell a set
@@ -49,7 +49,7 @@ class Side(NamedTuple):
 class _Seen:
     """One loader that a fit trained or validated with."""
 
-    kind: Kind
+    kind: SplitKind
     fit: int
     loader: Any  # weak references, from here on
     dataset: Any
@@ -128,7 +128,7 @@ class History:
             found += [*seen.portraits, *([of_batches] if of_batches is not None else [])]
         return found
 
-    def add(self, kind: Kind, loader: Any) -> None:
+    def add(self, kind: SplitKind, loader: Any) -> None:
         """The running fit trains or validates with `loader`."""
         fit = len(self._fits)
         if any(s.loader() is loader and s.kind == kind and s.fit == fit for s in self._sets):
@@ -146,7 +146,7 @@ class History:
         seen.portraits = [p for part in parts if (p := portrait(rows(part.root, part.indices)))]
         self._sets = [*self._sets, seen][-_SETS:]
 
-    def sides(self, kind: Kind, module: nn.Module | None, fitting: bool) -> list[Side]:
+    def sides(self, kind: SplitKind, module: nn.Module | None, fitting: bool) -> list[Side]:
         """The sets of the fits that made `module` what it is: its own, else the last one."""
         fits = [i for i, one in enumerate(self._fits, 1) if one() is module]
         if fitting or not fits:

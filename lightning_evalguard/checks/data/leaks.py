@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from lightning_evalguard.checks.data.history import Side
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed, spread, workers
+from lightning_evalguard.checks.data.loader_facts import (
+    EvaluatedSet,
+    listed_places,
+    spread,
+    workers,
+)
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Fact, Part
 from lightning_evalguard.data.portraits import BATCHES, Portrait
 from lightning_evalguard.data.samples import (
     Budget,
-    Rows,
-    content,
+    SampleRows,
+    content_hash,
     digest,
     rows,
     twins,
@@ -126,11 +131,11 @@ class Leak:
         exact &= not budget.cut
         return self._fact(sorted(places), f"stand in {self._side.words} too", exact)
 
-    def _tables(self, mine: Part) -> list[Rows]:
+    def _tables(self, mine: Part) -> list[SampleRows]:
         held = [rows(b.root, b.indices) for b in self._side.parts if b.root is not mine.root]
         return [table for table in held if table is not None]
 
-    def _hits(self, queries: Rows, theirs: Rows, budget: Budget) -> Tensor | None:
+    def _hits(self, queries: SampleRows, theirs: SampleRows, budget: Budget) -> Tensor | None:
         """Which queries are leaks, as a mask; None where there are no more than by nature."""
         hit = twins(queries, theirs, 1, budget)
         if not bool(hit.any()):
@@ -170,9 +175,9 @@ class Leak:
             # In step, so that copies in one order meet.
             k, self._next = self._next, self._next + 1
             at = spread(k, n)
-            if k < n and len(ours) < _QUERIES and (held := content(dataset[at])) is not None:
+            if k < n and len(ours) < _QUERIES and (held := content_hash(dataset[at])) is not None:
                 ours.setdefault(held[0], (at, held[1]))
-            if k < m and (held := content(other[spread(k, m)])) is not None:
+            if k < m and (held := content_hash(other[spread(k, m)])) is not None:
                 self._seen[held[0]] += 1
         else:
             self._done = True
@@ -194,7 +199,7 @@ class Leak:
         number = f"{len(places)}" if exact or len(places) == n else f"at least {len(places)}"
         return [
             self._one.fact(
-                f"{number} of its {n} samples {said} ({listed(places)}), expected none",
+                f"{number} of its {n} samples {said} ({listed_places(places)}), expected none",
                 self._remedy,
             )
         ]
@@ -211,7 +216,8 @@ def by_batches(one: EvaluatedSet, theirs: Portrait | None, words: str) -> list[F
         return []
     places = hit.nonzero().flatten().tolist()
     number = str(hits) if hits == of else f"at least {hits}"
-    fact = f"{number} of its {of} samples stand in {words} too ({listed(places)}), expected none"
+    which = listed_places(places)
+    fact = f"{number} of its {of} samples stand in {words} too ({which}), expected none"
     return [one.fact(fact, _SPLIT if "training" in words else _CHOSEN)]
 
 
@@ -235,14 +241,12 @@ def by_portraits(one: EvaluatedSet, theirs: Sequence[Portrait], words: str) -> l
         return by_batches(one, of_batches, words)
     n = _loaders.length(one.loader.dataset)
     number = str(len(places)) if exact or len(places) == n else f"at least {len(places)}"
-    fact = (
-        f"{number} of its {n} samples stand in {words} too ({listed(sorted(places))}), expected "
-        "none"
-    )
+    which = listed_places(sorted(places))
+    fact = f"{number} of its {n} samples stand in {words} too ({which}), expected none"
     return [one.fact(fact, _SPLIT)]
 
 
-def _judged(queries: Rows, hit: Tensor, natural: float) -> bool:
+def _judged(queries: SampleRows, hit: Tensor, natural: float) -> bool:
     particular = sum(map(queries.rich, queries.chosen[hit].tolist()))
     return _is_leak(int(hit.sum()), particular, len(hit), natural)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed_places
 from lightning_evalguard.checks.data.repeats import is_repeated
 from lightning_evalguard.data.loaders import Fact
 
@@ -89,7 +89,7 @@ def leaked(
         return []
     fact = (
         f"at least {hits} of the {len(ours)} samples that all ranks evaluate stand in {words} too "
-        f"({listed(hit.nonzero().flatten().tolist())}), expected none"
+        f"({listed_places(hit.nonzero().flatten().tolist())}), expected none"
     )
     remedy = (
         "Split once, before anything is drawn or repeated, and evaluate what training does not see."

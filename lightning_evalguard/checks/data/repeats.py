@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed, workers
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed_places, workers
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.fingerprint import Blocks, sample_hashes
 from lightning_evalguard.data.loaders import Fact
@@ -177,8 +177,9 @@ def _fact(one: EvaluatedSet, again: int, of: int, places: list[int], certain: bo
     remedy = "Give each sample once: leave the sampler out, or drop the copy of the set."
     if cause:
         remedy = "Share the stream out in `__iter__` by `torch.utils.data.get_worker_info()`."
+    which = listed_places(places)
     return one.fact(
-        f"{again} of the {of} samples that it gives are repetitions ({listed(places)}), expected "
+        f"{again} of the {of} samples that it gives are repetitions ({which}), expected "
         f"each once{cause}",
         remedy,
         certain,

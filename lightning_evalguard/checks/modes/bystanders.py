@@ -13,7 +13,7 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.effect import effect_of, tracks_statistics
 from lightning_evalguard.checks.modes.learning import Learning
 from lightning_evalguard.checks.modes.plans import Repair, planned
-from lightning_evalguard.checks.modes.words import common, finding, kinds_of, patterns
+from lightning_evalguard.checks.modes.words import common, kinds_of, mode_finding, patterns
 from lightning_evalguard.model.tensors import is_metric, version
 from lightning_evalguard.model.tree import Modes, parent
 
@@ -199,7 +199,7 @@ class Bystanders:
                 "Call `.eval()` on it and override `train()` to keep it so, or write "
                 f"`guard.expect_modes(train={listed})` if that is the plan."
             )
-            found = finding(now, subject, modules[subject], fact, remedy, None, certain=False)
+            found = mode_finding(now, subject, modules[subject], fact, remedy, None, certain=False)
             beside = [b for b in self._candidates if b.top in {g.top for g in group}]
             teaches = follows or not all(tracks_statistics(b.module) for b in beside)
             yield found, [] if teaches else [(b.module, False) for b in group]

@@ -25,7 +25,7 @@ _PLANS = ("on_", "setup", "configure_", "optimizer_step", "freeze_before_trainin
 
 
 @dataclass(eq=False)
-class Call:
+class ModeCall:
     """One outermost call of `train(mode)`, shared by all modules that it reached.
 
     Attributes:
@@ -72,14 +72,14 @@ class _Calls:
 
     def __init__(self) -> None:
         self.number = 0
-        self.heard: list[Callable[[nn.Module, Call], None]] = []
-        self._listeners: list[list[tuple[nn.Module, Call]]] = []
-        self._last: dict[int, Call] = {}
-        self._last_eval: dict[int, Call] = {}
+        self.heard: list[Callable[[nn.Module, ModeCall], None]] = []
+        self._listeners: list[list[tuple[nn.Module, ModeCall]]] = []
+        self._last: dict[int, ModeCall] = {}
+        self._last_eval: dict[int, ModeCall] = {}
         self._original: Callable[..., Any] | None = None
         self._local = threading.local()
 
-    def start(self, woken: list[tuple[nn.Module, Call]]) -> None:
+    def start(self, woken: list[tuple[nn.Module, ModeCall]]) -> None:
         """From now on put into `woken` what is woken, with the call that did it."""
         self._listeners.append(woken)
         if self._original is not None:
@@ -91,7 +91,7 @@ class _Calls:
 
         @functools.wraps(original)
         def train(module: nn.Module, mode: bool = True) -> nn.Module:
-            outer: Call | None = getattr(local, "call", None)
+            outer: ModeCall | None = getattr(local, "call", None)
             frame = _outside(sys._getframe(1), module, code)
             if outer is None or frame is None or frame.f_code is not code:
                 self.number += 1
@@ -116,7 +116,7 @@ class _Calls:
 
         nn.Module.train = train  # type: ignore[method-assign, assignment]
 
-    def stop(self, woken: list[tuple[nn.Module, Call]]) -> None:
+    def stop(self, woken: list[tuple[nn.Module, ModeCall]]) -> None:
         """Hand nothing more to `woken`; the last one to stop puts ``nn.Module.train`` back."""
         self._listeners[:] = [heard for heard in self._listeners if heard is not woken]
         if not self._listeners and self._original is not None:
@@ -125,7 +125,7 @@ class _Calls:
             self._last.clear()
             self._last_eval.clear()
 
-    def last(self, module: nn.Module) -> Call | None:
+    def last(self, module: nn.Module) -> ModeCall | None:
         """The last call that reached `module`."""
         return self._last.get(id(module))
 
@@ -157,18 +157,18 @@ def _outside(frame: FrameType | None, module: nn.Module, code: CodeType) -> Fram
     return frame
 
 
-def _call_at(frame: FrameType | None, mode: bool, number: int, receiver: int) -> Call:
+def _call_at(frame: FrameType | None, mode: bool, number: int, receiver: int) -> ModeCall:
     meant = allowed("modes")
     at = nearest(frame, PLUMBING)
     while at is not None and at.f_code.co_name in _FREEZES and _is_loops(at):
         at = nearest(at.f_back, PLUMBING)
     if at is None:
-        return Call(bool(mode), number, receiver, meant, False, None, None, 0, 0)
+        return ModeCall(bool(mode), number, receiver, meant, False, None, None, 0, 0)
     # a user's own train() that sets the mode of one of its parts
     by_train = at.f_code.co_name == "train"
     if _is_loops(at):
-        return Call(bool(mode), number, receiver, meant, by_train, None, None, 0, 0)
-    return Call(
+        return ModeCall(bool(mode), number, receiver, meant, by_train, None, None, 0, 0)
+    return ModeCall(
         bool(mode), number, receiver, meant, by_train, _hook_around(at),
         at.f_code, at.f_lasti, at.f_lineno,
     )  # fmt: skip

@@ -9,12 +9,12 @@ from torch import nn
 
 from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.modes.callers import Call, Override, calls, override_of, who
+from lightning_evalguard.checks.modes.callers import ModeCall, Override, calls, override_of, who
 from lightning_evalguard.checks.modes.effect import effect_of, is_dropout, read_by_others
 from lightning_evalguard.checks.modes.plans import Repair, plan_modes
-from lightning_evalguard.checks.modes.training import Training
-from lightning_evalguard.checks.modes.window import Unrestored, Window
-from lightning_evalguard.checks.modes.words import finding, with_others, with_siblings, word
+from lightning_evalguard.checks.modes.training import TrainingModes
+from lightning_evalguard.checks.modes.window import ModesWindow, Unrestored
+from lightning_evalguard.checks.modes.words import mode_finding, with_others, with_siblings, word
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.model.tree import Modes, collapse, registrations
 from lightning_evalguard.report import Finding
@@ -49,9 +49,9 @@ class ModesCheck(Check):
         self._optimizers = optimizers
         self._callbacks = callbacks
         self._modes: Modes | None = None
-        self._windows: list[Window] = []
+        self._windows: list[ModesWindow] = []
         self._unrestored: Unrestored | None = None
-        self._woken: list[tuple[nn.Module, Call]] = []
+        self._woken: list[tuple[nn.Module, ModeCall]] = []
         self._repairs: dict[tuple[str | None, str], list[tuple[nn.Module, bool]]] = {}
         self._first: dict[tuple[Any, ...], Finding] = {}
         self._awake: dict[str, tuple[Finding, nn.Module]] = {}
@@ -67,7 +67,7 @@ class ModesCheck(Check):
         self._unrestored = None
         self._first.clear()
         plans = plan_modes(self._callbacks())
-        self._training = Training(self._modes, self._expected, self._optimizers, plans)
+        self._training = TrainingModes(self._modes, self._expected, self._optimizers, plans)
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
@@ -92,7 +92,7 @@ class ModesCheck(Check):
         modes = self._tree()
         findings = self._verify_restored(now) + self._offer(self._training.after_backward())
         modes.refresh(force=True)
-        self._windows.append(Window(now.stage, modes))
+        self._windows.append(ModesWindow(now.stage, modes))
         self._awake.clear()
         return findings
 
@@ -246,11 +246,11 @@ class ModesCheck(Check):
             remedy = f"Remove `{why}`, or write `with {_AROUND}` around the draws."
         elif why:
             remedy = f"Remove `{why}`."
-        return self._once(finding(now, top, module, fact, remedy, site, siblings=siblings))
+        return self._once(mode_finding(now, top, module, fact, remedy, site, siblings=siblings))
 
     def _put_back_before_the_end(self, now: Moment, reported: set[str | None]) -> list[Finding]:
         names = {id(m): n for n, m in zip(self._tree().names, self._tree().modules, strict=True)}
-        woken: dict[str, tuple[nn.Module, Call]] = {}
+        woken: dict[str, tuple[nn.Module, ModeCall]] = {}
         for module, call in self._woken:
             name = names.get(id(module))
             if name is not None and not (module.training or call.allowed or is_metric(module)):
@@ -273,7 +273,7 @@ class ModesCheck(Check):
             )
             remedy = f"Evaluate without it, or write `with {_AROUND}` around it if it is meant."
             module, call = woken[top]
-            made = finding(now, top, module, fact, remedy, call.site, siblings=siblings)
+            made = mode_finding(now, top, module, fact, remedy, call.site, siblings=siblings)
             found = self._once(made)
             self._awake |= {n: (found, woken[n][0]) for n in group if n in affected}
             findings.append(found)
@@ -319,7 +319,7 @@ class ModesCheck(Check):
                 "Put back only the modules that were in train mode: `.train()` and `unfreeze()` "
                 "wake frozen ones too."
             )
-        return finding(now, top, module, fact, remedy, site)
+        return mode_finding(now, top, module, fact, remedy, site)
 
     def _undone(self, now: Moment, past: Unrestored) -> Iterable[Repair]:
         """What was frozen at the end of an evaluation, and woken again by the loop."""
@@ -332,7 +332,7 @@ class ModesCheck(Check):
                 "before it, expected eval mode"
             )
             remedy = "Freeze it in `on_train_epoch_start`, after modes are put back."
-            found = finding(now, top, undone[top], fact, remedy, site)
+            found = mode_finding(now, top, undone[top], fact, remedy, site)
             yield found, [(undone[n], False) for n in group]
 
 

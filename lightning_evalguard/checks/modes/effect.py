@@ -151,7 +151,7 @@ def _drops_nothing(module: nn.Module, cls: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Reads:
+class TrainingReads:
     """Whose ``training`` is read.
 
     Attributes:
@@ -180,7 +180,7 @@ def _runs_torchs_forward(cls: Any) -> bool:
 
 
 @functools.cache
-def _reads(cls: Any) -> Reads:
+def _reads(cls: Any) -> TrainingReads:
     """What the methods read that `cls` or a user's base class defines."""
     own, unknown, others = False, False, set()
     for base in cls.__mro__:
@@ -196,7 +196,7 @@ def _reads(cls: Any) -> Reads:
                 unknown |= path is None
                 if path:
                     others.add(path)
-    return Reads(own or unknown, frozenset(others), unknown)
+    return TrainingReads(own or unknown, frozenset(others), unknown)
 
 
 def _reads_a_flag(function: Any) -> bool:

@@ -27,8 +27,8 @@ from lightning_evalguard.checks.modes.plans import (
 )
 from lightning_evalguard.checks.modes.words import (
     common,
-    finding,
     kinds_of,
+    mode_finding,
     patterns,
     with_others,
     word,
@@ -63,7 +63,7 @@ class _Asleep:
     walks: int = _WALKS
 
 
-class Training:
+class TrainingModes:
     """Looks at modes after training steps: in full when due, else only where a flag moved.
 
     Args:
@@ -225,7 +225,7 @@ class Training:
         site, _ = who(module, not plan)
         fact = f"is in {word(not plan)} mode, expected {word(plan)} mode as expect_modes says"
         remedy = f"Call `.{'train' if plan else 'eval'}()` on it, or change the plan."
-        return finding(now, name, module, fact, remedy, site), [(module, plan)]
+        return mode_finding(now, name, module, fact, remedy, site), [(module, plan)]
 
     # in eval mode while it learns
 
@@ -316,7 +316,7 @@ class Training:
         remedy = self._remedy(top, names, tops, site) if meant else self._call_train(top, site)
         certain = not meant and any(a.certain for a in group)
         subject = modules.get(top, group[0].module)
-        found = finding(group[0].now, top, subject, fact, remedy, site, certain=certain)
+        found = mode_finding(group[0].now, top, subject, fact, remedy, site, certain=certain)
         if meant:
             return found, []
         flags = [(a.module, True) for a in group]
@@ -394,7 +394,7 @@ class Training:
                 f"steps{frozen}, expected eval mode as in the steps before"
             )
             remedy = "Leave it in eval mode, or declare the plan with `guard.expect_modes(...)`."
-            found = finding(now, top, woken[top], fact, remedy, site, certain=certain)
+            found = mode_finding(now, top, woken[top], fact, remedy, site, certain=certain)
             yield found, [(m, False) for m in group]
 
     def _has_moved(self, module: nn.Module) -> bool:

@@ -29,7 +29,7 @@ class Unrestored:
     undone: dict[str, nn.Module] = field(default_factory=dict)
 
 
-class Window:
+class ModesWindow:
     """The modes that an evaluation found, to be found again after it."""
 
     def __init__(self, stage: str, modes: Modes) -> None:

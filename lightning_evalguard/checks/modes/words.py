@@ -84,7 +84,7 @@ def _listed(names: Iterable[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def finding(
+def mode_finding(
     now: Moment,
     name: str,
     module: nn.Module,

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.scores.claims import Claims, Counted
+from lightning_evalguard.checks.scores.claims import Claims, LoaderCounts
 from lightning_evalguard.checks.scores.groups import Groups
-from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import Owner
 from lightning_evalguard.checks.scores.labels import LabelsRead, places_of_labels
 from lightning_evalguard.checks.scores.logged import Tally
@@ -25,7 +25,7 @@ from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 _PLAIN = (list, tuple, dict, Tensor)
 
 
-class Loop(Protocol):
+class ScoredLoop(Protocol):
     """What the check asks of the loop that runs the evaluation."""
 
     def evaluated(self) -> Evaluated:
@@ -40,7 +40,7 @@ class Loop(Protocol):
     def gather(self) -> None:
         """Steps begin: what they log may wait, but for the first value of each key."""
 
-    def gathered(self) -> Sequence[tuple[int, Heard]]:
+    def gathered(self) -> Sequence[tuple[int, LogCall]]:
         """The steps are over: what they logged and `hear` was not told, each with its step."""
 
     def values(self) -> Mapping[str, Any]:
@@ -72,7 +72,7 @@ class ScoresCheck(Check):
 
     name = "scores"
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: ScoredLoop) -> None:
         self._loop = loop
         self.notes: list[str] = []
         self._labels_unread = False  # by the first step of a kind of run
@@ -99,8 +99,8 @@ class ScoresCheck(Check):
         self._claims = Claims()
         self._follows = self._in_steps = self._judged = False
         self._sizes: dict[int, list[int]] = {}
-        self._heard: dict[str, Heard] = {}
-        self._of_step: dict[str, Heard] = {}
+        self._heard: dict[str, LogCall] = {}
+        self._of_step: dict[str, LogCall] = {}
         self._stage = "validate"
         self._explained: set[str] = set()
         self._labels: set[int] | None = None  # where those of the first batch lie
@@ -116,7 +116,7 @@ class ScoresCheck(Check):
         """Of these keys it was said already why they are wrong."""
         self._explained |= set(keys)
 
-    def counted(self, counted: Mapping[str, Counted]) -> None:
+    def counted(self, counted: Mapping[str, LoaderCounts]) -> None:
         """The matrices of the evaluation whose steps are over, by stage and loader."""
         self._claims.counted = dict(counted)
 
@@ -125,7 +125,7 @@ class ScoresCheck(Check):
         heard = self._of_step.get(key) or self._heard.get(key)
         return self._claims.reason(heard, key, score, theirs) if heard is not None else ("", "")
 
-    def _hear(self, heard: Heard) -> None:
+    def _hear(self, heard: LogCall) -> None:
         if self._in_steps:
             if not heard.by_metric:
                 self._tally.heard(heard, len(self._tally.steps))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lightning_evalguard.checks.scores.heard import Heard
+from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.summaries import (
     Numbers,
@@ -30,7 +30,7 @@ from lightning_evalguard.confusion.differences import (
     close,
     fits,
     misread_as,
-    shown,
+    shown_scores,
 )
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.scores import per_class
@@ -53,7 +53,7 @@ _WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.l
 _METRIC = "Log a torchmetrics object, or compute it once when the epoch ends."
 
 
-class Counted(NamedTuple):
+class LoaderCounts(NamedTuple):
     """What one evaluation counted of one loader: all of it, and batch by batch."""
 
     result: ConfusionResult
@@ -64,7 +64,7 @@ class Claims:
     """Judges the logged values of one evaluation at a time."""
 
     def __init__(self) -> None:
-        self.counted: dict[str, Counted] = {}
+        self.counted: dict[str, LoaderCounts] = {}
         self.unexplained: list[str] = []  # keys logged after the steps, made of nothing known
         self._stale: set[str] = set()  # lists of which the mean of all that they hold was logged
         self._tally = Tally()
@@ -90,7 +90,7 @@ class Claims:
                 if total:
                     known.setdefault(one.name, []).append(mean / total)
 
-    def fact(self, heard: Heard, value: float, in_steps: bool) -> Fact | None:
+    def fact(self, heard: LogCall, value: float, in_steps: bool) -> Fact | None:
         """What is wrong with a logged value, if anything.
 
         Args:
@@ -115,7 +115,7 @@ class Claims:
         of_numbers = [n.name for n in self._tally.numbers() if n.name.startswith(name)]
         return not of_numbers or any(n in self._stale for n in of_numbers)
 
-    def reason(self, heard: Heard, key: str, score: str, theirs: float) -> tuple[str, str]:
+    def reason(self, heard: LogCall, key: str, score: str, theirs: float) -> tuple[str, str]:
         """How a value came about that is logged under `score`, where that can be reproduced."""
         counted, claim = self._counted_of(heard), claim_of(score)
         if counted is None or claim is None or heard.by_metric:
@@ -126,7 +126,7 @@ class Claims:
 
     # by the name
 
-    def _of_name(self, heard: Heard, value: float, in_steps: bool) -> Fact | str | None:
+    def _of_name(self, heard: LogCall, value: float, in_steps: bool) -> Fact | str | None:
         claim = claim_of(heard.name)
         if claim is not None and claim.stage not in ("", self._stage):
             return None
@@ -142,7 +142,8 @@ class Claims:
         how = misread_as(result.misread, named, value)
         if how is not None and how.rounds:
             return "right"
-        said = f"is {value:.4f}; the {result.total:,} answers counted give {shown(named, claim)}"
+        given = shown_scores(named, claim)
+        said = f"is {value:.4f}; the {result.total:,} answers counted give {given}"
         if how is not None:
             fix = how.remedy or f"Give it `logits.sigmoid()`, {OR}"
             return Fact(f"{said}; {how.how}", fix, heard.key, certain=False)
@@ -163,7 +164,7 @@ class Claims:
             )
         return Fact(said, remedy, heard.key, certain=False)
 
-    def _counted_of(self, heard: Heard) -> Counted | None:
+    def _counted_of(self, heard: LogCall) -> LoaderCounts | None:
         """What was counted of the samples that a key speaks of, where that is known."""
         if heard.loader is not None:
             suffix = f"/dataloader_idx_{heard.loader}" if heard.loader else ""
@@ -173,7 +174,7 @@ class Claims:
         return self.counted.get(self._stage)
 
     def _how(
-        self, heard: Heard, value: float, series: dict[str, list[float]], counted: Counted
+        self, heard: LogCall, value: float, series: dict[str, list[float]], counted: LoaderCounts
     ) -> tuple[str, str]:
         """Which summary of the batches' scores a value is, in words, and the fix."""
         n = len(counted.batches.totals())
@@ -197,7 +198,7 @@ class Claims:
             return f"it is the {kind} batch's {name}, of {n} batches", _LOG_IT
         return "", ""
 
-    def _by_name_alone(self, heard: Heard) -> Fact | None:
+    def _by_name_alone(self, heard: LogCall) -> Fact | None:
         updates = len(self._tally.weights_of(heard.key))
         if heard.by_metric or heard.size is None or updates < 2:
             return None
@@ -212,7 +213,7 @@ class Claims:
 
     # by how it is weighed
 
-    def _of_weights(self, heard: Heard) -> Fact | None:
+    def _of_weights(self, heard: LogCall) -> Fact | None:
         if heard.by_metric or heard.size is None:
             return None
         counted = self._counted_of(heard)
@@ -221,7 +222,7 @@ class Claims:
 
     # by the steps' numbers
 
-    def _of_numbers(self, heard: Heard, value: float) -> Fact | None:
+    def _of_numbers(self, heard: LogCall, value: float) -> Fact | None:
         if any(_is_a_score(value, counted.result) for counted in self.counted.values()):
             return None  # of one class, say
         numbers = self._tally.numbers()
@@ -239,7 +240,7 @@ class Claims:
             self._stale.add(summary.of.name)
         return None if summary.kind == "honest" else _of_summary(heard, value, summary)
 
-    def _of_before(self, heard: Heard, value: float) -> Fact | None:
+    def _of_before(self, heard: LogCall, value: float) -> Fact | None:
         """Whether a value is what the evaluation before would have given."""
         now = {one.name for one in self._tally.numbers()}
         for name, means in self._before.get(self._stage, {}).items():
@@ -253,7 +254,7 @@ class Claims:
                 )
         return None
 
-    def _of_no_name(self, heard: Heard, value: float) -> Fact | None:
+    def _of_no_name(self, heard: LogCall, value: float) -> Fact | None:
         """Whether a value is a mean of a score that is not a mean, whatever its key says."""
         counted = self._counted_of(heard)
         if counted is None or not self._closely or by_chance(value):
@@ -302,7 +303,7 @@ def _varies(values: Sequence[float]) -> bool:
     return len({round(v, 6) for v in values}) > 1
 
 
-def _by_batch(counted: Counted) -> list[Numbers]:
+def _by_batch(counted: LoaderCounts) -> list[Numbers]:
     """The plain scores of each batch, which the steps may have computed for themselves."""
     answers = counted.batches.totals()
     made = []
@@ -315,7 +316,7 @@ def _by_batch(counted: Counted) -> list[Numbers]:
     return made
 
 
-def _of_summary(heard: Heard, value: float, summary: Summary) -> Fact:
+def _of_summary(heard: LogCall, value: float, summary: Summary) -> Fact:
     one = summary.of
     n = len(one.values)
     if summary.kind == "plain mean":

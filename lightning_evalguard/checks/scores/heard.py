@@ -9,7 +9,7 @@ MOST_KEYS = 32  # of which every value that the steps log is kept
 
 
 @dataclass(slots=True)
-class Heard:
+class LogCall:
     """One call that logged one value.
 
     Attributes:

@@ -52,7 +52,7 @@ class _Place:
     broken: bool = False  # emptied while the steps ran
 
 
-class Kept:
+class KeptValues:
     """Follows what the steps of one evaluation keep, in microseconds a step.
 
     All attributes are read when it begins and after each of the first two steps; from then on only

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_evalguard.checks.scores.heard import MOST_KEYS, Heard
-from lightning_evalguard.checks.scores.kept import Kept, Owner, Series, on_host
+from lightning_evalguard.checks.scores.heard import MOST_KEYS, LogCall
+from lightning_evalguard.checks.scores.kept import KeptValues, Owner, Series, on_host
 from lightning_evalguard.checks.scores.metrics import metrics_of
 from lightning_evalguard.checks.scores.summaries import Numbers
 from lightning_evalguard.data.batches import tensors
@@ -42,10 +42,10 @@ class Tally:
             owners: The module and the user's callbacks, see `Kept.begin`.
         """
         self._root = owners[0][1] if owners else None
-        self._kept = Kept()
+        self._kept = KeptValues()
         self._kept.begin(owners)
         self._returned: dict[str, Series] = {}
-        self._logged: dict[str, tuple[list[int], list[Heard]]] = {}
+        self._logged: dict[str, tuple[list[int], list[LogCall]]] = {}
         self.records: list[Logged] = []
         self.steps: list[int] = []  # the loader of each
         self._sizes: list[int | None] = []
@@ -70,7 +70,7 @@ class Tally:
             first = next(iter(tensors(batch)), None)
         self._elements.append(first.numel() if first is not None else 0)
 
-    def heard(self, heard: Heard, step: int) -> None:
+    def heard(self, heard: LogCall, step: int) -> None:
         """A step logged a value."""
         known = self._logged.get(heard.key)
         if known is None:
@@ -178,7 +178,7 @@ class Tally:
         metrics = [m for _, m in metrics_of(self._root) if kinds and kinds[0] in type(m).__name__]
         return bool(metrics) and all(_is_mean(m) for m in metrics)
 
-    def of_weights(self, heard: Heard, answers: Sequence[int]) -> Fact | None:
+    def of_weights(self, heard: LogCall, answers: Sequence[int]) -> Fact | None:
         """Whether the values of a key are weighed by something that is not their share.
 
         Args:

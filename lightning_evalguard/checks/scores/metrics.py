@@ -28,7 +28,7 @@ _NO_MEAN = re.compile(
 _BATCHES = 10_000  # values of batches that are kept
 
 
-class Count(NamedTuple):
+class UpdateCount(NamedTuple):
     """How often a metric was updated since its last reset, and which tensors hold its state."""
 
     updates: int
@@ -60,7 +60,7 @@ class Followed:
     name: str
     metric: Any
     before: int
-    now: Count
+    now: UpdateCount
     state: str | None = None
     updated: int = 0
     by_loader: dict[int, int] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Followed:
     stale: int = 0
     missing: tuple[int, int] | None = None
 
-    def count(self) -> Count:
+    def count(self) -> UpdateCount:
         """How often it was updated, and by which state it is known whether it was reset."""
         if self.state is None:
-            return count_of(self.metric)
+            return updates_of(self.metric)
         held = self.metric.__dict__
-        return Count(int(held["_update_count"]), (id(held.get(self.state)),))
+        return UpdateCount(int(held["_update_count"]), (id(held.get(self.state)),))
 
     def step_over(self, loader: int) -> int:
         """How many updates a step of one loader made, which is over."""
@@ -182,7 +182,7 @@ class Metrics:
         self.followed, self.wrong = [], []
         self._updates = 0
         for name, metric in metrics_of(root):
-            count = count_of(metric)
+            count = updates_of(metric)
             one = Followed(name, metric, count.updates, count, _tensor_state(metric))
             one.now = one.count()
             self.followed.append(one)
@@ -220,7 +220,7 @@ class Metrics:
             if fact is not None:
                 self.wrong.append(one)
                 found.append(fact)
-            if count_of(one.metric).updates and one.updated:
+            if updates_of(one.metric).updates and one.updated:
                 self._left.setdefault(one.name, stage)
             else:
                 self._left.pop(one.name, None)
@@ -229,7 +229,7 @@ class Metrics:
     def watch_training(self) -> None:
         """The evaluation is over: which metrics of training did it empty?"""
         for one in self.followed:
-            emptied = one.before and count_of(one.metric).updates < one.before
+            emptied = one.before and updates_of(one.metric).updates < one.before
             if emptied and not one.updated and not one.values:
                 around = partial(_compute, partial(self._robbing, one), _nothing)
                 wrap = Wrap(one.metric, "compute", around)
@@ -339,11 +339,11 @@ def _tensor_state(metric: Any) -> str | None:
     return next((k for k, v in metric._defaults.items() if isinstance(v, Tensor)), None)
 
 
-def count_of(metric: Any) -> Count:
+def updates_of(metric: Any) -> UpdateCount:
     """Of a metric that `metrics_of` gave."""
     held = vars(metric)
     states = tuple(id(held.get(name)) for name in metric._defaults)
-    return Count(int(metric._update_count), states)
+    return UpdateCount(int(metric._update_count), states)
 
 
 def metrics_of(root: nn.Module | None) -> Iterable[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning_evalguard.checks.selection.aim import Fact
+from lightning_evalguard.checks.selection.aim import ChooserFact
 from lightning_evalguard.checks.selection.choosers import Chooser, Desk, LoggedNow
 from lightning_evalguard.checks.selection.direction import is_same
 
@@ -20,7 +20,7 @@ class Ages:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self.facts: list[Fact] = []
+        self.facts: list[ChooserFact] = []
         self.error: Exception | None = None
         self._evaluated: dict[str, int] = {}
         self._updates: dict[str, int] = {}
@@ -202,7 +202,7 @@ def _counted(chooser: Chooser, looks: int) -> tuple[str, str]:
     )
 
 
-def _reused(chooser: Chooser) -> Fact:
+def _reused(chooser: Chooser) -> ChooserFact:
     fact = (
         f"{chooser.name} begins with {chooser.best:.4f} as its best, of an earlier fit of another "
         "model, expected to begin anew"

@@ -17,7 +17,7 @@ from lightning_evalguard.checks.selection.direction import (
 _SURE = 30  # samples from which on a value that equals a score is no coincidence
 _SIMPLE = frozenset((0.0, 1.0, -1.0, 0.5, 100.0))
 
-Fact = tuple[Chooser, str, str]
+ChooserFact = tuple[Chooser, str, str]
 """Who chooses wrongly, what is so, and what to do."""
 
 
@@ -30,7 +30,7 @@ class Aim:
         self._settled: set[tuple[int, str | None, str]] = set()
         self._matched: dict[str, tuple[str, float]] = {}
 
-    def by_name(self) -> Iterator[Fact]:
+    def by_name(self) -> Iterator[ChooserFact]:
         """What the names of the monitored scores say, of choosers that are new."""
         for chooser in self._desk.choosers():
             identity = id(chooser.itself), chooser.key, chooser.mode
@@ -45,7 +45,7 @@ class Aim:
                 self._settled.add(identity)
                 yield _wrong(chooser, direction)
 
-    def by_value(self) -> Iterator[Fact]:
+    def by_value(self) -> Iterator[ChooserFact]:
         """What the scores of this evaluation are, of choosers that no name settled."""
         logged = self._desk.logged()
         for chooser in self._desk.choosers():
@@ -61,7 +61,7 @@ class Aim:
             if direction.mode != chooser.mode:
                 yield _wrong(chooser, direction)
 
-    def by_hand(self) -> Iterator[Fact]:
+    def by_hand(self) -> Iterator[ChooserFact]:
         """What schedules that are stepped by hand go by: the one clear score that is their best."""
         for chooser in self._desk.choosers():
             identity = id(chooser.itself), chooser.key, chooser.mode
@@ -118,7 +118,7 @@ def _chooses(chooser: Chooser) -> bool:
     return chooser.key is not None and not (chooser.kind == "checkpoint" and chooser.keeps == 0)
 
 
-def _wrong(chooser: Chooser, direction: Direction) -> Fact:
+def _wrong(chooser: Chooser, direction: Direction) -> ChooserFact:
     highest = direction.mode == "max"
     best, worst = ("highest", "lowest") if highest else ("lowest", "highest")
     rise, fall = ("rise", "fall") if highest else ("fall", "rise")
@@ -133,7 +133,7 @@ def _wrong(chooser: Chooser, direction: Direction) -> Fact:
     return chooser, f"{fact}: {direction.why}", f"Pass `{chooser.with_mode(direction.mode)}`."
 
 
-def _of_test(chooser: Chooser) -> Fact:
+def _of_test(chooser: Chooser) -> ChooserFact:
     verb = "keeps checkpoints" if chooser.kind == "checkpoint" else "ends training"
     fact = f"{chooser.name} {verb} by a score of the test set, expected the validation set's"
     remedy = (

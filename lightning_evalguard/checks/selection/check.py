@@ -11,7 +11,7 @@ from torch import nn
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.selection import tested
 from lightning_evalguard.checks.selection.ages import Ages
-from lightning_evalguard.checks.selection.aim import Aim, Fact
+from lightning_evalguard.checks.selection.aim import Aim, ChooserFact
 from lightning_evalguard.checks.selection.choosers import Desk
 from lightning_evalguard.checks.selection.noise import Noise
 from lightning_evalguard.report import Finding
@@ -104,7 +104,7 @@ class SelectionCheck(Check):
         facts, ages.facts = ages.facts, []
         return list(self._findings(facts, now))
 
-    def _findings(self, facts: Iterable[Fact], now: Moment) -> Iterator[Finding]:
+    def _findings(self, facts: Iterable[ChooserFact], now: Moment) -> Iterator[Finding]:
         for chooser, fact, remedy in facts:
             yield Finding(
                 check="selection",

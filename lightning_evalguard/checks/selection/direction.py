@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Mode = Literal["min", "max"]
+Best = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Direction:
         why: How it is known, as the end of a sentence.
     """
 
-    mode: Mode
+    mode: Best
     why: str
 
 
@@ -62,7 +62,7 @@ _UNSAID = """
 _STAGES = "validation valid val test testing training train dev eval evaluation"
 
 HIGHER, LOWER = frozenset(_HIGHER.split()), frozenset(_LOWER.split())
-_PHRASES: dict[str, Mode] = {
+_PHRASES: dict[str, Best] = {
     **dict.fromkeys(_HIGHER_PHRASES.split(), "max"),
     **dict.fromkeys(_LOWER_PHRASES.split(), "min"),
 }
@@ -103,7 +103,7 @@ def _known(word: str) -> bool:
     return _meaning(word) is not None or word in UNSAID
 
 
-def _meaning(word: str) -> Mode | None:
+def _meaning(word: str) -> Best | None:
     for form in (word, word.rstrip("0123456789")):
         if form in HIGHER:
             return "max"
@@ -128,7 +128,7 @@ def by_name(key: str) -> Direction | None:
         return None
     if phrase is not None:
         return _named(phrase, _PHRASES[phrase])
-    meant: dict[str, Mode] = {}
+    meant: dict[str, Best] = {}
     for word in said:
         one = _meaning(word)
         if one is not None:
@@ -149,7 +149,7 @@ def _phrase(said: list[str]) -> str | None:
     return max(inside, key=len, default=None)
 
 
-def _named(word: str, mode: Mode) -> Direction:
+def _named(word: str, mode: Best) -> Direction:
     better = "higher" if mode == "max" else "lower"
     return Direction(mode, f"its name says `{word}`, of which {better} is better")
 

@@ -13,8 +13,8 @@ from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.state.change import EVAL, PROJECT, Change, finding_of
 from lightning_evalguard.checks.state.contents import buffers
 from lightning_evalguard.checks.state.optimization import Optimization
-from lightning_evalguard.checks.state.window import Window
-from lightning_evalguard.checks.state.writes import Writes
+from lightning_evalguard.checks.state.window import StateWindow
+from lightning_evalguard.checks.state.writes import FirstWrites
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.source import Site, user_site
 from lightning_evalguard.model.tensors import Inventory
@@ -48,7 +48,7 @@ class StateCheck(Check):
         self._schedulers = schedulers
         self.accumulates = accumulates
         self._inventory: Inventory | None = None
-        self._windows: list[Window] = []
+        self._windows: list[StateWindow] = []
         self._evaluations = 0
         self.restless: set[str] = set()
         self.calibrated: set[str] = set()
@@ -94,7 +94,7 @@ class StateCheck(Check):
         # Everything at the first evaluation; from then on a piece of each parameter, and all of
         # those that once moved.
         whole = None if self._evaluations == 0 else frozenset(self.restless) | buffers(inventory)
-        self._windows.append(Window(inventory, self, whole, self._evaluations))
+        self._windows.append(StateWindow(inventory, self, whole, self._evaluations))
         self._evaluations += 1
         for name in inventory.opaque:
             self.note(f"`{name}` has no version or address: writes to it were not looked for")
@@ -135,7 +135,7 @@ class StateCheck(Check):
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
         """Name the lines, and find what only the operators show."""
-        if isinstance(seen, Writes) and self._windows:
+        if isinstance(seen, FirstWrites) and self._windows:
             self._allowed |= seen.allowed
             self.pending += self._windows[-1].saw(seen, look)
             return self._findings(self._take(), now, seen)
@@ -170,7 +170,7 @@ class StateCheck(Check):
         return self._findings(self._take(), now)
 
     def _findings(
-        self, changes: list[Change], now: Moment, seen: Writes | None = None
+        self, changes: list[Change], now: Moment, seen: FirstWrites | None = None
     ) -> list[Finding]:
         groups: dict[tuple[Any, ...], list[Change]] = {}
         for change in changes:

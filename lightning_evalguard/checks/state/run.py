@@ -9,7 +9,7 @@ from lightning_evalguard.checks.state.optimization import Optimization
 from lightning_evalguard.instruments.source import Site
 
 
-class Run(Protocol):
+class RunFacts(Protocol):
     """What a window asks of the run that it lies in.
 
     Attributes:

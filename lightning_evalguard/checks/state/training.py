@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lightning_evalguard.checks.state.change import Change, of_tensor
 from lightning_evalguard.checks.state.reported import Reported
-from lightning_evalguard.model.tensors import Inventory, Training
+from lightning_evalguard.model.tensors import Inventory, TrainingTensors
 
 
 class TrainingState:
@@ -32,7 +32,7 @@ class TrainingState:
         self._accumulates = accumulates
         self._sharded = sharded
 
-    def changes(self, before: Training, now: Training, when: str) -> list[Change]:
+    def changes(self, before: TrainingTensors, now: TrainingTensors, when: str) -> list[Change]:
         held = self._inventory.held
         changes = []
         old_flips = before.flips()

@@ -33,16 +33,24 @@ from lightning_evalguard.checks.state.contents import (
 from lightning_evalguard.checks.state.optimization import Optimization
 from lightning_evalguard.checks.state.process import setting_changes
 from lightning_evalguard.checks.state.reported import Reported
-from lightning_evalguard.checks.state.run import Run
+from lightning_evalguard.checks.state.run import RunFacts
 from lightning_evalguard.checks.state.structure import Structure
 from lightning_evalguard.checks.state.training import TrainingState
-from lightning_evalguard.checks.state.writes import Places, Writes, attribute_of
+from lightning_evalguard.checks.state.writes import FirstWrites, StoragePlaces, attribute_of
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.lines import lines_that_change
 from lightning_evalguard.instruments.settings import settings
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.hashes import Prints
-from lightning_evalguard.model.tensors import Held, Inventory, Kept, Marks, Training, kept, version
+from lightning_evalguard.model.tensors import (
+    Held,
+    Inventory,
+    Kept,
+    Marks,
+    TrainingTensors,
+    kept,
+    version,
+)
 
 if TYPE_CHECKING:
     from lightning_evalguard.instruments.replay import Look
@@ -53,11 +61,11 @@ _RARELY = 16  # from this one on few are looked at, each in full
 _PROBES = 8  # parameters of which a piece tells whether weights were swapped unseen
 
 
-class Window:
+class StateWindow:
     """What stood when an evaluation began."""
 
     def __init__(
-        self, inventory: Inventory, check: Run, whole: frozenset[str] | None, turn: int
+        self, inventory: Inventory, check: RunFacts, whole: frozenset[str] | None, turn: int
     ) -> None:
         self._inventory = inventory
         self._check = check
@@ -92,7 +100,7 @@ class Window:
         self._settings = settings()
         # around steps
         self._mark: Marks | None = None
-        self._training_mark: Training | None = None
+        self._training_mark: TrainingTensors | None = None
         self._kept_mark: dict[str, dict[str, Kept]] | None = None
         self._settings_mark: dict[str, Any] | None = None
         self._shards: dict[str, tuple[int, int]] = {}
@@ -103,7 +111,7 @@ class Window:
         self._before: Optimization | None = None
         self._due = True
         self._estimated: set[str] = set()
-        self._watched: tuple[dict[str, dict[str, Kept]], Training] | None = None
+        self._watched: tuple[dict[str, dict[str, Kept]], TrainingTensors] | None = None
 
     def standing(self) -> dict[str, Any]:
         """All that an evaluation must leave alone, by the names under which changes are told."""
@@ -254,7 +262,7 @@ class Window:
         was, is_now = before.tensor, now.tensor
         return was is not is_now and (was.shape, was.dtype) != (is_now.shape, is_now.dtype)
 
-    def _trained(self, now: Training) -> list[Change]:
+    def _trained(self, now: TrainingTensors) -> list[Change]:
         """Gradients and `requires_grad` that a step changed."""
         before, self._training_mark = self._training_mark, now
         if before is None or now == before:
@@ -268,16 +276,16 @@ class Window:
 
     # the witness
 
-    def watch(self) -> Writes:
+    def watch(self) -> FirstWrites:
         attributes = kept(self._inventory)
         self._watched = (attributes, self._inventory.training())
-        return Writes(self._places_now(attributes))
+        return FirstWrites(self._places_now(attributes))
 
-    def _places_now(self, attributes: dict[str, dict[str, Kept]]) -> Places:
+    def _places_now(self, attributes: dict[str, dict[str, Kept]]) -> StoragePlaces:
         batch = [t for ref, _ in self._batch if (t := ref()) is not None]
-        return Places.of(self._inventory, attributes, batch)
+        return StoragePlaces.of(self._inventory, attributes, batch)
 
-    def saw(self, seen: Writes, look: Look | None) -> list[Change]:
+    def saw(self, seen: FirstWrites, look: Look | None) -> list[Change]:
         """What only the operators show: unversioned writes, attributes carried on, the batch."""
         changes: list[Change] = []
         written = {n for n in seen.sites if n in self._inventory.held}
@@ -300,7 +308,7 @@ class Window:
             self._forget_rollback()
         return changes
 
-    def _look_for_lines(self, seen: Writes, changes: list[Change], look: Look) -> None:
+    def _look_for_lines(self, seen: FirstWrites, changes: list[Change], look: Look) -> None:
         """Go through the step line by line for what no operator showed."""
         assigned = self._check.assigned
         dark = {}
@@ -326,7 +334,7 @@ class Window:
         for name, site in sites.items():
             dark[name].site = site
 
-    def _look_for_products(self, seen: Writes, look: Look | None) -> None:
+    def _look_for_products(self, seen: FirstWrites, look: Look | None) -> None:
         fresh = {path: t for path, ref in self._fresh.items() if (t := ref()) is not None}
         self._fresh = {}
         if not fresh:
@@ -343,7 +351,7 @@ class Window:
             for path in fresh:
                 module, key = attribute_of(self._inventory, path)
                 module.__dict__[key] = None
-            seen = Writes(self._places_now({}), attribute, fresh)
+            seen = FirstWrites(self._places_now({}), attribute, fresh)
             try:
                 look.again(seen, strict=False)
             finally:

@@ -34,7 +34,7 @@ _FRAMES = 8  # of the user's, from the operator that makes a tensor to the line 
 
 
 @dataclass(frozen=True)
-class Places:
+class StoragePlaces:
     """Where what a model holds lives in memory, by storage.
 
     Attributes:
@@ -56,7 +56,7 @@ class Places:
         inventory: Inventory,
         attributes: Mapping[str, Mapping[str, Kept]],
         batch: Iterable[Tensor],
-    ) -> Places:
+    ) -> StoragePlaces:
         """The places of this moment."""
         held: dict[int, list[str]] = {}
         parameters: set[int] = set()
@@ -87,7 +87,7 @@ class Places:
         return [path for path, ref in here if ref() is not None]
 
 
-class Writes(Subscriber):
+class FirstWrites(Subscriber):
     """Sees where a step first writes to what the model holds, and what it makes of attributes.
 
     Args:
@@ -107,7 +107,7 @@ class Writes(Subscriber):
 
     def __init__(
         self,
-        places: Places,
+        places: StoragePlaces,
         attribute: Callable[[str], Tensor | None] = lambda _: None,
         watched: Iterable[str] = (),
     ) -> None:
@@ -262,4 +262,4 @@ def attribute_of(inventory: Inventory, path: str) -> tuple[nn.Module, str]:
     return inventory.modules[owner], key
 
 
-__all__ = ["Places", "Writes", "attribute_of"]
+__all__ = ["FirstWrites", "StoragePlaces", "attribute_of"]

@@ -14,8 +14,8 @@ from lightning_evalguard.checks.stochastic.lines import STATES, Lines
 from lightning_evalguard.checks.stochastic.words import (
     DRAW_IN_TRAINING,
     WORDS,
-    differing,
-    finding,
+    differing_replay,
+    draw_finding,
     findings_of,
     moved_somewhere,
 )
@@ -200,7 +200,7 @@ class StochasticCheck(Check):
             at = At(self._tree(), differs)
             look.again(at)
             if at.place is not None:
-                others.append(differing(now, at.place))
+                others.append(differing_replay(now, at.place))
         sampled = {d.index for d in seen.draws if not d.dropout} - private
         if sampled:
             reseeded = Draws(self._tree())
@@ -224,7 +224,7 @@ class StochasticCheck(Check):
             fact = f"{site.quoted} moved {WORDS[which]} in eval mode"
             kind = type(module).__name__
             remedy = DRAW_IN_TRAINING
-            findings.append(finding(now, fact, remedy, subject, kind, site, certain=False))
+            findings.append(draw_finding(now, fact, remedy, subject, kind, site, certain=False))
         named = {which for which, *_ in lines.found} | lines.allowed
         return findings + [moved_somewhere(now, which) for which in moved if which not in named]
 

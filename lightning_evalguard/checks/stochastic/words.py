@@ -48,7 +48,7 @@ def _said(draw: Draw) -> str:
     return draw.site.quoted if draw.site is not None else "the step"
 
 
-def differing(now: Moment, draw: Draw) -> Finding:
+def differing_replay(now: Moment, draw: Draw) -> Finding:
     """An operator gave other values in a second replay."""
     fact = f"{_said(draw)} returned different values when replayed with the same batch and seeds"
     return _of_draw(now, draw, fact, DRAW_IN_TRAINING, certain=False)
@@ -58,12 +58,12 @@ def _of_draw(
     now: Moment, draw: Draw, fact: str, remedy: str, certain: bool, count: int = 1
 ) -> Finding:
     place = (draw.subject, draw.module.__name__, draw.site)
-    return finding(now, fact, remedy, *place, certain, count)
+    return draw_finding(now, fact, remedy, *place, certain, count)
 
 
 def moved_somewhere(now: Moment, which: str, what: str = "the step") -> Finding:
     """A generator moved, and no line is known."""
-    return finding(
+    return draw_finding(
         now,
         f"{what} moved {WORDS[which]}",
         DRAW_IN_TRAINING,
@@ -93,7 +93,7 @@ def _common(subjects: list[str]) -> str:
     return ".".join(shared)
 
 
-def finding(
+def draw_finding(
     now: Moment,
     fact: str,
     remedy: str,

@@ -16,9 +16,9 @@ from torch import nn
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.sync.debug_mode import DebugMode
 from lightning_evalguard.checks.sync.host_or_device import forget_compiled
-from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, Watch
+from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, WaitWatch
 from lightning_evalguard.checks.sync.owner import Where, where_of
-from lightning_evalguard.checks.sync.remedies import OPERATORS, remedy_of, remedy_of_metric
+from lightning_evalguard.checks.sync.remedies import OPERATORS, remedy_of_metric, sync_remedy
 from lightning_evalguard.data.batches import moved_tensors
 from lightning_evalguard.instruments.dispatch import holds
 from lightning_evalguard.report import Finding, Report, Sync
@@ -66,7 +66,7 @@ class SyncCheck(Check):
         self._first, self._every = sync_steps
         self._allowed = allowed
         self._root: nn.Module | None = None
-        self._watch: Watch | None = None
+        self._watch: WaitWatch | None = None
         self._second: DebugMode | None = None
         self._moment: Moment | None = None  # of the open window
         self._stage = ""
@@ -216,7 +216,7 @@ class SyncCheck(Check):
             elif device not in KEYS:
                 self.notes.append(f"syncs: not watched on {device}, only on CPU, CUDA and MPS")
             else:
-                self._watch = Watch(device, self._hear)
+                self._watch = WaitWatch(device, self._hear)
                 self._second = DebugMode() if device == "cuda" else None
         return self._watch is not None
 
@@ -265,7 +265,7 @@ class SyncCheck(Check):
             "sync",
             now.stage,
             f"`{at.expression}` {makes} the host wait for the device, {often}{spent}",
-            remedy_of(op, at, self.logs),
+            sync_remedy(op, at, self.logs),
             location=at.location,
             expression=at.expression,
             function=at.function,

@@ -5,8 +5,8 @@ of an operator's kernel sees every wait, whoever asked for it, and its own time 
 host waited. On the CPU nothing waits, and a tensor does not say where it would live in a run on a
 device: `Places` follows that from the model and the batch, one operator after the other.
 
-Everything is put back exactly when the last `Watch` stops. Limits: kernels of other packages that
-block without one of these operators (sparse, NCCL, cuSOLVER) are not seen, nor, on the CPU, what
+Everything is put back exactly when the last `WaitWatch` stops. Limits: kernels of other packages
+that block without one of these operators (sparse, NCCL, cuSOLVER) are not seen, nor, on the CPU, what
 becomes of a tensor whose origin is unknown: such a tensor is taken to live on the host.
 """
 
@@ -62,7 +62,7 @@ _BLOCKING = (
 )
 
 
-class Watch:
+class WaitWatch:
     """Hears of every wait between `open` and `close`, on this thread.
 
     Args:
@@ -430,4 +430,4 @@ def _synchronizing(name: str, original: Callable[..., Any]) -> Callable[..., Any
     return synchronize
 
 
-__all__ = ["KEYS", "SUPPORTED", "Watch", "crossing"]
+__all__ = ["KEYS", "SUPPORTED", "WaitWatch", "crossing"]

@@ -50,7 +50,7 @@ _READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
 _OR_LOG = ", or log it with self.log"
 
 
-def remedy_of(op: str, at: Where, logs: bool = True) -> str:
+def sync_remedy(op: str, at: Where, logs: bool = True) -> str:
     """One imperative, by the operator and by what called it.
 
     Args:
@@ -88,4 +88,4 @@ def remedy_of_metric(op: str, at: Where) -> str:
     return ""
 
 
-__all__ = ["OPERATORS", "remedy_of", "remedy_of_metric"]
+__all__ = ["OPERATORS", "remedy_of_metric", "sync_remedy"]

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights.loads import probe, touched, writes
-from lightning_evalguard.checks.weights.origin import Reads
-from lightning_evalguard.checks.weights.words import finding
+from lightning_evalguard.checks.weights.origin import MemoryReads
+from lightning_evalguard.checks.weights.words import weights_finding
 from lightning_evalguard.model.tensors import Inventory
 from lightning_evalguard.report import Finding
 
@@ -114,7 +114,7 @@ class Averages:
             return []
         self._reported.add(("", "first"))
         return [
-            finding(
+            weights_finding(
                 now,
                 "is scored with the weights that training began with: they were put in the place "
                 "of the trained ones for this evaluation, expected an average of trained ones",
@@ -123,7 +123,7 @@ class Averages:
             )
         ]
 
-    def stepped(self, reads: Reads | None, now: Moment, optimized: bool) -> list[Finding]:
+    def stepped(self, reads: MemoryReads | None, now: Moment, optimized: bool) -> list[Finding]:
         """An evaluation is over: of the averages that the model holds, judge those it read."""
         findings = []
         for average in self._averages():
@@ -165,7 +165,7 @@ class Averages:
         if _probes(model) == _probes(self._inventory.root):
             return []
         return [
-            finding(
+            weights_finding(
                 now,
                 f"averaged the weights of {int(n)} epochs, and the fit ended before its last "
                 "epoch: the model keeps the weights of the last step, expected the average",
@@ -189,7 +189,7 @@ def _never(average: Average, now: Moment) -> Finding:
         remedy = "Let it start earlier: its `should_update` has not been true yet."
     else:
         remedy = "Call `update_parameters(model)` after each step of the optimizer, before this."
-    return finding(
+    return weights_finding(
         now,
         "is scored before anything was averaged: these are the weights before training, expected "
         "an average of trained ones",
@@ -200,7 +200,7 @@ def _never(average: Average, now: Moment) -> Finding:
 
 
 def _left(average: Average, now: Moment) -> Finding:
-    return finding(
+    return weights_finding(
         now,
         "averaged nothing and put its weights in the model's place as the fit ended: the model has "
         "the weights from before training",
@@ -210,7 +210,7 @@ def _left(average: Average, now: Moment) -> Finding:
 
 
 def _of_others(average: Average, other: str, now: Moment) -> Finding:
-    return finding(
+    return weights_finding(
         now,
         f"is scored with the batch statistics of other weights: `{other}` has its running mean to "
         f"the bit, expected those of the average of {average.updates} models",

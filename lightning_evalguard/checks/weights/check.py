@@ -10,8 +10,8 @@ from torch import nn
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.weights import files, hyper, loads, missed, origin
 from lightning_evalguard.checks.weights.averaged import Averages
-from lightning_evalguard.checks.weights.optimizers import Training
-from lightning_evalguard.checks.weights.origin import Reads
+from lightning_evalguard.checks.weights.optimizers import TrainedParameters
+from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.checks.weights.ranks import Replicas
 from lightning_evalguard.checks.weights.records import contradicted
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
@@ -47,14 +47,14 @@ class WeightsCheck(Check):
         self._averages: Averages | None = None
         self._replicas: Replicas | None = None
         self._inventory: Inventory | None = None
-        self._training: Training | None = None
-        self._reads: Reads | None = None
+        self._training: TrainedParameters | None = None
+        self._reads: MemoryReads | None = None
         self._judged = self._began = False
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._inventory = Inventory(root)
         self._inventory.refresh(force=True)
-        self._training = Training(self._inventory, self._optimizers)
+        self._training = TrainedParameters(self._inventory, self._optimizers)
         self._averages = Averages(self._inventory, self._callbacks())
         self._replicas = Replicas(self._inventory)
         self._reads = None
@@ -88,11 +88,11 @@ class WeightsCheck(Check):
         return self._training is not None and self._training.steps > 0 and bool(now.step)
 
     def watch(self, now: Moment) -> Subscriber:
-        return Reads()
+        return MemoryReads()
 
     def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
         inventory = self._inventory
-        if inventory is None or not isinstance(seen, Reads) or compiles(inventory.root):
+        if inventory is None or not isinstance(seen, MemoryReads) or compiles(inventory.root):
             return ()
         if self._reads is None:
             self._reads = seen
@@ -127,7 +127,10 @@ class WeightsCheck(Check):
         self._inventory.refresh(force=True)
         findings = origin.judge(self._inventory, self._reads, now, self.notes)
         findings += missed.loads_of_itself(self._inventory, now)
-        return [*findings, *hyper.differing(self._inventory, self._hyper_parameters(), now)]
+        return [
+            *findings,
+            *hyper.other_hyper_parameters(self._inventory, self._hyper_parameters(), now),
+        ]
 
     def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         training = self._training
@@ -155,5 +158,5 @@ class WeightsCheck(Check):
         return [*contradictions, *averaged, *training.judge(now, reads, over=True)]
 
 
-loads.watch()
-files.watch()
+loads.watch_loads()
+files.watch_files()

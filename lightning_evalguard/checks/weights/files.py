@@ -27,7 +27,7 @@ problems: list[str] = []  # what could not be understood of a load, in one sente
 _beside: dict[int, tuple[weakref.ref[Tensor], Plain]] = {}
 
 
-def watch() -> None:
+def watch_files() -> None:
     """Watch what this process reads with ``torch.load``; calling it again does nothing."""
     check: Any = getattr(torch._utils, _LAST, None)
     if check is None or hasattr(check, "__evalguard__"):
@@ -54,7 +54,7 @@ def _read(checkpoint: dict[str, Any]) -> None:
     weights = next((checkpoint[key] for key in _WEIGHTS if key in checkpoint), None)
     if said is None or not isinstance(weights, Mapping):
         return
-    found = flat(said)
+    found = flat_values(said)
     if not found:
         return
     for tensor in weights.values():
@@ -64,7 +64,7 @@ def _read(checkpoint: dict[str, Any]) -> None:
             _beside[key] = gone, found
 
 
-def hyper_parameters(tensors: Iterable[Any]) -> Plain | None:
+def stored_hyper_parameters(tensors: Iterable[Any]) -> Plain | None:
     """What stood in the checkpoint beside some of the tensors; None where nothing is known."""
     for tensor in tensors:
         held, said = _beside.get(id(tensor), (None, None))
@@ -73,7 +73,7 @@ def hyper_parameters(tensors: Iterable[Any]) -> Plain | None:
     return None
 
 
-def flat(said: Any) -> dict[str, Any]:
+def flat_values(said: Any) -> dict[str, Any]:
     """Plain values by name, ``encoder.heads`` for those of a dictionary in it."""
     found: dict[str, Any] = {}
     _flatten(said, "", found, 0)

@@ -14,7 +14,7 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import files, loads
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.origin import parameters_of
-from lightning_evalguard.checks.weights.words import finding
+from lightning_evalguard.checks.weights.words import weights_finding
 from lightning_evalguard.model.tensors import Inventory
 from lightning_evalguard.report import Finding
 
@@ -48,7 +48,7 @@ _PHRASES = ("max_len", "max_length", "top_k", "top_p", "num_return", "class_weig
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 
 
-def differing(
+def other_hyper_parameters(
     inventory: Inventory, hyper_parameters: Mapping[str, Any], now: Moment
 ) -> list[Finding]:
     """A finding where the module was built with others than the checkpoint that it got.
@@ -63,7 +63,7 @@ def differing(
         return []
     if not any(loads.loaded(held.tensor) for held in parameters_of(inventory)):
         return []  # trained since
-    mine, theirs = files.flat(hyper_parameters), load.hyper_parameters
+    mine, theirs = files.flat_values(hyper_parameters), load.hyper_parameters
     names = [n for n in mine if n in theirs and _matters(n) and _differ(mine[n], theirs[n])]
     return [_finding(names, mine, theirs, load, now)] if names else []
 
@@ -89,7 +89,7 @@ def _finding(
     also = [f"`{name}` {mine[name]!r}, not {theirs[name]!r}" for name in names[1:_NAMED]]
     others = f"; so are {', '.join(also)}" if also else ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return finding(
+    return weights_finding(
         now,
         f"is {mine[first]!r}, expected {theirs[first]!r} as in the checkpoint whose weights are "
         f"evaluated{others}{more}",

@@ -192,7 +192,7 @@ def probe(tensor: Tensor) -> list[float] | None:
     return [repr(v) if v != v else v for v in values]  # type: ignore[misc]
 
 
-def watch() -> None:
+def watch_loads() -> None:
     """Watch the loads of this process from now on; calling it again does nothing."""
     made: Any = _torch._IncompatibleKeys
     if getattr(made, "__evalguard__", False):
@@ -252,7 +252,7 @@ def _record(
         tuple(unexpected[:_NAMED]),
         _prefix(set(missing) & tensors.keys(), unexpected),
         len(kept),
-        files.hyper_parameters(given.values()),
+        files.stored_hyper_parameters(given.values()),
         _builds_the_module(frame.f_back),
         sum(map(version_of, tensors.values())),
     )

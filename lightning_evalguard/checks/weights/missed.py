@@ -7,13 +7,13 @@ from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_drawn, is_own_draw
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.origin import (
-    Reads,
+    MemoryReads,
     kind_of,
     of_load,
     parameters_of,
     trained,
 )
-from lightning_evalguard.checks.weights.words import are, finding, listed, tops
+from lightning_evalguard.checks.weights.words import are, listed_modules, tops, weights_finding
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.report import Finding
 
@@ -33,7 +33,7 @@ def before_training(inventory: Inventory, now: Moment) -> list[Finding]:
             of_load(
                 load,
                 now,
-                f"training begins with {listed(names, inventory.modules)} as initialised",
+                f"training begins with {listed_modules(names, inventory.modules)} as initialised",
                 subject=names[0],
                 kind=kind_of(names[0], inventory),
                 certain=not load.own,
@@ -42,7 +42,7 @@ def before_training(inventory: Inventory, now: Moment) -> list[Finding]:
     return findings
 
 
-def frozen(inventory: Inventory, reads: Reads, now: Moment) -> list[Finding]:
+def frozen(inventory: Inventory, reads: MemoryReads, now: Moment) -> list[Finding]:
     """Frozen layers that a load left out and that an evaluation inside a fit reads."""
     findings = []
     everything = parameters_of(inventory)
@@ -55,7 +55,7 @@ def frozen(inventory: Inventory, reads: Reads, now: Moment) -> list[Finding]:
             of_load(
                 load,
                 now,
-                f"{listed(names, inventory.modules)} {are(names)} frozen as initialised",
+                f"{listed_modules(names, inventory.modules)} {are(names)} frozen as initialised",
                 subject=names[0],
                 kind=kind_of(names[0], inventory),
             )
@@ -78,7 +78,9 @@ def loads_of_itself(inventory: Inventory, now: Moment) -> list[Finding]:
                 "the tensors themselves, which training goes on to write; expected a copy"
             )
             remedy = "Keep `copy.deepcopy(model.state_dict())`, and load that."
-            findings.append(finding(now, fact, remedy, subject=name, site=load.site, certain=False))
+            findings.append(
+                weights_finding(now, fact, remedy, subject=name, site=load.site, certain=False)
+            )
     return findings
 
 

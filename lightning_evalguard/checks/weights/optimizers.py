@@ -17,7 +17,7 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_constant, is_drawn, is_own_draw
 from lightning_evalguard.checks.weights.loads import probe, version_of
-from lightning_evalguard.checks.weights.origin import Reads, kind_of, reported, trained
+from lightning_evalguard.checks.weights.origin import MemoryReads, kind_of, reported, trained
 from lightning_evalguard.checks.weights.unregistered import (
     Leaves,
     never_trained,
@@ -25,7 +25,7 @@ from lightning_evalguard.checks.weights.unregistered import (
     outermost,
     saves_by_hand,
 )
-from lightning_evalguard.checks.weights.words import are, finding, listed, tops
+from lightning_evalguard.checks.weights.words import are, listed_modules, tops, weights_finding
 from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
@@ -83,7 +83,7 @@ class Optimized:
         return id(tensor) in self.parameters
 
 
-class Training:
+class TrainedParameters:
     """Follows the trainable parameters of one fit.
 
     Args:
@@ -101,7 +101,7 @@ class Training:
         self._stale: dict[int, _Start] = {}
         self.steps = 0
 
-    def step(self, now: Moment, reads: Reads | None = None) -> list[Finding]:
+    def step(self, now: Moment, reads: MemoryReads | None = None) -> list[Finding]:
         """A training step is about to run; `reads` is what an evaluation step was seen to read."""
         self.steps += 1
         if now.epoch == self.epoch:
@@ -122,7 +122,7 @@ class Training:
                 tensor = start.same.tensor()
                 start.reached = tensor is not None and tensor.grad is not None
 
-    def _take_in(self, reads: Reads | None) -> None:
+    def _take_in(self, reads: MemoryReads | None) -> None:
         """Remember each trainable parameter as it stands when it is first met."""
         optimized = Optimized(self._optimizers())
         self._leaves.take_in(self._inventory)
@@ -140,7 +140,7 @@ class Training:
             starts[key] = known
         self._starts = starts
 
-    def _take_in_scored(self, optimized: Optimized, reads: Reads) -> None:
+    def _take_in_scored(self, optimized: Optimized, reads: MemoryReads) -> None:
         """Remember what evaluations read, where no optimizer holds any of it."""
         scored = [held for held in _parameters(self._inventory) if held.tensor in reads]
         if any(h.tensor in optimized and h.tensor.requires_grad for h in scored):
@@ -156,7 +156,9 @@ class Training:
             if held.kind == "parameter" and not held.lazy and held.tensor.requires_grad:
                 yield held
 
-    def judge(self, now: Moment, reads: Reads | None = None, over: bool = False) -> list[Finding]:
+    def judge(
+        self, now: Moment, reads: MemoryReads | None = None, over: bool = False
+    ) -> list[Finding]:
         """What training left as it was.
 
         Args:
@@ -238,7 +240,7 @@ class Training:
         self,
         still: list[tuple[Held, _Start]],
         optimized: Optimized,
-        reads: Reads,
+        reads: MemoryReads,
         now: Moment,
     ) -> list[Finding]:
         """Parameters that an optimizer holds, an evaluation reads and no gradient reached."""
@@ -266,7 +268,7 @@ class Training:
         self,
         still: list[tuple[Held, _Start]],
         optimized: Optimized,
-        reads: Reads,
+        reads: MemoryReads,
         now: Moment,
     ) -> list[Finding]:
         """Parameters that get gradients, and whose optimizer never makes a step."""
@@ -334,9 +336,9 @@ class Training:
             return []
         said = fact.format(are=are(names[:1]), it="it")
         if names[1:]:
-            said += f"; so {are(names[1:])} {listed(names[1:], self._inventory.modules)}"
+            said += f"; so {are(names[1:])} {listed_modules(names[1:], self._inventory.modules)}"
         kind = kind_of(names[0], self._inventory)
-        return [finding(now, said, remedy, subject=names[0], kind=kind)]
+        return [weights_finding(now, said, remedy, subject=names[0], kind=kind)]
 
 
 def _is_as_made(held: Held) -> bool:

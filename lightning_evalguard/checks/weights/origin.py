@@ -17,7 +17,7 @@ from lightning_evalguard.checks.weights.initial import (
 )
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.unregistered import how_to_register
-from lightning_evalguard.checks.weights.words import are, finding, listed, tops
+from lightning_evalguard.checks.weights.words import are, listed_modules, tops, weights_finding
 from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
 from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tensors import Held, Inventory, identity
@@ -26,7 +26,7 @@ from lightning_evalguard.report import Finding
 _MANY = 1024  # tensors that are remembered before those gone are looked for
 
 
-class Reads(Subscriber):
+class MemoryReads(Subscriber):
     """Which memory the operators of a step read."""
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ def _is_own_draw(held: Held, asked: dict[int, bool]) -> bool:
 
 
 def judge(
-    inventory: Inventory, reads: Reads | None, now: Moment, notes: list[str]
+    inventory: Inventory, reads: MemoryReads | None, now: Moment, notes: list[str]
 ) -> list[Finding]:
     """What is wrong with the weights of an evaluation that no training came before.
 
@@ -183,7 +183,7 @@ def _nothing_loaded(found: Origins, used: list[Held], now: Moment) -> Finding:
     if load is not None:
         return of_load(load, now, f"the model {scored} as it was initialised", subject="")
     n = _elements(used)
-    return finding(
+    return weights_finding(
         now,
         f"is scored as it was initialised: nothing loaded or trained its {n:,} weights in this "
         "process, expected trained weights",
@@ -201,7 +201,7 @@ def _partly_loaded(
     return of_load(
         load,
         now,
-        f"{listed(names, inventory.modules)} {are(names)} evaluated as initialised",
+        f"{listed_modules(names, inventory.modules)} {are(names)} evaluated as initialised",
         subject=names[0],
         kind=kind_of(names[0], inventory),
     )
@@ -211,8 +211,10 @@ def _as_drawn(
     drawn: list[Held], everything: list[Held], inventory: Inventory, now: Moment
 ) -> Finding:
     names = tops(drawn, everything)
-    others = f", as {are(names[1:])} {listed(names[1:], inventory.modules)}" if names[1:] else ""
-    return finding(
+    others = (
+        f", as {are(names[1:])} {listed_modules(names[1:], inventory.modules)}" if names[1:] else ""
+    )
+    return weights_finding(
         now,
         "is evaluated as initialised, while other weights of the model were loaded or trained"
         f"{others}",
@@ -250,7 +252,7 @@ def of_load(
         fact += f"; the state dict has keys that the model has not: {named}"
     if load.own:
         fact += f"; for {load.own:,} keys the state dict held the model's own tensors"
-    return finding(
+    return weights_finding(
         now, fact, _remedy(load), subject=subject, kind=kind, site=load.site, certain=certain
     )
 

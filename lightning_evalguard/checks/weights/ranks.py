@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights.origin import parameters_of
-from lightning_evalguard.checks.weights.words import finding
+from lightning_evalguard.checks.weights.words import weights_finding
 from lightning_evalguard.model.hashes import Prints
 from lightning_evalguard.model.tensors import Inventory
 from lightning_evalguard.report import Finding
@@ -141,7 +141,7 @@ def _other_weights(
     names: list[str], ranks: list[int], inventory: Inventory, now: Moment
 ) -> Finding:
     subject, where, kind = _words(names, ranks, inventory)
-    return finding(
+    return weights_finding(
         now,
         f"has other weights {where} than on rank 0: each rank scores a model of its own, expected "
         "one",
@@ -155,7 +155,7 @@ def _other_statistics(
     names: list[str], ranks: list[int], inventory: Inventory, now: Moment
 ) -> Finding:
     subject, where, kind = _words(names, ranks, inventory)
-    return finding(
+    return weights_finding(
         now,
         f"has other running statistics {where} than on rank 0, and nothing synchronises them: the "
         "score depends on which rank evaluates a sample",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_evalguard.checks.check import Moment
-from lightning_evalguard.checks.weights.words import finding
+from lightning_evalguard.checks.weights.words import weights_finding
 from lightning_evalguard.record.agreement import Disagreement
 from lightning_evalguard.report import Finding
 
@@ -29,7 +29,7 @@ def contradicted(found: Iterable[Disagreement], now: Moment) -> list[Finding]:
         why = "versions, precision, batch size, hyper-parameters and revision are the same"
         remedy = "Look for what the weights do not hold: an attribute, a global, an order, a clock."
     return [
-        finding(
+        weights_finding(
             now,
             f"is {first.value:.6g}, and {first.recorded:.6g} in this project's record of "
             f"{first.when} for the same weights on the same samples{more}; {why}",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights.loads import version_of
-from lightning_evalguard.checks.weights.words import are, finding, listed
+from lightning_evalguard.checks.weights.words import are, listed_modules, weights_finding
 from lightning_evalguard.model.tensors import Held, Inventory, kept
 from lightning_evalguard.report import Finding
 
@@ -54,9 +54,9 @@ def _leaves(inventory: Inventory) -> Iterator[tuple[str, Tensor]]:
 
 def never_trained(names: list[str], now: Moment, *, modules: bool) -> Finding:
     """Layers or tensors that the step uses and that no optimizer gets."""
-    others = f", as {are(names[1:])} {listed(names[1:])}" if names[1:] else ""
+    others = f", as {are(names[1:])} {listed_modules(names[1:])}" if names[1:] else ""
     what = "is registered nowhere" if modules else "is a plain tensor, registered nowhere"
-    return finding(
+    return weights_finding(
         now,
         f"{what}, and used by the step{others}: never trained, saved or moved to the device",
         how_to_register(names[0], modules=modules),
@@ -66,8 +66,8 @@ def never_trained(names: list[str], now: Moment, *, modules: bool) -> Finding:
 
 def not_saved(names: list[str], now: Moment) -> Finding:
     """Layers that are trained by hand and missing in every checkpoint."""
-    others = f", as {are(names[1:])} {listed(names[1:])}" if names[1:] else ""
-    return finding(
+    others = f", as {are(names[1:])} {listed_modules(names[1:])}" if names[1:] else ""
+    return weights_finding(
         now,
         f"is trained and registered nowhere{others}: no checkpoint has its weights",
         how_to_register(names[0], modules=True),

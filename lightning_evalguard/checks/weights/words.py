@@ -14,7 +14,7 @@ from lightning_evalguard.report import Finding
 _NAMED = 3
 
 
-def finding(
+def weights_finding(
     now: Moment,
     fact: str,
     remedy: str,
@@ -68,7 +68,7 @@ def _upwards(owner: str) -> list[str]:
     return names
 
 
-def listed(names: Sequence[str], modules: dict[str, nn.Module] | None = None) -> str:
+def listed_modules(names: Sequence[str], modules: dict[str, nn.Module] | None = None) -> str:
     """`a` (Linear), `b` (Linear) and 2 more."""
     said = []
     for name in names[:_NAMED]:
