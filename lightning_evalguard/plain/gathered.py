@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_evalguard.confusion.comparisons import ordered
+from lightning_evalguard.confusion.comparisons import Heard, ordered
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest, site_of
 from lightning_evalguard.plain.tensors import memory_of, tensors_of_call
@@ -18,7 +18,6 @@ _OWNERS = PLUMBING | {"accelerate"}
 _GIVEN = re.compile(r"^[^(]*\(\s*(?:\w+=)?(.*)\)$", re.DOTALL)
 _TARGET = re.compile(r"target|label|reference|true|truth|gold|^y$")
 
-Heard = Callable[[Tensor, Tensor, str, str], None]
 """Is given predictions, targets, the place in words, and the key of the place."""
 
 

@@ -6,8 +6,8 @@ host waited. On the CPU nothing waits, and a tensor does not say where it would 
 device: `Places` follows that from the model and the batch, one operator after the other.
 
 Everything is put back exactly when the last `WaitWatch` stops. Limits: kernels of other packages
-that block without one of these operators (sparse, NCCL, cuSOLVER) are not seen, nor, on the CPU, what
-becomes of a tensor whose origin is unknown: such a tensor is taken to live on the host.
+that block without one of these operators (sparse, NCCL, cuSOLVER) are not seen, nor, on the CPU,
+what becomes of a tensor whose origin is unknown: such a tensor is taken to live on the host.
 """
 
 from __future__ import annotations
