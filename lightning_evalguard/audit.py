@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -140,6 +141,8 @@ class Audit:
         watch = Watch(*showing.watched.values())
         with ExitStack() as stack:
             if showing.effects is not None:
+                # The first operator under a dispatch mode imports it: that is no act of the step.
+                importlib.import_module("torch._dynamo")
                 stack.enter_context(showing.effects)
             if showing.watched:
                 stack.enter_context(watch)

@@ -48,7 +48,7 @@ OF_OTHERS: list[tuple[Any, str]] = [
     (first_step.FirstStep, "consider"),
     (loader.LoaderCount, "count"),
     (recorder, "reduced"),
-    (recorder, "read"),
+    (recorder, "read_state"),
     (sinks, "_csv"),
     (plot, "figure"),
     (SyncCheck, "write"),

@@ -68,6 +68,11 @@ class ArrayTap:
         self._wraps: list[Wrap] = []
         self.given: list[Array] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it listens."""
+        return bool(self._wraps)
+
     def open(self) -> None:
         """Listen from here on."""
         if not self._wraps:

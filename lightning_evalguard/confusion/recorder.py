@@ -169,7 +169,8 @@ class Recorder:
             self._losses.locates = self._functions.locates = entry.chosen is None
             self._losses.open()
             self._functions.open(module)
-        self._settled = None if entry.chosen is None or _may_gather(entry.chosen) else entry
+        waits = _may_gather(entry.chosen) or self._arrays.is_open
+        self._settled = None if waits else entry
 
     def _hear_step(self, hears: bool) -> None:
         """Begin or end to hear a step of which the place is known: nothing is put up for it."""

@@ -126,7 +126,7 @@ def watch(
     Example:
         >>> with watch(sync="ignore") as report:
         ...     model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.5))
-        ...     loader = torch.utils.data.DataLoader(torch.ones(8, 4), 2)
+        ...     loader = torch.utils.data.DataLoader(torch.ones(16, 4), 4)
         ...     model = model.eval()
         ...     with torch.no_grad():
         ...         outputs = [model(batch) for batch in loader]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_evalguard.data.loaders import Evaluated, Logged, flat
+from lightning_evalguard.instruments.dispatch import aside
 
 if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -141,6 +142,7 @@ class SpareBooks:
         spare = self._results
         if type(spare) is not type(results) or spare.training != results.training:
             spare = self._results = type(results)(training=results.training)
+            spare.log = _unwatched(spare.log)
         for name in ("batch", "batch_size", "dataloader_idx"):
             setattr(spare, name, getattr(results, name))
         return spare
@@ -153,6 +155,16 @@ class SpareBooks:
             for key in [key for key, one in spare.items() if not one.is_tensor]:
                 del spare[key]
             spare.reset(metrics=False)
+
+
+def _unwatched(log: Callable[..., None]) -> Callable[..., None]:
+    """Log aside: a key that is new takes more operators than one that stands already."""
+
+    def logged(*args: Any, **kwargs: Any) -> None:
+        with aside:
+            log(*args, **kwargs)
+
+    return logged
 
 
 def dataloaders(trainer: Trainer) -> Any:

@@ -195,7 +195,7 @@ def test_a_model_that_pops_from_its_input_is_evaluated_in_a_block() -> None:
 
     model, inputs = Model(), {"x": torch.randn(8, 4)}
     with (
-        pytest.warns(UserWarning, match="among other samples"),
+        pytest.warns(UserWarning, match="rest of the batch"),
         evaluating(model, audit="full", batch="warn"),
     ):
         model(inputs)
