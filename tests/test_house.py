@@ -15,6 +15,7 @@ from lightning_evalguard.checks.check import Check
 
 PACKAGE = Path(lightning_evalguard.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = PACKAGE.parent
 _LINES = 500  # of a file
 _FUNCTION = 60  # lines of a function
 
@@ -142,3 +143,27 @@ def test_no_check_is_asked_what_it_may_not_have() -> None:
     askers = [PACKAGE / name for name in ("guard.py", "audit.py", "evaluation.py")]
     assert [name_of(p) for p in askers if asks.search(p.read_text(encoding="utf-8"))] == []
     assert asks.search('hasattr(check, "saw")')
+
+
+def named_in(text: str) -> tuple[set[str], set[str]]:
+    """The files and the methods (`Class.method`) that a page names."""
+    spelt = set(re.findall(r"`([^`]+)`", text))
+    files = {name for name in spelt if re.fullmatch(r"[a-z_/]+\.py", name)}
+    return files, {name for name in spelt if re.fullmatch(r"[A-Z][a-z]\w+\.\w+", name)}
+
+
+def test_the_architecture_names_what_there_is() -> None:
+    files, methods = named_in((PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    assert len(files) > 10
+    assert len(methods) > 10
+    defined = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                defined |= {f"{node.name}.{f.name}" for f in functions(node)}
+    assert {m for m in methods if m not in defined} == set()
+    assert {f for f in files if not (PACKAGE / f).is_file() and not (ROOT / f).is_file()} == set()
+
+
+def test_the_test_of_the_architecture_can_fail() -> None:
+    assert named_in("`a/b.py` calls `Some.thing` and `other`") == ({"a/b.py"}, {"Some.thing"})

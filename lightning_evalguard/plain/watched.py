@@ -104,7 +104,7 @@ class Watched:
         guard.start(now)
 
     def release(self, whole: bool = False) -> None:
-        """What it found is said from now on; see `Held.release`."""
+        """What it found is said from now on; see `WaitingGuard.release`."""
         self._guard.release(whole)
 
     def stepped_at(self, site: Site) -> None:
