@@ -144,7 +144,7 @@ def main() -> None:
     asked = [p for p in options.peers if not options.short or not TOOLS[p][0]]
     for tool in asked:
         python, why = interpreter(tool, options.envs)
-        every = 40 if options.short else options.every or EVERY.get(tool, 1)
+        every = 80 if options.short else options.every or EVERY.get(tool, 1)
         raw[tool] = judged(answers(tool, python, every)) if python else why
     columns = ["tool", "bugs found", "module named", "line named", "twins quiet", "used as"]
     rows = [
