@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from results import publish, versions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+_HERE = re.compile(r"\S*/(?=benchmarks/)")  # the folder of a checkout
 CHECKS = ("modes", "grad", "state", "stochastic", "batch")
 PLANTED = {"data", "sync", "rng"}  # both sets are one batch here; waits and draws are true ones
 ACCELERATOR = "cpu"
@@ -475,7 +477,7 @@ def main() -> None:
     part = bool(args.sample or args.only or args.without_guard)
     publish(
         "false_alarms", argparse.Namespace(short=part, out=args.results), columns, rows,
-        raw={"cannot be run": dict(failed), "details": list(details(records))}, notes=notes,
+        raw={"cannot be run": dict(failed), "details": [_HERE.sub("", line) for line in details(records)]}, notes=notes,
         installed=versions("transformers", "torch-geometric", "timm"),
     )  # fmt: skip
 
