@@ -475,9 +475,10 @@ def main() -> None:
         "a finding without its proof on the bare model is a false alarm."
     ]
     part = bool(args.sample or args.only or args.without_guard)
+    said = [_HERE.sub("", line) for line in details(records)]
     publish(
         "false_alarms", argparse.Namespace(short=part, out=args.results), columns, rows,
-        raw={"cannot be run": dict(failed), "details": [_HERE.sub("", line) for line in details(records)]}, notes=notes,
+        raw={"cannot be run": dict(failed), "details": said}, notes=notes,
         installed=versions("transformers", "torch-geometric", "timm"),
     )  # fmt: skip
 
