@@ -41,7 +41,7 @@ from results import publish, versions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-_HERE = re.compile(r"\S*/(?=benchmarks/)")  # the folder of a checkout
+_HERE = re.compile(r"\S*/(?:site-packages/|(?=benchmarks/))")  # where packages and this lie
 CHECKS = ("modes", "grad", "state", "stochastic", "batch")
 PLANTED = {"data", "sync", "rng"}  # both sets are one batch here; waits and draws are true ones
 ACCELERATOR = "cpu"
