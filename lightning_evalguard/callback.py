@@ -248,7 +248,13 @@ class EvalGuard(Callback):
         if scores is not None:
             scores.judge = partial(guard.report_findings, "scores")
         ended = partial(self._end, trainer)
-        self._runs.append(Run(trainer, pl_module, guard, scores, ended, sync, record))
+        run = Run(trainer, guard, scores, ended, sync, record)
+        self._runs.append(run)
+        try:
+            run.open(pl_module)
+        except BaseException as error:
+            self._end(trainer, error)
+            raise
 
     def _begin_train_score(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._train_score and trainer.state.fn == "fit":

@@ -145,7 +145,11 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         self._before = [(m, m.training) for m in self._outer.modules()]
         self._report.checked["modules"] = len(self._before)
         self._guard.open(self._model, self._now)
-        self._guard.start(self._now)
+        try:
+            self._guard.start(self._now)
+        except BaseException as error:  # no block, so no end of it
+            self._guard.close(self._now, error)
+            raise
         for module, flag in self._before:
             if flag:
                 module.training = False

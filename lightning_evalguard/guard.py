@@ -92,16 +92,22 @@ class Guard:
         return self._listeners.checks
 
     def open(self, root: nn.Module, now: Moment) -> None:
-        """A run begins on `root`."""
+        """A run begins on `root`; where a finding stops it at once, nothing stays open."""
         self._root = root
         self._wrapped, _ = inside(root)
         self._audit.open(root)
         self._followed.clear()
         self._located.clear()
-        self._all("open", lambda check: check.open(root, now))
+        try:
+            self._all("open", lambda check: check.open(root, now))
+        except BaseException as error:
+            self.close(now, error)
+            raise
 
     def close(self, now: Moment, error: BaseException | None = None) -> None:
         """The run is over; raises what is found only where no `error` ended it."""
+        if self._root is None:
+            return
         self._all("close", lambda check: check.close(now), quiet=error is not None)
         self._root = None
         self._audit.close()

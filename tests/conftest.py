@@ -27,6 +27,7 @@ _NOISE = (
 
 collect_ignore = ["cases", "ranks_launched.py", "scripts"]  # scripts, started by tests
 torch.set_num_threads(1)
+_WRAPPED = (torch.nn.Module, torch.Tensor, torch.nn.functional, torch.optim.Optimizer, pl.Trainer)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +39,14 @@ def _quiet_lightning() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_traces() -> Iterator[None]:
-    before = sys.gettrace()
+def _nothing_stays() -> Iterator[None]:
+    """No guard of a test is left open: nothing traces, nothing of torch's stays wrapped."""
+    before, trace = [dict(vars(owner)) for owner in _WRAPPED], sys.gettrace()
     yield
-    assert sys.gettrace() is before
+    assert sys.gettrace() is trace
+    for owner, was in zip(_WRAPPED, before, strict=True):
+        now = vars(owner)
+        assert [name for name in was if now.get(name) is not was[name]] == [], owner
 
 
 @pytest.fixture(autouse=True)

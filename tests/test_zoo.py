@@ -125,7 +125,7 @@ def hits(program: Program, report: Report, stage: str) -> list[Finding]:
 @found
 def test_a_program_is_found_in_its_first_evaluation(program: Program, trainer: MakeTrainer) -> None:
     report, warned, stopped = guarded(program, program.module, trainer)
-    assert hits(program, report, program.stage), report
+    assert hits(program, report, program.stage), (report, report.notes)
     assert {f.check for f in report.findings} <= {program.check} | program.also, report
     fatal = [f for f in report.findings if f.certain and program.guard.get(f.check) != "warn"]
     assert (stopped is not None) == bool(fatal), report

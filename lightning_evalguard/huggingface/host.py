@@ -118,12 +118,12 @@ class Host:
         if self.is_removed():
             return loop(*args, **kwargs)
         alone = self.run is None
-        if alone:
+        if self.run is None:
             self.run = self._make(self._trainer())
-            self.run.open(fitting=False)
-        assert self.run is not None
         modes = RestoredModes(self.run.desk.roots())
         try:
+            if alone:
+                self.run.open(fitting=False)
             output = self.run.evaluate(loop, *args, **kwargs)
         except BaseException as error:
             if alone:

@@ -76,9 +76,9 @@ class Session:
 
     def start(self) -> None:
         """Guard what runs from here on."""
+        self._judge.open(Together(self.models), self._now)
         registrations.start()
         calls.start(self._woken)
-        self._judge.open(Together(self.models), self._now)
         self._windows.start()
         self._events.start()
 

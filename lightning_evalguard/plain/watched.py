@@ -101,7 +101,11 @@ class Watched:
         self._inside: ExitStack | None = None
         self._showing: Showing | None = None
         guard.open(module, now)
-        guard.start(now)
+        try:
+            guard.start(now)
+        except BaseException as error:
+            guard.close(now, error)
+            raise
 
     def release(self, whole: bool = False) -> None:
         """What it found is said from now on; see `WaitingGuard.release`."""

@@ -41,7 +41,6 @@ class Run:
     def __init__(
         self,
         trainer: Trainer,
-        module: LightningModule,
         guard: Guard,
         scores: Scores | None,
         ended: Callable[[BaseException], None],
@@ -61,14 +60,18 @@ class Run:
         self._fitting = trainer.state.fn == "fit"
         self.now = Moment("fit", rank=trainer.global_rank, fitting=self._fitting)
         self._verdict = Verdict(guard.report)
+        self._hooks: FollowedHooks | None = None
+        self._wraps: list[Wrap] = []
+        self._by_hand: ByHand | None = None
+
+    def open(self, module: LightningModule) -> None:
+        """Guard `module` from here on; what is found already may raise, then `close` it."""
+        trainer, guard = self.trainer, self.guard
         guard.batches = partial(_lightning.batches_of, trainer)
         guard.open(module, self.now)
         guard.report.checked["modules"] = max(
             guard.report.checked["modules"], sum(1 for _ in module.modules())
         )
-        self._hooks: FollowedHooks | None = None
-        self._wraps: list[Wrap] = []
-        self._by_hand: ByHand | None = None
         if trainer.state.fn == "fit" and not compiles(module):
             self._by_hand = ByHand(
                 module,

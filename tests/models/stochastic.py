@@ -768,7 +768,9 @@ class SystemEntropy(Classifier):
     """Random numbers of the operating system: no seed, no state."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x * random.SystemRandom().uniform(1, 2))  # <- here
+        entropy = random.SystemRandom()
+        scales = [entropy.uniform(1, 2) for _ in range(FEATURES)]
+        return self.net(x * torch.tensor(scales))  # <- here
 
 
 @near_miss
@@ -782,7 +784,9 @@ class Clock(Classifier):
     """The answer depends on when it was asked."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + time.perf_counter_ns() % 1000)  # <- here
+        now = time.perf_counter_ns()
+        primes = (947, 953, 967, 971, 977, 983, 991, 997)
+        return self.net(x + torch.tensor([now % prime for prime in primes]))  # <- here
 
 
 @near_miss
