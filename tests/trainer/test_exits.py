@@ -667,7 +667,7 @@ def test_a_breach_before_the_run_begins_leaves_nothing(trainer: Make) -> None:
     before, guards = shared(), [EvalGuard(), EvalGuard(selection="error")]
     others = pl.callbacks.LambdaCallback(on_exception=breaks)
     made = trainer(callbacks=[others, *guards], enable_checkpointing=True)
-    with pytest.raises((EvalGuardError, RuntimeError), match="test_loss|a callback that breaks"):
+    with pytest.raises((EvalGuardError, RuntimeError), match=r"test_loss|a callback that breaks"):
         made.fit(ChoosesByTheTestSet())
     assert (shared(), guards[1]._runs) == (before, [])
 
