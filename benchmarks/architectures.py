@@ -54,7 +54,12 @@ def _x(*shape: int) -> Tensor:
     return torch.randn(BATCH, *shape)
 
 
-_SHAPES: dict[int, tuple[int, ...]] = {0: (4, 8), 1: (4, 16), 2: (4, 8, 8), 3: (4, 4, 8, 8)}
+_SHAPES: dict[int, tuple[int, ...]] = {
+    0: (4, 8),
+    1: (4, 16),
+    2: (4, 8, 8),
+    3: (4, 4, 8, 8),
+}
 
 
 def _dims(name: str) -> int:
@@ -62,7 +67,9 @@ def _dims(name: str) -> int:
 
 
 # Arguments of the constructor, then the inputs; for the others both follow from the name.
-_SPECIAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], tuple[Any, ...]]]] = {
+_SPECIAL: dict[
+    str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], tuple[Any, ...]]]
+] = {
     "Bilinear": ((8, 8, 4), {}, lambda: (_x(8), _x(8))),
     "Embedding": ((16, 8), {}, lambda: (torch.randint(16, (BATCH, 5)),)),
     "EmbeddingBag": ((16, 8), {}, lambda: (torch.randint(16, (BATCH, 5)),)),
@@ -119,13 +126,21 @@ _SPECIAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], tuple[An
     "CosineSimilarity": ((), {}, lambda: (_x(8), _x(8))),
     "PairwiseDistance": ((), {}, lambda: (_x(8), _x(8))),
     "FractionalMaxPool2d": ((2,), {"output_size": 4}, lambda: (_x(4, 8, 8),)),
-    "FractionalMaxPool3d": ((2,), {"output_size": (2, 4, 4)}, lambda: (_x(4, 4, 8, 8),)),
+    "FractionalMaxPool3d": (
+        (2,),
+        {"output_size": (2, 4, 4)},
+        lambda: (_x(4, 4, 8, 8),),
+    ),
     "AdaptiveLogSoftmaxWithLoss": (
         (8, 10, [4]),
         {},
         lambda: (_x(8), torch.randint(10, (BATCH,))),
     ),
-    "MaxUnpool1d": ((2,), {}, lambda: (_x(4, 8), torch.arange(0, 16, 2).expand(BATCH, 4, 8))),
+    "MaxUnpool1d": (
+        (2,),
+        {},
+        lambda: (_x(4, 8), torch.arange(0, 16, 2).expand(BATCH, 4, 8)),
+    ),
     "MaxUnpool2d": (
         (2,),
         {},
@@ -134,7 +149,10 @@ _SPECIAL: dict[str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], tuple[An
     "MaxUnpool3d": (
         (2,),
         {},
-        lambda: (_x(4, 2, 4, 4), torch.arange(0, 256, 8).view(2, 4, 4).expand(BATCH, 4, 2, 4, 4)),
+        lambda: (
+            _x(4, 2, 4, 4),
+            torch.arange(0, 256, 8).view(2, 4, 4).expand(BATCH, 4, 2, 4, 4),
+        ),
     ),
 }
 
@@ -401,7 +419,11 @@ def _smaller(key: str, value: Any, keep: frozenset[str]) -> Any:
         return value
     if isinstance(value, int):
         if key.endswith(("_token_id", "_token_index")):
-            return value if value < VOCABULARY else 3 + sum(map(ord, key)) % (VOCABULARY - 8)
+            return (
+                value
+                if value < VOCABULARY
+                else 3 + sum(map(ord, key)) % (VOCABULARY - 8)
+            )
         for names, small in _SMALL:
             if any(key == n or key.endswith(f"_{n}") for n in names):
                 return min(value, small)
@@ -430,12 +452,19 @@ def _shrink(config: Any, keep: frozenset[str] = frozenset(), seen: int = 0) -> A
             _shrink(value, keep, seen + 1)
             continue
         small = _smaller(key, value, keep)
-        if isinstance(value, (list, tuple)) and key in _LISTS and value and key not in keep:
+        if (
+            isinstance(value, (list, tuple))
+            and key in _LISTS
+            and value
+            and key not in keep
+        ):
             small = _LISTS[key](len(value))
         if isinstance(value, (list, tuple)) and key.endswith("layer_types") and value:
             layers = getattr(config, "num_hidden_layers", 2)
             period = list(dict.fromkeys(value))
-            small = (list(value[:1]) + [v for v in period if v != value[0]] + list(value))[:layers]
+            small = (
+                list(value[:1]) + [v for v in period if v != value[0]] + list(value)
+            )[:layers]
         if small is not value and small != value:
             try:
                 setattr(config, key, small)
@@ -490,7 +519,9 @@ def _transformer_inputs(model: nn.Module, config: Any) -> Iterator[dict[str, Ten
     ids = torch.randint(5, max(vocabulary - 5, 6), (BATCH, LENGTH))
     mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
     span = 2 * _value(config, "max_source_positions", 100)
-    context = _value(config, "context_length", None) or _value(config, "prediction_length", 16)
+    context = _value(config, "context_length", None) or _value(
+        config, "prediction_length", 16
+    )
     lags = max(_value(config, "lags_sequence", [0]) or [0])
     past = context + lags
     times = _value(config, "num_time_features", 0)
@@ -508,7 +539,10 @@ def _transformer_inputs(model: nn.Module, config: Any) -> Iterator[dict[str, Ten
     tries: list[dict[str, Callable[[], Tensor]]] = [
         {"input_ids": made["input_ids"]},
         {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]},
-        {"input_ids": made["input_ids"], "decoder_input_ids": made["decoder_input_ids"]},
+        {
+            "input_ids": made["input_ids"],
+            "decoder_input_ids": made["decoder_input_ids"],
+        },
         {"pixel_values": made["pixel_values"]},
         {"pixel_values": lambda: torch.randn(BATCH, frames, channels, *size)},
         {"pixel_values_videos": lambda: torch.randn(BATCH, frames, channels, *size)},
@@ -524,16 +558,26 @@ def _transformer_inputs(model: nn.Module, config: Any) -> Iterator[dict[str, Ten
             "bbox": made["bbox"],
             "pixel_values": made["pixel_values"],
         },
-        {"pixel_values": made["pixel_values"], "decoder_input_ids": made["decoder_input_ids"]},
+        {
+            "pixel_values": made["pixel_values"],
+            "decoder_input_ids": made["decoder_input_ids"],
+        },
         {"input_values": made["input_values"]},
         {"input_values": lambda: torch.randn(BATCH, 1, 4000)},
-        {"input_values": lambda: torch.randn(BATCH, _value(config, "max_length", 64), mel)},
+        {
+            "input_values": lambda: torch.randn(
+                BATCH, _value(config, "max_length", 64), mel
+            )
+        },
         {"input_values": lambda: torch.randn(BATCH, 16, 80)},
         {
             "input_values": lambda: torch.randn(BATCH, 16, 80),
             "decoder_input_values": lambda: torch.randn(BATCH, 8, 80),
         },
-        {"input_values": made["input_values"], "decoder_input_ids": made["decoder_input_ids"]},
+        {
+            "input_values": made["input_values"],
+            "decoder_input_ids": made["decoder_input_ids"],
+        },
         {"input_features": made["input_features"]},
         {"input_features": lambda: torch.randn(BATCH, span, mel)},
         {
@@ -551,7 +595,11 @@ def _transformer_inputs(model: nn.Module, config: Any) -> Iterator[dict[str, Ten
         },
         {"inputs": made["inputs"]},
         {"hidden_states": lambda: torch.randn(BATCH, LENGTH, 64)},
-        {"past_values": lambda: torch.randn(BATCH, past, _value(config, "num_input_channels", 1))},
+        {
+            "past_values": lambda: torch.randn(
+                BATCH, past, _value(config, "num_input_channels", 1)
+            )
+        },
         {
             "past_values": lambda: torch.randn(BATCH, past),
             "past_time_features": lambda: torch.randn(BATCH, past, times),
@@ -568,7 +616,9 @@ def _transformer_inputs(model: nn.Module, config: Any) -> Iterator[dict[str, Ten
         {"inputs_embeds": lambda: torch.randn(BATCH, LENGTH, 64)},
         {
             "input_ids": made["input_ids"],
-            "visual_feats": lambda: torch.randn(BATCH, 5, _value(config, "visual_feat_dim", 64)),
+            "visual_feats": lambda: torch.randn(
+                BATCH, 5, _value(config, "visual_feat_dim", 64)
+            ),
             "visual_pos": lambda: torch.rand(BATCH, 5, 4),
         },
         {
@@ -605,7 +655,10 @@ def _fitting(kind: str) -> tuple[Any, dict[str, Tensor]]:
     for config in _variants(CONFIG_MAPPING[kind]):
         kept = copy.deepcopy(config)
         try:
-            if _count(lambda config=config: AutoModel.from_config(config)) > MOST_PARAMETERS:
+            if (
+                _count(lambda config=config: AutoModel.from_config(config))
+                > MOST_PARAMETERS
+            ):
                 continue
             model = AutoModel.from_config(copy.deepcopy(kept)).float()
         except Exception as e:
@@ -619,7 +672,11 @@ def _fitting(kind: str) -> tuple[Any, dict[str, Tensor]]:
                     return kept, inputs
             except Exception as e:  # noqa: PERF203
                 errors.append(e)
-    raise errors[0] if errors else RuntimeError("no variant of the config is small enough")
+    raise (
+        errors[0]
+        if errors
+        else RuntimeError("no variant of the config is small enough")
+    )
 
 
 def transformers() -> list[Architecture]:
@@ -628,7 +685,9 @@ def transformers() -> list[Architecture]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     kinds = sorted(k for k in MODEL_MAPPING_NAMES if k in CONFIG_MAPPING_NAMES)
-    return [Architecture(f"transformers/{k}", lambda k=k: _transformer(k)) for k in kinds]
+    return [
+        Architecture(f"transformers/{k}", lambda k=k: _transformer(k)) for k in kinds
+    ]
 
 
 def tensors(out: Any) -> list[Tensor]:
@@ -764,7 +823,13 @@ def _two_layer_gcn() -> nn.Module:
 
 # Those whose arguments or inputs mean something of their own.
 _Geometric = Callable[[Any, dict[str, Any]], tuple[nn.Module, Any]]
-_DENSE = ("DenseGCNConv", "DenseGINConv", "DenseGraphConv", "DenseSAGEConv", "DenseGATConv")
+_DENSE = (
+    "DenseGCNConv",
+    "DenseGINConv",
+    "DenseGraphConv",
+    "DenseSAGEConv",
+    "DenseGATConv",
+)
 _TRIPLES = ("TransE", "ComplEx", "DistMult", "RotatE")
 _RELATIONAL = ("RGCNConv", "FastRGCNConv", "RGATConv")
 
@@ -864,7 +929,10 @@ def _graph_for(model: nn.Module, graph: dict[str, Any], more: bool) -> dict[str,
     """What `model` takes of a graph by name; with `more`, weights and attributes of edges too."""
     wanted: dict[str, Any] = {}
     for parameter in inspect.signature(model.forward).parameters.values():
-        needed = parameter.default is inspect.Parameter.empty and parameter.kind not in (2, 4)
+        needed = (
+            parameter.default is inspect.Parameter.empty
+            and parameter.kind not in (2, 4)
+        )
         if needed and parameter.name not in graph:
             raise TypeError(f"{type(model).__name__}.forward wants {parameter.name}")
         if needed or (more and parameter.name in ("edge_attr", "edge_weight", "batch")):
@@ -899,7 +967,11 @@ def torch_geometric() -> list[Architecture]:
     kinds = {}
     for part in (gnn, gnn.models, gnn.conv, gnn.norm, gnn.pool, gnn.aggr, gnn.dense):
         for name, kind in vars(part).items():
-            if inspect.isclass(kind) and issubclass(kind, nn.Module) and name[0].isupper():
+            if (
+                inspect.isclass(kind)
+                and issubclass(kind, nn.Module)
+                and name[0].isupper()
+            ):
                 kinds.setdefault(name, kind)
     return [
         Architecture(f"torch_geometric/{name}", lambda kind=kind: _geometric(kind))
@@ -932,4 +1004,16 @@ def timm() -> list[Architecture]:
     return found
 
 
-_LITTLE = ("test_", "atto", "femto", "pico", "nano", "xxt", "tiny", "_t_", "_s", "18", "b0")
+_LITTLE = (
+    "test_",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxt",
+    "tiny",
+    "_t_",
+    "_s",
+    "18",
+    "b0",
+)

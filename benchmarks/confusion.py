@@ -34,7 +34,12 @@ from lightning_evalguard.confusion.matrix import ConfusionMatrix
 CLASSES = (2, 10, 100, 1_000, 10_000)
 BATCHES = (32, 2_048, 65_536)
 LARGEST = 2**26  # scores in one batch; beyond, labels are compared
-OTHERS = ("torchmetrics matrix", "8-metric collection", "torcheval matrix", "scikit-learn")
+OTHERS = (
+    "torchmetrics matrix",
+    "8-metric collection",
+    "torcheval matrix",
+    "scikit-learn",
+)
 Row = list[Any]
 
 
@@ -56,7 +61,9 @@ def clock(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
+def in_turn(
+    calls: dict[str, Callable[[], Any]], budget: float
+) -> dict[str, list[float]]:
     """Seconds of each call, in another order each round; the first rounds warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
@@ -70,15 +77,20 @@ def in_turn(calls: dict[str, Callable[[], Any]], budget: float) -> dict[str, lis
     return {name: took[2:] for name, took in times.items()}
 
 
-def updates_of(classes: int, preds: Tensor, target: Tensor) -> dict[str, Callable[[], Any]]:
+def updates_of(
+    classes: int, preds: Tensor, target: Tensor
+) -> dict[str, Callable[[], Any]]:
     """What counts a batch, by name."""
     scored = preds.dim() == 2
     kind = "logits" if scored else "labels"
-    ours = ConfusionMatrix(classes, preds_are=kind, full=classes <= 2048).to(preds.device)
+    ours = ConfusionMatrix(classes, preds_are=kind, full=classes <= 2048).to(
+        preds.device
+    )
     made: dict[str, Callable[[], Any]] = {"ours": lambda: ours.update(preds, target)}
     theirs = tm.MulticlassConfusionMatrix(classes, validate_args=False).to(preds.device)
     made["torchmetrics matrix"] = lambda: theirs.update(preds, target)
-    if classes < 10_000:  # at 10,000 classes its matrices are 800 MB each, three of them
+    # at 10,000 classes its matrices are 800 MB each, three of them
+    if classes < 10_000:
         many = collection(classes).to(preds.device)
         made["8-metric collection"] = lambda: many.update(preds, target)
     if classes <= 1_000 and importlib.util.find_spec("torcheval"):
@@ -90,7 +102,9 @@ def updates_of(classes: int, preds: Tensor, target: Tensor) -> dict[str, Callabl
 
         def sklearn() -> Any:
             labels = preds.argmax(1) if scored else preds
-            return skm.confusion_matrix(target.cpu(), labels.cpu(), labels=range(classes))
+            return skm.confusion_matrix(
+                target.cpu(), labels.cpu(), labels=range(classes)
+            )
 
         made["scikit-learn"] = sklearn
     return made
@@ -102,7 +116,9 @@ def equal(classes: int, preds: Tensor, target: Tensor) -> str:
         return ""
     labels = (preds.argmax(1) if preds.dim() == 2 else preds).cpu()
     truth = skm.confusion_matrix(target.cpu(), labels, labels=range(classes))
-    ours = ConfusionMatrix(classes, preds_are="logits" if preds.dim() == 2 else "labels")
+    ours = ConfusionMatrix(
+        classes, preds_are="logits" if preds.dim() == 2 else "labels"
+    )
     ours = ours.to(preds.device)
     ours.update(preds, target)
     theirs = tm.MulticlassConfusionMatrix(classes).to(preds.device)
@@ -111,10 +127,14 @@ def equal(classes: int, preds: Tensor, target: Tensor) -> str:
     scores = ours.result().scores
     expected = {
         "accuracy": skm.accuracy_score(target.cpu(), labels),
-        "f1_macro": skm.f1_score(target.cpu(), labels, average="macro", zero_division=0),
+        "f1_macro": skm.f1_score(
+            target.cpu(), labels, average="macro", zero_division=0
+        ),
         "mcc": skm.matthews_corrcoef(target.cpu(), labels),
     }
-    same = all((torch.as_tensor(m).cpu() == torch.as_tensor(truth)).all() for m in matrices)
+    same = all(
+        (torch.as_tensor(m).cpu() == torch.as_tensor(truth)).all() for m in matrices
+    )
     close = all(math.isclose(scores[k], v, abs_tol=1e-6) for k, v in expected.items())
     return "equal" if same and close else "NOT equal"
 
@@ -127,9 +147,14 @@ def updates(options: Any) -> list[Row]:
         for n in batches:
             scored = n * c <= LARGEST
             preds = torch.randn(n, c) if scored else torch.randint(c, (n,))
-            preds, target = preds.to(options.device), torch.randint(c, (n,), device=options.device)
+            preds, target = (
+                preds.to(options.device),
+                torch.randint(c, (n,), device=options.device),
+            )
             with torch.inference_mode():
-                times = in_turn(updates_of(c, preds, target), 0.1 if options.short else 1.0)
+                times = in_turn(
+                    updates_of(c, preds, target), 0.1 if options.short else 1.0
+                )
             mine = times["ours"]
             row = [f"batch of {n:,}{'' if scored else ' labels'}", f"{c:,}"]
             row.append(f"{1e3 * statistics.median(mine):.3f}")
@@ -159,7 +184,8 @@ def reduction(rank: int, port: int, out: Any) -> None:
 
         def collected(many: MetricCollection = theirs) -> None:
             for metric in many.values():
-                metric._computed = None  # or the second call returns the first one's value
+                # or the second call returns the first one's value
+                metric._computed = None
             many.compute()
 
         mine, times = [], []
@@ -168,7 +194,13 @@ def reduction(rank: int, port: int, out: Any) -> None:
             times.append(clock(collected))
         if rank == 0:
             a, b = (statistics.median(x[2:]) * 1e3 for x in (mine, times))
-            row = ["reduction, two processes", f"{c:,}", f"{a:.2f}", "-", f"{b / a:.1f}x"]
+            row = [
+                "reduction, two processes",
+                f"{c:,}",
+                f"{a:.2f}",
+                "-",
+                f"{b / a:.1f}x",
+            ]
             out.put([*row, "-", "-", ""])
     dist.destroy_process_group()
 
@@ -192,13 +224,17 @@ def figures(short: bool) -> list[Row]:
         ours = ConfusionMatrix(c, preds_are="labels")
         ours.update(preds, target)
         result = ours.result()
-        mine = statistics.median(clock(lambda r=result: png(figure(r, "val"))) for _ in range(3))
+        mine = statistics.median(
+            clock(lambda r=result: png(figure(r, "val"))) for _ in range(3)
+        )
         other = "-"
         if c <= 10:  # 14 s at 100 classes
             theirs = tm.MulticlassConfusionMatrix(c)
             theirs.update(preds, target)
             other = f"{clock(functools.partial(_plot, theirs)) / mine:.1f}x"
-        rows.append(["figure, as PNG", f"{c:,}", f"{1e3 * mine:.0f}", other, "-", "-", "-", ""])
+        rows.append(
+            ["figure, as PNG", f"{c:,}", f"{1e3 * mine:.0f}", other, "-", "-", "-", ""]
+        )
     return rows
 
 
@@ -208,7 +244,9 @@ def _plot(metric: Any) -> None:
 
 def main() -> None:
     parser = flags(__doc__)
-    parser.add_argument("--device", default="cpu", help="another than the CPU: updates alone")
+    parser.add_argument(
+        "--device", default="cpu", help="another than the CPU: updates alone"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -60,8 +60,13 @@ def write_mnist(folder: Path) -> None:
     for name, count in (("train", 2_000), ("t10k", 10_000)):
         rows = torch.arange(count) % len(pixels)
         head = struct.pack(">iiii", 0x803, count, 28, 28)
-        labels = struct.pack(">ii", 0x801, count) + torch.tensor(y)[rows].byte().numpy().tobytes()
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(head + pixels[rows].numpy().tobytes())
+        labels = (
+            struct.pack(">ii", 0x801, count)
+            + torch.tensor(y)[rows].byte().numpy().tobytes()
+        )
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(
+            head + pixels[rows].numpy().tobytes()
+        )
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels)
 
 
@@ -97,15 +102,28 @@ def watched(program: str, folder: Path, python: str) -> dict[str, Any]:
     """Run one program under the guard's command; its findings, or why there are none."""
     arguments = PROGRAMS[program].split()
     report = folder / "findings.json"
-    command = [python, "-m", "lightning_evalguard", "run", "--json", str(report), *arguments]
+    command = [
+        python,
+        "-m",
+        "lightning_evalguard",
+        "run",
+        "--json",
+        str(report),
+        *arguments,
+    ]
     paths = os.pathsep.join((str(ROOT), str(folder.parent / "stand_in")))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     stopped = False
-    said = folder / "stderr.txt"  # a file: who outlives the program may hold a pipe open
+    # a file: who outlives the program may hold a pipe open
+    said = folder / "stderr.txt"
     with said.open("w") as errors_to:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stderr=errors_to, stdout=subprocess.DEVNULL
+            command,
+            cwd=folder,
+            env=environment,
+            stderr=errors_to,
+            stdout=subprocess.DEVNULL,
         )
         try:
             process.wait(SECONDS)
@@ -133,13 +151,18 @@ def watched(program: str, folder: Path, python: str) -> dict[str, Any]:
 
 
 def _reason(errors: str) -> str:
-    lines = [line for line in errors.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    lines = [
+        line
+        for line in errors.splitlines()
+        if re.match(r"[\w.]+(Error|Exception)\b", line)
+    ]
     return (lines or errors.splitlines() or ["no word"])[-1][:120]
 
 
 def correct_programs(workloads: Path, python: str = sys.executable) -> dict[str, Any]:
     """The result of each program."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    # a background job ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         write_stand_in(Path(scratch, "stand_in"))
@@ -147,7 +170,9 @@ def correct_programs(workloads: Path, python: str = sys.executable) -> dict[str,
             write_mnist(Path(scratch, place))
         for program in PROGRAMS:
             folder = Path(scratch, program)
-            shutil.copytree(workloads / "fp_rate/workloads" / program, folder, dirs_exist_ok=True)
+            shutil.copytree(
+                workloads / "fp_rate/workloads" / program, folder, dirs_exist_ok=True
+            )
             write_missing(folder)
             if program in CUDA and not torch.cuda.is_available():
                 results[program] = {"failed": "needs a GPU"}

@@ -33,7 +33,10 @@ TOOLS: dict[str, tuple[list[str], str]] = {
     ),
     "torchtest2": (["torchtest2==0.1.0"], 'a test: check_model(plugin="lightning")'),
     "torch-audit": (["torch-audit==0.3.0"], "autopatch in a callback, every step"),
-    "traincheck": (["traincheck==0.2.0"], "invariants of the first twin, after the run"),
+    "traincheck": (
+        ["traincheck==0.2.0"],
+        "invariants of the first twin, after the run",
+    ),
     "torchfix": (["torchfix==0.7.0"], "the source, all rules"),
     "torch-preflight": (["torch-preflight==0.5.0"], "the source"),
     "guard": ([], "EvalGuard() as a callback"),
@@ -87,13 +90,17 @@ def judged(given: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for answer in given:
         if answer["twin"] is None:
             name = answer["case"]
-            telling = [said for said in answer["said"] if said[0] not in of_twins.get(name, ())]
+            telling = [
+                said for said in answer["said"] if said[0] not in of_twins.get(name, ())
+            ]
             verdicts[name] = _verdict(name, answer, telling)
             verdicts[name] |= {"twins": twins[name], "loud_twins": loud[name]}
     return verdicts
 
 
-def _verdict(name: str, answer: dict[str, Any], telling: list[list[str]]) -> dict[str, Any]:
+def _verdict(
+    name: str, answer: dict[str, Any], telling: list[list[str]]
+) -> dict[str, Any]:
     case = _CASES[name]
     text = "\n".join(text for _, text in telling)
     # "teacher.weight" is named by "teacher" too
@@ -105,7 +112,9 @@ def _verdict(name: str, answer: dict[str, Any], telling: list[list[str]]) -> dic
         "check": case.check,
         "spoke": bool(answer["said"]),
         "found": bool(telling),
-        "module": any(re.search(rf"(?<![\w.]){re.escape(n)}(?!\w)", text) for n in names),
+        "module": any(
+            re.search(rf"(?<![\w.]){re.escape(n)}(?!\w)", text) for n in names
+        ),
         "line": bool(line) and re.search(rf"{re.escape(line)}(?!\d)", text) is not None,
         "when": " ".join(stage.groups()) if stage else "",
         "failed": answer.get("failed", ""),
@@ -146,7 +155,14 @@ def main() -> None:
         python, why = interpreter(tool, options.envs)
         every = 80 if options.short else options.every or EVERY.get(tool, 1)
         raw[tool] = judged(answers(tool, python, every)) if python else why
-    columns = ["tool", "bugs found", "module named", "line named", "twins quiet", "used as"]
+    columns = [
+        "tool",
+        "bugs found",
+        "module named",
+        "line named",
+        "twins quiet",
+        "used as",
+    ]
     rows = [
         row(tool, raw[tool])
         if isinstance(raw[tool], dict)
@@ -154,7 +170,15 @@ def main() -> None:
         for tool in TOOLS
         if tool in raw
     ]
-    publish("detection", options, columns, rows, raw=raw, notes=notes(raw), installed=pinned())
+    publish(
+        "detection",
+        options,
+        columns,
+        rows,
+        raw=raw,
+        notes=notes(raw),
+        installed=pinned(),
+    )
 
 
 def notes(raw: dict[str, Any]) -> list[str]:
@@ -162,13 +186,17 @@ def notes(raw: dict[str, Any]) -> list[str]:
     if isinstance(guard := raw.get("guard"), dict):
         found = [v for v in guard.values() if v["found"]]
         early = [v for v in found if v["when"].endswith(" 0") or "sanity" in v["when"]]
-        said.append(f"The guard found {len(early)} of {len(found)} before the first training step.")
+        said.append(
+            f"The guard found {len(early)} of {len(found)} before the first training step."
+        )
     return said
 
 
 def pinned() -> dict[str, str]:
     """The versions that were asked for."""
-    packages = dict(p.split("==") for needs, _ in TOOLS.values() for p in needs if "==" in p)
+    packages = dict(
+        p.split("==") for needs, _ in TOOLS.values() for p in needs if "==" in p
+    )
     return versions() | packages
 
 

@@ -41,9 +41,11 @@ from results import publish, versions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-_HERE = re.compile(r"\S*/(?:site-packages/|(?=benchmarks/))")  # where packages and this lie
+# where packages and this lie
+_HERE = re.compile(r"\S*/(?:site-packages/|(?=benchmarks/))")
 CHECKS = ("modes", "grad", "state", "stochastic", "batch")
-PLANTED = {"data", "sync", "rng"}  # both sets are one batch here; waits and draws are true ones
+# both sets are one batch here; waits and draws are true ones
+PLANTED = {"data", "sync", "rng"}
 ACCELERATOR = "cpu"
 PRECISION: Any = "32-true"
 
@@ -144,12 +146,16 @@ def truth(fresh: Fresh) -> dict[str, Any]:
         graph = torch.is_grad_enabled() or any(t.requires_grad for t in tensors(out))
     moved = generators() != drew
     after = contents(model)
-    if changed := [n for n in after if before.get(n) != after[n]] + list(before.keys() - after):
+    if changed := [n for n in after if before.get(n) != after[n]] + list(
+        before.keys() - after
+    ):
         proof["state"] = f"changed: {', '.join(changed[:3])}"
     elif replaced := [n for n, m in model.named_modules() if parts.get(n) is not m]:
         proof["state"] = f"modules replaced: {', '.join(replaced[:3])}"
         # Lightning puts modes back by name: what came meanwhile stays in eval mode
-        if new := [n for n, m in model.named_modules() if n not in parts and not m.training]:
+        if new := [
+            n for n, m in model.named_modules() if n not in parts and not m.training
+        ]:
             proof["modes"] = f"never put back: {', '.join(new[:3])}"
     elif any(t._version != version for t, version in written):
         proof["state"] = "the batch was written in place"
@@ -194,7 +200,9 @@ class Wrapped(pl.LightningModule):
         self.scale = nn.Parameter(torch.ones(()))
 
     def loss(self, out: Any) -> Tensor:
-        values = [t.float().nan_to_num().mean() for t in tensors(out) if t.is_floating_point()]
+        values = [
+            t.float().nan_to_num().mean() for t in tensors(out) if t.is_floating_point()
+        ]
         return torch.stack(values).mean() * self.scale
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -215,7 +223,9 @@ class Recorder(pl.Callback):
     def __init__(self) -> None:
         self.outputs: list[str] = []
 
-    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, *_: Any
+    ) -> None:
         self.outputs += [digest(tensors(outputs["out"])), generators()]
 
 
@@ -254,7 +264,11 @@ def run(
         "logged": {k: float(v).hex() for k, v in trainer.callback_metrics.items()},
     }
     report = watch.report if watch else None
-    return result, list(report.findings) if report else [], list(report.notes) if report else []
+    return (
+        result,
+        list(report.findings) if report else [],
+        list(report.notes) if report else [],
+    )
 
 
 def contents_of(model: nn.Module) -> Iterator[Tensor]:
@@ -280,7 +294,9 @@ def one_line(e: BaseException) -> str:
     return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
 
 
-def examine(architecture: Architecture, with_guard: bool, timeout: int) -> dict[str, Any]:
+def examine(
+    architecture: Architecture, with_guard: bool, timeout: int
+) -> dict[str, Any]:
     """One line of the results."""
     record: dict[str, Any] = {"name": architecture.name}
     began = time.perf_counter()
@@ -316,7 +332,9 @@ def _compare(fresh: Fresh, entry: str, with_guard: bool) -> dict[str, Any]:
         except Exception as e:
             return compared | {"error": one_line(e)}
         # the guard's own scores are logged beside the model's
-        guarded["logged"] = {k: v for k, v in guarded["logged"].items() if k in bare["logged"]}
+        guarded["logged"] = {
+            k: v for k, v in guarded["logged"].items() if k in bare["logged"]
+        }
         compared["differs"] = [what for what in bare if bare[what] != guarded[what]]
         if compared["differs"]:
             again, _, _ = run(fresh, entry, guarded=False, idle=idle)
@@ -347,14 +365,30 @@ def verdict(record: dict[str, Any]) -> dict[str, set[str]]:
     return {"spoke": spoke, "false": spoke - true, "missed": true - spoke}
 
 
-def table(records: list[dict[str, Any]], with_guard: bool) -> tuple[list[str], list[list[str]]]:
+def table(
+    records: list[dict[str, Any]], with_guard: bool
+) -> tuple[list[str], list[list[str]]]:
     """Columns and rows, one a library."""
     by_library = collections.defaultdict(list)
     for record in records:
         by_library[record["name"].split("/")[0]].append(record)
-    head = ["library", "architectures", "clean in eval", "random", "write", "mix samples"]
+    head = [
+        "library",
+        "architectures",
+        "clean in eval",
+        "random",
+        "write",
+        "mix samples",
+    ]
     if with_guard:
-        head += ["silent", "found", "missed", "false alarms", "not bit-exact", "guard failed"]
+        head += [
+            "silent",
+            "found",
+            "missed",
+            "false alarms",
+            "not bit-exact",
+            "guard failed",
+        ]
     rows = []
     total: collections.Counter[str] = collections.Counter()
     for library, theirs in by_library.items():
@@ -403,7 +437,9 @@ def details(records: list[dict[str, Any]]) -> Iterator[str]:
         seen = set()
         for entry, r in runs.items():
             for f in r.get("findings", ()):
-                line = f"[{f['check']}] {f['location']} in `{f['subject']}`: {f['fact']}"
+                line = (
+                    f"[{f['check']}] {f['location']} in `{f['subject']}`: {f['fact']}"
+                )
                 if line not in seen:
                     seen.add(line)
                     yield f"    {entry}: {line}"
@@ -421,7 +457,9 @@ def chosen(args: argparse.Namespace) -> list[Architecture]:
     if args.only:
         every = [a for a in every if any(fnmatch.fnmatch(a.name, p) for p in args.only)]
     if args.sample and args.sample < len(every):
-        every = sorted(random.Random(0).sample(every, args.sample), key=lambda a: a.name)
+        every = sorted(
+            random.Random(0).sample(every, args.sample), key=lambda a: a.name
+        )
     part, parts = map(int, args.shard.split("/"))
     return every[part - 1 :: parts]
 
@@ -431,17 +469,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="shell patterns on names")
-    parser.add_argument("--sample", type=int, metavar="N", help="N of them, the same each time")
-    parser.add_argument("--shard", default="1/1", metavar="K/N", help="the K-th of N parts")
-    parser.add_argument("--accelerator", default="cpu", help="where Lightning runs them")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", help="shell patterns on names"
+    )
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="N of them, the same each time"
+    )
+    parser.add_argument(
+        "--shard", default="1/1", metavar="K/N", help="the K-th of N parts"
+    )
+    parser.add_argument(
+        "--accelerator", default="cpu", help="where Lightning runs them"
+    )
     parser.add_argument("--precision", default="32-true", help="as of the Trainer")
     parser.add_argument("--out", type=Path, default=Path("false_alarms.jsonl"))
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    parser.add_argument("--timeout", type=int, default=120, help="seconds for one architecture")
+    parser.add_argument(
+        "--timeout", type=int, default=120, help="seconds for one architecture"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, help="folder of the JSON; none for a sample")
-    parser.add_argument("--without-guard", action="store_true", help="only what is true of them")
+    parser.add_argument(
+        "--results", type=Path, help="folder of the JSON; none for a sample"
+    )
+    parser.add_argument(
+        "--without-guard", action="store_true", help="only what is true of them"
+    )
     args = parser.parse_args()
     ACCELERATOR = args.accelerator
     PRECISION = args.precision
@@ -453,7 +505,9 @@ def main() -> None:
         args.out.unlink(missing_ok=True)
     done = {}
     if args.out.exists():
-        done = {r["name"]: r for r in map(json.loads, args.out.read_text().splitlines())}
+        done = {
+            r["name"]: r for r in map(json.loads, args.out.read_text().splitlines())
+        }
     todo = [] if args.table else chosen(args)
     with args.out.open("a") as out:
         for i, architecture in enumerate(todo):
@@ -464,10 +518,15 @@ def main() -> None:
             out.write(json.dumps(record) + "\n")
             out.flush()
             gc.collect()
-            print(f"{i + 1}/{len(todo)} {architecture.name} {_short(record)}", file=sys.stderr)
+            print(
+                f"{i + 1}/{len(todo)} {architecture.name} {_short(record)}",
+                file=sys.stderr,
+            )
     records = list(done.values()) if args.table else [done[a.name] for a in todo]
     print("\n".join(details(records)))
-    failed = collections.Counter(r["name"].split("/")[0] for r in records if "failed" in r)
+    failed = collections.Counter(
+        r["name"].split("/")[0] for r in records if "failed" in r
+    )
     columns, rows = table(records, not args.without_guard)
     built = len(records) - failed.total()
     notes = [
@@ -487,11 +546,15 @@ def _short(record: dict[str, Any]) -> str:
     if "failed" in record:
         return f"- {record['failed'][:100]}"
     said = verdict(record)
-    words = [f"{k}={','.join(sorted(v))}" for k, v in said.items() if v and k != "missed"]
+    words = [
+        f"{k}={','.join(sorted(v))}" for k, v in said.items() if v and k != "missed"
+    ]
     words += [f"proof={','.join(record['proof'])}"] if record["proof"] else []
     for entry in ("fit", "validate"):
         words += [
-            f"{entry}: {record[entry][k]}" for k in ("error", "differs") if record[entry].get(k)
+            f"{entry}: {record[entry][k]}"
+            for k in ("error", "differs")
+            if record[entry].get(k)
         ]
     return f"{' '.join(words) or 'clean, silent'} ({record['seconds']} s)"
 

@@ -40,7 +40,9 @@ Make = Callable[[], tuple[nn.Module, Tensor]]
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, CLASSES))
+    net = nn.Sequential(
+        nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, CLASSES)
+    )
     return net, torch.randn(BATCH, 32)
 
 
@@ -86,7 +88,9 @@ def bert() -> tuple[nn.Module, Tensor]:
 def modules(count: int = 1000) -> tuple[nn.Module, Tensor]:
     """That many modules, each of which does next to nothing."""
     inner = [nn.Identity() if i % 2 else nn.Dropout(0.0) for i in range(count)]
-    return nn.Sequential(nn.Linear(32, 32), *inner, nn.Linear(32, CLASSES)), torch.randn(BATCH, 32)
+    return nn.Sequential(
+        nn.Linear(32, 32), *inner, nn.Linear(32, CLASSES)
+    ), torch.randn(BATCH, 32)
 
 
 def tensors(count: int = 50_000) -> tuple[nn.Module, Tensor]:
@@ -130,7 +134,9 @@ class Audit(pl.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         from torch_audit import autopatch
 
         first = trainer.optimizers[0]
@@ -164,7 +170,9 @@ def kinds(of_checks: bool) -> dict[str, Callable[[], list[pl.Callback]]]:
         "torch-audit, each 100th": lambda: [Audit(100)],
     }
     if of_checks:
-        made |= {f"{name} alone": (lambda n=name: [one_check(n)]) for name in sorted(CHECKS)}
+        made |= {
+            f"{name} alone": (lambda n=name: [one_check(n)]) for name in sorted(CHECKS)
+        }
         made["matrix alone"] = lambda: [
             EvalGuard(record=None, **dict.fromkeys(CHECKS, "ignore"))  # type: ignore[arg-type]
         ]
@@ -265,7 +273,10 @@ def measure(make: Make, batches: int, wanted: dict[str, Any], seconds: float) ->
         fit(make, 4, callbacks())
     rounds: Rounds = {kind: [] for kind in wanted}
     began = time.perf_counter()
-    while len(rounds["bare"]) < (3 if seconds else 1) or time.perf_counter() - began < seconds:
+    while (
+        len(rounds["bare"]) < (3 if seconds else 1)
+        or time.perf_counter() - began < seconds
+    ):
         order = list(wanted)[:: 1 if len(rounds["bare"]) % 2 else -1]
         for kind in order:
             rounds[kind].append(fit(make, batches, wanted[kind]()))
@@ -279,7 +290,10 @@ def added(rounds: Rounds, kind: str, what: str) -> float:
 
 
 def rows_of(model: str, rounds: Rounds) -> Iterator[list[str]]:
-    bare = {what: statistics.median(r[what] for r in rounds["bare"]) for what in ("val", "train")}
+    bare = {
+        what: statistics.median(r[what] for r in rounds["bare"])
+        for what in ("val", "train")
+    }
     for kind in rounds:
         cells = []
         for what in ("val", "train"):
@@ -307,7 +321,11 @@ def growth(short: bool, seconds: float) -> dict[str, dict[int, Rounds]]:
 
 def small(results: dict[str, Rounds]) -> tuple[list[str], list[list[str]]]:
     """For the README: the ratio of a validation batch, by kind and model."""
-    names = [k for k in next(iter(results.values())) if not k.endswith(" alone") and k != "bare"]
+    names = [
+        k
+        for k in next(iter(results.values()))
+        if not k.endswith(" alone") and k != "bare"
+    ]
     rows = []
     for kind in names:
         row = [kind]
@@ -334,14 +352,25 @@ def main() -> None:
         make, batches = MODELS[model]
         every = kinds(of_checks=model == "mlp" and not options.short)
         wanted = {kind: made for kind, made in every.items() if not missing(kind)}
-        results[model] = measure(make, 8 if options.short else batches, wanted, options.seconds)
+        results[model] = measure(
+            make, 8 if options.short else batches, wanted, options.seconds
+        )
         rows += rows_of(model, results[model])
     grown = growth(options.short, options.seconds / 15)
     for what, sizes in grown.items():
         for n, rounds in sizes.items():
-            rows += [row for row in rows_of(f"{n:,} {what}", rounds) if row[1] != "bare"]
+            rows += [
+                row for row in rows_of(f"{n:,} {what}", rounds) if row[1] != "bare"
+            ]
     left_out = [why for kind in kinds(False) if (why := missing(kind))]
-    columns = ["model", "kind", "validation batch, us", "ratio", "training step, us", "ratio"]
+    columns = [
+        "model",
+        "kind",
+        "validation batch, us",
+        "ratio",
+        "training step, us",
+        "ratio",
+    ]
     publish(
         "overhead", options, [*columns, "once a fit, s"], rows,
         raw={"models": results, "growth": grown},

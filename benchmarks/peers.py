@@ -49,7 +49,9 @@ def lightning_alone(case: Case, module: Module) -> Said:
             case.run(module())
         except Exception as error:
             said.append((type(error).__name__, str(error)))
-    return said + [(re.sub(r"\d+", "N", str(w.message))[:60], str(w.message)) for w in caught]
+    return said + [
+        (re.sub(r"\d+", "N", str(w.message))[:60], str(w.message)) for w in caught
+    ]
 
 
 def guard(case: Case, module: Module) -> Said:
@@ -73,14 +75,19 @@ def torch_audit(case: Case, module: Module) -> Said:
     from torch_audit import autopatch
 
     class Audit(pl.Callback):
-        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def on_fit_start(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule
+        ) -> None:
             first = trainer.optimizers[0] if trainer.optimizers else None
             self.auditor = autopatch(pl_module, optimizer=first, every_n_steps=1)
 
     audit = Audit()
     case.run(module(), audit)
     findings = audit.auditor.finish().findings
-    return [(f.rule_id, f"{f.module_path or ''} {f.entity or ''}: {f.message}") for f in findings]
+    return [
+        (f.rule_id, f"{f.module_path or ''} {f.entity or ''}: {f.message}")
+        for f in findings
+    ]
 
 
 # --- tests of a model -----------------------------------------------------------------------------
@@ -98,11 +105,19 @@ def pytest_torch(case: Case, module: Module) -> Said:
     said = [(r.name, r.message) for r in report.failures]
     tests: dict[str, Callable[[], Any]] = {
         "layout": lambda: peer.assert_layout_invariant(module().eval(), x),
-        "checkpoint": lambda: peer.assert_checkpoint_roundtrip(module, x, model=module().eval()),
-        "optimizers": lambda: peer.assert_optimizer_coverage((s := make()).model, s.optimizers),
-        "training": lambda: peer.run_training(make, [training] * 5, step).assert_healthy(),
+        "checkpoint": lambda: peer.assert_checkpoint_roundtrip(
+            module, x, model=module().eval()
+        ),
+        "optimizers": lambda: peer.assert_optimizer_coverage(
+            (s := make()).model, s.optimizers
+        ),
+        "training": lambda: peer.run_training(
+            make, [training] * 5, step
+        ).assert_healthy(),
     }
-    return said + [(name, text) for name, test in tests.items() for text in _failure(test)]
+    return said + [
+        (name, text) for name, test in tests.items() for text in _failure(test)
+    ]
 
 
 def _failure(test: Callable[[], Any]) -> list[str]:
@@ -178,19 +193,32 @@ case.run(model)
 def _traincheck(folder: str, tool: str, *arguments: str) -> None:
     command = [str(BIN / f"traincheck-{tool}"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         last = done.stderr.strip().splitlines() or [""]
         raise RuntimeError(f"traincheck-{tool}: {last[-1][:150]}")
 
 
 def _trace(folder: str, name: str, case: Case, module: Module, seed: int) -> None:
-    program = "case.module" if module is case.module else f"case.twins[{case.twins.index(module)}]"
+    program = (
+        "case.module"
+        if module is case.module
+        else f"case.twins[{case.twins.index(module)}]"
+    )
     text = _SCRIPT.format(
         folder=str(Path(__file__).parent), case=case.name, seed=seed, program=program
     )
     Path(folder, f"{name}.py").write_text(text)
-    arguments = ("--pyscript", f"{name}.py", "--models-to-track", "model", "--output-dir", name)
+    arguments = (
+        "--pyscript",
+        f"{name}.py",
+        "--models-to-track",
+        "model",
+        "--output-dir",
+        name,
+    )
     _traincheck(folder, "collect", *arguments)
 
 
@@ -236,7 +264,10 @@ def _ask(peer: str, number: int, twin: int) -> dict[str, Any]:
     """What a peer says of a bug (twin -1) or of one of its twins."""
     case = _CASES[number]
     module = case.module if twin < 0 else case.twins[twin]
-    answer: dict[str, Any] = {"case": case.name, "twin": module.__name__ if twin >= 0 else None}
+    answer: dict[str, Any] = {
+        "case": case.name,
+        "twin": module.__name__ if twin >= 0 else None,
+    }
     zoo.seed()
     zoo.quiet()
     try:

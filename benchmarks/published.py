@@ -26,7 +26,9 @@ FEATURES, CLASSES, SAMPLES = 8, 3, 32
 def loader(seed: int, **settings: Any) -> DataLoader[Any]:
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(SAMPLES, FEATURES, generator=draw)
-    return DataLoader(TensorDataset(x, (x.sum(1) > 0).long() + (x[:, 0] > 1)), 8, **settings)
+    return DataLoader(
+        TensorDataset(x, (x.sum(1) > 0).long() + (x[:, 0] > 1)), 8, **settings
+    )
 
 
 class Net(pl.LightningModule):
@@ -138,7 +140,8 @@ class OneOfTheBatch(Net):
         xs, ys = (torch.stack(part) for part in zip(*samples, strict=True))
         if self.fixed:
             return xs, ys
-        return xs.mean(0, keepdim=True), ys[:1]  # the images of all texts stand in one list
+        # the images of all texts stand in one list
+        return xs.mean(0, keepdim=True), ys[:1]
 
     def train_dataloader(self) -> DataLoader[Any]:
         return loader(1, collate_fn=self.collate)
@@ -190,7 +193,9 @@ class Unwrapped(DDPStrategy):
 class ClippedByOwnNorm(Net):
     """deepspeed-1801: each rank clips by a norm in which replicated weights count on one alone."""
 
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
         parts = [p for p in self.parameters() if p.grad is not None]
         if not self.fixed and self.global_rank:
             parts = [p for p in parts if p.dim() > 1]  # not those of the layer norm
@@ -236,7 +241,9 @@ def _link(fixed: bool) -> dict[str, Any]:
 
 PROGRAMS = [
     Program("transformers-33844", "attention drops out in eval mode", Attention),
-    Program("pytorch-51800", "spectral norm is not ready before training", NormalisedLate),
+    Program(
+        "pytorch-51800", "spectral norm is not ready before training", NormalisedLate
+    ),
     Program("mmpretrain-702", "a frozen stage trains", FrozenLate),
     Program("transformers-34204", "a batch becomes one sample", OneOfTheBatch),
     Program("pytorch-104336", "a move cuts DDP's hooks", MovedAfterWrapping, 2, _ddp),
@@ -244,5 +251,7 @@ PROGRAMS = [
     Program("deepspeed-1801", "ranks clip by other norms", ClippedByOwnNorm, 2, _ddp),
     Program("pytorch-84803", "an all-reduce loses data", Net, 2, _link),
     Program("pytorch-96600", "a broadcast loses data", SentAfterWrapping, 2, _ddp),
-    Program("baichuan2-86", "activations are lost between cards", TwoCards, entry="validate"),
+    Program(
+        "baichuan2-86", "activations are lost between cards", TwoCards, entry="validate"
+    ),
 ]

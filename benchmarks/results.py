@@ -25,14 +25,22 @@ def flags(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--short", action="store_true", help="a few cases, to see that it runs")
-    parser.add_argument("--out", type=Path, help="folder of the JSON; results/ if not --short")
+    parser.add_argument(
+        "--short", action="store_true", help="a few cases, to see that it runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the JSON; results/ if not --short"
+    )
     return parser
 
 
 def machine() -> str:
     """The machine in general words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{platform.system()}, {platform.machine()}, {cores} cores, {gpu}"
 
@@ -48,7 +56,9 @@ def versions(*packages: str) -> dict[str, str]:
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
     lines = [list(columns), ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell) for cell in line) + " |" for line in lines
+    )
 
 
 def publish(
@@ -81,7 +91,10 @@ def publish(
         "machine": machine(),
         "short": options.short,
         "table": {"columns": list(columns), "rows": [list(row) for row in rows]},
-        "readme": {"columns": list(columns_small), "rows": [list(row) for row in rows_small]},
+        "readme": {
+            "columns": list(columns_small),
+            "rows": [list(row) for row in rows_small],
+        },
         "notes": list(notes),
         "raw": raw,
     }
@@ -90,5 +103,7 @@ def publish(
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(f"\nwritten: {path}")

@@ -49,7 +49,11 @@ class Watch(pl.Callback):
     """Memory and the time from the start of a validation to its end, as a fit goes on."""
 
     def __init__(self, total: int) -> None:
-        self.every, self.times, self.rows = max(1, total // 10), list[float](), list[str]()
+        self.every, self.times, self.rows = (
+            max(1, total // 10),
+            list[float](),
+            list[str](),
+        )
         self.memory: list[float] = []
         self.began = 0.0
 
@@ -64,7 +68,10 @@ class Watch(pl.Callback):
             gc.collect()
             took = statistics.median(self.times[-self.every :]) * 1e3
             self.memory.append(resident())
-            print(f"{len(self.times):>7,} {self.memory[-1]:9.1f} MiB {took:9.2f} ms", flush=True)
+            print(
+                f"{len(self.times):>7,} {self.memory[-1]:9.1f} MiB {took:9.2f} ms",
+                flush=True,
+            )
 
 
 def resident() -> float:
@@ -75,7 +82,9 @@ def resident() -> float:
 def loader(seed: int, n: int) -> DataLoader[Any]:
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 8, generator=draw)
-    return DataLoader(TensorDataset(x, torch.randint(10, (n,), generator=draw)), batch_size=16)
+    return DataLoader(
+        TensorDataset(x, torch.randint(10, (n,), generator=draw)), batch_size=16
+    )
 
 
 def main(kind: str = "figures", total: str = "200") -> None:

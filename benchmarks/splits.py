@@ -87,7 +87,9 @@ class Net(pl.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         logits = self.net(batch[0])
-        self.log("test_loss", F.cross_entropy(logits, batch[1]), batch_size=len(batch[1]))
+        self.log(
+            "test_loss", F.cross_entropy(logits, batch[1]), batch_size=len(batch[1])
+        )
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), 1e-2)
@@ -100,7 +102,9 @@ def one_split(number: int) -> list[str]:
     name = list(LOADS)[number % len(LOADS)]
     x, y = (torch.tensor(a) for a in LOADS[name](return_X_y=True))
     x = x.float()
-    kind = random.choice(["plain", "normalised", "noise", "jitter", "flip", "crop", "subsets"])
+    kind = random.choice(
+        ["plain", "normalised", "noise", "jitter", "flip", "crop", "subsets"]
+    )
     if kind in ("flip", "crop") and name != "digits":
         kind = "plain"
     shares = random.choice(
@@ -117,7 +121,8 @@ def one_split(number: int) -> list[str]:
     if kind == "normalised":
         mean, std = train.tensors[0].mean(0), train.tensors[0].std(0) + 1e-3
         train, val, test = (
-            TensorDataset((s.tensors[0] - mean) / std, s.tensors[1]) for s in (train, val, test)
+            TensorDataset((s.tensors[0] - mean) / std, s.tensors[1])
+            for s in (train, val, test)
         )
     change = {"noise": noise, "jitter": jitter, "flip": flip, "crop": crop}.get(kind)
     if change is not None:

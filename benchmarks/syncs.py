@@ -83,7 +83,9 @@ def planted(folder: Path, idioms: list[str]) -> tuple[ModuleType, dict[int, str]
     text = _TEXT + sync_idioms.program(idioms, "        ") + "\n"
     file = folder / "planted.py"
     file.write_text(text)
-    lines = {n: t.strip() for n, t in enumerate(text.splitlines(), 1) if t.strip() in idioms}
+    lines = {
+        n: t.strip() for n, t in enumerate(text.splitlines(), 1) if t.strip() in idioms
+    }
     spec = importlib.util.spec_from_file_location("planted", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -125,7 +127,9 @@ def by_profiler(module: pl.LightningModule, accelerator: str) -> set[int]:
         if event.name.startswith("cuda") and "Synchronize" not in event.name:
             continue
         if event.name.removeprefix("aten::") in _WAITING or "Synchronize" in event.name:
-            frames = (re.search(r"planted\.py\((\d+)\)", frame) for frame in event.stack)
+            frames = (
+                re.search(r"planted\.py\((\d+)\)", frame) for frame in event.stack
+            )
             line = next((frame for frame in frames if frame), None)
             named |= {int(line.group(1))} if line else set()
     return named
@@ -153,8 +157,12 @@ TOOLS: dict[str, Callable[[pl.LightningModule, str], set[int] | None]] = {
 
 
 def idioms(accelerator: str, every: int) -> tuple[list[list[str]], dict[str, Any]]:
-    heard = {source: sync_idioms.ON_CPU.get(source, n) for source, n, _ in sync_idioms.WAITS}
-    waits = [s for s, n in heard.items() if n and s not in sync_idioms.SYNCHRONIZE][::every]
+    heard = {
+        source: sync_idioms.ON_CPU.get(source, n) for source, n, _ in sync_idioms.WAITS
+    }
+    waits = [s for s, n in heard.items() if n and s not in sync_idioms.SYNCHRONIZE][
+        ::every
+    ]
     free = sync_idioms.FREE[::every]
     rows, raw = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +174,9 @@ def idioms(accelerator: str, every: int) -> tuple[list[list[str]], dict[str, Any
                 continue
             found = {source for line, source in lines.items() if line in named}
             right, wrong = found & set(waits), found & set(free)
-            rows.append([tool, f"{len(right)} of {len(waits)}", f"{len(wrong)} of {len(free)}"])
+            rows.append(
+                [tool, f"{len(right)} of {len(waits)}", f"{len(wrong)} of {len(free)}"]
+            )
             missed = sorted(set(waits) - right)
             raw[tool] = {"waits": len(waits), "missed": missed, "wrong": sorted(wrong)}
     return rows, raw
@@ -189,7 +199,9 @@ class Before(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         logits = self.net(x)
-        loss = F.cross_entropy(logits, y, torch.tensor([1.0, 1.0, 2.0, 2.0]).to(self.device))
+        loss = F.cross_entropy(
+            logits, y, torch.tensor([1.0, 1.0, 2.0, 2.0]).to(self.device)
+        )
         if torch.isnan(loss):
             raise ValueError("the loss is NaN")
         self.losses.append(loss.item())
@@ -228,7 +240,9 @@ def epoch(kind: type[Before], accelerator: str, steps: int) -> float:
     return 1e3 * (time.perf_counter() - began) / steps
 
 
-def before_and_after(accelerator: str, steps: int, seconds: float) -> dict[str, list[float]]:
+def before_and_after(
+    accelerator: str, steps: int, seconds: float
+) -> dict[str, list[float]]:
     took: dict[str, list[float]] = {"Before": [], "After": []}
     for kind in (Before, After):
         epoch(kind, accelerator, 4)
@@ -254,13 +268,19 @@ def main() -> None:
     gained = statistics.median(
         1 - a / b for a, b in zip(took["After"], took["Before"], strict=True)
     )
-    where = "the GPU" if options.accelerator == "gpu" else "the CPU, where nothing waits"
+    where = (
+        "the GPU" if options.accelerator == "gpu" else "the CPU, where nothing waits"
+    )
     note = (
         f"Five lines fixed: a training step of {before:.2f} ms takes {after:.2f} ms on {where}: "
         f"{gained:.0%} of the time came back."
     )
     columns = ["tool", "lines that wait, named", "lines that do not, named"]
-    raw = {"idioms": raw, "milliseconds a step": took, "accelerator": options.accelerator}
+    raw = {
+        "idioms": raw,
+        "milliseconds a step": took,
+        "accelerator": options.accelerator,
+    }
     publish("syncs", options, columns, rows, raw=raw, notes=[note])
 
 

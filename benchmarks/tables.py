@@ -29,7 +29,9 @@ def table(record: dict[str, Any]) -> str:
     shown = record["readme"]
     pinned = {k: v for k, v in record["versions"].items() if k != "lightning-evalguard"}
     said = ", ".join(f"{package} {version}" for package, version in pinned.items())
-    source = f"`python benchmarks/{record['benchmark']}.py`, {day(record['date'])}: {said}."
+    source = (
+        f"`python benchmarks/{record['benchmark']}.py`, {day(record['date'])}: {said}."
+    )
     parts = [markdown(shown["columns"], shown["rows"]), *record["notes"]]
     return "\n\n".join([*parts, f"{source} {record['machine']}."]) + "\n"
 
@@ -52,7 +54,9 @@ def main() -> None:
     if "--check" not in sys.argv:
         README.write_text(filled(text), encoding="utf-8")
     elif filled(text) != text:
-        sys.exit("README.md says something else than benchmarks/results: run benchmarks/tables.py")
+        sys.exit(
+            "README.md says something else than benchmarks/results: run benchmarks/tables.py"
+        )
 
 
 if __name__ == "__main__":

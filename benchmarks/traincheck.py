@@ -76,9 +76,19 @@ def on_ranks(program: Program, fixed: bool) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     world = str(program.ranks)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": world}
-    shared |= {"LOCAL_WORLD_SIZE": world, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    shared |= {
+        "LOCAL_WORLD_SIZE": world,
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+    }
     shared |= {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--rank-of", program.error, *["--fixed"] * fixed]
+    command = [
+        sys.executable,
+        __file__,
+        "--rank-of",
+        program.error,
+        *["--fixed"] * fixed,
+    ]
     processes = [
         subprocess.Popen(
             command,
@@ -128,8 +138,12 @@ def kept() -> dict[str, Any]:
 def main() -> None:
     parser = flags(__doc__)
     parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME")
-    parser.add_argument("--workloads", type=Path, help="checkout of TrainCheck's workloads")
-    parser.add_argument("--python", default=sys.executable, help="interpreter for those programs")
+    parser.add_argument(
+        "--workloads", type=Path, help="checkout of TrainCheck's workloads"
+    )
+    parser.add_argument(
+        "--python", default=sys.executable, help="interpreter for those programs"
+    )
     parser.add_argument("--rank-of", choices=BY_NAME, help=argparse.SUPPRESS)
     parser.add_argument("--fixed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -141,14 +155,20 @@ def main() -> None:
         return
     raw = {"errors": {}} if options.short else kept()
     for program in PROGRAMS:
-        wanted = program.ranks == 1 if options.short else program.error in (options.only or BY_NAME)
+        wanted = (
+            program.ranks == 1
+            if options.short
+            else program.error in (options.only or BY_NAME)
+        )
         if wanted:
             raw["errors"][program.error] = both(program)
     if options.workloads:
         raw["correct"] = correct_programs(options.workloads, options.python)
     results = raw["errors"]
     rows = [
-        row(program, results[program.error]) for program in PROGRAMS if program.error in results
+        row(program, results[program.error])
+        for program in PROGRAMS
+        if program.error in results
     ]
     found = sum(bool(result["found"]) for result in results.values())
     quiet = sum(not result["twin"] for result in results.values())

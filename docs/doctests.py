@@ -15,4 +15,6 @@ class Doctests(griffe.Extension):
         """An object was read, with its docstring."""
         if obj.docstring is not None:
             text = obj.docstring.value
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(
+                r"^Example:$", "Examples:", text, flags=re.MULTILINE
+            )

@@ -28,7 +28,9 @@ _IMPERATIVE = re.compile(
     r"Make|Name|Normalise|Pack|Pass|Print|Put|Read|Register|Remove|Replace|Reset|Return|Run|Save|"
     r"Set|Share|Shuffle|Split|Start|Step|Swap|Take|Train|Update|Use|Wait|Weigh|Work|Write)\b \S"
 )
-_NO_SENTENCE = re.compile(r"\(\?|\\b|\\w|<iframe|def call|comes first|%\(prog\)s|-----BEGIN")
+_NO_SENTENCE = re.compile(
+    r"\(\?|\\b|\\w|<iframe|def call|comes first|%\(prog\)s|-----BEGIN"
+)
 
 
 def sentences(path: Path) -> Iterator[str]:
@@ -47,7 +49,10 @@ def sentences(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.append((node.lineno, node.col_offset, node.value))
         elif isinstance(node, ast.JoinedStr):
-            parts = [str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values]
+            parts = [
+                str(p.value) if isinstance(p, ast.Constant) else "{}"
+                for p in node.values
+            ]
             found.append((node.lineno, node.col_offset, "".join(parts)))
     for *_, text in sorted(found):
         if is_sentence(text):
@@ -63,7 +68,12 @@ def is_sentence(text: str) -> bool:
     """
     words = re.findall(r"[A-Za-z]{2,}", text)
     listed = len(words) > 15 and not re.search(r"[.,:;`{(]", text)  # words of a lookup
-    return len(words) >= 3 and " " in text.strip() and not listed and not _NO_SENTENCE.search(text)
+    return (
+        len(words) >= 3
+        and " " in text.strip()
+        and not listed
+        and not _NO_SENTENCE.search(text)
+    )
 
 
 def by_file() -> dict[str, list[str]]:
@@ -92,7 +102,9 @@ def check_of(name: str) -> str | None:
     folder, _, rest = name.partition("/")
     if folder == "checks" and not rest.startswith(("registry", "check.py")):
         return rest.partition("/")[0].removesuffix(".py")
-    return next((check for start, check in _ELSEWHERE.items() if name.startswith(start)), None)
+    return next(
+        (check for start, check in _ELSEWHERE.items() if name.startswith(start)), None
+    )
 
 
 def page() -> str:

@@ -45,7 +45,11 @@ def printed(command: str) -> list[str]:
     for line in message.replace(f"{ROOT}/", "").splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
         lines += textwrap.wrap(
-            line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            line,
+            _WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
     return lines
 
@@ -94,7 +98,9 @@ def matrix(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         sys.path.insert(0, str(ROOT / "examples"))
-        names = runpy.run_path(str(ROOT / "examples" / "digits.py"), run_name="__main__")
+        names = runpy.run_path(
+            str(ROOT / "examples" / "digits.py"), run_name="__main__"
+        )
         figure, _ = names["guard"].report.confusion["val"].plot()
         figure.savefig(path, dpi=80)
         os.chdir(ROOT)

@@ -14,7 +14,9 @@ SCRIPT = str(Path(__file__).with_name("plain_script.py"))
 def guarded(*arguments):
     command = [sys.executable, "-m", "lightning_evalguard", "run", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    (verdict,) = [line for line in done.stderr.splitlines() if "lightning-evalguard:" in line]
+    (verdict,) = [
+        line for line in done.stderr.splitlines() if "lightning-evalguard:" in line
+    ]
     print(f"exit status {done.returncode}  {verdict}")
     return done
 
@@ -28,4 +30,6 @@ if __name__ == "__main__":
     done = guarded("--baseline", "base.json", "--format", "github", SCRIPT,
                    "no_eval", "no_no_grad", "no_train")  # fmt: skip
     print("and the pull request shows:")
-    print(*[line for line in done.stdout.splitlines() if line.startswith("::")], sep="\n")
+    print(
+        *[line for line in done.stdout.splitlines() if line.startswith("::")], sep="\n"
+    )

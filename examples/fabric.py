@@ -19,19 +19,31 @@ def main() -> None:
     train, val = random_split(data, [1437, 360])
 
     net = nn.Sequential(
-        nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10)
+        nn.Linear(64, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(64, 10),
     )
     model, optimizer = fabric.setup(net, torch.optim.Adam(net.parameters(), 1e-2))
-    batches, evaluated = fabric.setup_dataloaders(DataLoader(train, 64, True), DataLoader(val, 64))
+    batches, evaluated = fabric.setup_dataloaders(
+        DataLoader(train, 64, True), DataLoader(val, 64)
+    )
 
     for _ in range(3):
         for inputs, target in batches:
             optimizer.zero_grad()
             fabric.backward(nn.functional.cross_entropy(model(inputs), target))
             optimizer.step()
-        with evaluating(model, optimizers=[optimizer.optimizer]) as report:  # eval mode, no grad
-            right = sum((model(inputs).argmax(1) == target).sum() for inputs, target in evaluated)
-        print(f"accuracy {right / len(val):.3f}; dropout trains again: {net[3].training}")
+        # eval mode, no grad
+        with evaluating(model, optimizers=[optimizer.optimizer]) as report:
+            right = sum(
+                (model(inputs).argmax(1) == target).sum()
+                for inputs, target in evaluated
+            )
+        print(
+            f"accuracy {right / len(val):.3f}; dropout trains again: {net[3].training}"
+        )
     print(report)
 
     try:  # what it finds: somebody wakes dropout within the evaluation

@@ -43,5 +43,7 @@ if __name__ == "__main__":
     trainer = pl.Trainer(accelerator="cpu", max_epochs=60, callbacks=[guard], logger=False,
                          enable_checkpointing=False, enable_model_summary=False,
                          enable_progress_bar=False, log_every_n_steps=1)  # fmt: skip
-    trainer.fit(Sides(club.num_features, club.num_classes), DataLoader(club), DataLoader(club))
+    trainer.fit(
+        Sides(club.num_features, club.num_classes), DataLoader(club), DataLoader(club)
+    )
     print(guard.report.confusion["val"])

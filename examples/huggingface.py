@@ -8,7 +8,12 @@ import pathlib
 import tempfile
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from lightning_evalguard.huggingface import EvalGuardCallback
 
@@ -20,10 +25,16 @@ def texts() -> list[dict[str, torch.Tensor]]:
     samples: list[tuple[str, int]] = []
     for path in sorted(pathlib.Path(json.__file__).parents[1].glob("[a-h]*.py")):
         source = path.read_text(encoding="utf-8", errors="replace")
-        nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef))
+        nodes = (
+            n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)
+        )
         samples += [(doc, 1) for node in nodes if (doc := ast.get_docstring(node))][:6]
-        samples += [(line.strip(), 0) for line in source.splitlines()[80:400:20] if line.strip()]
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:600]
+        samples += [
+            (line.strip(), 0) for line in source.splitlines()[80:400:20] if line.strip()
+        ]
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[
+        :600
+    ]
     return [encoded(*samples[i]) for i in order.tolist()]
 
 

@@ -48,5 +48,7 @@ if __name__ == "__main__":
     doubt = drawn.max(-1).values.std(0)
     for i in doubt.argsort(descending=True)[:3].tolist():
         votes = drawn[:, i].argmax(-1).bincount(minlength=10)
-        listed = ", ".join(f"{n}x {digit}" for digit, n in enumerate(votes.tolist()) if n)
+        listed = ", ".join(
+            f"{n}x {digit}" for digit, n in enumerate(votes.tolist()) if n
+        )
         print(f"least sure of a {digits[i]}: {listed}")

@@ -17,9 +17,13 @@ LABELS = {
 
 def loaders():
     images, digits = load_digits(return_X_y=True)
-    target = torch.tensor([[digit in group for group in LABELS.values()] for digit in digits])
+    target = torch.tensor(
+        [[digit in group for group in LABELS.values()] for digit in digits]
+    )
     both = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, target.float())
-    train, val = random_split(both, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
+    train, val = random_split(
+        both, [0.8, 0.2], generator=torch.Generator().manual_seed(0)
+    )
     return DataLoader(train, 64, shuffle=True), DataLoader(val, 64)
 
 
@@ -35,7 +39,9 @@ class Labels(pl.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         # The loss shows logits and targets; nothing has to be returned.
-        self.log("val/loss", F.binary_cross_entropy_with_logits(self.net(batch[0]), batch[1]))
+        self.log(
+            "val/loss", F.binary_cross_entropy_with_logits(self.net(batch[0]), batch[1])
+        )
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), 3e-3)

@@ -13,7 +13,11 @@ torch.manual_seed(0)
 images, labels = (torch.tensor(column) for column in load_digits(return_X_y=True))
 train, val = random_split(TensorDataset(images.float() / 16, labels), [0.8, 0.2])
 model = nn.Sequential(
-    nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10)
+    nn.Linear(64, 128),
+    nn.BatchNorm1d(128),
+    nn.ReLU(),
+    nn.Dropout(0.3),
+    nn.Linear(128, 10),
 )
 optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 

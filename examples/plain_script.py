@@ -19,7 +19,9 @@ torch.manual_seed(0)
 features, labels = load_breast_cancer(return_X_y=True)
 features = (features - features.mean(0)) / features.std(0)
 data = TensorDataset(torch.tensor(features, dtype=torch.float32), torch.tensor(labels))
-train, val, test = (DataLoader(d, 32, shuffle=True) for d in random_split(data, [369, 100, 100]))
+train, val, test = (
+    DataLoader(d, 32, shuffle=True) for d in random_split(data, [369, 100, 100])
+)
 model = nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
 optimizer = torch.optim.Adam(model.parameters(), 1e-2)
 
@@ -51,4 +53,6 @@ for epoch in range(4):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    print(f"epoch {epoch}: validation accuracy {validate():.3f}, test loss {score():.3f}")
+    print(
+        f"epoch {epoch}: validation accuracy {validate():.3f}, test loss {score():.3f}"
+    )

@@ -43,9 +43,14 @@ class DropsAlways(Progression):
 
 
 def loaders():
-    x, y = (torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True))
+    x, y = (
+        torch.tensor(part, dtype=torch.float32)
+        for part in load_diabetes(return_X_y=True)
+    )
     both = TensorDataset(x * 20, (y - y.mean()) / y.std())
-    train, val = random_split(both, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
+    train, val = random_split(
+        both, [0.8, 0.2], generator=torch.Generator().manual_seed(0)
+    )
     return DataLoader(train, 32, shuffle=True), DataLoader(val, 89)
 
 

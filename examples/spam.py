@@ -14,4 +14,6 @@ result = confmat.result(["ham", "spam"])
 for name in ("accuracy", "precision", "recall", "f1"):
     print(f"{name:9} {result.scores[name]:.4f}")
 missed = int(result.support[1] - result.true_positives[1])
-print(f"A quarter of the spam slipped through: {missed} of {int(result.support[1])} messages.")
+print(
+    f"A quarter of the spam slipped through: {missed} of {int(result.support[1])} messages."
+)

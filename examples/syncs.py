@@ -23,7 +23,9 @@ class Planted(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         x, y = batch
         logits = self.net(x)
-        loss = F.cross_entropy(logits, y, torch.tensor([1.0, 1.0, 2.0, 2.0]).to(self.device))
+        loss = F.cross_entropy(
+            logits, y, torch.tensor([1.0, 1.0, 2.0, 2.0]).to(self.device)
+        )
         if torch.isnan(loss):
             raise ValueError("the loss is NaN")
         self.losses.append(loss.item())
@@ -51,8 +53,14 @@ class Fixed(Planted):
 warnings.simplefilter("ignore", EvalGuardWarning)  # the table below says the same
 for module in (Planted(), Fixed()):
     guard = EvalGuard()
-    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     data = TensorDataset(torch.randn(512, 16), torch.arange(512) % 4)
-    pl.Trainer(max_epochs=1, callbacks=[guard], **settings).fit(module, DataLoader(data, 32))
+    pl.Trainer(max_epochs=1, callbacks=[guard], **settings).fit(
+        module, DataLoader(data, 32)
+    )
     print(f"{type(module).__name__}: {len(guard.report.syncs)} syncs")
     print(*(f"  {sync}\n" for sync in guard.report.syncs), sep="")

@@ -25,7 +25,9 @@ class Lines(Dataset):
         self.rows, self.packages, self.file = [], [], []
         for path in files:
             code = path.read_text(encoding="utf-8").splitlines()
-            for line in sorted({line.strip() for line in code if len(line.strip()) > 40}):
+            for line in sorted(
+                {line.strip() for line in code if len(line.strip()) > 40}
+            ):
                 self.rows.append(counts(line))
                 self.packages.append(PACKAGES.index(path.relative_to(LIBRARY).parts[0]))
                 self.file.append(str(path))

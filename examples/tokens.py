@@ -23,7 +23,9 @@ PAD = -100
 
 
 def lines_of(name):
-    code = (Path(_json.__file__).parent.parent / f"{name}.py").read_text(encoding="utf-8")
+    code = (Path(_json.__file__).parent.parent / f"{name}.py").read_text(
+        encoding="utf-8"
+    )
     listed = code.splitlines()
     kinds = [[0] * len(line) for line in listed]
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
@@ -66,7 +68,9 @@ class Tagger(pl.LightningModule):
 
 if __name__ == "__main__":
     pl.seed_everything(0, verbose=False)
-    guard = EvalGuard(metrics=ConfusionMetrics(class_names=["blank", *map(str.lower, KINDS)]))
+    guard = EvalGuard(
+        metrics=ConfusionMetrics(class_names=["blank", *map(str.lower, KINDS)])
+    )
     trainer = pl.Trainer(accelerator="cpu", max_epochs=3, callbacks=[guard], logger=False,
                          enable_checkpointing=False, enable_model_summary=False)  # fmt: skip
     train, val = lines_of("argparse") + lines_of("inspect"), lines_of("zipfile")

@@ -15,7 +15,9 @@ from lightning_evalguard.report import EvalGuardError, EvalGuardWarning, Finding
 
 if TYPE_CHECKING:
     from lightning_evalguard.callback import EvalGuard as EvalGuard
-    from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
+    from lightning_evalguard.confusion.config import (
+        ConfusionMetrics as ConfusionMetrics,
+    )
     from lightning_evalguard.evaluation import evaluating as evaluating
     from lightning_evalguard.plain.entry import watch as watch
 

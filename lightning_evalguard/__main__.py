@@ -46,7 +46,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
-        super().error(message + did_you_mean(message.rpartition(" ")[2], sorted(self.options)))
+        super().error(
+            message + did_you_mean(message.rpartition(" ")[2], sorted(self.options))
+        )
 
 
 def _command(given: Sequence[str]) -> None:
@@ -71,28 +73,52 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="print a record, or several side by side")
-    show.add_argument("paths", nargs="+", type=Path, metavar="PATH",
-                      help="an evalguard.json, or a folder to look in")  # fmt: skip
+    show.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="an evalguard.json, or a folder to look in",
+    )
     show.set_defaults(act=_show)
 
     html = commands.add_parser("html", help="write a record as one self-contained page")
-    html.add_argument("path", type=Path, metavar="PATH", help="an evalguard.json, or its folder")
-    html.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: beside PATH")
+    html.add_argument(
+        "path", type=Path, metavar="PATH", help="an evalguard.json, or its folder"
+    )
+    html.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: beside PATH"
+    )
     html.set_defaults(act=_html)
 
     run = commands.add_parser(
-        "run", help="guard a script that knows nothing of it; status 1 if anything is found",
+        "run",
+        help="guard a script that knows nothing of it; status 1 if anything is found",
         usage="%(prog)s [options] [-m] train.py ARGS...",
-    )  # fmt: skip
-    run.add_argument("--strict", action="store_true", help="suspicions and warnings count too")
+    )
+    run.add_argument(
+        "--strict", action="store_true", help="suspicions and warnings count too"
+    )
     run.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0")
-    run.add_argument("--json", type=Path, metavar="FILE", help="write findings and runs")
-    run.add_argument("--baseline", type=Path, metavar="FILE",
-                     help="a file that --json wrote: what stands in it does not count")  # fmt: skip
-    run.add_argument("--format", default="text", choices=("text", "json", "sarif", "github"),
-                     help="also print findings on standard output in this form; github: as "
-                     "annotations of a pull request")  # fmt: skip
-    run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
+    run.add_argument(
+        "--json", type=Path, metavar="FILE", help="write findings and runs"
+    )
+    run.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="a file that --json wrote: what stands in it does not count",
+    )
+    run.add_argument(
+        "--format",
+        default="text",
+        choices=("text", "json", "sarif", "github"),
+        help="also print findings on standard output in this form; github: as "
+        "annotations of a pull request",
+    )
+    run.add_argument(
+        "-m", dest="module", action="store_true", help="run a module, as python -m"
+    )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="train.py ARGS...")
     run.set_defaults(act=_run)
     return parser
@@ -115,7 +141,9 @@ def _viewed(found: Sequence[tuple[Path, Any]], view: Callable[[], str]) -> str:
         return view()
     except Exception as error:
         paths = ", ".join(str(path) for path, _ in found)
-        raise ValueError(f"{paths} cannot be shown: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{paths} cannot be shown: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _show(given: argparse.Namespace) -> int:
@@ -133,10 +161,14 @@ def _html(given: argparse.Namespace) -> int:
 
     path, *others = _found([given.path])
     if others:
-        raise ValueError(f"{given.path} holds {1 + len(others)} records, expected one: name it")
+        raise ValueError(
+            f"{given.path} holds {1 + len(others)} records, expected one: name it"
+        )
     target = given.output or path.with_suffix(".html")
     content = record.read(path)
-    _files.write_over(target, _viewed([(path, content)], lambda: page(content, str(path))))
+    _files.write_over(
+        target, _viewed([(path, content)], lambda: page(content, str(path)))
+    )
     print(target)  # noqa: T201
     return 0
 

@@ -53,7 +53,9 @@ class allow(ContextDecorator):  # noqa: N801 - reads as a statement in user code
         ...     return model(x)
     """
 
-    def __init__(self, check: str, *, reason: str = "", first_only: bool = False) -> None:
+    def __init__(
+        self, check: str, *, reason: str = "", first_only: bool = False
+    ) -> None:
         if not isinstance(check, str) or check not in CHECKS:
             hint = did_you_mean(str(check), CHECKS)
             listed = ", ".join(sorted(CHECKS))
@@ -89,4 +91,6 @@ def allowed(check: str) -> bool:
     depths = _depths.of
     if not depths:
         return False
-    return depths.get(check, 0) > 0 or (check in CONSEQUENCES and depths.get("modes", 0) > 0)
+    return depths.get(check, 0) > 0 or (
+        check in CONSEQUENCES and depths.get("modes", 0) > 0
+    )

@@ -57,6 +57,8 @@ def callbacks() -> list[Any]:
         return [AttachedGuard(**policies)]
     except Exception as error:  # noqa: BLE001 - Lightning would not make the Trainer
         # Printed: a warning is an error where the user's filters make it one.
-        said = f"{VARIABLE}={given}: no guard is attached: {type(error).__name__}: {error}"
+        said = (
+            f"{VARIABLE}={given}: no guard is attached: {type(error).__name__}: {error}"
+        )
         print(said, file=sys.stderr)  # noqa: T201
         return []

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any, Literal, Protocol
@@ -30,7 +36,9 @@ from lightning_evalguard.stages import is_sanity_check, spelling
 
 Mode = Literal["auto", "full", "off"]
 Judged = list[tuple[Finding, str]]
-_NOT_LOOKED_AT = "whether its results depend on the batch, or on what no seed rules, is not known"
+_NOT_LOOKED_AT = (
+    "whether its results depend on the batch, or on what no seed rules, is not known"
+)
 
 
 @dataclass
@@ -108,7 +116,8 @@ class Audit:
         self._shown: set[str] = set()
         self._code: dict[CodeType, dict[str, Any]] = {}
         self._given: Given | None = None  # to the running step
-        self._is_taken_from = False  # whether steps change the containers that they are given
+        # whether steps change the containers that they are given
+        self._is_taken_from = False
 
     def open(self, root: nn.Module) -> None:
         """A run begins on `root`."""
@@ -125,7 +134,8 @@ class Audit:
         """A step is about to run on `args`: it may be run again on what they hold now."""
         self._given = None
         if self._is_taken_from or self._is_due(now):
-            with suppress(Exception):  # an object of the user's that does not let itself be walked
+            # an object of the user's that does not let itself be walked
+            with suppress(Exception):
                 self._given = Given(args)
 
     @contextmanager
@@ -201,7 +211,9 @@ class Audit:
 
     def _is_due(self, now: Moment) -> bool:
         """Whether a step is the first of its kind of run."""
-        is_new = spelling(now.stage).kind not in self._shown and self.replays.audit != "off"
+        is_new = (
+            spelling(now.stage).kind not in self._shown and self.replays.audit != "off"
+        )
         return is_new and self._root is not None and bool(self._witnesses())
 
     def _witnesses(self) -> list[Any]:
@@ -227,7 +239,9 @@ class Audit:
     def _watched(self, now: Moment, showing: Showing) -> Judged:
         """What is known without a replay."""
         watched = showing.watched
-        return self._guard.ask("saw", lambda check: check.saw(now, watched.get(check.name), None))
+        return self._guard.ask(
+            "saw", lambda check: check.saw(now, watched.get(check.name), None)
+        )
 
     def _why_not(self, showing: Showing) -> str | None:
         """Why the step that has just run must not be run again; None where it may be."""

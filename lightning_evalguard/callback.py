@@ -139,26 +139,51 @@ class EvalGuard(Callback):
         record: str | os.PathLike[str] | None = "auto",
     ) -> None:
         self._policies = check_policies(
-            modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
-            data=data, sync=sync, weights=weights, scores=scores, selection=selection,
-        )  # fmt: skip
+            modes=modes,
+            grad=grad,
+            state=state,
+            stochastic=stochastic,
+            batch=batch,
+            rng=rng,
+            data=data,
+            sync=sync,
+            weights=weights,
+            scores=scores,
+            selection=selection,
+        )
         check_policy("audit", audit, Mode)
         check_allow(allow)
-        if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
-            raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
+        if (
+            metrics is not None
+            and metrics != "auto"
+            and not isinstance(metrics, ConfusionMetrics)
+        ):
+            raise ValueError(
+                f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None"
+            )
         if not (groups is None or isinstance(groups, str) or callable(groups)):
             raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
         if not isinstance(outcomes, bool):
             raise ValueError(f"outcomes={outcomes!r}: expected True or False")
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
+        if (
+            isinstance(budget, bool)
+            or not isinstance(budget, (int, float))
+            or not 0 < budget <= 1
+        ):
             raise ValueError(f"budget={budget!r}: expected a share above 0 and up to 1")
         self._metrics = metrics
         self._groups, self._outcomes, self._budget = groups, outcomes, budget
         self._report = Report()
         self._sets_of_fits = History()
         SyncCheck(sync_steps)  # refuses what is not two numbers
-        if isinstance(train_score, bool) or not isinstance(train_score, int) or train_score < 0:
-            raise ValueError(f"train_score={train_score}: expected a number of batches, 0 for none")
+        if (
+            isinstance(train_score, bool)
+            or not isinstance(train_score, int)
+            or train_score < 0
+        ):
+            raise ValueError(
+                f"train_score={train_score}: expected a number of batches, 0 for none"
+            )
         if not (record is None or isinstance(record, (str, os.PathLike))):
             raise ValueError(f"record={record!r}: expected 'auto', a folder or None")
         self._train_score = train_score
@@ -168,14 +193,18 @@ class EvalGuard(Callback):
         self._expected: list[tuple[str, bool]] = []
         self._runs: list[Run] = []
         self._train_scores: dict[Trainer, TrainScoreOfFit] = {}
-        self._records = Records(record, self._report, outcomes, self._sets_of_fits.trained_on)
+        self._records = Records(
+            record, self._report, outcomes, self._sets_of_fits.trained_on
+        )
 
     @property
     def report(self) -> Report:
         """What was verified and found, over all runs of this guard."""
         return self._report
 
-    def expect_modes(self, *, train: Sequence[str] = (), eval: Sequence[str] = ()) -> None:
+    def expect_modes(
+        self, *, train: Sequence[str] = (), eval: Sequence[str] = ()
+    ) -> None:
         """Declare which modules train in which mode, from now on; a later call adds to it.
 
         Args:
@@ -209,10 +238,15 @@ class EvalGuard(Callback):
                 lambda: accumulates(trainer),
             ),
             StochasticCheck(),
-            BatchCheck(lambda: batch_size(trainer), lambda index: loader_at(trainer, index)),
+            BatchCheck(
+                lambda: batch_size(trainer), lambda index: loader_at(trainer, index)
+            ),
             RngCheck(restore=self._policies["rng"] == "fix"),
             DataCheck(
-                _lightning.Books(trainer), self._sets_of_fits, self._groups, record.trained_before
+                _lightning.Books(trainer),
+                self._sets_of_fits,
+                self._groups,
+                record.trained_before,
             ),
             sync,
             WeightsCheck(
@@ -226,14 +260,24 @@ class EvalGuard(Callback):
         ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
         scores = None
         if self._metrics is not None:
-            config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
+            config = (
+                self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
+            )
             scores = Scores(
-                trainer, pl_module, Recorder(config, ranks, self._outcomes), self._report, claims
+                trainer,
+                pl_module,
+                Recorder(config, ranks, self._outcomes),
+                self._report,
+                claims,
             )
         checks.append(SelectionCheck(LightningDesk(trainer, pl_module, scores)))
         self._begin_train_score(trainer, pl_module)
         guard = Guard(
-            [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
+            [
+                (c, self._policies[c.name])
+                for c in checks
+                if self._policies[c.name] != "ignore"
+            ],
             self._allow,
             self._report,
             Replays(
@@ -279,7 +323,9 @@ class EvalGuard(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count(trainer, "test")
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         self._log(trainer, "on_validation_epoch_end")
         if trainer in self._train_scores and not trainer.sanity_checking:
             self._train_scores[trainer].after("on_validation_epoch_end")
@@ -322,7 +368,9 @@ class EvalGuard(Callback):
     ) -> None:
         self._at(trainer, batch_idx, dataloader_idx)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
         self._end(trainer)
         self._let_go()
 

@@ -82,7 +82,11 @@ def run(
         if form == "sarif":
             log = sarif(findings, root, script, known, outcome.status)
             return json.dumps(log, indent=1) + "\n"
-        new = {same: f for same, f in findings.items() if known is None or same not in known}
+        new = {
+            same: f
+            for same, f in findings.items()
+            if known is None or same not in known
+        }
         return workflow_commands(new, root, script, strict)
 
     if json_path is not None:
@@ -99,7 +103,9 @@ def run(
     if outcome.status:
         lines.append(f"  the script ended with status {_named(outcome.status)}")
     if not checked:
-        lines.append("  nothing was checked: no model of the script was trained or evaluated")
+        lines.append(
+            "  nothing was checked: no model of the script was trained or evaluated"
+        )
     else:
         lines += _matrices(outcome)
     print("\n".join(lines), file=sys.stderr)  # noqa: T201
@@ -124,7 +130,12 @@ def watch_script(command: Sequence[str]) -> ScriptOutcome:
 
 def _matrices(outcome: ScriptOutcome) -> list[str]:
     """The matrix of each evaluation of a plain script; a Trainer shows its own."""
-    plain = {key for run in outcome.runs if run["run"] == "script" for key in run["confusion"]}
+    plain = {
+        key
+        for run in outcome.runs
+        if run["run"] == "script"
+        for key in run["confusion"]
+    }
     return [f"{key}: {outcome.report.confusion[key]}" for key in sorted(plain)]
 
 
@@ -134,7 +145,9 @@ def _merge(outcome: ScriptOutcome, path: Path) -> None:
     all_of_them.add(replace(finding, rank=0) for finding in theirs.findings)
     all_of_them.checked.update(theirs.checked)
     all_of_them.confusion.update(theirs.confusion)
-    all_of_them.syncs += [sync for sync in theirs.syncs if sync not in all_of_them.syncs]
+    all_of_them.syncs += [
+        sync for sync in theirs.syncs if sync not in all_of_them.syncs
+    ]
     for note in theirs.notes:
         all_of_them.note(note)
     outcome.runs += record.read(path)["runs"]
@@ -177,7 +190,9 @@ def _root() -> Path:
     """Of the checkout, to which review tools relate paths; else the working directory."""
     command = ("git", "rev-parse", "--show-toplevel")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return Path.cwd()
     return Path(done.stdout.strip())

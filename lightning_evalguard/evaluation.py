@@ -99,19 +99,34 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         accelerator: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model={type(model).__name__}: expected a torch.nn.Module")
+            raise ValueError(
+                f"model={type(model).__name__}: expected a torch.nn.Module"
+            )
         policies = check_policies(
-            modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng
+            modes=modes,
+            grad=grad,
+            state=state,
+            stochastic=stochastic,
+            batch=batch,
+            rng=rng,
         )
         check_policy("audit", audit, Mode)
         check_allow(allow)
-        if not isinstance(optimizers, Iterable) or isinstance(optimizers, (str, bytes, Mapping)):
-            raise ValueError(f"optimizers={optimizers!r}: expected a list of optimizers")
+        if not isinstance(optimizers, Iterable) or isinstance(
+            optimizers, (str, bytes, Mapping)
+        ):
+            raise ValueError(
+                f"optimizers={optimizers!r}: expected a list of optimizers"
+            )
         trained = list(optimizers)
         for optimizer in trained:
             if not isinstance(optimizer, torch.optim.Optimizer):
-                raise ValueError(f"optimizers: expected optimizers, got {type(optimizer).__name__}")
-        if accelerator is not None and not hasattr(type(accelerator), "gather_for_metrics"):
+                raise ValueError(
+                    f"optimizers: expected optimizers, got {type(optimizer).__name__}"
+                )
+        if accelerator is not None and not hasattr(
+            type(accelerator), "gather_for_metrics"
+        ):
             raise ValueError(
                 f"accelerator={type(accelerator).__name__}: expected an accelerate.Accelerator"
             )
@@ -182,7 +197,8 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
             at_end.callback(self._restore)
             if self._counted is not None:
                 at_end.callback(self._counted.close, error is not None)
-            if not isinstance(error, EvalGuardError):  # which says what is in train mode
+            # which says what is in train mode
+            if not isinstance(error, EvalGuardError):
                 self._guard.flags(self._now, error)
 
     def _meet(self) -> None:
@@ -245,11 +261,17 @@ class _Calls:
     A module whose code takes another path where hooks are, or takes none, is left alone.
     """
 
-    def __init__(self, guard: Guard, model: nn.Module, now: Moment, counted: Any = None) -> None:
+    def __init__(
+        self, guard: Guard, model: nn.Module, now: Moment, counted: Any = None
+    ) -> None:
         self._guard, self._model, self._now, self._counted = guard, model, now, counted
         self._inside: ExitStack | None = None
         self._handles: list[Any] = []
-        alone = (nn.TransformerEncoder, nn.TransformerEncoderLayer, torch.jit.ScriptModule)
+        alone = (
+            nn.TransformerEncoder,
+            nn.TransformerEncoderLayer,
+            torch.jit.ScriptModule,
+        )
         if isinstance(model, alone):
             guard.report.note(
                 f"calls of a {type(model).__name__} were not watched one by one: hooks on it would "
@@ -258,14 +280,18 @@ class _Calls:
             return
         self._handles = [
             model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True),
-            model.register_forward_hook(_Hook(self._end), with_kwargs=True, always_call=True),
+            model.register_forward_hook(
+                _Hook(self._end), with_kwargs=True, always_call=True
+            ),
         ]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if module is not self._model or self._inside is not None:
             return
         self._now.batch += 1
@@ -277,7 +303,11 @@ class _Calls:
             self._inside = stack.pop_all()
 
     def _end(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: Any,
     ) -> None:
         if module is not self._model or self._inside is None:
             return
@@ -288,7 +318,9 @@ class _Calls:
         if outputs is None and sys.exc_info()[1] is not None:
             return  # the call failed; its own exception is on its way
         # run again as `forward`, which calls no hook: that is not a step of its own
-        self._guard.after(self._now, outputs, self._showing, module.forward, args, kwargs)
+        self._guard.after(
+            self._now, outputs, self._showing, module.forward, args, kwargs
+        )
         if self._now.batch == 0:
             self._guard.ranks.meet("audit")
 

@@ -39,7 +39,8 @@ from lightning_evalguard.report import (
 )
 
 __tracebackhide__ = hidden
-_FOLLOWS = 10_000  # values looked at line by line, in one evaluation of each stage: about 0.1 s
+# values looked at line by line, in one evaluation of each stage: about 0.1 s
+_FOLLOWS = 10_000
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
 
@@ -121,7 +122,12 @@ class Guard:
         now.skipped = 0
         root, new = self._root, now.stage not in self._followed
         self._followed.add(now.stage)
-        if new and self._audit.replays.audit != "off" and root is not None and not compiles(root):
+        if (
+            new
+            and self._audit.replays.audit != "off"
+            and root is not None
+            and not compiles(root)
+        ):
             self._lines = LineTrace(self._standing, _FOLLOWS, live=True)
         for check, _ in self.hearing("standing"):
             check.lines = self._lines.found if self._lines is not None else {}
@@ -141,7 +147,12 @@ class Guard:
         if error is None:
             self.report.checked["evaluations"] += 1
         if self._lines is not None and self._lines.error is not None:
-            broke(self.report, "following hooks line by line", "this stage", self._lines.error)
+            broke(
+                self.report,
+                "following hooks line by line",
+                "this stage",
+                self._lines.error,
+            )
         self._all("stop", lambda check: check.stop(now, error), quiet=error is not None)
 
     def say(self, now: Moment) -> dict[str, Any] | None:
@@ -162,13 +173,18 @@ class Guard:
         """Hand each check what all ranks had to say to it."""
 
         def ask(check: Check) -> Iterable[Finding]:
-            theirs = {rank: said[check.name] for rank, said in everyone.items()
-                      if said and check.name in said}  # fmt: skip
+            theirs = {
+                rank: said[check.name]
+                for rank, said in everyone.items()
+                if said and check.name in said
+            }
             return check.hear(now, theirs) if theirs else ()
 
         self._all("hear", ask)
 
-    def step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def step(
+        self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Run one evaluation step under guard and return what it returns."""
         self.before(now, args)
         lines = self._lines
@@ -275,7 +291,9 @@ class Guard:
         policy = next((p for c, p in self.checks if c.name == check), None)
         if policy is None:
             return
-        kept = [f for f in map(self._with_known_line, findings) if f not in self.allowed]
+        kept = [
+            f for f in map(self._with_known_line, findings) if f not in self.allowed
+        ]
         if kept:
             self._judge([(f, policy) for f in kept], quiet=False)
 
@@ -287,18 +305,26 @@ class Guard:
         """Check modes once more at the end of the block."""
         self._all(
             "after_step",
-            lambda check: check.after_step(now, None) if isinstance(check, ModesCheck) else (),
+            lambda check: (
+                check.after_step(now, None) if isinstance(check, ModesCheck) else ()
+            ),
             quiet=error is not None,
         )
 
-    def move(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def move(
+        self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Move a batch of an evaluation to the device under guard and return what that returns."""
         if not self._moves.looks(0):
             return call(*args, **kwargs)
         return self._move(now, call, args, kwargs)
 
     def _move(
-        self, now: Moment, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        now: Moment,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         seen: dict[str, Subscriber] = {}
 
@@ -313,10 +339,14 @@ class Guard:
             batch = call(*args, **kwargs)
         if watch is not None:
             self._audit.switch_off(watch, seen)
-        self._all("after_move", lambda check: check.after_move(now, seen.get(check.name)))
+        self._all(
+            "after_move", lambda check: check.after_move(now, seen.get(check.name))
+        )
         return batch
 
-    def train_step(self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def train_step(
+        self, now: Moment, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Run one training step under guard and return what it returns."""
         if now.epoch != self._epoch:
             self._epoch = now.epoch
@@ -326,7 +356,9 @@ class Guard:
             self._judge(found, quiet=False)
         outputs = call(*args, **kwargs)
         self.report.checked["training_steps"] += 1
-        found = self.call("before_backward", now, outputs) + self.call("after_train_step", now)
+        found = self.call("before_backward", now, outputs) + self.call(
+            "after_train_step", now
+        )
         if found:
             self._judge(found, quiet=False)
         return outputs
@@ -354,13 +386,18 @@ class Guard:
         if findings:
             self._judge(findings, quiet)
 
-    def ask(self, event: str, ask: Callable[[Any], Iterable[Finding]]) -> list[tuple[Finding, str]]:
+    def ask(
+        self, event: str, ask: Callable[[Any], Iterable[Finding]]
+    ) -> list[tuple[Finding, str]]:
         """What the checks find at an event, allowed findings left out, each with its policy."""
         findings: list[tuple[Finding, str]] = []
         for pair in self.hearing(event):
             check = pair[0]
             try:
-                with aside, nullcontext() if check.enters or not is_watched() else unseen():
+                with (
+                    aside,
+                    nullcontext() if check.enters or not is_watched() else unseen(),
+                ):
                     findings += self._kept(pair, ask(check))
             except CannotReplay:
                 raise
@@ -416,7 +453,9 @@ class Guard:
     ) -> list[tuple[Finding, str]]:
         """Findings that are not allowed, each with its policy."""
         check, policy = pair
-        kept = [f for f in map(self._with_known_line, findings) if f not in self.allowed]
+        kept = [
+            f for f in map(self._with_known_line, findings) if f not in self.allowed
+        ]
         left_alone: Iterable[Finding] = ()
         if kept and policy == "fix":
             left_alone = check.fix(kept)
@@ -437,14 +476,22 @@ class Guard:
             if cause is None:
                 kept.append((finding, policy))
             else:
-                what = f"{finding.subject}: {finding.fact}" if finding.subject else finding.fact
-                self.report.note(f"{finding.check}: {what} (it follows from [{cause.check}])")
+                what = (
+                    f"{finding.subject}: {finding.fact}"
+                    if finding.subject
+                    else finding.fact
+                )
+                self.report.note(
+                    f"{finding.check}: {what} (it follows from [{cause.check}])"
+                )
         return kept
 
     def _judge(self, findings: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         findings = self._without_consequences(findings)
         self.report.add(finding for finding, _ in findings)
-        fatal = [f for f, policy in findings if policy == "error" and f.certain and not quiet]
+        fatal = [
+            f for f, policy in findings if policy == "error" and f.certain and not quiet
+        ]
         raised = self._warn([pair for pair in findings if pair[0] not in fatal])
         if fatal:
             self.ranks.hold(fatal)
@@ -480,7 +527,9 @@ class Guard:
         if finding.location is not None:
             self._located[same] = finding
         elif (known := self._located.get(same)) is not None:
-            where = {k: getattr(known, k) for k in ("location", "expression", "function")}
+            where = {
+                k: getattr(known, k) for k in ("location", "expression", "function")
+            }
             return replace(finding, **where)
         return finding
 

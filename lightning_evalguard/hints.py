@@ -28,7 +28,9 @@ def names_keywords(
         for given in keywords:
             if given not in known:
                 hint = did_you_mean(given, known)
-                raise TypeError(f"{name}() got an unexpected keyword argument {given!r}{hint}")
+                raise TypeError(
+                    f"{name}() got an unexpected keyword argument {given!r}{hint}"
+                )
         init(self, *args, **keywords)
 
     return named

@@ -30,7 +30,9 @@ class Pace:
     """
 
     def __init__(
-        self, budget: float, batches: Callable[[int], float | None] = lambda loader: None
+        self,
+        budget: float,
+        batches: Callable[[int], float | None] = lambda loader: None,
     ) -> None:
         self._widest = max(1, round(1 / budget))
         self._known = batches

@@ -50,10 +50,16 @@ def check_allow(allowed: Allow | None) -> None:
         if check not in CHECKS:
             listed = ", ".join(sorted(CHECKS))
             hint = did_you_mean(str(check), CHECKS)
-            raise ValueError(f"allow={{{check!r}: ...}}: expected one of {listed}{hint}")
-        is_list = isinstance(patterns, Iterable) and not isinstance(patterns, (str, bytes, Mapping))
+            raise ValueError(
+                f"allow={{{check!r}: ...}}: expected one of {listed}{hint}"
+            )
+        is_list = isinstance(patterns, Iterable) and not isinstance(
+            patterns, (str, bytes, Mapping)
+        )
         if not is_list or not all(isinstance(p, str) for p in patterns):
-            raise ValueError(f"allow={{{check!r}: {patterns!r}}}: expected a list of patterns")
+            raise ValueError(
+                f"allow={{{check!r}: {patterns!r}}}: expected a list of patterns"
+            )
 
 
 def check_policies(**policies: str) -> dict[str, str]:

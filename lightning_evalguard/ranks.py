@@ -40,7 +40,8 @@ _PATIENCE = {
 }
 _EVERY = 50  # training steps between two looks for another rank's alarm
 _QUICKLY, _SLOWLY = 5e-5, 0.05  # seconds between two looks at the store, first and last
-_FAREWELL = 5.0  # seconds that the store's host stays for those who still read the last verdict
+# seconds that the store's host stays for those who still read the last verdict
+_FAREWELL = 5.0
 # A point's counter: how many ranks came, how many of them without taking part, how many said
 # something.
 _ABSENT, _SAID = 1 << 20, 1 << 40
@@ -163,7 +164,11 @@ class Ranks(Alone):
     def meet(self, point: str, content: Any = None) -> dict[int, Any] | None:
         if point not in self._ahead and not self._apart:
             return None
-        if before := self._ahead[: self._ahead.index(point)] if point in self._ahead else []:
+        if (
+            before := self._ahead[: self._ahead.index(point)]
+            if point in self._ahead
+            else []
+        ):
             self.skip(before[-1])
         if self._apart:
             self._stand_alone()
@@ -181,7 +186,11 @@ class Ranks(Alone):
     def trained(self) -> None:
         self.meet("train")
         self._steps += 1
-        if self._steps % _EVERY == 0 and not self._apart and self._safely(self._alarmed):
+        if (
+            self._steps % _EVERY == 0
+            and not self._apart
+            and self._safely(self._alarmed)
+        ):
             self._heed("alarm", "alarm", None)
 
     def leave(self) -> None:
@@ -234,7 +243,9 @@ class Ranks(Alone):
         except (RuntimeError, OSError, pickle.PickleError) as error:
             if not self._apart:
                 reason = next(iter(str(error).splitlines()), "")
-                self._part(f"their key-value store failed: {type(error).__name__}: {reason}")
+                self._part(
+                    f"their key-value store failed: {type(error).__name__}: {reason}"
+                )
             return None
 
     # the store's side
@@ -252,7 +263,8 @@ class Ranks(Alone):
         else:
             verdict = self._await(key, _PATIENCE[point])
         if not verdict.late:
-            for old in said:  # all have come to this point: they have read what was said before
+            # all have come to this point: they have read what was said before
+            for old in said:
                 store.delete_key(old)
         return verdict
 
@@ -276,7 +288,8 @@ class Ranks(Alone):
                 came = store.add(f"{key}/came", 0)
                 if came % _ABSENT >= self._due(key):
                     return self._decide(key, came)
-                if store.add("ranks", 0) < self.world:  # on one of them there is no guard
+                # on one of them there is no guard
+                if store.add("ranks", 0) < self.world:
                     patience = _BRIEFLY
                 if time.monotonic() - since > patience:
                     return _read(store.compare_set(done, "", _LATE))
@@ -314,7 +327,9 @@ class Ranks(Alone):
         self._store.delete_key(f"{key}/done")
 
     def _due(self, key: str) -> int:
-        return self.world - sum(_is_before(gone.since, key) for gone in self._gone.values())
+        return self.world - sum(
+            _is_before(gone.since, key) for gone in self._gone.values()
+        )
 
     def _see_who_is_gone(self) -> None:
         if self._store.add("gone", 0) == len(self._gone):
@@ -326,7 +341,8 @@ class Ranks(Alone):
     def _say_goodbye(self, gone: _Gone) -> None:
         self._store.set(f"gone/{self.rank}", _packed(gone))
         self._store.add("gone", 1)
-        if gone.text:  # all ranks raise it, those too that did not take part in the verdict
+        # all ranks raise it, those too that did not take part in the verdict
+        if gone.text:
             self._go_last("gone", self.world)
 
     def _see_off(self, key: str) -> None:
@@ -340,7 +356,11 @@ class Ranks(Alone):
     def _go_last(self, counter: str, due: int) -> bool:
         """Whether this is rank 0, which hosts the store and waits until the others are done."""
         until, pause = time.monotonic() + _FAREWELL, _QUICKLY
-        while self.rank == 0 and self._store.add(counter, 0) < due and time.monotonic() < until:
+        while (
+            self.rank == 0
+            and self._store.add(counter, 0) < due
+            and time.monotonic() < until
+        ):
             time.sleep(pause)
             pause = min(1.5 * pause, _SLOWLY)
         return self.rank == 0
@@ -352,7 +372,10 @@ class Ranks(Alone):
     def _alarmed(self) -> bool:
         """Whether an alarm was raised long enough ago that every rank sees it at this step."""
         store = self._store
-        return bool(store.check(["alarm"])) and int(store.get("alarm")) <= self._steps - _EVERY
+        return (
+            bool(store.check(["alarm"]))
+            and int(store.get("alarm")) <= self._steps - _EVERY
+        )
 
 
 class Gathering(Ranks):
@@ -419,13 +442,16 @@ def processes() -> int:
 def _store(rank: int) -> Any:
     """Room for one run in the default process group's store, None where it cannot be reached."""
     try:
-        store: Any = dist.distributed_c10d._get_default_store()  # private, torch 1.8 to 2.13
+        # private, torch 1.8 to 2.13
+        store: Any = dist.distributed_c10d._get_default_store()
         # Each rank counts its own runs, so that equal runs get equal numbers.
         number = store.add(f"evalguard/{rank}", 1)
     except (AttributeError, RuntimeError):
         return None
-    with contextlib.suppress(AttributeError, RuntimeError):  # not in every torch and store
-        store = store.clone()  # a connection of its own: NCCL's threads look at the group's
+    # not in every torch and store
+    with contextlib.suppress(AttributeError, RuntimeError):
+        # a connection of its own: NCCL's threads look at the group's
+        store = store.clone()
     return dist.distributed_c10d.PrefixStore(f"evalguard/{number}", store)
 
 
@@ -444,7 +470,9 @@ def _unpacked(text: bytes) -> Any:
 def _read(text: bytes) -> _Verdict:
     if text == _CLEAN.encode():
         return _Verdict()
-    verdict: _Verdict = _Verdict(late=True) if text == _LATE.encode() else _unpacked(text)
+    verdict: _Verdict = (
+        _Verdict(late=True) if text == _LATE.encode() else _unpacked(text)
+    )
     return verdict
 
 
@@ -453,10 +481,18 @@ def _text(findings: Iterable[Finding], world: int) -> str:
     merged: dict[tuple[Any, ...], Finding] = {}
     ranks: dict[tuple[Any, ...], list[int]] = {}
     for finding in sorted(findings, key=lambda f: f.rank):
-        same = (finding.check, finding.stage, finding.fact, finding.subject, finding.location)
+        same = (
+            finding.check,
+            finding.stage,
+            finding.fact,
+            finding.subject,
+            finding.location,
+        )
         merged.setdefault(same, finding)
         ranks.setdefault(same, []).append(finding.rank)
-    said = [replace(f, fact=f"{f.fact}, {_on(ranks[k], world)}") for k, f in merged.items()]
+    said = [
+        replace(f, fact=f"{f.fact}, {_on(ranks[k], world)}") for k, f in merged.items()
+    ]
     return str(EvalGuardError.of(said, Report()))
 
 

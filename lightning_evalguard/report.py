@@ -83,13 +83,17 @@ class Finding:
         pattern = self.pattern or self._pattern()
         if not pattern:
             return f'{self.host}({self.check}="ignore")'
-        return f"{self.host}(allow={{{json.dumps(self.check)}: [{json.dumps(pattern)}]}})"
+        return (
+            f"{self.host}(allow={{{json.dumps(self.check)}: [{json.dumps(pattern)}]}})"
+        )
 
     def _pattern(self) -> str:
         """What `allow` matches: by name before file, and a library's file by its whole path."""
         if self.subject:
             return self.subject
-        in_a_cell = self.location is not None and cell_of(self.location.rpartition(":")[0])
+        in_a_cell = self.location is not None and cell_of(
+            self.location.rpartition(":")[0]
+        )
         if in_a_cell and self.function and not self.function.startswith("<"):
             return self.function  # a cell has another name each time it is run
         return "" if self.location is None else file_pattern(self.location)
@@ -103,7 +107,11 @@ class Finding:
         who = _module_words(self.subject, self.subject_type)
         if self.leads == "subject" or self.location is None:
             return who or self.location or spelling(self.stage).words
-        return f"{shown_path(self.location)} in {who}" if who else shown_path(self.location)
+        return (
+            f"{shown_path(self.location)} in {who}"
+            if who
+            else shown_path(self.location)
+        )
 
     def _cause(self) -> str:
         if self.leads != "subject" or self.location is None or self.subject is None:
@@ -263,10 +271,15 @@ class Report:
     def __str__(self) -> str:
         parts = [_message(self.findings)] if self.findings else []
         if self.checked:
-            order = [*_COUNTED, *(what for what in self.checked if what not in _COUNTED)]
+            order = [
+                *_COUNTED,
+                *(what for what in self.checked if what not in _COUNTED),
+            ]
             if self.checked[_LOOKED_AT] == self.checked["batches"]:
                 order = [what for what in order if what != _LOOKED_AT]
-            counted = [(what, self.checked[what]) for what in order if self.checked[what]]
+            counted = [
+                (what, self.checked[what]) for what in order if self.checked[what]
+            ]
             counts = ", ".join(f"{n:,} {_plural(what, n)}" for what, n in counted)
             parts.append(f"checked: {counts}" if counts else "checked: nothing")
         elif not self.findings:
@@ -302,7 +315,9 @@ class Report:
         report = cls()
         report.findings = [_record(Finding, f) for f in plain["findings"]]
         report.checked.update(plain["checked"])
-        report.confusion = {k: ConfusionResult.from_dict(v) for k, v in plain["confusion"].items()}
+        report.confusion = {
+            k: ConfusionResult.from_dict(v) for k, v in plain["confusion"].items()
+        }
         report.syncs = [_record(Sync, s) for s in plain["syncs"]]
         report.notes = list(plain["notes"])
         return report
@@ -320,17 +335,25 @@ class Report:
         from lightning_evalguard.record import shape
 
         try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refused)
+            plain = json.loads(
+                Path(path).read_text(encoding="utf-8"), parse_constant=_refused
+            )
             version = plain.get("format", FORMAT) if isinstance(plain, dict) else FORMAT
             if isinstance(version, int) and version > FORMAT:
                 raise ValueError(f"it has format {version}, expected {FORMAT} or less")
             shape.check(plain)
             return cls.from_dict(plain["report"])
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no record of lightning-evalguard: {error}") from error
+            raise ValueError(
+                f"{path} is no record of lightning-evalguard: {error}"
+            ) from error
 
     def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, Report) else NotImplemented
+        return (
+            self.to_dict() == other.to_dict()
+            if isinstance(other, Report)
+            else NotImplemented
+        )
 
     __hash__ = None  # type: ignore[assignment]  # it grows
 
@@ -352,7 +375,9 @@ def _plural(what: str, n: int) -> str:
     words = what.replace("_", " ")
     if n != 1:
         return words
-    return words.removesuffix("es") if words.endswith("ches") else words.removesuffix("s")
+    return (
+        words.removesuffix("es") if words.endswith("ches") else words.removesuffix("s")
+    )
 
 
 def _message(findings: Sequence[Finding]) -> str:
@@ -415,7 +440,10 @@ def warn_text(message: str, location: str | None = None) -> None:
     """
     if location is None:
         running = user_site()
-        script = getattr(sys.modules.get("__main__"), "__file__", None) or "lightning_evalguard"
+        script = (
+            getattr(sys.modules.get("__main__"), "__file__", None)
+            or "lightning_evalguard"
+        )
         location = f"{script}:1" if running is None else running.location
     path, _, line = location.rpartition(":")
     warnings.warn_explicit(message, EvalGuardWarning, path, int(line))

@@ -46,9 +46,18 @@ _SPELLINGS = {
             "validation_step",
             "validation step",
         ),
-        Spelling("validate", "validation", "validate", "val", "validation_step", "validation step"),
+        Spelling(
+            "validate",
+            "validation",
+            "validate",
+            "val",
+            "validation_step",
+            "validation step",
+        ),
         Spelling("test", "testing", "test", "test", "test_step", "test step"),
-        Spelling("predict", "prediction", "predict", "", "predict_step", "prediction step"),
+        Spelling(
+            "predict", "prediction", "predict", "", "predict_step", "prediction step"
+        ),
         Spelling("evaluate", "evaluation", "evaluate", "", "", "step"),
     )
 }

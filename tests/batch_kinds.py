@@ -55,7 +55,9 @@ class Tensors:
         raise AssertionError(f"a guard asked a batch for `{name}`")
 
     def to(self, device: Any) -> Tensors:
-        return Tensors({k: v.to(device) for k, v in self._tensors.items()}, self.batch_size)
+        return Tensors(
+            {k: v.to(device) for k, v in self._tensors.items()}, self.batch_size
+        )
 
 
 class Graphs:
@@ -104,7 +106,10 @@ def count_on_two_ranks(rank: int, port: int, folder: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     ranks = ranks_of(Report(), rank, 2)
-    x, y = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 3
+    x, y = (
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(5) % 3,
+    )
     totals = {}
     for kind, make in KINDS.items():
         recorder = Recorder(ranks=ranks)
@@ -115,7 +120,9 @@ def count_on_two_ranks(rank: int, port: int, folder: str) -> None:
         for places in picked:
             batch = make(x[places], y[places])
             recorder.before_step(batch)
-            recorder.after_step({"logits": x[places][:, :3], "target": y[places]}, batch)
+            recorder.after_step(
+                {"logits": x[places][:, :3], "target": y[places]}, batch
+            )
         (result,) = recorder.stop().results.values()
         totals[kind] = result.total
     torch.save(totals, f"{folder}/{rank}.pt")

@@ -27,12 +27,23 @@ _NOISE = (
 
 collect_ignore = ["cases", "ranks_launched.py", "scripts"]  # scripts, started by tests
 torch.set_num_threads(1)
-_WRAPPED = (torch.nn.Module, torch.Tensor, torch.nn.functional, torch.optim.Optimizer, pl.Trainer)
+_WRAPPED = (
+    torch.nn.Module,
+    torch.Tensor,
+    torch.nn.functional,
+    torch.optim.Optimizer,
+    pl.Trainer,
+)
 
 
 @pytest.fixture(autouse=True)
 def _quiet_lightning() -> None:
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "pytorch_lightning",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
@@ -86,7 +97,9 @@ def trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
 def fit(trainer: Callable[..., pl.Trainer]) -> Callable[..., pl.Trainer]:
     """``fit(module, *callbacks, **kwargs)``: train a module that brings its own data."""
 
-    def run(module: pl.LightningModule, *callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
+    def run(
+        module: pl.LightningModule, *callbacks: pl.Callback, **kwargs: Any
+    ) -> pl.Trainer:
         made = trainer(callbacks=list(callbacks), **kwargs)
         made.fit(module)
         return made

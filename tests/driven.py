@@ -29,17 +29,24 @@ class Drive(pl.Callback):
     def results(self) -> dict[str, Any]:
         return self.recorded[-1].results
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+    ) -> None:
         self.wraps = [
-            Wrap(trainer.strategy, f"{k}_step", self._step) for k in ("validation", "test")
+            Wrap(trainer.strategy, f"{k}_step", self._step)
+            for k in ("validation", "test")
         ]
         self.trainer = trainer
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+    ) -> None:
         for wrap in self.wraps:
             wrap.remove()
 
-    def _start(self, stage: str, trainer: pl.Trainer, module: Any, loaders: Any) -> None:
+    def _start(
+        self, stage: str, trainer: pl.Trainer, module: Any, loaders: Any
+    ) -> None:
         if not trainer.sanity_checking:
             datamodule = getattr(trainer, "datamodule", None)
             self.recorder.start(stage, module, loaders, datamodule)
@@ -50,7 +57,9 @@ class Drive(pl.Callback):
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         self._start("test", trainer, pl_module, trainer.test_dataloaders)
 
-    def _step(self, step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def _step(
+        self, step: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         if self.trainer.sanity_checking:
             return step(batch, *args, **kwargs)
         loader = args[1] if len(args) > 1 else kwargs.get("dataloader_idx", 0)
@@ -61,7 +70,9 @@ class Drive(pl.Callback):
 
     def _stop(self, trainer: Any) -> None:
         if not trainer.sanity_checking:
-            self.recorded.append(self.recorder.stop(trainer.current_epoch, trainer.global_step))
+            self.recorded.append(
+                self.recorder.stop(trainer.current_epoch, trainer.global_step)
+            )
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self._stop(trainer)
@@ -70,7 +81,9 @@ class Drive(pl.Callback):
         self._stop(trainer)
 
 
-def loader(dataset: Dataset[Any] | None = None, batch_size: int = 16) -> DataLoader[Any]:
+def loader(
+    dataset: Dataset[Any] | None = None, batch_size: int = 16
+) -> DataLoader[Any]:
     return DataLoader(dataset if dataset is not None else data(), batch_size)
 
 

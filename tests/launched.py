@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 
-def script(name: str, *args: object, seconds: int = 300) -> subprocess.CompletedProcess[str]:
+def script(
+    name: str, *args: object, seconds: int = 300
+) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder, with a bound: what hangs fails."""
     path = Path(__file__).with_name(name)
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -50,10 +50,16 @@ class Net(pl.LightningModule):
     """Does `act` at one place on one rank."""
 
     def __init__(
-        self, at: str = "", batch: int = 0, act: Callable[[Net], Any] | None = None, rank: int = 1
+        self,
+        at: str = "",
+        batch: int = 0,
+        act: Callable[[Net], Any] | None = None,
+        rank: int = 1,
     ) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES))
+        self.net = nn.Sequential(
+            nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES)
+        )
         self.planted = (at, batch, rank)
         self.act = act or wake
         self.seen = 0
@@ -124,7 +130,9 @@ def trainer(*callbacks: Any, **kwargs: Any) -> pl.Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 2,
-        "strategy": DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30)),
+        "strategy": DDPStrategy(
+            process_group_backend="gloo", timeout=timedelta(seconds=30)
+        ),
         "max_epochs": 1,
         "logger": False,
         "enable_checkpointing": False,
@@ -145,7 +153,9 @@ def scenario(act: Callable[[EvalGuard], Any]) -> Callable[[EvalGuard], Any]:
 
 def collectives() -> int:
     """How many collectives this process has started: the process group's own count."""
-    return int(dist.distributed_c10d._get_default_group()._get_sequence_number_for_group())
+    return int(
+        dist.distributed_c10d._get_default_group()._get_sequence_number_for_group()
+    )
 
 
 @scenario
@@ -185,7 +195,11 @@ def alone(name: str, *args: Any) -> Callable[[EvalGuard], Any]:
         kwargs = {} if name == "predict" else {"verbose": False}
         n = 28 if name == "predict" else 27  # predict repeats none
         getattr(trainer(guard), name)(Net(*args), loader(n), **kwargs)
-        return guard.report.confusion["val"].total if "val" in guard.report.confusion else None
+        return (
+            guard.report.confusion["val"].total
+            if "val" in guard.report.confusion
+            else None
+        )
 
     return act
 
@@ -203,8 +217,12 @@ SCENARIOS |= {
     "first training step": fit("training_step", 0, doze),
     "training step, then validation": fit("training_step", 1, doze),
     "user's exception in a step": alone("validate", "validation_step", 1, fail),
-    "user's exception before the reduction": alone("validate", "on_validation_epoch_end", 0, fail),
-    "user's exception after the reduction": alone("validate", "on_validation_end", 0, fail),
+    "user's exception before the reduction": alone(
+        "validate", "on_validation_epoch_end", 0, fail
+    ),
+    "user's exception after the reduction": alone(
+        "validate", "on_validation_end", 0, fail
+    ),
 }
 
 
@@ -254,7 +272,9 @@ def empty_rank(guard: EvalGuard) -> Any:
 @scenario
 def empty_rank_and_a_breach(guard: EvalGuard) -> Any:
     made = trainer(guard)
-    made.validate(Net("validation_step", 0, wake, 0), DataLoader(Share(), 4), verbose=False)
+    made.validate(
+        Net("validation_step", 0, wake, 0), DataLoader(Share(), 4), verbose=False
+    )
 
 
 @scenario
@@ -294,7 +314,9 @@ def more_classes_than_a_matrix_holds(guard: EvalGuard) -> Any:
     before = 0
 
     class Two(Net):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> Any:
             return super().validation_step(batch, batch_idx)
 
     class Count(pl.Callback):
@@ -337,7 +359,13 @@ def fsdp2(breach: Callable[[nn.Module], Any] | None, audit: str = "auto") -> Any
         fully_shard(layer, mesh=mesh)
     report = Report()
     ranks = _ranks.ranks_of(report, rank, 2)
-    checks: list[Check] = [ModesCheck(), StateCheck(), GradCheck(), StochasticCheck(), BatchCheck()]
+    checks: list[Check] = [
+        ModesCheck(),
+        StateCheck(),
+        GradCheck(),
+        StochasticCheck(),
+        BatchCheck(),
+    ]
     replays = Replays(audit, why_not=why_not_again)  # type: ignore[arg-type]
     guard = Guard([(c, "error") for c in checks], None, report, replays, ranks)
     now = Moment("validate", rank=rank)
@@ -447,7 +475,12 @@ def main(rank: int, port: str, folder: str, *only: str) -> None:
             value = act(guard)
         except Exception as exception:
             error = f"{type(exception).__name__}: {exception}"
-        happened[name] = (value, error, time.monotonic() - began, guard.report.to_dict())
+        happened[name] = (
+            value,
+            error,
+            time.monotonic() - began,
+            guard.report.to_dict(),
+        )
         print(rank, name, f"{happened[name][2]:.1f} s", value, error, flush=True)
     torch.save(happened, f"{folder}/{rank}.pt")
 

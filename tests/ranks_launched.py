@@ -34,7 +34,9 @@ class Told(pl.Callback):
     def __init__(self, guard: EvalGuard) -> None:
         self.guard = guard
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+    ) -> None:
         loop = trainer.validate_loop
         run = loop.run
 
@@ -43,7 +45,9 @@ class Told(pl.Callback):
                 return run()
             except EvalGuardError as error:
                 since = time.time() - float(Path(folder, "breach").read_text())
-                Path(folder, f"{trainer.global_rank}.txt").write_text(f"{since}\n{error}")
+                Path(folder, f"{trainer.global_rank}.txt").write_text(
+                    f"{since}\n{error}"
+                )
                 raise
 
         loop.run = told  # type: ignore[method-assign]

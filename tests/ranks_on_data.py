@@ -32,7 +32,10 @@ from torch.utils.data import (
 from lightning_evalguard import EvalGuard
 
 _drawn = torch.Generator().manual_seed(0)
-X, Y = torch.randn(700, 8, generator=_drawn), torch.randint(0, 3, (700,), generator=_drawn)
+X, Y = (
+    torch.randn(700, 8, generator=_drawn),
+    torch.randint(0, 3, (700,), generator=_drawn),
+)
 TRAIN, VAL = range(400), range(400, 520)
 
 
@@ -47,7 +50,9 @@ class Net(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         return {"logits": self.net(batch[0]), "target": batch[1]}
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
@@ -100,7 +105,9 @@ CASES: dict[str, Act] = {}
 
 def fitted(val: Any, train: Any = None, net: Callable[[], Net] = Net) -> Act:
     def act(trainer: pl.Trainer, folder: Path) -> None:
-        trainer.fit(net(), batches(rows(TRAIN)) if train is None else batches(train), val())
+        trainer.fit(
+            net(), batches(rows(TRAIN)) if train is None else batches(train), val()
+        )
 
     return act
 
@@ -114,10 +121,14 @@ def seen_in_training(trainer: pl.Trainer, folder: Path) -> None:
 CASES |= {
     "apart": fitted(lambda: batches(rows(VAL))),
     "apart, with a padded tail": fitted(lambda: batches(rows(range(400, 517)))),
-    "apart, in streams": fitted(lambda: batches(Stream(VAL, True)), Stream(TRAIN, True)),
+    "apart, in streams": fitted(
+        lambda: batches(Stream(VAL, True)), Stream(TRAIN, True)
+    ),
     "apart, by workers": fitted(lambda: batches(Stream(VAL, True), num_workers=2)),
     "a stream by every rank": fitted(lambda: batches(Stream(VAL, False))),
-    "a stream by every worker": fitted(lambda: batches(Stream(VAL, False), num_workers=2)),
+    "a stream by every worker": fitted(
+        lambda: batches(Stream(VAL, False), num_workers=2)
+    ),
     "not dealt out": fitted(lambda: batches(rows(VAL))),
     "a set twice": fitted(lambda: batches(ConcatDataset([rows(VAL)] * 2))),
     "a leak": fitted(lambda: batches(rows(range(300, 420)))),
@@ -125,7 +136,9 @@ CASES |= {
         lambda: batches(Stream(range(100, 220), True)), Stream(TRAIN, True)
     ),
     "tested on the training set": seen_in_training,
-    "training watched beside": fitted(lambda: [batches(rows(VAL)), batches(rows(TRAIN))]),
+    "training watched beside": fitted(
+        lambda: [batches(rows(VAL)), batches(rows(TRAIN))]
+    ),
     "replicas": fitted(lambda: batches(rows(VAL)), net=lambda: Net(odd=1)),
     "outcomes": fitted(lambda: batches(rows(range(400, 517)))),
 }
@@ -155,9 +168,14 @@ def main(rank: int, world: str, port: str, folder: str, *only: str) -> None:
         torch.manual_seed(0)
         keeps = name == "outcomes"
         guard = EvalGuard(
-            sync="ignore", state="ignore", outcomes=keeps, record=folder if keeps else None
+            sync="ignore",
+            state="ignore",
+            outcomes=keeps,
+            record=folder if keeps else None,
         )
-        trainer = made(guard, int(world), use_distributed_sampler=name != "not dealt out")
+        trainer = made(
+            guard, int(world), use_distributed_sampler=name != "not dealt out"
+        )
         CASES[name](trainer, Path(folder))
         result = guard.report.confusion["val"]
         found = [(f.check, str(f.subject), f.fact) for f in guard.report.findings]

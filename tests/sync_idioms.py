@@ -510,7 +510,10 @@ def run_each(device: str) -> Iterator[tuple[str, int, int]]:
     for i, source in enumerate([source for source, *_ in WAITS] + FREE):
         file = f"idiom_{i}.py"
         linecache.cache[file] = (len(source), None, [source + "\n"], file)
-        given = names(torch.ones(8, 4).to(device), (torch.arange(8) % 4).to(device)) | MODULES
+        given = (
+            names(torch.ones(8, 4).to(device), (torch.arange(8) % 4).to(device))
+            | MODULES
+        )
         code = compile(source, file, "exec")
         heard.clear()
         watch.open(())

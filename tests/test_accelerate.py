@@ -47,12 +47,16 @@ def expected() -> Any:
         sys.path.remove(str(SCRIPT.parent))
     accelerated.net.eval()
     with torch.no_grad():
-        return confusion_matrix(accelerated.y, accelerated.net(accelerated.x).argmax(1)).tolist()
+        return confusion_matrix(
+            accelerated.y, accelerated.net(accelerated.x).argmax(1)
+        ).tolist()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_the_padding_of_the_last_round_is_counted_by_nobody(world: int, tmp_path: Path) -> None:
+def test_the_padding_of_the_last_round_is_counted_by_nobody(
+    world: int, tmp_path: Path
+) -> None:
     matrix, ranks = expected(), said_by(world, tmp_path)
     errors = {said.pop("error") for said in ranks}
     for said in ranks:

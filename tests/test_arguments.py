@@ -31,7 +31,9 @@ PUBLIC: list[tuple[Callable[..., Any], Any]] = [
     (evaluating_, evaluating),
     (allow_, allow),
 ]
-KEYWORDS = [(make, name) for make, of in PUBLIC for name in inspect.signature(of).parameters]
+KEYWORDS = [
+    (make, name) for make, of in PUBLIC for name in inspect.signature(of).parameters
+]
 
 
 def refusal(make: Any, name: str, value: Any) -> str:
@@ -43,14 +45,18 @@ def refusal(make: Any, name: str, value: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("make", "name"), KEYWORDS, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize(
+    ("make", "name"), KEYWORDS, ids=lambda x: getattr(x, "__name__", x)
+)
 def test_a_keyword_takes_a_value_or_refuses_it_by_name(make: Any, name: str) -> None:
     refusals = [text for value in ANYTHING if (text := refusal(make, name, value))]
     assert refusals
     assert all(name in text for text in refusals)
 
 
-@pytest.mark.parametrize("names", [{"cat", "dog"}, "cd", {"cat": 0, "dog": 1}, 3, iter(["a", "b"])])
+@pytest.mark.parametrize(
+    "names", [{"cat", "dog"}, "cd", {"cat": 0, "dog": 1}, 3, iter(["a", "b"])]
+)
 def test_class_names_without_an_order_are_refused(names: Any) -> None:
     with pytest.raises(ValueError, match="class_names"):
         ConfusionMetrics(class_names=names)

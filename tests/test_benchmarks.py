@@ -71,5 +71,7 @@ def test_a_table_that_drifted_is_told_from_one_that_did_not(
     assert "29 November 2026: torch 2.13.0" in written
     assert tables.filled(written, tmp_path) == written
     other = {"columns": ["tool", "found"], "rows": [["guard", "2 of 3"]]}
-    (tmp_path / "detection.json").write_text(json.dumps(record(readme=other)), encoding="utf-8")
+    (tmp_path / "detection.json").write_text(
+        json.dumps(record(readme=other)), encoding="utf-8"
+    )
     assert tables.filled(written, tmp_path) != written

@@ -15,7 +15,11 @@ CASES = Path(__file__).parent / "cases"
 @pytest.mark.parametrize("table", ["steps", "honest", "chain"])
 def test_every_row_of_the_table_holds(table: str) -> None:
     done = subprocess.run(
-        [sys.executable, f"{table}.py"], cwd=CASES, capture_output=True, text=True, check=False
+        [sys.executable, f"{table}.py"],
+        cwd=CASES,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -25,7 +29,9 @@ def test_the_test_of_the_tables_can_fail(tmp_path: Path) -> None:
     for name in ("steps.py", "steps_common.py"):
         (tmp_path / name).write_text((CASES / name).read_text())
     table = tmp_path / "steps.py"
-    table.write_text(table.read_text().replace("self.true(z.argmax(1), y)", "self.true(1 - y, y)"))
+    table.write_text(
+        table.read_text().replace("self.true(z.argmax(1), y)", "self.true(1 - y, y)")
+    )
     done = subprocess.run(
         [sys.executable, "steps.py", "returns_outputs_and_labels"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

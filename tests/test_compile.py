@@ -67,7 +67,9 @@ def test_the_guard_adds_no_frame_no_graph_and_no_break(
 ) -> None:
     def weights(guards: list[pl.Callback]) -> list[torch.Tensor]:
         module = compiled(backend, part)
-        trainer(callbacks=guards, max_epochs=2).fit(module, zoo.loader(), zoo.loader(seed=1))
+        trainer(callbacks=guards, max_epochs=2).fit(
+            module, zoo.loader(), zoo.loader(seed=1)
+        )
         return [p.detach() for p in module.parameters()]
 
     guard = EvalGuard()
@@ -97,7 +99,11 @@ def test_inductor_compiles_as_often_with_the_guard(part: str, tmp_path: Path) ->
         cache = str(tmp_path / f"cache{guard}")
         ran = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "TORCHINDUCTOR_CACHE_DIR": cache,
+                "OMP_NUM_THREADS": "1",
+            },
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
@@ -109,7 +115,9 @@ def test_inductor_compiles_as_often_with_the_guard(part: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_validation_alone_compiles_as_often_with_the_guard(backend: str, trainer: Make) -> None:
+def test_validation_alone_compiles_as_often_with_the_guard(
+    backend: str, trainer: Make
+) -> None:
     def run(guards: list[pl.Callback]) -> None:
         module = compiled(backend, part=True)
         trainer(callbacks=guards).validate(module, zoo.loader(), verbose=False)

@@ -69,21 +69,37 @@ def test_digits_learns_and_leaves_its_matrix_in_tensorboard(
     ).Reload()
     scalars = events.Scalars("val/accuracy")
     assert scalars[-1].value == pytest.approx(float(accuracy), abs=1e-4)
-    assert [e.step for e in events.Images("val/confusion_matrix")] == [e.step for e in scalars]
+    assert [e.step for e in events.Images("val/confusion_matrix")] == [
+        e.step for e in scalars
+    ]
 
 
 BUGS = {
-    "TrainInStep": (r"`TrainInStep` \(the whole model\): is in train mode", "self.train()"),
-    "NormLeftOn": (r"`features.1` \(BatchNorm2d\): is in train mode", "self.features[1].train()"),
+    "TrainInStep": (
+        r"`TrainInStep` \(the whole model\): is in train mode",
+        "self.train()",
+    ),
+    "NormLeftOn": (
+        r"`features.1` \(BatchNorm2d\): is in train mode",
+        "self.features[1].train()",
+    ),
     "EvalWithoutSuper": (r"`EvalWithoutSuper.eval` is overridden", "def eval"),
-    "ForwardWakesDropout": (r"`head` \(Sequential\): was in train mode", "self.head.train()"),
+    "ForwardWakesDropout": (
+        r"`head` \(Sequential\): was in train mode",
+        "self.head.train()",
+    ),
     "LoadedInEval": (r"is in eval mode together with", ""),
-    "NeverPutBack": (r"after the sanity check, expected train mode", "on_validation_model_train"),
+    "NeverPutBack": (
+        r"after the sanity check, expected train mode",
+        "on_validation_model_train",
+    ),
 }
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_each_planted_bug_is_stopped_with_its_message(bug: str, run: Callable[..., Done]) -> None:
+def test_each_planted_bug_is_stopped_with_its_message(
+    bug: str, run: Callable[..., Done]
+) -> None:
     done = run("broken.py", "--bug", bug)
     words, line = BUGS[bug]
     assert done.status == 1
@@ -95,7 +111,9 @@ def test_each_planted_bug_is_stopped_with_its_message(bug: str, run: Callable[..
         assert f"broken.py:{at} " in done.stderr
 
 
-def test_every_bug_of_the_example_is_tested_and_runs_unguarded(run: Callable[..., Done]) -> None:
+def test_every_bug_of_the_example_is_tested_and_runs_unguarded(
+    run: Callable[..., Done],
+) -> None:
     done = run("broken.py", "--help")
     listed, *_ = re.findall(r"--bug \{([^}]+)\}", " ".join(done.stdout.split()))
     assert set(listed.split(",")) == set(BUGS)
@@ -117,21 +135,28 @@ def test_the_textbook_case_is_exact(run: Callable[..., Done]) -> None:
 def test_tumours_says_what_accuracy_hid(run: Callable[..., Done]) -> None:
     done = run("tumours.py")
     assert "EvalGuardWarning" not in done.stderr
-    assert re.search(r"^accuracy 0\.\d+, recall 0\.\d+$", done.stdout, re.MULTILINE), done.stderr
+    assert re.search(r"^accuracy 0\.\d+, recall 0\.\d+$", done.stdout, re.MULTILINE), (
+        done.stderr
+    )
     assert re.search(
-        r"^Accuracy hid that \d+ of 63 malignant tumours were", done.stdout, re.MULTILINE
+        r"^Accuracy hid that \d+ of 63 malignant tumours were",
+        done.stdout,
+        re.MULTILINE,
     )
 
 
 def test_the_plain_loop_reports_a_clean_evaluation(run: Callable[..., Done]) -> None:
     done = run("plain_loop.py")
     assert "\nchecked: 1 evaluation" in done.stdout, done.stderr
-    assert "\nevaluate: accuracy 0.9" in done.stdout  # the matrix of what the block scores
+    # the matrix of what the block scores
+    assert "\nevaluate: accuracy 0.9" in done.stdout
     assert done.stderr == ""
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
-def test_plain_script_has_four_bugs_that_are_found_from_outside(run: Callable[..., Done]) -> None:
+def test_plain_script_has_four_bugs_that_are_found_from_outside(
+    run: Callable[..., Done],
+) -> None:
     with watch() as report:
         assert run("plain_script.py").stdout.count("validation accuracy") == 4
     text = (EXAMPLES / "plain_script.py").read_text().splitlines()
@@ -151,7 +176,9 @@ def test_plain_script_has_four_bugs_that_are_found_from_outside(run: Callable[..
     assert report.checked["evaluations"] == 8
 
 
-def test_fabric_evaluates_honestly_and_finds_dropout_awake(run: Callable[..., Done]) -> None:
+def test_fabric_evaluates_honestly_and_finds_dropout_awake(
+    run: Callable[..., Done],
+) -> None:
     done = run("fabric.py")
     assert done.status == 0, done.stderr
     assert done.stdout.count("dropout trains again: True") == 3
@@ -181,7 +208,9 @@ def test_text_is_split_by_file_and_scored_by_package(run: Callable[..., Done]) -
 def test_segmentation_leaves_the_grey_pixels_out(run: Callable[..., Done]) -> None:
     done = run("segmentation.py")
     assert "EvalGuardWarning" not in done.stderr
-    counted, grey = re.findall(r"\((\d+,\d+) samples|^(\d,\d+) grey", done.stdout, re.MULTILINE)
+    counted, grey = re.findall(
+        r"\((\d+,\d+) samples|^(\d,\d+) grey", done.stdout, re.MULTILINE
+    )
     assert int(counted[0].replace(",", "")) + int(grey[1].replace(",", "")) == 359 * 64
     assert done.stdout.count("  ->  ") == 8
 
@@ -191,7 +220,9 @@ def test_multilabel_ends_with_an_interval(run: Callable[..., Done]) -> None:
     done = run("multilabel.py")
     assert "EvalGuardWarning" not in done.stderr
     assert "(1,436 answers, 4 labels)" in done.stdout
-    assert re.search(r"^f1_macro 0\.9\d+, 95 %: 0\.\d+ to 0\.\d+$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^f1_macro 0\.9\d+, 95 %: 0\.\d+ to 0\.\d+$", done.stdout, re.MULTILINE
+    )
 
 
 @pytest.mark.slow
@@ -222,12 +253,14 @@ def test_mc_dropout_is_silent_with_one_allow(run: Callable[..., Done]) -> None:
 
 
 @pytest.mark.slow
-def test_averaged_weights_are_silent_and_stale_ones_are_named(run: Callable[..., Done]) -> None:
+def test_averaged_weights_are_silent_and_stale_ones_are_named(
+    run: Callable[..., Done],
+) -> None:
     with pytest.warns(EvalGuardWarning, match="weights that training began with"):
         done = run("ema.py")
-    good, _, bad = done.stdout.partition("accuracy of the averaged weights: ")[2].partition(
-        "accuracy of the averaged weights: "
-    )
+    good, _, bad = done.stdout.partition("accuracy of the averaged weights: ")[
+        2
+    ].partition("accuracy of the averaged weights: ")
     assert float(good.split()[0]) > float(bad.split()[0])
     assert "[weights]" not in good
     assert "is scored with the weights that training began with" in bad
@@ -292,5 +325,7 @@ def test_the_notebook_runs_and_names_its_cells(
 
 def test_every_example_stands_in_the_list() -> None:
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    there = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    there = {
+        path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")
+    }
     assert {name for name in there if f"({name})" not in listed} == set()

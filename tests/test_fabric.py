@@ -14,7 +14,9 @@ from lightning_evalguard import EvalGuard, EvalGuardError, evaluating
 
 def model() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+    )
 
 
 def set_up(net: nn.Module, **options: Any) -> Any:

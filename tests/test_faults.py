@@ -64,7 +64,11 @@ class Net(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(8, 3),
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -84,7 +88,9 @@ class Net(pl.LightningModule):
     def points(self, seed: int, n: int) -> DataLoader[Any]:
         draw = torch.Generator().manual_seed(seed)
         x = torch.randn(n, 4, generator=draw)
-        return DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0)), batch_size=8)
+        return DataLoader(
+            TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0)), batch_size=8
+        )
 
     def train_dataloader(self) -> Any:
         return self.points(0, 32)
@@ -127,7 +133,9 @@ def broken(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[int]:
     return calls
 
 
-def said_under(run: Callable[[], list[Tensor]], bare: list[Tensor]) -> tuple[list[str], list[str]]:
+def said_under(
+    run: Callable[[], list[Tensor]], bare: list[Tensor]
+) -> tuple[list[str], list[str]]:
     """Our warnings and all others, of a run that ends with the weights of the bare one."""
     tracing = sys.gettrace()
     with warnings.catch_warnings(record=True) as said:
@@ -136,12 +144,20 @@ def said_under(run: Callable[[], list[Tensor]], bare: list[Tensor]) -> tuple[lis
     assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True))
     assert sys.gettrace() is tracing
     ours = [w for w in said if issubclass(w.category, EvalGuardWarning)]
-    return [str(w.message) for w in ours], [str(w.message) for w in said if w not in ours]
+    return [str(w.message) for w in ours], [
+        str(w.message) for w in said if w not in ours
+    ]
 
 
-@pytest.mark.parametrize(("check", "event"), OF_CHECKS, ids=[f"{c.name}-{e}" for c, e in OF_CHECKS])
+@pytest.mark.parametrize(
+    ("check", "event"), OF_CHECKS, ids=[f"{c.name}-{e}" for c, e in OF_CHECKS]
+)
 def test_a_check_that_fails_is_off_and_nothing_else(
-    check: Any, event: str, bare: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check: Any,
+    event: str,
+    bare: list[Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = broken(monkeypatch, check, event)
     guard = EvalGuard(rng="warn", record=None)
@@ -151,14 +167,20 @@ def test_a_check_that_fails_is_off_and_nothing_else(
     # training draws from the generators anew in each epoch, as a loader's iterator does
     assert [t for t in ours if t not in failed and "[rng]" not in t] == []
     if calls:
-        assert failed[0].startswith(f"the `{check.name}` check failed inside lightning-evalguard")
+        assert failed[0].startswith(
+            f"the `{check.name}` check failed inside lightning-evalguard"
+        )
 
 
 @pytest.mark.parametrize(
     ("owner", "name"), OF_OTHERS, ids=[f"{o.__name__}-{n}" for o, n in OF_OTHERS]
 )
 def test_whatever_else_fails_costs_at_most_one_warning(
-    owner: Any, name: str, bare: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Any,
+    name: str,
+    bare: list[Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = broken(monkeypatch, owner, name)
     guard = EvalGuard(train_score=int(owner is training_score.TrainingScore))

@@ -53,7 +53,10 @@ def test_a_plain_loop_evaluates_in_eval_mode_without_a_graph() -> None:
 def test_a_module_woken_in_a_plain_loop_is_found() -> None:
     net = model()
     block = evaluating(net)
-    with pytest.raises(EvalGuardError, match=r"`2` \(Dropout\): is in train mode"), block:
+    with (
+        pytest.raises(EvalGuardError, match=r"`2` \(Dropout\): is in train mode"),
+        block,
+    ):
         net[2].train()
     assert modes(net) == [True, True, False, True]
 
@@ -61,7 +64,10 @@ def test_a_module_woken_in_a_plain_loop_is_found() -> None:
 def test_a_module_woken_for_one_call_of_a_plain_loop_is_found() -> None:
     net = model()
     block = evaluating(net, modes="warn", state="ignore", stochastic="ignore")
-    with pytest.warns(EvalGuardWarning, match=r"is in train mode.*`net.train\(\)`"), block:
+    with (
+        pytest.warns(EvalGuardWarning, match=r"is in train mode.*`net.train\(\)`"),
+        block,
+    ):
         net.train()
         net(X)
         net.eval()
@@ -110,7 +116,9 @@ class Centres(nn.Module):
     ("make", "check"),
     [(Noisy, "stochastic"), (Counts, "state"), (Records, "grad")],
 )
-def test_every_check_looks_at_the_calls_of_a_plain_loop(make: type[nn.Module], check: str) -> None:
+def test_every_check_looks_at_the_calls_of_a_plain_loop(
+    make: type[nn.Module], check: str
+) -> None:
     net = make()
     block = evaluating(net, audit="full")
     with pytest.raises(EvalGuardError) as raised, block:
@@ -172,7 +180,9 @@ def test_a_module_whose_path_hooks_would_change_is_not_hooked() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_in_a_plain_loop_comes_out_unhidden(error: type[BaseException]) -> None:
+def test_an_exception_in_a_plain_loop_comes_out_unhidden(
+    error: type[BaseException],
+) -> None:
     net = model()
     with pytest.raises(error), pytest.warns(EvalGuardWarning), evaluating(net):
         net[2].train()
@@ -196,7 +206,9 @@ def test_plain_loops_nest() -> None:
         ({"allow": {"modes": "dropout"}}, "expected a list"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+def test_bad_arguments_are_refused_by_name(
+    arguments: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         evaluating(**({"model": nn.Linear(1, 1)} | arguments))
 
@@ -224,7 +236,10 @@ class Finds(Check):
 
 def finding(**more: Any) -> Finding:
     return Finding(
-        **({"check": "modes", "stage": "test", "fact": "is odd", "remedy": "Mend."} | more)
+        **(
+            {"check": "modes", "stage": "test", "fact": "is odd", "remedy": "Mend."}
+            | more
+        )
     )
 
 
@@ -237,7 +252,10 @@ def step(guard: Guard, times: int = 1) -> Any:
 def test_error_stops_for_what_is_certain_and_warns_for_a_suspicion() -> None:
     sure, doubt = finding(), finding(fact="may be odd", certain=False)
     guard = Guard([(Finds(sure, doubt), "error")], None, Report())
-    with pytest.warns(EvalGuardWarning, match="may be odd"), pytest.raises(EvalGuardError) as got:
+    with (
+        pytest.warns(EvalGuardWarning, match="may be odd"),
+        pytest.raises(EvalGuardError) as got,
+    ):
         step(guard)
     assert "may be odd" not in str(got.value)
     assert len(got.value.report.findings) == 2
@@ -249,7 +267,11 @@ def test_error_stops_for_what_is_certain_and_warns_for_a_suspicion() -> None:
 @pytest.mark.filterwarnings("error::lightning_evalguard.EvalGuardWarning")
 def test_what_stops_the_run_is_raised_where_a_filter_makes_errors_of_warnings() -> None:
     doubt, lesser = finding(fact="may be odd", certain=False), finding(fact="is even")
-    checks = [(Finds(doubt), "error"), (Finds(lesser), "warn"), (Finds(finding()), "error")]
+    checks = [
+        (Finds(doubt), "error"),
+        (Finds(lesser), "warn"),
+        (Finds(finding()), "error"),
+    ]
     report = Report()
     with pytest.raises(EvalGuardError, match="is odd") as got:
         step(Guard(checks, None, report))
@@ -280,7 +302,9 @@ def test_fix_asks_the_check_to_repair() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["enc.*", "enc.drop", "*/metrics.py", "sample"], ids=["glob", "name", "file", "def"]
+    "pattern",
+    ["enc.*", "enc.drop", "*/metrics.py", "sample"],
+    ids=["glob", "name", "file", "def"],
 )
 def test_what_is_allowed_by_pattern_is_no_finding(pattern: str) -> None:
     found = finding(subject="enc.drop", location="src/metrics.py:3", function="sample")

@@ -79,7 +79,9 @@ def defined_twice(files: dict[str, ast.Module]) -> dict[str, list[str]]:
 
 
 def test_a_name_has_one_home() -> None:
-    files = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    files = {
+        name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES
+    }
     assert defined_twice(files) == {}
 
 
@@ -94,7 +96,9 @@ def strings(tree: ast.AST) -> set[str]:
     return {
         node.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in texts
     }
 
 
@@ -105,7 +109,9 @@ def test_a_stage_is_spelt_in_one_file(path: Path) -> None:
 
 
 def test_the_test_of_stages_can_fail() -> None:
-    assert strings(ast.parse('"""sanity_check"""\nif x == "sanity_check": ...')) == {"sanity_check"}
+    assert strings(ast.parse('"""sanity_check"""\nif x == "sanity_check": ...')) == {
+        "sanity_check"
+    }
 
 
 _ASKS = frozenset({"ask", "hearing"})
@@ -141,7 +147,9 @@ def test_no_check_is_asked_what_it_may_not_have() -> None:
     """The protocol gives every question an answer, so that nothing is asked by `getattr`."""
     asks = re.compile(r"(getattr|hasattr)\(check, \"")
     askers = [PACKAGE / name for name in ("guard.py", "audit.py", "evaluation.py")]
-    assert [name_of(p) for p in askers if asks.search(p.read_text(encoding="utf-8"))] == []
+    assert [
+        name_of(p) for p in askers if asks.search(p.read_text(encoding="utf-8"))
+    ] == []
     assert asks.search('hasattr(check, "saw")')
 
 
@@ -153,7 +161,9 @@ def named_in(text: str) -> tuple[set[str], set[str]]:
 
 
 def test_the_architecture_names_what_there_is() -> None:
-    files, methods = named_in((PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    files, methods = named_in(
+        (PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    )
     assert len(files) > 10
     assert len(methods) > 10
     defined = set()
@@ -162,8 +172,13 @@ def test_the_architecture_names_what_there_is() -> None:
             if isinstance(node, ast.ClassDef):
                 defined |= {f"{node.name}.{f.name}" for f in functions(node)}
     assert {m for m in methods if m not in defined} == set()
-    assert {f for f in files if not (PACKAGE / f).is_file() and not (ROOT / f).is_file()} == set()
+    assert {
+        f for f in files if not (PACKAGE / f).is_file() and not (ROOT / f).is_file()
+    } == set()
 
 
 def test_the_test_of_the_architecture_can_fail() -> None:
-    assert named_in("`a/b.py` calls `Some.thing` and `other`") == ({"a/b.py"}, {"Some.thing"})
+    assert named_in("`a/b.py` calls `Some.thing` and `other`") == (
+        {"a/b.py"},
+        {"Some.thing"},
+    )

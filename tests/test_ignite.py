@@ -12,7 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_evalguard import EvalGuardError, evaluating, watch
 
 pytest.importorskip("ignite")
-from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
+from ignite.engine import (
+    Engine,
+    Events,
+    create_supervised_evaluator,
+    create_supervised_trainer,
+)
 from ignite.metrics import Accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -20,7 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 def model() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)
+    )
 
 
 def loader(n: int = 24, seed: int = 0) -> DataLoader[Any]:
@@ -46,7 +53,10 @@ def test_an_evaluator_that_wakes_a_module_is_stopped_at_the_line() -> None:
         net[2].train()
         return net(batch[0])
 
-    with pytest.raises(EvalGuardError, match=r"`2` \(Dropout\).*test_ignite.py"), evaluating(net):
+    with (
+        pytest.raises(EvalGuardError, match=r"`2` \(Dropout\).*test_ignite.py"),
+        evaluating(net),
+    ):
         Engine(step).run(loader())
 
 
@@ -55,7 +65,9 @@ def test_a_watched_training_with_its_evaluator_is_silent() -> None:
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     trainer = create_supervised_trainer(net, optimizer, nn.CrossEntropyLoss())
     evaluator = create_supervised_evaluator(net, {"accuracy": Accuracy()})
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(loader(18, 1)))
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: evaluator.run(loader(18, 1))
+    )
     with watch(sync="ignore") as report:
         trainer.run(loader(), max_epochs=2)
     assert report.findings == []
@@ -73,8 +85,13 @@ def test_a_watched_evaluator_without_eval_is_found() -> None:
 
     evaluator = Engine(step)
     Accuracy().attach(evaluator, "accuracy")
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(loader(18, 1)))
-    with watch(sync="ignore") as report, pytest.warns(match="in train mode while it is evaluated"):
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: evaluator.run(loader(18, 1))
+    )
+    with (
+        watch(sync="ignore") as report,
+        pytest.warns(match="in train mode while it is evaluated"),
+    ):
         trainer.run(loader(), max_epochs=2)
     (finding,) = report.findings
     assert finding.expression == "net(batch[0])"

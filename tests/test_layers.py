@@ -73,7 +73,8 @@ STDLIB_ONLY = {
     "record/shape",
 }  # fmt: skip
 UPWARDS = {
-    "report": {"confusion/result", "record/shape", "views/page"},  # when Report.load is called
+    # when Report.load is called
+    "report": {"confusion/result", "record/shape", "views/page"},
     "attach": {"trainer/attached"},
     "confusion/result": {"confusion/figure", "views/page"},  # plot(), when it is called
 }
@@ -82,7 +83,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 def name_of(path: Path) -> str:
     """``checks/modes/check`` for the file of that name; a folder's own file has its name."""
-    return path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+    return (
+        path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+    )
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -94,7 +97,11 @@ def imports(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             folder = PACKAGE.parent / node.module.replace(".", "/")
             names = {alias.name for alias in node.names}
-            files = {n for n in names if (folder / n).is_dir() or (folder / f"{n}.py").is_file()}
+            files = {
+                n
+                for n in names
+                if (folder / n).is_dir() or (folder / f"{n}.py").is_file()
+            }
             imported |= {f"{node.module}.{name}" for name in files}
             if names - files:
                 imported.add(node.module)
@@ -104,7 +111,11 @@ def imports(tree: ast.AST) -> set[str]:
 def inner(tree: ast.AST) -> set[str]:
     """The files of this package that a file imports, as `name_of` has them."""
     ours = "lightning_evalguard."
-    return {n.removeprefix(ours).replace(".", "/") for n in imports(tree) if n.startswith(ours)}
+    return {
+        n.removeprefix(ours).replace(".", "/")
+        for n in imports(tree)
+        if n.startswith(ours)
+    }
 
 
 def floor(name: str) -> int:
@@ -193,7 +204,9 @@ def test_only_one_file_imports_lightning_and_one_transformers(path: Path) -> Non
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
 
 
 # Everything but torch and what torch itself needs is made impossible to import.

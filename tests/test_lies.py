@@ -37,7 +37,9 @@ def test_its_honest_twin_is_silent(name: str, lie: Lie) -> None:
 
 
 @pytest.mark.parametrize("program", HONEST, ids=lambda program: program.__name__)
-def test_what_looks_like_a_lie_and_is_none_is_silent(program: Callable[[], Any]) -> None:
+def test_what_looks_like_a_lie_and_is_none_is_silent(
+    program: Callable[[], Any],
+) -> None:
     report = program().report
     assert [str(f) for f in report.findings] == []
     assert not any("failed inside" in note for note in report.notes)

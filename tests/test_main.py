@@ -59,7 +59,8 @@ def command(
 @pytest.fixture
 def records(trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three runs outside of any checkout: two on one set, the third on another."""
-    monkeypatch.setattr(record, "git", lambda: None)  # it is asked once a process, wherever that is
+    # it is asked once a process, wherever that is
+    monkeypatch.setattr(record, "git", lambda: None)
     for seed in (1, 1, 2):
         run = trainer(callbacks=[EvalGuard()], logger=CSVLogger(tmp_path))
         module = Scored()
@@ -68,7 +69,9 @@ def records(trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "lightning_logs"
 
 
-def test_one_record_is_shown_in_full(command: Callable[..., Done], records: Path) -> None:
+def test_one_record_is_shown_in_full(
+    command: Callable[..., Done], records: Path
+) -> None:
     done = command("show", records / "version_0")
     assert done.status == 0
     report = Report.load(records / "version_0" / "evalguard.json")
@@ -95,11 +98,15 @@ def test_several_stand_side_by_side_with_what_differs(
 def test_a_record_becomes_a_page(command: Callable[..., Done], records: Path) -> None:
     done = command("html", records / "version_0")
     assert done.out.strip() == str(records / "version_0" / "evalguard.html")
-    assert command("html", records / "version_0", "-o", "p.html").out.strip() == "p.html"
+    assert (
+        command("html", records / "version_0", "-o", "p.html").out.strip() == "p.html"
+    )
     assert Path("p.html").read_text().startswith("<!doctype html>")
 
 
-def test_what_cannot_be_shown_is_said(command: Callable[..., Done], records: Path) -> None:
+def test_what_cannot_be_shown_is_said(
+    command: Callable[..., Done], records: Path
+) -> None:
     for arguments, words in (
         (("show", "nowhere"), "nowhere"),
         (("html", records), "holds 3 records, expected one"),
@@ -142,7 +149,9 @@ def test_a_breach_fails_and_is_shown_at_its_line(
 def test_the_scripts_own_status_is_kept_and_its_own_guard_acts_alone(
     command: Callable[..., Done],
 ) -> None:
-    done = command("run", "--json", "f.json", SCRIPTS / "plain.py", "--guard", "--status", "3")
+    done = command(
+        "run", "--json", "f.json", SCRIPTS / "plain.py", "--guard", "--status", "3"
+    )
     assert done.status == 3
     assert "guards: ['AttachedGuard', 'EvalGuard']" in done.out
     assert "the script ended with status 3" in done.err
@@ -198,7 +207,10 @@ def leaves(*reports: Sequence[Finding]) -> str:
     ids=["clean", "doubt", "sync", "breach"],
 )
 def test_what_counts(
-    findings: Sequence[Finding], status: int, strictly: int, command: Callable[..., Done]
+    findings: Sequence[Finding],
+    status: int,
+    strictly: int,
+    command: Callable[..., Done],
 ) -> None:
     script = leaves(findings)
     done = command("run", script)
@@ -210,7 +222,9 @@ def test_what_counts(
 def test_arguments_after_the_script_are_its_own(
     command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command("run", leaves(()), "--strict", "-m").out == "['--strict', '-m'] warn\n"
+    assert (
+        command("run", leaves(()), "--strict", "-m").out == "['--strict', '-m'] warn\n"
+    )
     monkeypatch.setenv("EVALGUARD", "error")
     assert command("run", leaves(())).out == "[] error\n"
 
@@ -227,15 +241,24 @@ def test_a_baseline_lets_pass_what_stood_there_also_in_another_checkout(
     command: Callable[..., Done], tmp_path: Path
 ) -> None:
     at = str(tmp_path / "train.py:3")
-    old, new = replace(BREACH, location=at), replace(BREACH, location=at, subject="other")
+    old, new = (
+        replace(BREACH, location=at),
+        replace(BREACH, location=at, subject="other"),
+    )
     assert command("run", "--json", "old.json", leaves([old])).status == 1
     moved = str(tmp_path / "train.py:97")
-    done = command("run", "--baseline", "old.json", leaves([replace(old, location=moved)]))
+    done = command(
+        "run", "--baseline", "old.json", leaves([replace(old, location=moved)])
+    )
     assert done.status == 0
-    assert done.err.endswith("lightning-evalguard: 0 findings, 1 more in the baseline\n")
+    assert done.err.endswith(
+        "lightning-evalguard: 0 findings, 1 more in the baseline\n"
+    )
     written = Path("old.json").read_text().replace(str(tmp_path), "/elsewhere")
     Path("old.json").write_text(written)
-    done = command("run", "--baseline", "old.json", "--sarif", "s.json", leaves([old, new]))
+    done = command(
+        "run", "--baseline", "old.json", "--sarif", "s.json", leaves([old, new])
+    )
     assert done.status == 1
     assert "lightning-evalguard: 1 finding, 1 more in the baseline\n" in done.err
     results = json.loads(Path("s.json").read_text())["runs"][0]["results"]
@@ -255,7 +278,9 @@ def test_findings_are_printed_in_the_form_that_is_asked_for(
         error, warning = printed.splitlines()
         assert error.startswith("::error file=train.py,line=3,title=evalguard[modes]::")
         assert "is%0Ain 100%25, so" in error
-        assert warning.startswith("::warning file=train.py,line=3,title=evalguard[stochastic]::")
+        assert warning.startswith(
+            "::warning file=train.py,line=3,title=evalguard[stochastic]::"
+        )
         strict = command("run", "--strict", "--format", form, script).out
         assert strict.count("::error ") == 2
     else:
@@ -264,15 +289,22 @@ def test_findings_are_printed_in_the_form_that_is_asked_for(
         assert ("$schema" in written) == (form == "sarif")
 
 
-def test_a_finding_without_a_line_is_annotated_at_the_script(command: Callable[..., Done]) -> None:
-    done = command("run", "--format", "github", leaves([replace(BREACH, location=None)]))
+def test_a_finding_without_a_line_is_annotated_at_the_script(
+    command: Callable[..., Done],
+) -> None:
+    done = command(
+        "run", "--format", "github", leaves([replace(BREACH, location=None)])
+    )
     assert "::error file=script.py,line=1," in done.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("shw", "x"), "'shw' is no command, expected one of show, html, run. Did you mean: show"),
+        (
+            ("shw", "x"),
+            "'shw' is no command, expected one of show, html, run. Did you mean: show",
+        ),
         (("train.py",), "Did you mean: run train.py"),
         (("run", "--sarfi", "x", "train.py"), "Did you mean: --sarif"),
     ],
@@ -289,10 +321,15 @@ def test_a_misspelt_word_is_guessed(
 def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert capsys.readouterr().out == f"lightning-evalguard {lightning_evalguard.__version__}\n"
+    assert (
+        capsys.readouterr().out
+        == f"lightning-evalguard {lightning_evalguard.__version__}\n"
+    )
 
 
-def test_the_action_and_the_hook_call_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_action_and_the_hook_call_what_is_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     root = Path(lightning_evalguard.__file__).parents[1]
     action = (root / "action.yml").read_text()
     hook = (root / ".pre-commit-hooks.yaml").read_text()
@@ -313,7 +350,10 @@ def test_a_console_script_is_installed() -> None:
 def test_a_script_without_a_trainer_does_not_pass(command: Callable[..., Done]) -> None:
     done = command("run", leaves())
     assert done.status == 2
-    assert "nothing was checked: no model of the script was trained or evaluated" in done.err
+    assert (
+        "nothing was checked: no model of the script was trained or evaluated"
+        in done.err
+    )
 
 
 def test_a_script_that_a_signal_ended_is_named(command: Callable[..., Done]) -> None:
@@ -332,6 +372,8 @@ def test_it_is_a_module_of_the_package_that_needs_torch_alone() -> None:
         "except SystemExit:\n"
         "    print(sorted({'lightning', 'torchmetrics', 'matplotlib'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "COMMAND" in done.stdout
     assert done.stdout.endswith("[]\n")

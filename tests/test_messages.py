@@ -39,10 +39,14 @@ def test_the_checks_are_those_of_the_package() -> None:
 
 def test_a_sentence_that_is_added_would_be_seen(tmp_path: Path) -> None:
     path = tmp_path / "check.py"
-    path.write_text('"""What it is for."""\n\nfact = f"is {x} now, expected {y} as before"\n')
+    path.write_text(
+        '"""What it is for."""\n\nfact = f"is {x} now, expected {y} as before"\n'
+    )
     assert list(MESSAGES["sentences"](path)) == ["is {} now, expected {} as before"]
 
 
-@pytest.mark.parametrize("text", ["val/accuracy", "a b", "(?:one two three)", "def call(a, b, c)"])
+@pytest.mark.parametrize(
+    "text", ["val/accuracy", "a b", "(?:one two three)", "def call(a, b, c)"]
+)
 def test_what_is_no_sentence_is_left_out(text: str) -> None:
     assert not MESSAGES["is_sentence"](text)

@@ -23,13 +23,17 @@ LATE = 33  # no batch at which the guard looks
 def loader(batches: int = BATCHES) -> DataLoader[Any]:
     made = torch.Generator().manual_seed(0)
     x = torch.randn(4 * batches, 8, generator=made)
-    return DataLoader(TensorDataset(x, torch.randint(0, 3, (len(x),), generator=made)), 4)
+    return DataLoader(
+        TensorDataset(x, torch.randint(0, 3, (len(x),), generator=made)), 4
+    )
 
 
 class Net(pl.LightningModule):
     """Does something to itself in one late batch, where it is told to."""
 
-    def __init__(self, fault: Callable[[Net], None] | None = None, until: int = LATE) -> None:
+    def __init__(
+        self, fault: Callable[[Net], None] | None = None, until: int = LATE
+    ) -> None:
         super().__init__()
         self.fault, self.until = fault, until
         self.body = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
@@ -87,10 +91,14 @@ def _turns_gradients_on(module: Net) -> None:
         (_moves_a_statistic, "state", "body.1.running_mean"),
     ],
 )
-def test_what_a_skipped_batch_does_is_found(fault: Any, check: str, subject: str) -> None:
+def test_what_a_skipped_batch_does_is_found(
+    fault: Any, check: str, subject: str
+) -> None:
     with pytest.raises(EvalGuardError) as raised:
         evaluated(Net(fault))
-    assert (check, subject) in {(f.check, f.subject) for f in raised.value.report.findings}
+    assert (check, subject) in {
+        (f.check, f.subject) for f in raised.value.report.findings
+    }
 
 
 def test_a_module_that_wakes_in_the_last_batch_is_found() -> None:
@@ -174,7 +182,9 @@ def fitted(module: Net, data: Any = None) -> EvalGuard:
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, loader(2), loader() if data is None else DataLoader(data, 4))
+        trainer.fit(
+            module, loader(2), loader() if data is None else DataLoader(data, 4)
+        )
     return guard
 
 

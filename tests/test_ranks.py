@@ -41,9 +41,13 @@ class Meeting:
         self.seconds = [0.0] * len(acts)
         # opened before any of them acts, as Lightning's setup is
         self.ranks = [
-            Ranks(report, rank, len(acts), self.store) for rank, report in enumerate(self.reports)
+            Ranks(report, rank, len(acts), self.store)
+            for rank, report in enumerate(self.reports)
         ]
-        threads = [threading.Thread(target=self._run, args=(i, act)) for i, act in enumerate(acts)]
+        threads = [
+            threading.Thread(target=self._run, args=(i, act))
+            for i, act in enumerate(acts)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -58,7 +62,9 @@ class Meeting:
         self.seconds[i] = time.monotonic() - began
 
 
-def evaluation(ranks: Ranks, held: Finding | None = None, before: str = "end") -> list[Any]:
+def evaluation(
+    ranks: Ranks, held: Finding | None = None, before: str = "end"
+) -> list[Any]:
     said = []
     ranks.expect(*POINTS)
     for point in POINTS:
@@ -77,7 +83,9 @@ TEXT = (
 
 @pytest.mark.parametrize("before", POINTS)
 @pytest.mark.parametrize("world", [2, 5])
-def test_what_one_rank_finds_all_ranks_raise_with_one_text(world: int, before: str) -> None:
+def test_what_one_rank_finds_all_ranks_raise_with_one_text(
+    world: int, before: str
+) -> None:
     def act(ranks: Ranks) -> None:
         evaluation(ranks, finding(1) if ranks.rank == 1 else None, before)
 
@@ -85,7 +93,11 @@ def test_what_one_rank_finds_all_ranks_raise_with_one_text(world: int, before: s
     assert [words.said(error) for error in met.outcomes] == [TEXT] * world
     assert all(type(error) is EvalGuardError for error in met.outcomes)
     # a rank's own findings are in its report already: the guard puts them there
-    assert [len(report.findings) for report in met.reports] == [1, 0, *[1] * (world - 2)]
+    assert [len(report.findings) for report in met.reports] == [
+        1,
+        0,
+        *[1] * (world - 2),
+    ]
     assert max(met.seconds) < 2
 
 
@@ -106,9 +118,13 @@ def test_equal_findings_of_several_ranks_are_one_line() -> None:
     lines = str(Meeting(act, act, act).outcomes[2]).splitlines()
     assert lines[0] == "2 findings during validation"
     assert (
-        "`net.1` (BatchNorm1d): is in train mode, expected eval mode, on all 3 ranks;" in lines[1]
+        "`net.1` (BatchNorm1d): is in train mode, expected eval mode, on all 3 ranks;"
+        in lines[1]
     )
-    assert "`net.2` (BatchNorm1d): is in train mode, expected eval mode, on ranks 0, 2;" in lines[2]
+    assert (
+        "`net.2` (BatchNorm1d): is in train mode, expected eval mode, on ranks 0, 2;"
+        in lines[2]
+    )
 
 
 def test_what_each_rank_says_reaches_all() -> None:
@@ -154,7 +170,9 @@ def test_a_rank_that_skipped_the_verdict_raises_it_at_the_next_point() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
-def test_a_rank_that_an_exception_ended_is_not_waited_for_and_what_it_found_counts() -> None:
+def test_a_rank_that_an_exception_ended_is_not_waited_for_and_what_it_found_counts() -> (
+    None
+):
     def clean(ranks: Ranks) -> Any:
         ranks.expect(*POINTS)
         ranks.meet("audit")
@@ -207,7 +225,9 @@ def test_a_late_first_batch_leaves_the_verdict_to_the_end() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_rank_that_never_comes_is_waited_for_once_and_each_stands_for_itself() -> None:
+def test_a_rank_that_never_comes_is_waited_for_once_and_each_stands_for_itself() -> (
+    None
+):
     def comes(ranks: Ranks) -> Any:
         evaluation(ranks)
         evaluation(ranks)
@@ -322,7 +342,8 @@ def swept(folder: Path, world: int, sizes: Any) -> int:
     done = script("two_ranks.py", world, free_port(), folder, *sizes, seconds=900)
     assert done.returncode == 0, done.stderr
     (compared,) = {torch.load(folder / f"{rank}.pt")[0] for rank in range(world)}
-    assert torch.load(folder / "0.pt")[1] < 6 * world  # keys in the store, most of them gloo's
+    # keys in the store, most of them gloo's
+    assert torch.load(folder / "0.pt")[1] < 6 * world
     return int(compared)
 
 
@@ -347,7 +368,9 @@ DROPPED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "by the sampler": (
         lambda: DataLoader(
-            samples(11), 2, sampler=DistributedSampler(samples(11), 4, 1, drop_last=True)
+            samples(11),
+            2,
+            sampler=DistributedSampler(samples(11), 4, 1, drop_last=True),
         ),
         "3 of 11 samples: drop_last=True of DistributedSampler",
     ),
@@ -367,14 +390,18 @@ DROPPED: dict[str, tuple[Callable[[], Any], str]] = {
         "1 of 5 samples: drop_last=True of the DataLoader",
     ),
     "by the user's batch sampler": (
-        lambda: DataLoader(samples(10), batch_sampler=BatchSampler(range(10), 3, drop_last=True)),
+        lambda: DataLoader(
+            samples(10), batch_sampler=BatchSampler(range(10), 3, drop_last=True)
+        ),
         "1 of 10 samples: drop_last=True of the DataLoader",
     ),
     "nothing is left": (lambda: DataLoader(samples(12), 4, drop_last=True), ""),
     "a last batch of its own": (lambda: DataLoader(samples(10), 4), ""),
     "even shares": (
         lambda: DataLoader(
-            samples(12), 4, sampler=DistributedSampler(samples(12), 4, 1, drop_last=True)
+            samples(12),
+            4,
+            sampler=DistributedSampler(samples(12), 4, 1, drop_last=True),
         ),
         "",
     ),
@@ -453,12 +480,18 @@ def test_a_breach_on_one_rank_stops_both_with_one_message(
 def test_equal_findings_name_all_ranks(happened: list[dict[str, Any]]) -> None:
     lines = happened[0]["both"][1].splitlines()
     assert (
-        "`net.1` (BatchNorm1d): is in train mode, expected eval mode, on all 2 ranks;" in lines[1]
+        "`net.1` (BatchNorm1d): is in train mode, expected eval mode, on all 2 ranks;"
+        in lines[1]
     )
-    assert "`net.3` (Dropout): is in train mode, expected eval mode, on rank 1;" in lines[2]
+    assert (
+        "`net.3` (Dropout): is in train mode, expected eval mode, on rank 1;"
+        in lines[2]
+    )
 
 
-def test_each_report_holds_the_findings_of_all_ranks(happened: list[dict[str, Any]]) -> None:
+def test_each_report_holds_the_findings_of_all_ranks(
+    happened: list[dict[str, Any]],
+) -> None:
     for rank in happened:
         (finding,) = _of_the_step(rank["first batch"][3])
         assert finding["rank"] == 1
@@ -475,7 +508,9 @@ def test_each_report_holds_the_findings_of_all_ranks(happened: list[dict[str, An
 def test_a_users_exception_on_one_rank_is_no_hang_of_ours(
     happened: list[dict[str, Any]], name: str, counted: int | None
 ) -> None:
-    (value, error, waited, report), (_, theirs, _, _) = (rank[name] for rank in happened)
+    (value, error, waited, report), (_, theirs, _, _) = (
+        rank[name] for rank in happened
+    )
     assert (value, error) == (counted, "")
     assert theirs == "ValueError: bad target on rank 1 only"
     assert waited < 10
@@ -492,8 +527,11 @@ def test_a_clean_evaluation_takes_one_collective_and_leaves_nothing(
     for rank in happened:
         (started, keys, total), error, _, report = rank["clean"]
         assert error == ""
-        assert [b - a for a, b in zip(started["bare"], started["guarded"], strict=True)] == [
-            0,  # the sanity check and the first epoch's start, which has no evaluation before it
+        assert [
+            b - a for a, b in zip(started["bare"], started["guarded"], strict=True)
+        ] == [
+            # the sanity check and the first epoch's start, which has no evaluation before it
+            0,
             *[1] * 4,
         ]
         assert max(keys) <= 12
@@ -501,7 +539,9 @@ def test_a_clean_evaluation_takes_one_collective_and_leaves_nothing(
         assert _of_the_step(report) == []
 
 
-def test_pairs_of_many_classes_take_one_more_collective(happened: list[dict[str, Any]]) -> None:
+def test_pairs_of_many_classes_take_one_more_collective(
+    happened: list[dict[str, Any]],
+) -> None:
     (count, pairs), error, _, _ = happened[0]["more_classes_than_a_matrix_holds"]
     assert (count, error) == (2, "")
     assert [total for total, _ in pairs] == [27, 16]
@@ -516,7 +556,9 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_what_is_unusual_and_right_is_counted(happened: list[dict[str, Any]], name: str) -> None:
+def test_what_is_unusual_and_right_is_counted(
+    happened: list[dict[str, Any]], name: str
+) -> None:
     for rank in happened:
         value, error, waited, report = rank[name]
         assert (value, error) == (VALUES[name], "")
@@ -552,7 +594,9 @@ WITHOUT_A_STORE: dict[str, Any] = {
 }
 
 
-def test_without_the_groups_store_the_ranks_agree_over_collectives(tmp_path: Path) -> None:
+def test_without_the_groups_store_the_ranks_agree_over_collectives(
+    tmp_path: Path,
+) -> None:
     names = [f"without a store, {name}" for name in WITHOUT_A_STORE]
     done = script("ranks_in_trainer.py", free_port(), tmp_path, *names)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -568,10 +612,14 @@ def test_without_the_groups_store_the_ranks_agree_over_collectives(tmp_path: Pat
             assert (value, other, error) == (expected, expected, "")
 
 
-def test_a_guard_on_rank_0_alone_waits_once_and_says_so(happened: list[dict[str, Any]]) -> None:
+def test_a_guard_on_rank_0_alone_waits_once_and_says_so(
+    happened: list[dict[str, Any]],
+) -> None:
     notes, error, waited, _ = happened[0]["guard_on_rank_0_only"]
     assert error == ""
-    assert notes[0].startswith("the ranks no longer coordinate findings, because one of them")
+    assert notes[0].startswith(
+        "the ranks no longer coordinate findings, because one of them"
+    )
     assert waited < 10
 
 
@@ -623,7 +671,9 @@ def test_fsdp2_is_guarded_on_its_shards(tmp_path: Path) -> None:
 
 
 def test_ranks_that_evaluate_other_weights_are_named(tmp_path: Path) -> None:
-    names = [f"replicas, {what}" for what in ("equal", "other weights", "other statistics")]
+    names = [
+        f"replicas, {what}" for what in ("equal", "other weights", "other statistics")
+    ]
     done = script("ranks_in_trainer.py", free_port(), tmp_path, *names)
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]

@@ -28,7 +28,11 @@ import lightning_evalguard
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
+PAGES = [
+    README,
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "examples" / "README.md",
+]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -78,7 +82,9 @@ class Model(LightningModule):
 
 
 @pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Any]]:
     """What a page takes for granted: its reader has a model, its data, and a quiet Trainer."""
     monkeypatch.chdir(tmp_path)
 
@@ -109,17 +115,25 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
 
 
 @pytest.mark.parametrize("code", blocks(README, "python"))
-def test_a_block_of_the_readme_brings_its_imports(code: str, namespace: dict[str, Any]) -> None:
+def test_a_block_of_the_readme_brings_its_imports(
+    code: str, namespace: dict[str, Any]
+) -> None:
     """It is pasted alone: what it needs beside your model, it imports itself."""
-    own = {name: namespace[name] for name in ("__name__", "module", "model", "loader", "quiet")}
+    own = {
+        name: namespace[name]
+        for name in ("__name__", "module", "model", "loader", "quiet")
+    }
     exec(compile(code.replace("= Trainer(", "= quiet("), "README.md", "exec"), own)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}"
+)
 def test_the_code_of_a_page_runs(page: Path, namespace: dict[str, Any]) -> None:
     text = page.read_text(encoding="utf-8")
     for code in blocks(page, "python"):
-        above = text.partition(code)[0].count("\n")  # so that messages name the page's own lines
+        # so that messages name the page's own lines
+        above = text.partition(code)[0].count("\n")
         code = code.replace("= Trainer(", "= quiet(")
         exec(compile("\n" * above + code, str(page), "exec"), namespace)
 
@@ -198,10 +212,14 @@ def test_architecture_names_files_that_are_there() -> None:
     named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", text))
     assert named
     places = [ROOT, ROOT / "lightning_evalguard"]
-    assert {n for n in named if not any((place / n).exists() for place in places)} == set()
+    assert {
+        n for n in named if not any((place / n).exists() for place in places)
+    } == set()
 
 
-def test_the_two_commands_that_ci_takes_from_the_readme_are_the_first_console_blocks() -> None:
+def test_the_two_commands_that_ci_takes_from_the_readme_are_the_first_console_blocks() -> (
+    None
+):
     first, second = (text.splitlines() for text in blocks(README, "console")[:2])
     assert first[0] == 'pip install -q -c constraints.txt -e ".[examples]"'
     assert second[0] == 'pip install -q -c constraints.txt -e ".[test]"'
@@ -218,5 +236,7 @@ def test_the_picture_of_the_message_shows_what_is_printed() -> None:
 
 def test_pictures_are_there_and_small() -> None:
     for page in PAGES:
-        for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(
+            r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8")
+        ):
             assert (page.parent / target).stat().st_size < 50_000

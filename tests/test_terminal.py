@@ -97,7 +97,9 @@ def ours_in(error: BaseException) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("module", "kind"), [(Drops, EvalGuardError), (Fails, KeyError)], ids=["verdict", "theirs"]
+    ("module", "kind"),
+    [(Drops, EvalGuardError), (Fails, KeyError)],
+    ids=["verdict", "theirs"],
 )
 def test_no_frame_of_ours_stands_in_a_traceback(
     module: type[Plain], kind: type[Exception], trainer: Make
@@ -108,7 +110,9 @@ def test_no_frame_of_ours_stands_in_a_traceback(
     assert ours_in(raised.value) == []
 
 
-def test_a_finding_at_the_end_of_a_run_has_no_frame_of_ours_either(trainer: Make) -> None:
+def test_a_finding_at_the_end_of_a_run_has_no_frame_of_ours_either(
+    trainer: Make,
+) -> None:
     class LeavesGradOn(Plain):
         def on_validation_end(self) -> None:
             self.layer.weight.data.add_(1.0)
@@ -146,7 +150,9 @@ def test_a_fit_that_warned_ends_with_one_line(
     assert said[-1] == "lightning-evalguard: 1 finding in 4 evaluations (1 sync)"
 
 
-def test_a_clean_fit_ends_without_a_line(trainer: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clean_fit_ends_without_a_line(
+    trainer: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer(callbacks=[EvalGuard(metrics=None)]).fit(Plain())
     assert "lightning-evalguard" not in "".join(capsys.readouterr())
 
@@ -166,7 +172,9 @@ def line_of(function: Any, words: str = "def ") -> str:
     """``file:line`` of the first line of a function that holds `words`."""
     code = function.__code__
     source = Path(code.co_filename).read_text(encoding="utf-8").splitlines()
-    line = next(i for i in range(code.co_firstlineno, len(source) + 1) if words in source[i - 1])
+    line = next(
+        i for i in range(code.co_firstlineno, len(source) + 1) if words in source[i - 1]
+    )
     return f"{code.co_filename}:{line}"
 
 
@@ -202,7 +210,9 @@ def test_a_finding_without_a_line_points_at_what_it_is_about(about: str) -> None
     assert place_about(Logs(), finding) == place()
 
 
-@pytest.mark.parametrize("finding", [3, None, Finding("state", "nowhere", "", "", "a.b")])
+@pytest.mark.parametrize(
+    "finding", [3, None, Finding("state", "nowhere", "", "", "a.b")]
+)
 def test_a_place_that_cannot_be_found_costs_nothing(finding: Any) -> None:
     assert place_about(nn.Linear(1, 1), finding) is None
 
@@ -246,7 +256,9 @@ CELLS = {
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> None:
     """A running kernel whose fourth execution compiled a cell."""
-    compiler = types.SimpleNamespace(_filename_map={"/tmp/ipykernel_71/1234567890.py": 4})
+    compiler = types.SimpleNamespace(
+        _filename_map={"/tmp/ipykernel_71/1234567890.py": 4}
+    )
     ipython = types.ModuleType("IPython")
     ipython.get_ipython = lambda: types.SimpleNamespace(compile=compiler)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", ipython)
@@ -261,7 +273,9 @@ def test_code_of_a_notebook_is_named_by_its_cell(path: str, cell: str | None) ->
 
 def test_a_switch_of_a_cell_names_its_function() -> None:
     place = "<ipython-input-9-0a1b2c3d>:3"
-    finding = Finding("sync", "fit", "waits", "Do not.", location=place, function="train")
+    finding = Finding(
+        "sync", "fit", "waits", "Do not.", location=place, function="train"
+    )
     assert finding.switch == 'EvalGuard(allow={"sync": ["train"]})'
     assert str(finding).startswith("cell 9, line 3: waits. ")
 
@@ -274,7 +288,11 @@ MISSPELT: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "EvalGuard": (lambda: EvalGuard(mode="warn"), TypeError, "modes"),  # type: ignore[call-arg]
     "callback": (lambda: EvalGuardCallback(scroes="warn"), TypeError, "scores"),  # type: ignore[call-arg]
     "metrics": (lambda: ConfusionMetrics(classnames=["a"]), TypeError, "class_names"),  # type: ignore[call-arg]
-    "evaluating": (lambda: evaluating(nn.ReLU(), optimisers=[]), TypeError, "optimizers"),  # type: ignore[call-arg]
+    "evaluating": (
+        lambda: evaluating(nn.ReLU(), optimisers=[]),
+        TypeError,
+        "optimizers",
+    ),  # type: ignore[call-arg]
     "watch": (script_, ValueError, "sync"),
     "allow": (lambda: allow("stochastics"), ValueError, "stochastic"),
     "allow=": (lambda: EvalGuard(allow={"mods": ["x"]}), ValueError, "modes"),

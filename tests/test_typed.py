@@ -35,7 +35,9 @@ left = evaluate({"stochastic": re.findall(r'"stochastic": \\["(.*)"\\]', switch)
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
-@pytest.mark.parametrize("name", ["<stdin>", "<ipython-input-3-0a1b>", "<python-input-0>"])
+@pytest.mark.parametrize(
+    "name", ["<stdin>", "<ipython-input-3-0a1b>", "<python-input-0>"]
+)
 def test_typed_code_is_named_by_its_line_and_allowed_by_its_name(name: str) -> None:
     names: dict[str, Any] = {"__name__": "typed"}
     exec(compile(CODE, name, "exec"), names)
@@ -47,5 +49,9 @@ def test_typed_code_is_named_by_its_line_and_allowed_by_its_name(name: str) -> N
 
 
 def test_code_that_libraries_make_is_not_the_users() -> None:
-    made = ["<frozen importlib._bootstrap>", "<eval_with_key>.3", "<__array_function__ internals>"]
+    made = [
+        "<frozen importlib._bootstrap>",
+        "<eval_with_key>.3",
+        "<__array_function__ internals>",
+    ]
     assert {owner_of(name) for name in [*made, "<string>"]} == {"stdlib"}

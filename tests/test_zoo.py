@@ -13,14 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Finding, Report
+from lightning_evalguard import (
+    EvalGuard,
+    EvalGuardError,
+    EvalGuardWarning,
+    Finding,
+    Report,
+)
 from models import PROGRAMS, Classifier, Program
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"
+    ),
 ]
 MakeTrainer = Callable[..., pl.Trainer]
 
@@ -39,7 +49,11 @@ def _the_same_draws() -> None:
 
 
 def run(
-    program: Program, module: type[Classifier], trainer: MakeTrainer, *callbacks: Any, **kwargs: Any
+    program: Program,
+    module: type[Classifier],
+    trainer: MakeTrainer,
+    *callbacks: Any,
+    **kwargs: Any,
 ) -> Classifier:
     """Run `module` as `program` is run."""
     model = module()
@@ -104,7 +118,16 @@ def test_every_program_is_complete() -> None:
 
 def test_the_zoo_is_large_enough() -> None:
     assert len(PROGRAMS) > 80
-    checks = {"stochastic", "state", "grad", "batch", "rng", "data", "scores", "selection"}
+    checks = {
+        "stochastic",
+        "state",
+        "grad",
+        "batch",
+        "rng",
+        "data",
+        "scores",
+        "selection",
+    }
     assert checks | {"weights"} <= {p.check for p in PROGRAMS}
 
 
@@ -118,16 +141,23 @@ def hits(program: Program, report: Report, stage: str) -> list[Finding]:
         for f in report.findings
         if (f.check, f.stage, f.certain) == (program.check, stage, program.certain)
         and program.subject in (None, f.subject)
-        and (f.location == program.location or (f.location is None and not program.inside))
+        and (
+            f.location == program.location
+            or (f.location is None and not program.inside)
+        )
     ]
 
 
 @found
-def test_a_program_is_found_in_its_first_evaluation(program: Program, trainer: MakeTrainer) -> None:
+def test_a_program_is_found_in_its_first_evaluation(
+    program: Program, trainer: MakeTrainer
+) -> None:
     report, warned, stopped = guarded(program, program.module, trainer)
     assert hits(program, report, program.stage), (report, report.notes)
     assert {f.check for f in report.findings} <= {program.check} | program.also, report
-    fatal = [f for f in report.findings if f.certain and program.guard.get(f.check) != "warn"]
+    fatal = [
+        f for f in report.findings if f.certain and program.guard.get(f.check) != "warn"
+    ]
     assert (stopped is not None) == bool(fatal), report
     assert stopped is not None or warned
 
@@ -135,8 +165,12 @@ def test_a_program_is_found_in_its_first_evaluation(program: Program, trainer: M
 @pytest.mark.parametrize(
     "program", [p for p in PROGRAMS if p.sanity], ids=lambda p: p.module.__name__
 )
-def test_a_program_is_found_without_a_sanity_check(program: Program, trainer: MakeTrainer) -> None:
-    report, _, _ = guarded(program, program.module, trainer, {"audit": "full"}, sanity=False)
+def test_a_program_is_found_without_a_sanity_check(
+    program: Program, trainer: MakeTrainer
+) -> None:
+    report, _, _ = guarded(
+        program, program.module, trainer, {"audit": "full"}, sanity=False
+    )
     assert hits(program, report, "validate"), report
 
 

@@ -38,7 +38,11 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     calls: list[str] = []
     for name in ("all_reduce", "all_gather_object"):
         original = getattr(dist, name)
-        setattr(dist, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k)))
+        setattr(
+            dist,
+            name,
+            lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k)),
+        )
 
     dataset, net = Counted(*data(33).tensors), nn.Linear(8, CLASSES)
     for parameter in net.parameters():
@@ -46,7 +50,9 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     ranks = ranks_of(Report(), rank, 2)
     recorder, said = Recorder(ranks=ranks), {}
     loaders = [
-        DataLoader(dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=shuffle))
+        DataLoader(
+            dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=shuffle)
+        )
         for shuffle in (False, True)
     ]
     # Of the third loader, rank 1 gets no batch; the fourth has binary scores of unknown kind.
@@ -59,7 +65,8 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
             for x, y in [] if (i, rank) == (2, 1) else one:
                 recorder.before_step((x, y), i)
                 out: dict[str, Any] = {"logits": x[:, :CLASSES], "target": y}
-                if i == 3:  # as torchmetrics would guess: probabilities on rank 0, logits on rank 1
+                # as torchmetrics would guess: probabilities on rank 0, logits on rank 1
+                if i == 3:
                     out = {
                         "preds": x[:, 0].sigmoid() if rank == 0 else x[:, 0] * 9,
                         "target": y % 2,
@@ -95,7 +102,11 @@ def counted(recorder: Recorder, net: nn.Module, loader: Any) -> tuple[Any, ...]:
     recorded = recorder.stop()
     result = recorded.results["val"]
     names = ("accuracy", "f1_macro", "mcc")
-    return result.total, result.matrix.tolist(), *(repr(result.scores[n]) for n in names)
+    return (
+        result.total,
+        result.matrix.tolist(),
+        *(repr(result.scores[n]) for n in names),
+    )
 
 
 def leaving_a_remainder(samples: int) -> list[int]:
@@ -119,7 +130,9 @@ def sweep(rank: int, world: int, port: str, folder: str, *sizes: str) -> None:
             for size in leaving_a_remainder(len(sampler)):
                 sampler.set_epoch(size)
                 ranks.expect("matrix", "end")
-                together = counted(recorder, net, DataLoader(dataset, size, sampler=sampler))
+                together = counted(
+                    recorder, net, DataLoader(dataset, size, sampler=sampler)
+                )
                 ranks.meet("end")
                 assert together == once, (n, shuffle, size, together, once)
                 compared += 1

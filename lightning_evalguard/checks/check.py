@@ -143,7 +143,9 @@ class Check(Protocol):
         """What each rank had to say; the same on all of them, so that all find the same."""
         return ()
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+    def before_train_step(
+        self, now: Moment, args: tuple[Any, ...]
+    ) -> Iterable[Finding]:
         """A training step is about to run on ``args[0]``, the batch."""
         return ()
 
@@ -163,7 +165,9 @@ class Check(Protocol):
         """A fresh subscriber for the step that is about to be shown."""
         return Subscriber()
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         """The step was shown: say what it did.
 
         Args:

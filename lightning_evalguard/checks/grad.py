@@ -24,7 +24,8 @@ from lightning_evalguard.report import Finding
 if TYPE_CHECKING:
     from lightning_evalguard.instruments.replay import Look
 
-_CLOSELY = 2  # batches of an evaluation after which the model's attributes are looked at
+# batches of an evaluation after which the model's attributes are looked at
+_CLOSELY = 2
 _EXPECTED = "expected torch.no_grad() or inference_mode()"
 
 
@@ -88,7 +89,9 @@ class GradCheck(Check):
         return {"grad mode": torch.is_grad_enabled(), **_sizes(self._attributes())}
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        if now.thinned and not (torch.is_grad_enabled() or self._pending or _switches.are_heard):
+        if now.thinned and not (
+            torch.is_grad_enabled() or self._pending or _switches.are_heard
+        ):
             self._on_at_entry = False
             self._batches += 1
             return ()
@@ -107,7 +110,9 @@ class GradCheck(Check):
             # What hooks did not empty until the first step holds the last evaluation's tensors.
             before = self._before or {}
             self._left_over = {
-                k: before[k] for k, n in _sizes(before).items() if n and n == self._sizes.get(k)
+                k: before[k]
+                for k, n in _sizes(before).items()
+                if n and n == self._sizes.get(k)
             }
         return findings
 
@@ -154,11 +159,17 @@ class GradCheck(Check):
             return findings
         attributes = self._attributes()
         sizes = _sizes(attributes)
-        self._grown |= {attribute: self.lines[attribute] for attribute in sizes.keys() & self.lines}
+        self._grown |= {
+            attribute: self.lines[attribute] for attribute in sizes.keys() & self.lines
+        }
         for attribute, left_over in self._left_over.items():
             n = sizes.get(attribute, 0)
             accumulates = self._accumulates(attribute, left_over, attributes)
-            if accumulates and attribute not in self._accumulating and self._is_new(attribute):
+            if (
+                accumulates
+                and attribute not in self._accumulating
+                and self._is_new(attribute)
+            ):
                 self._accumulating.add(attribute)
                 findings.append(_finding(self._hoards(attribute, n), now))
         self._sizes = sizes
@@ -176,7 +187,9 @@ class GradCheck(Check):
         _switches.start()
         return RecordedOp()
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         """Name the line, and find a graph that was recorded and thrown away."""
         _switches.stop()
         first = seen.first if isinstance(seen, RecordedOp) else None
@@ -187,7 +200,9 @@ class GradCheck(Check):
         consumed = isinstance(seen, RecordedOp) and seen.consumed
         if not self._pending and not consumed and self._is_new("graph"):
             fact = f"recorded an autograd graph, {_EXPECTED}"
-            self._pending.append(_Violation(fact, "Remove the `enable_grad` around it."))
+            self._pending.append(
+                _Violation(fact, "Remove the `enable_grad` around it.")
+            )
         for violation in self._pending:
             violation.site = first.site
             if violation.subject is None:
@@ -225,7 +240,10 @@ class GradCheck(Check):
         return None, type(module).__name__
 
     def _accumulates(
-        self, attribute: str, left_over: dict[str, Kept], attributes: dict[str, dict[str, Kept]]
+        self,
+        attribute: str,
+        left_over: dict[str, Kept],
+        attributes: dict[str, dict[str, Kept]],
     ) -> bool:
         """Whether an attribute still holds what it held before this evaluation, and as much again.
 
@@ -238,14 +256,18 @@ class GradCheck(Check):
         more = _sizes({attribute: paths}).get(attribute, 0) - sum(
             k.sized for path, k in left_over.items() if path
         )
-        before = self._growths.get(attribute) if self._batches <= self._longest else None
+        before = (
+            self._growths.get(attribute) if self._batches <= self._longest else None
+        )
         self._growths[attribute] = more
         if more <= 0 or not stays:
             return False
         return more >= self._batches or (before is not None and more >= before > 0)
 
     def _keeps(self, attribute: str) -> _Violation:
-        fact = "keeps an autograd graph after the step, expected tensors without `grad_fn`"
+        fact = (
+            "keeps an autograd graph after the step, expected tensors without `grad_fn`"
+        )
         remedy = "Keep `.detach()`ed tensors."
         return _Violation(fact, remedy, attribute, self._owner(attribute))
 
@@ -253,11 +275,17 @@ class GradCheck(Check):
         fact = f"keeps {n} tensors of more than one evaluation, expected to be emptied between them"
         remedy = f"Call `self.{attribute}.clear()` in `on_validation_epoch_start`."
         site = self._grown.get(attribute)
-        return _Violation(fact, remedy, attribute, self._owner(attribute), certain=False, site=site)
+        return _Violation(
+            fact, remedy, attribute, self._owner(attribute), certain=False, site=site
+        )
 
     def _owner(self, attribute: str) -> str:
         module = self._held().modules.get(attribute.rpartition(".")[0])
-        return f"attribute of {type(module).__name__}" if module is not None else "attribute"
+        return (
+            f"attribute of {type(module).__name__}"
+            if module is not None
+            else "attribute"
+        )
 
 
 @dataclass
@@ -328,11 +356,17 @@ class RecordedOp(Subscriber):
         if torch._C._current_graph_task_id() != -1:
             self.consumed = True
             return
-        if self.first is not None or not torch.is_grad_enabled() or op.name in _NO_GRAPH:
+        if (
+            self.first is not None
+            or not torch.is_grad_enabled()
+            or op.name in _NO_GRAPH
+        ):
             return
         if torch.is_inference_mode_enabled():
             return
-        if not any(t.requires_grad for t in tensors_in([*op.args, *op.kwargs.values()])):
+        if not any(
+            t.requires_grad for t in tensors_in([*op.args, *op.kwargs.values()])
+        ):
             return
         if allowed("grad"):
             self.allowed = True
@@ -345,7 +379,9 @@ class RecordedOp(Subscriber):
 
 
 # A cast alone: autocast casts weights for its cache in grad mode, whatever mode it finds.
-_NO_GRAPH = frozenset({"detach", "detach_", "zeros_like", "ones_like", "empty_like", "_to_copy"})
+_NO_GRAPH = frozenset(
+    {"detach", "detach_", "zeros_like", "ones_like", "empty_like", "_to_copy"}
+)
 
 
 def _has_graph(outputs: Any) -> bool:
@@ -371,23 +407,32 @@ class _Switches:
         self.stop()
         self.last = None
         self._wrap(torch.enable_grad, "__enter__", lambda context, args: True)
-        self._wrap(torch.set_grad_enabled, "__init__", lambda context, args: bool(args[0]))
-        self._wrap(torch.set_grad_enabled, "__enter__", lambda context, args: context.mode)
-        self._wrap(torch.inference_mode, "__enter__", lambda context, args: not context.mode)
+        self._wrap(
+            torch.set_grad_enabled, "__init__", lambda context, args: bool(args[0])
+        )
+        self._wrap(
+            torch.set_grad_enabled, "__enter__", lambda context, args: context.mode
+        )
+        self._wrap(
+            torch.inference_mode, "__enter__", lambda context, args: not context.mode
+        )
 
     def stop(self) -> None:
         for cls, method, original in self._wraps:
             setattr(cls, method, original)
         self._wraps = []
 
-    def _wrap(self, cls: type, method: str, switches_on: Callable[[Any, Any], bool]) -> None:
+    def _wrap(
+        self, cls: type, method: str, switches_on: Callable[[Any, Any], bool]
+    ) -> None:
         original = cls.__dict__[method]
 
         @functools.wraps(original)
         def wrapped(context: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(context, *args, **kwargs)
             caller = sys._getframe(1)
-            restores = caller.f_code.co_filename == _GRAD_MODE  # no_grad puts back what was
+            # no_grad puts back what was
+            restores = caller.f_code.co_filename == _GRAD_MODE
             if switches_on(context, args or tuple(kwargs.values())) and not restores:
                 # Around a decorated function, the line is one of the function's own.
                 decorates = caller.f_code.co_filename == _CONTEXTLIB

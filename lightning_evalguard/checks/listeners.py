@@ -28,7 +28,9 @@ class Listeners:
     def __init__(self, checks: Iterable[Ruled]) -> None:
         self.checks: Sequence[Ruled] = list(checks)
         self._hearing: dict[str, tuple[Ruled, ...]] = {}
-        self._methods: dict[str, tuple[tuple[Ruled, Callable[..., Iterable[Finding]]], ...]] = {}
+        self._methods: dict[
+            str, tuple[tuple[Ruled, Callable[..., Iterable[Finding]]], ...]
+        ] = {}
         self._thins: list[bool] = []
 
     def hearing(self, event: str) -> tuple[Ruled, ...]:
@@ -40,16 +42,22 @@ class Listeners:
                 each = [pair for pair in each if not pair[0].thins]
             default = getattr(Check, method, None)
             hearing = self._hearing[event] = tuple(
-                pair for pair in each if getattr(type(pair[0]), method, None) is not default
+                pair
+                for pair in each
+                if getattr(type(pair[0]), method, None) is not default
             )
         return hearing
 
-    def methods(self, event: str) -> tuple[tuple[Ruled, Callable[..., Iterable[Finding]]], ...]:
+    def methods(
+        self, event: str
+    ) -> tuple[tuple[Ruled, Callable[..., Iterable[Finding]]], ...]:
         """What an event calls."""
         methods = self._methods.get(event)
         if methods is None:
             method = _method_of(event)
-            methods = tuple((pair, getattr(pair[0], method)) for pair in self.hearing(event))
+            methods = tuple(
+                (pair, getattr(pair[0], method)) for pair in self.hearing(event)
+            )
             self._methods[event] = methods
         return methods
 

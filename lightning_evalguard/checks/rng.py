@@ -76,7 +76,9 @@ class RngCheck(Check):
 _NAMES = {"torch": "torch's", "python": "Python's", "numpy": "NumPy's"}
 
 
-def _finding(generator: str, by_a_step: bool, now: Moment, site: Site | None) -> Finding:
+def _finding(
+    generator: str, by_a_step: bool, now: Moment, site: Site | None
+) -> Finding:
     fact = f"the evaluation moved {_NAMES[generator]} global generator"
     remedy = "Draw from a generator of its own"
     if by_a_step:

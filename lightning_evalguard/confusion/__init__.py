@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_evalguard.confusion.config import ConfusionMetrics as ConfusionMetrics
+    from lightning_evalguard.confusion.config import (
+        ConfusionMetrics as ConfusionMetrics,
+    )
     from lightning_evalguard.confusion.matrix import ConfusionMatrix as ConfusionMatrix
 
 __all__ = ["ConfusionMatrix", "ConfusionMetrics"]

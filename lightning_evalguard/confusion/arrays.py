@@ -35,7 +35,9 @@ from lightning_evalguard.report import shown_path
 _NAMES = ("numpy", "__array__", "tolist")
 _MOST = 16  # conversions of one step; a step that has more reads samples one by one
 _TARGET = re.compile(r"target|label|true|truth|\bgt\b|gold|\bclass|^\(*[yt]_?\w{0,5}\b")
-_PREDS = re.compile(r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b")
+_PREDS = re.compile(
+    r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b"
+)
 
 
 @dataclass
@@ -100,14 +102,20 @@ class ArrayTap:
         if any(one.tensor is tensor for one in self.given):
             return
         path, _, line = site_of(frame).location.rpartition(":")
-        self.given.append(Array(tensor.detach(), expression_of(frame), f"{path}:{line}"))
+        self.given.append(
+            Array(tensor.detach(), expression_of(frame), f"{path}:{line}")
+        )
 
     def pairs(self, entry: LoaderCount) -> list[tuple[str, Pair]]:
         """What may be predictions with targets of the running batch, each with its place."""
         targets = [array for array in self.given if _lies_in(entry, array.tensor)]
         if not targets:
-            targets = [array for array in self.given if holds_label(entry, array.tensor)][-1:]
-        others = [array for array in self.given if all(array is not one for one in targets)]
+            targets = [
+                array for array in self.given if holds_label(entry, array.tensor)
+            ][-1:]
+        others = [
+            array for array in self.given if all(array is not one for one in targets)
+        ]
         if not targets:
             targets, others = _told_apart(others)
         found: dict[str, Pair] = {}
@@ -130,7 +138,9 @@ def holds_label(entry: LoaderCount, tensor: Tensor) -> bool:
         return False
     if _lies_in(entry, tensor):
         return True
-    return labels.equals_one_of(tensor, [t for t in entry.tensors if not t.is_floating_point()])
+    return labels.equals_one_of(
+        tensor, [t for t in entry.tensors if not t.is_floating_point()]
+    )
 
 
 def agrees(result: ConfusionResult, logged: Mapping[str, float]) -> bool:
@@ -146,8 +156,11 @@ def agrees(result: ConfusionResult, logged: Mapping[str, float]) -> bool:
 
 
 def _is_one_of(value: float, scores: Iterable[float]) -> bool:
-    return any(math.isclose(value, each * s, rel_tol=1e-5, abs_tol=1e-6)
-               for s in scores for each in (1, 100))  # fmt: skip
+    return any(
+        math.isclose(value, each * s, rel_tol=1e-5, abs_tol=1e-6)
+        for s in scores
+        for each in (1, 100)
+    )
 
 
 _ACCURACY = re.compile(r"acc|correct|right|err", re.IGNORECASE)
@@ -160,7 +173,9 @@ def _told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
     named = [a for a in targets if _TARGET.search(a.text.lower())]
     if named or len(targets) > 1:
         targets = named
-    return targets, [array for array in arrays if all(array is not one for one in targets)]
+    return targets, [
+        array for array in arrays if all(array is not one for one in targets)
+    ]
 
 
 def _fit(preds: Tensor, target: Tensor) -> bool:

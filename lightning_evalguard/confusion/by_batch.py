@@ -72,17 +72,27 @@ class Batches:
         claim = claim._replace(stage="")
         if claim not in self._series:
             margins = self._counted()
-            named = {} if margins is None else _scores_of(self._task, *margins, claim.family)
+            named = (
+                {}
+                if margins is None
+                else _scores_of(self._task, *margins, claim.family)
+            )
             if claim.average:
-                named = {k: v for k, v in named.items() if claim.average in k.split("_")}
-            self._series[claim] = {k: v.tolist() for k, v in named.items() if not v.isnan().any()}
+                named = {
+                    k: v for k, v in named.items() if claim.average in k.split("_")
+                }
+            self._series[claim] = {
+                k: v.tolist() for k, v in named.items() if not v.isnan().any()
+            }
         return self._series[claim]
 
     def _counted(self) -> Margins | None:
         if self._margins is None and self._read is not None and self._totals:
             totals = torch.stack(self._totals).cpu()
             self._totals.clear()
-            self._margins = self._read(torch.diff(totals, dim=0, prepend=totals[:1] * 0))
+            self._margins = self._read(
+                torch.diff(totals, dim=0, prepend=totals[:1] * 0)
+            )
         return self._margins
 
 
@@ -103,7 +113,11 @@ def _scores_of(
     if family == "balanced_accuracy":
         return {"balanced_accuracy": _mean(each.recall, s > 0)}
     if family in ("mcc", "kappa"):
-        return {} if task == "multilabel" else {family: _chance_corrected(s, p, right, n, family)}
+        return (
+            {}
+            if task == "multilabel"
+            else {family: _chance_corrected(s, p, right, n, family)}
+        )
     values, support = getattr(each, family), s.double()
     made = {
         f"{family}_macro": _mean(values, (s + p) > 0),
@@ -125,7 +139,9 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum(1) / where.sum(1)
 
 
-def _chance_corrected(s: Tensor, p: Tensor, right: Tensor, n: Tensor, which: str) -> Tensor:
+def _chance_corrected(
+    s: Tensor, p: Tensor, right: Tensor, n: Tensor, which: str
+) -> Tensor:
     s, p = s.double(), p.double()
     by_chance = (s * p).sum(1)
     gain = right * n - by_chance

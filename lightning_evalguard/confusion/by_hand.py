@@ -34,13 +34,16 @@ class GatherTap:
         self._see, self._stands_in_batch = see, stands_in_batch
         self._wraps: list[Wrap] = []
         self.reads = self.used = False
-        self._of_labels: set[torch.Size] = set()  # shapes of one-hot labels of the batch
+        # shapes of one-hot labels of the batch
+        self._of_labels: set[torch.Size] = set()
         self._of_scores: set[torch.Size] = set()  # shapes of what a softmax gave
 
     def open(self, module: nn.Module) -> None:
         """Listen from now on."""
         if not self._wraps and not compiles(module):
-            self._wraps = [Wrap(owner, "gather", self._gathered) for owner in (torch, Tensor)]
+            self._wraps = [
+                Wrap(owner, "gather", self._gathered) for owner in (torch, Tensor)
+            ]
             if self.reads:
                 self._wraps.append(Wrap(F, "one_hot", self._numbered))
                 self._wraps += [
@@ -63,7 +66,8 @@ class GatherTap:
     def _gathered(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         value = original(*args, **kwargs)
         if not torch.compiler.is_compiling():
-            with contextlib.suppress(Exception):  # a subclass, a tensor without a storage
+            # a subclass, a tensor without a storage
+            with contextlib.suppress(Exception):
                 self._look(*args, **kwargs)
         return value
 

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from lightning_evalguard.confusion.loader import Stream
 
-WEAK = ("comparison", "array")  # kinds that tell least: whether they are a score, its value says
+# kinds that tell least: whether they are a score, its value says
+WEAK = ("comparison", "array")
 
-_SCORE = re.compile(r"(?:^|[_/.\- ])(acc|accuracy|f1|precision|recall|kappa|mcc|iou|dice)", re.I)
+_SCORE = re.compile(
+    r"(?:^|[_/.\- ])(acc|accuracy|f1|precision|recall|kappa|mcc|iou|dice)", re.I
+)
 _LOSS = re.compile(r"^(?:(?:val|valid|validation|test|eval)[_/.\- ]*)?loss$", re.I)
 
 
@@ -128,7 +131,9 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
         return None
     (one,) = first
     tensors = [t for s in streams for t in (s.preds, s.target) if t is not None]
-    is_part = any(s.kind in ("metric", "loss") and s.elements < one.elements for s in streams)
+    is_part = any(
+        s.kind in ("metric", "loss") and s.elements < one.elements for s in streams
+    )
     has_other = any(s.kind == "loss" and s.elements != one.elements for s in streams)
     is_spread = len({tensor.device for tensor in tensors}) > 1
     unclear = is_part if one.kind == "outputs" else has_other
@@ -144,7 +149,9 @@ def is_cut_of(compared: Question, others: Sequence[Question]) -> bool:
     """Whether what is compared are scores that another question has, cut where it does not cut."""
     (one, *_) = compared.streams
     scored = [s for q in others for s in q.streams if s.cut is not None]
-    return any(_equal(one.target, s.target) and _is_cut(one.preds, s.cut) for s in scored)
+    return any(
+        _equal(one.target, s.target) and _is_cut(one.preds, s.cut) for s in scored
+    )
 
 
 def _is_cut(preds: Tensor | None, scores: Tensor | None) -> bool:
@@ -185,7 +192,9 @@ def _is_judged(question: Question, evidence: Evidence) -> Any:
 def is_logged(question: Question, evidence: Evidence) -> Any:
     """Else the one whose value the step logs as its score: for certain, where it compares."""
     scores = [v for k, v in evidence.logged.items() if _SCORE.search(k)]
-    logged = [s for s in question.streams if any(_is_share(s.accuracy, b) for b in scores)]
+    logged = [
+        s for s in question.streams if any(_is_share(s.accuracy, b) for b in scores)
+    ]
     return 2 if any(s.kind in WEAK for s in logged) else len(logged[:1])
 
 
@@ -235,7 +244,9 @@ def main_of(questions: Sequence[Question], evidence: Evidence) -> tuple[Question
     """
     if len(questions) == 1:
         return questions[0], True
-    judged = [[rule(question, evidence) for rule in CHOICE_RULES] for question in questions]
+    judged = [
+        [rule(question, evidence) for rule in CHOICE_RULES] for question in questions
+    ]
     best = max(judged)
     chosen = max(i for i, values in enumerate(judged) if values == best)
     return questions[chosen], judged.count(best) == 1
@@ -266,7 +277,9 @@ def counted_of(main: Question, others: Sequence[Question]) -> Stream:
 
 def _fits(one: Stream, other: Stream) -> bool:
     a, b = one.layout, other.layout
-    return a.task == b.task and (a.num_classes == b.num_classes or not (a.exact and b.exact))
+    return a.task == b.task and (
+        a.num_classes == b.num_classes or not (a.exact and b.exact)
+    )
 
 
 def _near(a: float, b: float) -> bool:

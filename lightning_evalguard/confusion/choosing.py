@@ -21,12 +21,18 @@ from lightning_evalguard.confusion.choice import (
 )
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.loader import LoaderCount, Stream
-from lightning_evalguard.confusion.parts import is_all_that_counts, is_beaten, unexplained
+from lightning_evalguard.confusion.parts import (
+    is_all_that_counts,
+    is_beaten,
+    unexplained,
+)
 from lightning_evalguard.confusion.words import ambiguous, only_a_part, swapped_order
 
 
 def choose(
-    entry: LoaderCount, config: ConfusionMetrics, logged: Callable[[], Mapping[str, float]]
+    entry: LoaderCount,
+    config: ConfusionMetrics,
+    logged: Callable[[], Mapping[str, float]],
 ) -> None:
     """The first batch is over: one of its streams counts from now on."""
     streams = [s for s in _the_right_way_round(entry) if not s.is_changed]
@@ -43,7 +49,9 @@ def choose(
         evidence.logged = logged()
     if stated:  # labels that were compared tell least
         shown = [question for question in questions if is_stated(question)]
-        questions = [q for q in questions if q in shown or _is_the_score(q, shown, evidence)]
+        questions = [
+            q for q in questions if q in shown or _is_the_score(q, shown, evidence)
+        ]
     parts = unexplained(questions, entry.selects)
     beaten = [part for part, whole in parts if is_beaten(part, whole)]
     main, is_clear = main_of([q for q in questions if q not in beaten], evidence)
@@ -63,7 +71,9 @@ def choose(
     _take(entry, chosen)
 
 
-def _is_the_score(compared: Question, others: Sequence[Question], evidence: Evidence) -> bool:
+def _is_the_score(
+    compared: Question, others: Sequence[Question], evidence: Evidence
+) -> bool:
     """Whether what is compared is what is logged as the score, and an answer of its own."""
     return bool(is_logged(compared, evidence)) and not is_cut_of(compared, others)
 
@@ -93,7 +103,9 @@ def _not_from(said: Sequence[str]) -> str:
 
 def _the_right_way_round(entry: LoaderCount) -> list[Stream]:
     """The streams of the first step without those that another one shows to be turned round."""
-    turned = [s for s in entry.streams if any(_is_turned(s, other) for other in entry.streams)]
+    turned = [
+        s for s in entry.streams if any(_is_turned(s, other) for other in entry.streams)
+    ]
     for stream in entry.streams:
         if stream.swapped or stream in turned:
             entry.found.append(swapped_order(entry, stream))
@@ -106,9 +118,16 @@ def _is_turned(one: Stream, other: Stream) -> bool:
         return False
     if not (other.from_batch or (other.kind == "loss" and one.kind != "loss")):
         return False
-    if one.preds is None or one.target is None or other.preds is None or other.target is None:
+    if (
+        one.preds is None
+        or one.target is None
+        or other.preds is None
+        or other.target is None
+    ):
         return False
     if one.preds.numel() != other.preds.numel():
         return False
-    crossed = torch.equal(one.preds, other.target) and torch.equal(one.target, other.preds)
+    crossed = torch.equal(one.preds, other.target) and torch.equal(
+        one.target, other.preds
+    )
     return crossed and not torch.equal(one.preds, one.target)

@@ -27,7 +27,9 @@ def is_made_in_the_step(entry: LoaderCount, support: Tensor) -> bool:
     one_class = int((support > 0).sum()) == 1
     always = patterns.compared > 0 and not patterns.differing
     if one_class or always:
-        entry.refused.append(f"{entry.source}: its targets are a pattern that the step makes")
+        entry.refused.append(
+            f"{entry.source}: its targets are a pattern that the step makes"
+        )
         return True
     if (chosen := entry.chosen) is not None:
         chosen.structured, chosen.pattern = False, None
@@ -40,5 +42,7 @@ def close_epoch(entry: LoaderCount) -> None:
     if chosen is not None and chosen.kind == "epoch":
         entry.left_out = max(0, entry.given - chosen.samples) if entry.samples else 0
         entry.first = (
-            (entry.batches - 1, "the hook after the last step") if entry.left_out else None
+            (entry.batches - 1, "the hook after the last step")
+            if entry.left_out
+            else None
         )

@@ -23,7 +23,9 @@ from lightning_evalguard.instruments.source import (
 )
 
 _OPERATORS = re.compile(r"==|!=|\.eq\(|\.ne\(|\.__eq__\(|\.__ne__\(")
-_PREDS = re.compile(r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b")
+_PREDS = re.compile(
+    r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b"
+)
 _TARGET = re.compile(r"target|label|true|truth|\bgt\b|gold|\bclass|^\(*[yt]_?\w{0,5}\b")
 
 _PLACES = (
@@ -92,7 +94,9 @@ class ComparisonTap:
         path, _, line = site_of(frame).location.rpartition(":")
         self._heard(preds, target, text, f"{path}:{line}")
 
-    def _labels_of(self, one: Tensor, other: Tensor, text: str) -> tuple[Tensor, Tensor] | None:
+    def _labels_of(
+        self, one: Tensor, other: Tensor, text: str
+    ) -> tuple[Tensor, Tensor] | None:
         try:
             if self.reads and not _may_be_labels(one, other):
                 return None
@@ -118,7 +122,10 @@ class _Comparisons:
 
     def remove(self, tap: ComparisonTap) -> None:
         """Tell one less."""
-        before, self._taps = self._taps, tuple(one for one in self._taps if one is not tap)
+        before, self._taps = (
+            self._taps,
+            tuple(one for one in self._taps if one is not tap),
+        )
         if before and not self._taps:
             self._stop()
 
@@ -145,7 +152,11 @@ class _Comparisons:
         @functools.wraps(original)
         def compared(one: Any, other: Any = None, /, **kwargs: Any) -> Any:
             if kwargs:
-                return original(one, **kwargs) if other is None else original(one, other, **kwargs)
+                return (
+                    original(one, **kwargs)
+                    if other is None
+                    else original(one, other, **kwargs)
+                )
             result = original(one, other)
             if is_compiling() or not isinstance(other, Tensor) or other is one:
                 return result
@@ -177,7 +188,8 @@ def ordered(
     """
     if one.shape != other.shape or not one.numel() or one.ndim > 4:
         return None
-    if _is_repeated(one) or _is_repeated(other):  # the k best, each compared with the target
+    # the k best, each compared with the target
+    if _is_repeated(one) or _is_repeated(other):
         if one.ndim < 2:
             return None
         one, other = one[0], other[0]
@@ -230,7 +242,11 @@ def _labels(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.ndim > 1 and tensor.shape[1:].numel() == 1:
         tensor = tensor.reshape(len(tensor))
-    return tensor.long() if tensor.dtype == torch.bool or tensor.is_floating_point() else tensor
+    return (
+        tensor.long()
+        if tensor.dtype == torch.bool or tensor.is_floating_point()
+        else tensor
+    )
 
 
 def _memory_of(tensor: Tensor) -> set[int]:

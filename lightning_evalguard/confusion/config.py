@@ -28,10 +28,18 @@ _LOGGED: dict[Task, tuple[str, ...]] = {
         "precision_macro", "recall_macro", "f1_macro",
     ),
 }  # fmt: skip
-_KNOWN = frozenset({
-    *itertools.chain(*_LOGGED.values()), "precision_weighted", "recall_weighted", "f1_weighted",
-    "specificity_macro", "specificity_weighted", "recall_min", "majority_baseline",
-})  # fmt: skip
+_KNOWN = frozenset(
+    {
+        *itertools.chain(*_LOGGED.values()),
+        "precision_weighted",
+        "recall_weighted",
+        "f1_weighted",
+        "specificity_macro",
+        "specificity_weighted",
+        "recall_min",
+        "majority_baseline",
+    }
+)
 
 
 class ConfusionMetrics:
@@ -92,29 +100,41 @@ class ConfusionMetrics:
         per_class: int | None = None,
     ) -> None:
         if task is not None and task not in get_args(Task):
-            raise ValueError(f"task={task!r}: expected one of {_listed(get_args(Task))}")
+            raise ValueError(
+                f"task={task!r}: expected one of {_listed(get_args(Task))}"
+            )
         if preds_are is not None and preds_are not in get_args(PredsAre):
             raise ValueError(
                 f"preds_are={preds_are!r}: expected one of {_listed(get_args(PredsAre))}"
             )
         least = 1 if task == "multilabel" else 2
-        if num_classes is not None and (not _is_int(num_classes) or num_classes < least):
-            raise ValueError(f"num_classes={num_classes!r}: expected an integer of {least} or more")
+        if num_classes is not None and (
+            not _is_int(num_classes) or num_classes < least
+        ):
+            raise ValueError(
+                f"num_classes={num_classes!r}: expected an integer of {least} or more"
+            )
         if task == "binary" and num_classes not in (None, 2):
-            raise ValueError(f"num_classes={num_classes!r}: expected 2 with task='binary'")
+            raise ValueError(
+                f"num_classes={num_classes!r}: expected 2 with task='binary'"
+            )
         if class_names is not None:
             expected = num_classes or (2 if task == "binary" else None)
             class_names = _checked_names(class_names, expected, least)
             num_classes = len(class_names)
         if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
-            raise ValueError(f"threshold={threshold!r}: expected a probability between 0 and 1")
+            raise ValueError(
+                f"threshold={threshold!r}: expected a probability between 0 and 1"
+            )
         if ignore_index is not None and not _is_int(ignore_index):
             raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
         if source is not None and not callable(source):
             check_source(source)
         ks = _checked_ranks(top_k, num_classes)
         if not _is_int(max_full_classes) or max_full_classes < 2:
-            raise ValueError(f"max_full_classes={max_full_classes!r}: expected 2 or more")
+            raise ValueError(
+                f"max_full_classes={max_full_classes!r}: expected 2 or more"
+            )
         if per_class is not None and (not _is_int(per_class) or per_class < 0):
             raise ValueError(f"per_class={per_class!r}: expected 0 or more")
         self.num_classes = num_classes
@@ -139,7 +159,11 @@ class ConfusionMetrics:
             >>> ConfusionMetrics(scores=["f1_*"]).logs("mcc", "binary")
             False
         """
-        if self.scores is None and self._asks_per_class and score.startswith("f1_class/"):
+        if (
+            self.scores is None
+            and self._asks_per_class
+            and score.startswith("f1_class/")
+        ):
             return True
         patterns = _LOGGED[task] if self.scores is None else self.scores
         return any(fnmatchcase(score, pattern) for pattern in patterns)
@@ -153,9 +177,13 @@ def _checked_scores(given: Any) -> tuple[str, ...]:
     for name in listed:
         if not isinstance(name, str):
             raise ValueError(f"scores={listed!r}: expected a list of names or patterns")
-        known = name in _KNOWN or fnmatchcase(name, "top*_accuracy") or "_class/" in name
+        known = (
+            name in _KNOWN or fnmatchcase(name, "top*_accuracy") or "_class/" in name
+        )
         if not known and not set("*?[") & set(name):
-            raise ValueError(f"scores: {name!r} is no score{did_you_mean(name, _KNOWN)}")
+            raise ValueError(
+                f"scores: {name!r} is no score{did_you_mean(name, _KNOWN)}"
+            )
     return tuple(listed)
 
 
@@ -171,7 +199,9 @@ def _checked_names(names: Any, expected: int | None, least: int) -> tuple[str, .
             f"class_names has {len(listed)} names, expected {expected} (num_classes={expected})"
         )
     if len(listed) < least:
-        raise ValueError(f"class_names has {len(listed)} names, expected {least} or more")
+        raise ValueError(
+            f"class_names has {len(listed)} names, expected {least} or more"
+        )
     if len(set(listed)) != len(listed):
         raise ValueError("class_names repeats a name, expected each once")
     return listed

@@ -86,9 +86,15 @@ def claim_of(key: str) -> Claim | None:
             average = word
         elif word in _FAMILIES:
             meant = _FAMILIES[word]
-            if family and {family, meant} != {"accuracy", "balanced_accuracy"} and family != meant:
+            if (
+                family
+                and {family, meant} != {"accuracy", "balanced_accuracy"}
+                and family != meant
+            ):
                 return None
-            family = "balanced_accuracy" if "balanced_accuracy" in (family, meant) else meant
+            family = (
+                "balanced_accuracy" if "balanced_accuracy" in (family, meant) else meant
+            )
         elif word not in _MEANS_NOTHING:
             return None
     return Claim(family, average, stage) if family else None
@@ -101,7 +107,9 @@ def candidates(result: Counts, claim: Claim) -> dict[str, float]:
     """Every score of the counted samples that a key may rightly mean, by its name."""
     if claim.family in ("mcc", "kappa"):
         made = {claim.family: result.scores.get(claim.family, math.nan)}
-        return made | (_weighted_kappas(result.matrix) if claim.family == "kappa" else {})
+        return made | (
+            _weighted_kappas(result.matrix) if claim.family == "kappa" else {}
+        )
     if claim.family in ("accuracy", "balanced_accuracy"):
         named = _accuracies(result)
     else:
@@ -118,10 +126,16 @@ def _accuracies(result: Counts) -> dict[str, float]:
         right = judged - (s - tp) - (p - tp)
         each = right / judged
         micro = float(right.sum() / judged.sum())
-        return {"hamming_accuracy": micro, "accuracy_micro": micro,
-                "accuracy_macro": float(each.mean())}  # fmt: skip
+        return {
+            "hamming_accuracy": micro,
+            "accuracy_micro": micro,
+            "accuracy_macro": float(each.mean()),
+        }
     accuracy = result.scores.get("accuracy", math.nan)
-    recalls = {k.replace("recall", "accuracy"): v for k, v in _averages(result, "recall").items()}
+    recalls = {
+        k.replace("recall", "accuracy"): v
+        for k, v in _averages(result, "recall").items()
+    }
     return recalls | {
         "accuracy": accuracy,
         "accuracy_micro": accuracy,
@@ -144,7 +158,10 @@ def _averages(result: Counts, family: str) -> dict[str, float]:
     if len(values) > 2:
         made[f"{family}_macro_without_class_0"] = _mean(values[1:], (s + p)[1:] > 0)
     if family == "f1":
-        precision, recall = _mean(each.precision, (s + p) > 0), _mean(each.recall, (s + p) > 0)
+        precision, recall = (
+            _mean(each.precision, (s + p) > 0),
+            _mean(each.recall, (s + p) > 0),
+        )
         total = precision + recall
         made["f1_macro_of_averages"] = 2 * precision * recall / total if total else 0.0
     if result.task == "multilabel":
@@ -158,7 +175,10 @@ def _averages(result: Counts, family: str) -> dict[str, float]:
         wrong = n - int(tp.sum())
         made[f"{family}_micro"] = 1 - wrong / (n * (c - 1)) if n and c > 1 else math.nan
     if result.task == "binary" or len(values) == 2:
-        made[f"{family}"], made[f"{family}_of_class_0"] = float(values[1]), float(values[0])
+        made[f"{family}"], made[f"{family}_of_class_0"] = (
+            float(values[1]),
+            float(values[0]),
+        )
     return made
 
 
@@ -175,7 +195,9 @@ def _weighted_kappas(matrix: Tensor | None) -> dict[str, float]:
         return {}
     observed = matrix.double() / matrix.sum()
     expected = observed.sum(1, keepdim=True) * observed.sum(0, keepdim=True)
-    apart = (torch.arange(len(matrix))[:, None] - torch.arange(len(matrix))).abs().double()
+    apart = (
+        (torch.arange(len(matrix))[:, None] - torch.arange(len(matrix))).abs().double()
+    )
     made = {}
     for name, weights in (("linear", apart), ("quadratic", apart**2)):
         by_chance = float((weights * expected).sum())
@@ -235,7 +257,12 @@ CHECK_IT = f"Compare how it is computed with `report.confusion`, {OR}"
 
 
 def difference(
-    result: Counts, misread: Sequence[Misread], score: str, theirs: float, why: str, remedy: str
+    result: Counts,
+    misread: Sequence[Misread],
+    score: str,
+    theirs: float,
+    why: str,
+    remedy: str,
 ) -> Difference:
     """How the value logged under `score` differs from the matrix's.
 
@@ -254,7 +281,9 @@ def difference(
     for reading in misread:
         if close(theirs, _of_yes_or_no(reading.matrix).get(score, math.nan)):
             fix = f"Give it `logits{'.float()' * reading.rounds}.sigmoid()`, {OR}"
-            return Difference(f"{fact}; {reading.how}", reading.remedy or fix, reading.rounds)
+            return Difference(
+                f"{fact}; {reading.how}", reading.remedy or fix, reading.rounds
+            )
     if why:
         return Difference(f"{fact}; {why}", remedy or CHECK_IT)
     why, remedy = _reason(result, score, theirs, ours)
@@ -313,13 +342,17 @@ def _reason(result: Counts, score: str, theirs: float, ours: float) -> tuple[str
         rename = f"Pass average={average or 'macro'!r} to the metric, or give the key its name."
         if close(theirs, result.scores.get("accuracy", math.nan)):
             return f"{theirs:.4f} is the accuracy, which micro averaging gives", rename
-        everyone = _averages(result, family).get(f"{family}_macro_of_all_classes", math.nan)
+        everyone = _averages(result, family).get(
+            f"{family}_macro_of_all_classes", math.nan
+        )
         if average == "macro" and close(theirs, everyone):
             return "classes that do not occur count as 0 in it", (
                 f"Leave out classes that neither occur nor are predicted, {OR}"
             )
     same = [k for k, v in result.scores.items() if "/" not in k and close(v, theirs)]
-    return (f"{theirs:.4f} is {same[0]}", "Give the key its name.") if same else ("", "")
+    return (
+        (f"{theirs:.4f} is {same[0]}", "Give the key its name.") if same else ("", "")
+    )
 
 
 def close(a: float, b: float) -> bool:

@@ -42,7 +42,9 @@ def figure(
     if result.task == "multilabel":
         return _label_figure(result, title, max_shown, dpi)
     matrix, names = shown_classes(result, max_shown)
-    pooled = result.num_classes - (len(names) - 1) if len(names) < result.num_classes else 0
+    pooled = (
+        result.num_classes - (len(names) - 1) if len(names) < result.num_classes else 0
+    )
     return _matrix_figure(result, matrix, labels(names), pooled, title, dpi)
 
 
@@ -67,7 +69,9 @@ def most_confused_classes(matrix: np.ndarray[Any, Any], k: int) -> np.ndarray[An
     many = min(wrong.size, k * k + k)
     pairs = np.argpartition(-wrong, many - 1, axis=None)[:many]
     pairs = pairs[np.argsort(-wrong.flat[pairs], kind="stable")]
-    chosen = dict.fromkeys(int(c) for pair in pairs for c in divmod(int(pair), len(matrix)))
+    chosen = dict.fromkeys(
+        int(c) for pair in pairs for c in divmod(int(pair), len(matrix))
+    )
     return np.sort(list(chosen)[:k])
 
 
@@ -87,7 +91,10 @@ def shown_classes(
     np.add.at(rows, group, matrix)
     small = np.zeros((len(chosen) + 1, len(chosen) + 1), dtype=np.int64)
     np.add.at(small.T, group, rows.T)
-    return small, [*(result.class_names[i] for i in chosen), f"{n - len(chosen):,} others"]
+    return small, [
+        *(result.class_names[i] for i in chosen),
+        f"{n - len(chosen):,} others",
+    ]
 
 
 def _matrix_figure(
@@ -119,7 +126,9 @@ def _matrix_figure(
     rows = [f"{name}  {count:,}" for name, count in zip(names, support, strict=True)]
     left = max(map(len, rows)) * size * 0.0085 + 0.45
     bottom = max(map(len, names)) * size * 0.0066 + 0.55
-    fig, ax = _canvas(n * cell, n * cell, left, bottom, title, _subtitle(result, pooled), dpi)
+    fig, ax = _canvas(
+        n * cell, n * cell, left, bottom, title, _subtitle(result, pooled), dpi
+    )
     ax.imshow(colours, interpolation="nearest", aspect="auto")
     least = 0.005 if n <= 12 else 0.02
     for i, j in zip(*np.nonzero(matrix), strict=True):
@@ -130,19 +139,33 @@ def _matrix_figure(
         depth = 0.0 if grey else value if i == j else _depth(value)
         text = _percent(value) + (f" %\n{matrix[i, j]:,}" if n <= 4 else "")
         ax.text(
-            j, i, text, ha="center", va="center", fontsize=size,
+            j,
+            i,
+            text,
+            ha="center",
+            va="center",
+            fontsize=size,
             color="white" if depth > (0.45 if i == j else 0.6) else _INK,
-        )  # fmt: skip
+        )
     fonts = list(families(names))
-    ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size,
-                  fontfamily=fonts)  # fmt: skip
+    ax.set_xticks(
+        range(n),
+        names,
+        rotation=45,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=size,
+        fontfamily=fonts,
+    )
     ax.set_yticks(range(n), rows, fontsize=size, fontfamily=fonts)
     ax.set_xlabel("predicted", fontsize=size, color=_MUTED)
     ax.set_ylabel("true, with count", fontsize=size, color=_MUTED)
     return fig
 
 
-def _label_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int) -> Figure:
+def _label_figure(
+    result: ConfusionResult, title: str, max_shown: int, dpi: int
+) -> Figure:
     table = result.table()
     hidden = max(0, len(table) - max_shown)
     if hidden:
@@ -150,41 +173,75 @@ def _label_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int)
     columns = ("precision", "recall", "f1", "specificity")
     values = np.array([[row[c] for c in columns] for row in table])
     names = labels([str(row["class"]) for row in table])
-    rows = [f"{name}  {row['support']:,}" for name, row in zip(names, table, strict=True)]
+    rows = [
+        f"{name}  {row['support']:,}" for name, row in zip(names, table, strict=True)
+    ]
     size = 9.0 if len(rows) <= 12 else 7.5
     left = max(map(len, rows)) * size * 0.0085 + 0.45
     subtitle = _subtitle(result, 0, "numbers in %") + (
         f", {hidden:,} labels with a higher F1 hidden" * bool(hidden)
     )
-    fig, ax = _canvas(len(columns) * 0.8, len(rows) * 0.4, left, 1.0, title, subtitle, dpi)
+    fig, ax = _canvas(
+        len(columns) * 0.8, len(rows) * 0.4, left, 1.0, title, subtitle, dpi
+    )
     ax.imshow(_scale(_RIGHT)(values)[..., :3], interpolation="nearest", aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         ax.text(
-            j, i, _percent(value), ha="center", va="center", fontsize=size,
+            j,
+            i,
+            _percent(value),
+            ha="center",
+            va="center",
+            fontsize=size,
             color="white" if value > 0.45 else _INK,
-        )  # fmt: skip
+        )
     ax.set_xticks(
-        range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=size
+        range(len(columns)),
+        columns,
+        rotation=45,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=size,
     )
-    ax.set_yticks(range(len(rows)), rows, fontsize=size, fontfamily=list(families(rows)))
+    ax.set_yticks(
+        range(len(rows)), rows, fontsize=size, fontfamily=list(families(rows))
+    )
     ax.set_ylabel("label, with count", fontsize=size, color=_MUTED)
     return fig
 
 
-def _pair_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int) -> Figure:
+def _pair_figure(
+    result: ConfusionResult, title: str, max_shown: int, dpi: int
+) -> Figure:
     pairs = result.most_confused(max_shown)
     ends = dict.fromkeys(end for pair in pairs for end in (pair.true, pair.predicted))
     known = dict(zip(ends, labels(list(ends)), strict=True))
-    names = [f"{known[p.true]} → {known[p.predicted]}" for p in pairs] or ["no confused pair"]
+    names = [f"{known[p.true]} → {known[p.predicted]}" for p in pairs] or [
+        "no confused pair"
+    ]
     left = max(map(len, names)) * 8 * 0.0085 + 0.3
     fig, ax = _canvas(
-        4.0, len(names) * 0.3, left, 0.6, title, _subtitle(result, 0, "% of the true class"), dpi
+        4.0,
+        len(names) * 0.3,
+        left,
+        0.6,
+        title,
+        _subtitle(result, 0, "% of the true class"),
+        dpi,
     )
     ax.barh(range(len(pairs)), [p.count for p in pairs], color=_WRONG[2])
     for i, pair in enumerate(pairs):
-        ax.text(pair.count, i, f" {pair.count:,}  ({_percent(pair.share)} %)", va="center",
-                fontsize=7.5, color=_INK)  # fmt: skip
-    ax.set_yticks(range(len(names)), names, fontsize=8, fontfamily=list(families(names)))
+        ax.text(
+            pair.count,
+            i,
+            f" {pair.count:,}  ({_percent(pair.share)} %)",
+            va="center",
+            fontsize=7.5,
+            color=_INK,
+        )
+    ax.set_yticks(
+        range(len(names)), names, fontsize=8, fontfamily=list(families(names))
+    )
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.margins(x=0.25)
     ax.tick_params(axis="x", labelsize=8)
@@ -193,13 +250,21 @@ def _pair_figure(result: ConfusionResult, title: str, max_shown: int, dpi: int) 
 
 
 def _canvas(
-    width: float, height: float, left: float, bottom: float, title: str, subtitle: str, dpi: int
+    width: float,
+    height: float,
+    left: float,
+    bottom: float,
+    title: str,
+    subtitle: str,
+    dpi: int,
 ) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     top = 0.62
-    whole = max(left + width + 0.25, 0.062 * len(subtitle) + 0.3, 0.085 * len(title) + 0.3)
+    whole = max(
+        left + width + 0.25, 0.062 * len(subtitle) + 0.3, 0.085 * len(title) + 0.3
+    )
     tall = bottom + height + top
     fig = Figure(figsize=(whole, tall), dpi=dpi)
     FigureCanvasAgg(fig)
@@ -207,15 +272,23 @@ def _canvas(
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_color("#bbbbbb")
-    fig.text(0.15 / whole, 1 - 0.2 / tall, title, fontsize=10, weight="bold", va="center")
-    fig.text(0.15 / whole, 1 - 0.42 / tall, subtitle, fontsize=8, color=_MUTED, va="center")
+    fig.text(
+        0.15 / whole, 1 - 0.2 / tall, title, fontsize=10, weight="bold", va="center"
+    )
+    fig.text(
+        0.15 / whole, 1 - 0.42 / tall, subtitle, fontsize=8, color=_MUTED, va="center"
+    )
     return fig, ax
 
 
-def _subtitle(result: ConfusionResult, pooled: int, unit: str = "numbers in % of the row") -> str:
+def _subtitle(
+    result: ConfusionResult, pooled: int, unit: str = "numbers in % of the row"
+) -> str:
     names = ("accuracy", "hamming_accuracy", "f1_macro", "mcc")
     said = [f"{k} {result.scores[k]:.3f}" for k in names if k in result.scores]
-    said.append(f"{result.total:,} {'answers' if result.task == 'multilabel' else 'samples'}")
+    said.append(
+        f"{result.total:,} {'answers' if result.task == 'multilabel' else 'samples'}"
+    )
     if pooled:
         said.append(
             f"{result.num_classes - pooled} most confused of {result.num_classes:,} classes"

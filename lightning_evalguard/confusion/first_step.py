@@ -22,7 +22,11 @@ from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.memory import StorageIdentity, is_known
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.taps import classification_metrics_of
-from lightning_evalguard.confusion.words import changed_in_place, overwritten, sigmoid_twice
+from lightning_evalguard.confusion.words import (
+    changed_in_place,
+    overwritten,
+    sigmoid_twice,
+)
 
 
 class FirstStep:
@@ -39,7 +43,11 @@ class FirstStep:
     """
 
     def __init__(
-        self, config: ConfusionMetrics, explicit: bool, outcomes: bool, sigmoids: SigmoidTap
+        self,
+        config: ConfusionMetrics,
+        explicit: bool,
+        outcomes: bool,
+        sigmoids: SigmoidTap,
     ) -> None:
         self._config, self._explicit, self._outcomes = config, explicit, outcomes
         self._sigmoids = sigmoids
@@ -85,13 +93,19 @@ class FirstStep:
         if isinstance(value, Tensor) and stream.value is None:
             stream.value = value.detach()
         stream.swapped, stream.from_batch = swapped, from_batch
-        stream.is_whole_tensor = from_batch and _is_whole(pair.target, role, entry.tensors)
+        stream.is_whole_tensor = from_batch and _is_whole(
+            pair.target, role, entry.tensors
+        )
         stream.versions = versions_of(pair.preds, pair.target)
         twice = not from_batch and labels.counts_up_twice(arranged.target)
-        stream.structured = role is None and (twice or labels.has_pattern(arranged.target))
+        stream.structured = role is None and (
+            twice or labels.has_pattern(arranged.target)
+        )
         if stream.structured:
             stream.pattern = arranged.target.detach().clone()
-        preds = labels.answers(arranged, stream.layout.preds_are, stream.layout.threshold)
+        preds = labels.answers(
+            arranged, stream.layout.preds_are, stream.layout.threshold
+        )
         stream.keep_answers(preds, arranged.target.long())
         stream.keep_scores(arranged.preds)
         entry.count(stream, arranged, pair)
@@ -110,7 +124,9 @@ class FirstStep:
                 entry.reported.add("sigmoid twice")
                 entry.found.append(sigmoid_twice(entry, pair))
         if kind == "loss" and pair.preds.ndim > 1:
-            entry.strides.append((pair.preds.untyped_storage().data_ptr(), pair.preds.stride(1)))
+            entry.strides.append(
+                (pair.preds.untyped_storage().data_ptr(), pair.preds.stride(1))
+            )
         undecided = kind == "outputs" and entry.axis is None
         if undecided and sources.is_ambiguous(pair.preds, pair.target):
             entry.axis = sources.axis_of(self.module, pair, entry.strides)
@@ -129,7 +145,9 @@ class FirstStep:
             pair = replace(pair, preds_are=kinds.pop())
         if not pair.classification and any(s.layout.task != "multiclass" for s in same):
             pair = replace(pair, classification=True)
-        zero_or_one = kind == "outputs" and not pair.classification and _is_yes_or_no(pair)
+        zero_or_one = (
+            kind == "outputs" and not pair.classification and _is_yes_or_no(pair)
+        )
         if zero_or_one and not entry.kinds:
             pair = replace(pair, classification=True)
         if labels.are_shares(pair.preds, pair.target):
@@ -137,14 +155,21 @@ class FirstStep:
         return pair
 
     def _stream(
-        self, entry: LoaderCount, kind: str, name: str, role: int | None, pair: Pair, arranged: Pair
+        self,
+        entry: LoaderCount,
+        kind: str,
+        name: str,
+        role: int | None,
+        pair: Pair,
+        arranged: Pair,
     ) -> Stream | None:
         """The stream that a pair of the first batch belongs to; None where it is known already."""
         target, preds = StorageIdentity(pair.target), StorageIdentity(pair.preds)
         like = [s for s in entry.streams if s.kind == kind]
         for stream in like:
             if is_known(target, stream.targets) and is_known(preds, stream.scores):
-                stream.names.add(name)  # another metric of a collection, given the same tensors
+                # another metric of a collection, given the same tensors
+                stream.names.add(name)
                 return None
         like = [s for s in like if name in s.names and s.role == role]
         for stream in like:
@@ -161,7 +186,9 @@ class FirstStep:
             return None
         state = ConfusionMatrix.of(layout).to(arranged.preds.device)
         state.kept = [] if self._outcomes else None
-        stream = Stream(kind, {name}, len(like), role, layout, state, pair.source, pair.location)
+        stream = Stream(
+            kind, {name}, len(like), role, layout, state, pair.source, pair.location
+        )
         stream.late, stream.shares = entry.returned, pair.shares
         if pair.shares and arranged.task == "multiclass" and kind != "metric":
             stream.twin = self._twin(entry, pair)
@@ -171,7 +198,9 @@ class FirstStep:
     def _twin(self, entry: LoaderCount, pair: Pair) -> ConfusionMatrix | None:
         """The state that counts one-hot targets as so many labels, should they be that."""
         as_labels = replace(pair, shares=False, task="multilabel")
-        layout = self._layout(entry, sources._as(as_labels, pair.preds, pair.target, "multilabel"))
+        layout = self._layout(
+            entry, sources._as(as_labels, pair.preds, pair.target, "multilabel")
+        )
         return ConfusionMatrix.of(layout).to(pair.preds.device)
 
     def _layout(self, entry: LoaderCount, arranged: Pair) -> Layout:
@@ -180,7 +209,9 @@ class FirstStep:
         known = len(entry.names) if entry.names else entry.known
         layout = sources.layout_of(arranged, self._config, known)
         if layout.preds_are in ("logits", "unknown") and layout.task != "multiclass":
-            guesses = self.module is not None and any(classification_metrics_of(self.module))
+            guesses = self.module is not None and any(
+                classification_metrics_of(self.module)
+            )
             layout = replace(layout, by_batch=guesses)
         return layout
 
@@ -188,7 +219,11 @@ class FirstStep:
 def _corroborate(streams: list[Stream], loss: Stream) -> None:
     """What a loss takes its scores for holds of a metric that is given the same ones."""
     for one in streams:
-        unknown = one.kind == "metric" and one.layout.preds_are == "unknown" and one.layout.by_batch
+        unknown = (
+            one.kind == "metric"
+            and one.layout.preds_are == "unknown"
+            and one.layout.by_batch
+        )
         if unknown and any(x.is_of(y) for x in one.scores for y in loss.scores):
             one.layout = replace(one.layout, preds_are=loss.layout.preds_are)
             if one.elements == loss.elements:
@@ -206,7 +241,9 @@ def _stands_in(entry: LoaderCount, preds: Tensor, target: Tensor) -> bool:
 
 def _is_whole(target: Tensor, role: int | None, tensors: Sequence[Tensor]) -> bool:
     """Whether a target of the batch is a tensor of it with all of its elements, or a copy."""
-    return role is None or (role < len(tensors) and tensors[role].numel() == target.numel())
+    return role is None or (
+        role < len(tensors) and tensors[role].numel() == target.numel()
+    )
 
 
 def _is_yes_or_no(pair: Pair) -> bool:

@@ -37,7 +37,8 @@ class Following:
             if chosen.swapped:
                 own = replace(pair, preds=pair.target, target=pair.preds)
             if chosen.targets and is_known(StorageIdentity(own.target), chosen.targets):
-                return  # the same samples again: a metric and then its log, two losses of a batch
+                # the same samples again: a metric and then its log, two losses of a batch
+                return
             named = kind in ("outputs", "metric", "epoch")
             mine = named or entry.role_of(own.target) == chosen.role
             if mine and self._is_its_turn(entry, own):
@@ -65,7 +66,7 @@ class Following:
 
         Returns:
             Whether that was so; else `follow` decides.
-        """  # fmt: skip
+        """
         chosen = entry.chosen
         assert chosen is not None
         if entry.counted and chosen.samples >= entry.samples:
@@ -77,37 +78,67 @@ class Following:
             return True
         if chosen.look != (name, preds.shape, target.shape, preds.dtype, target.dtype):
             return False
-        if entry.counted or chosen.samples or not self._is_plain(entry, chosen, kind, target):
+        if (
+            entry.counted
+            or chosen.samples
+            or not self._is_plain(entry, chosen, kind, target)
+        ):
             return False
         chosen.samples, entry.counted = entry.samples, True
         chosen.state.note(preds, target)
         return True
 
     @staticmethod
-    def _is_plain(entry: LoaderCount, chosen: Stream, kind: str, target: Tensor) -> bool:
+    def _is_plain(
+        entry: LoaderCount, chosen: Stream, kind: str, target: Tensor
+    ) -> bool:
         """Whether a whole batch is counted as it is shown, and nothing is asked of it besides."""
-        if chosen.place or chosen.swapped or chosen.twin is not None or chosen.pattern is not None:
+        if (
+            chosen.place
+            or chosen.swapped
+            or chosen.twin is not None
+            or chosen.pattern is not None
+        ):
             return False
-        if len(target) != entry.samples or entry.keep != entry.samples or entry.keeps_scores:
+        if (
+            len(target) != entry.samples
+            or entry.keep != entry.samples
+            or entry.keeps_scores
+        ):
             return False
         if kind == "metric" or kind == "outputs":
             return True
         return chosen.role is not None and entry.holds(target, chosen.role)
 
-    def _arranged(self, entry: LoaderCount, chosen: Stream, own: Pair, name: str) -> Pair | None:
+    def _arranged(
+        self, entry: LoaderCount, chosen: Stream, own: Pair, name: str
+    ) -> Pair | None:
         """`_fitting`, asked anew only where the pair looks otherwise than the last one.
 
         Most pairs are counted as they are shown: where one was, so are those that look like it.
         """
         preds, target = own.preds, own.target
         look = (
-            name, preds.shape, target.shape, preds.dtype, target.dtype, own.task, own.preds_are,
-            own.axis, own.classification, own.shares, chosen.layout,
-        )  # fmt: skip
+            name,
+            preds.shape,
+            target.shape,
+            preds.dtype,
+            target.dtype,
+            own.task,
+            own.preds_are,
+            own.axis,
+            own.classification,
+            own.shares,
+            chosen.layout,
+        )
         if look == chosen.plain:
             return own
         arranged = self._fitting(entry, chosen, own, is_own=True)
-        as_shown = arranged is not None and arranged.preds is preds and arranged.target is target
+        as_shown = (
+            arranged is not None
+            and arranged.preds is preds
+            and arranged.target is target
+        )
         chosen.plain = look if as_shown else None
         one_place = preds.device == target.device and target.ndim > 0
         chosen.look = look[:5] if as_shown and one_place else None
@@ -121,7 +152,9 @@ class Following:
             return entry.is_a_part(chosen, pair)
         if not chosen.place:
             return True
-        before = [s for s in entry.spares if s.name in chosen.names and s.role == chosen.role]
+        before = [
+            s for s in entry.spares if s.name in chosen.names and s.role == chosen.role
+        ]
         return len(before) >= chosen.place
 
     def _fitting(
@@ -139,9 +172,17 @@ class Following:
         if arranged.task != layout.task:
             return None
         scored = arranged.preds.ndim == arranged.target.ndim + 1
-        if layout.task == "multiclass" and scored and arranged.preds.shape[1] != layout.num_classes:
-            return arranged if is_own and self._regrown(entry, chosen, arranged) else None
-        if layout.task == "multilabel" and arranged.preds.shape[1:2] != (layout.num_classes,):
+        if (
+            layout.task == "multiclass"
+            and scored
+            and arranged.preds.shape[1] != layout.num_classes
+        ):
+            return (
+                arranged if is_own and self._regrown(entry, chosen, arranged) else None
+            )
+        if layout.task == "multilabel" and arranged.preds.shape[1:2] != (
+            layout.num_classes,
+        ):
             return self._flattened(entry, chosen, arranged)
         return arranged
 
@@ -163,7 +204,9 @@ class Following:
         entry.source = chosen.said
         return True
 
-    def _flattened(self, entry: LoaderCount, chosen: Stream, arranged: Pair) -> Pair | None:
+    def _flattened(
+        self, entry: LoaderCount, chosen: Stream, arranged: Pair
+    ) -> Pair | None:
         """So many labels, and then another number: they are positions, and one question."""
         if chosen.layout.task != "multilabel" or self._config.task == "multilabel":
             return None
@@ -179,12 +222,21 @@ class Following:
         """The step did not show the chosen stream: count what fits it best."""
         chosen = entry.chosen
         assert chosen is not None
-        order = {"outputs": 0, "metric": 1, "loss": 2, "function": 3, "comparison": 4, "array": 5}
+        order = {
+            "outputs": 0,
+            "metric": 1,
+            "loss": 2,
+            "function": 3,
+            "comparison": 4,
+            "array": 5,
+        }
         fitting = [s for s in entry.spares if s.role == chosen.role and s.kind in order]
         fitting.reverse()  # the last loss of the step first
         fitting.sort(key=lambda s: order[s.kind])
         for spare in fitting:
-            arranged = None if spare.changed else self._fitting(entry, chosen, spare.pair)
+            arranged = (
+                None if spare.changed else self._fitting(entry, chosen, spare.pair)
+            )
             if arranged is not None:
                 entry.count(chosen, arranged, spare.pair)
                 return
@@ -192,7 +244,9 @@ class Following:
 
     def _begin_anew(self, entry: LoaderCount, chosen: Stream) -> None:
         """The chosen stream is given other targets, or more classes, from this evaluation on."""
-        own = [s for s in entry.spares if s.kind == chosen.kind and s.name in chosen.names]
+        own = [
+            s for s in entry.spares if s.kind == chosen.kind and s.name in chosen.names
+        ]
         if entry.given > entry.left_out or not own or own[-1].changed:
             return
         arranged = self._fitting(entry, chosen, own[-1].pair, is_own=True)
@@ -203,7 +257,11 @@ class Following:
 
 def _labels_of(arranged: Pair | None, pair: Pair) -> Pair:
     """A pair of many scores as labels, which are fewer."""
-    if arranged is None or arranged.task != "multiclass" or not arranged.preds.is_floating_point():
+    if (
+        arranged is None
+        or arranged.task != "multiclass"
+        or not arranged.preds.is_floating_point()
+    ):
         return pair
     if arranged.preds.ndim != arranged.target.ndim + 1:
         return pair

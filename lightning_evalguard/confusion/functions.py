@@ -32,7 +32,8 @@ _INPUTS = (*PREDS, "input", "inputs", "x", "z", "a", "p")
 _TARGETS = (*TARGET, "t", "b", "mask", "masks")
 # Functions of which the first two arguments are predictions and targets, whatever they are called.
 _SURE = re.compile(
-    r"dice|focal|tversky|jaccard|lovasz|soft_?iou|get_stats|stat_scores|hamming", re.IGNORECASE
+    r"dice|focal|tversky|jaccard|lovasz|soft_?iou|get_stats|stat_scores|hamming",
+    re.IGNORECASE,
 )
 # Others are so where their arguments say it, too.
 _LIKELY = re.compile(
@@ -40,7 +41,12 @@ _LIKELY = re.compile(
     r"($|_)|bce|nll|hinge|score|metric|confusion",
     re.IGNORECASE,
 )
-_LIBRARIES = ("segmentation_models_pytorch", "monai.losses", "kornia.losses", "torchvision.ops")
+_LIBRARIES = (
+    "segmentation_models_pytorch",
+    "monai.losses",
+    "kornia.losses",
+    "torchvision.ops",
+)
 _SKLEARN = (
     "accuracy_score", "balanced_accuracy_score", "classification_report", "cohen_kappa_score",
     "confusion_matrix", "f1_score", "fbeta_score", "jaccard_score", "matthews_corrcoef",
@@ -137,8 +143,11 @@ class FunctionTap:
 
 def _first_two(given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     """Predictions and target of a call, by the names of its arguments, else by their order."""
-    tensors = {name: tensor for name, value in given.items()
-               if (tensor := _as_tensor(value)) is not None}  # fmt: skip
+    tensors = {
+        name: tensor
+        for name, value in given.items()
+        if (tensor := _as_tensor(value)) is not None
+    }
     target = next((k for k in tensors if k in TARGET), None)
     target = target or next((k for k in tensors if k in _TARGETS), None)
     preds = next((k for k in tensors if k in _INPUTS and k != target), None)
@@ -215,7 +224,11 @@ def _of_user(module: nn.Module) -> Iterator[types.FunctionType]:
     for name, home in list(sys.modules.items()):
         path = getattr(home, "__file__", None)
         is_users = isinstance(path, str) and owner_of(path) == "user"
-        if name == "__main__" or is_users or (name in homes and not _is_framework(name)):
+        if (
+            name == "__main__"
+            or is_users
+            or (name in homes and not _is_framework(name))
+        ):
             for value in list(vars(home).values()):
                 yield from _judging(value)
     for part in module.modules():
@@ -225,7 +238,12 @@ def _of_user(module: nn.Module) -> Iterator[types.FunctionType]:
 
 
 def _is_framework(name: str) -> bool:
-    return name.split(".")[0] in ("torch", "lightning", "pytorch_lightning", "torchmetrics")
+    return name.split(".")[0] in (
+        "torch",
+        "lightning",
+        "pytorch_lightning",
+        "torchmetrics",
+    )
 
 
 def _in_attribute(value: Any) -> Iterator[types.FunctionType]:
@@ -252,7 +270,9 @@ def _judging(value: Any) -> Iterator[types.FunctionType]:
             return
         for name in ("forward", "__call__"):
             forward = vars(value).get(name)
-            if isinstance(forward, types.FunctionType) and _judges(forward, value.__name__, 1):
+            if isinstance(forward, types.FunctionType) and _judges(
+                forward, value.__name__, 1
+            ):
                 yield forward
 
 
@@ -288,7 +308,11 @@ def _of_libraries() -> Iterator[types.FunctionType]:
 
 
 _SIGMOIDS = (
-    *((owner, name) for owner in (torch, torch.Tensor) for name in ("sigmoid", "sigmoid_")),
+    *(
+        (owner, name)
+        for owner in (torch, torch.Tensor)
+        for name in ("sigmoid", "sigmoid_")
+    ),
     (torch.special, "expit"),
 )
 

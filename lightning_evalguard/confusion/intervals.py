@@ -245,7 +245,8 @@ def _drawn(result: ResultLike) -> dict[str, Interval]:
     rates = cells.filled.expand(_FEW_DRAWS, -1).contiguous()
     drawn = batched(*cells.margins(torch.poisson(rates, generator=generator)), judged)
     widths = _widths(cells, judged)
-    widths["recall_min"] = float(drawn["recall_min"].std())  # a lowest value is far from normal
+    # a lowest value is far from normal
+    widths["recall_min"] = float(drawn["recall_min"].std())
     return {name: _about(name, values, widths[name]) for name, values in drawn.items()}
 
 
@@ -274,8 +275,12 @@ def _multinomial(cells: Cells, generator: torch.Generator) -> Tensor:
     columns = []
     for group, count in zip(groups, counts, strict=True):
         if group not in left:
-            left[group] = torch.full(draws, rest[group], dtype=torch.float64, device="cpu")
-        share = torch.full(draws, min(1.0, count / rest[group]), dtype=torch.float64, device="cpu")
+            left[group] = torch.full(
+                draws, rest[group], dtype=torch.float64, device="cpu"
+            )
+        share = torch.full(
+            draws, min(1.0, count / rest[group]), dtype=torch.float64, device="cpu"
+        )
         column = torch.binomial(left[group], share, generator=generator)
         left[group] = left[group] - column
         rest[group] -= count
@@ -313,13 +318,18 @@ def _widths(cells: Cells, judged: Tensor | None) -> dict[str, float]:
     widths = dict.fromkeys(scored, 0.0)
     for name, gradient in gradients.items():
         drift = groups.index_add(0, cells.group, cells.filled * gradient)
-        variance = (cells.filled * gradient**2).sum() - (drift**2 / sizes.clamp(min=1)).sum()
+        variance = (cells.filled * gradient**2).sum() - (
+            drift**2 / sizes.clamp(min=1)
+        ).sum()
         widths[name] = math.sqrt(max(0.0, float(variance)))
     return widths
 
 
 def batched(
-    support: Tensor, predicted: Tensor, true_positives: Tensor, judged: Tensor | None = None
+    support: Tensor,
+    predicted: Tensor,
+    true_positives: Tensor,
+    judged: Tensor | None = None,
 ) -> Mapping[str, Tensor]:
     """Of many matrices at once what `scores.multiclass` or `scores.multilabel` gives for one.
 
@@ -347,7 +357,9 @@ def batched(
     scored["recall_min"] = torch.where(present, each["recall"], 2.0).amin(-1)
     if judged is not None:
         everyone = judged > 0
-        scored["specificity_macro"] = _mean(each["specificity"], everyone.expand(s.shape))
+        scored["specificity_macro"] = _mean(
+            each["specificity"], everyone.expand(s.shape)
+        )
         scored["recall_weighted"] = _ratio((each["recall"] * s).sum(-1), s.sum(-1))
         scored["f1_micro"] = _ratio(2 * tp.sum(-1), (s + p).sum(-1))
         del scored["specificity_weighted"]

@@ -25,19 +25,29 @@ def refusal(pair: Pair, from_batch: bool, leaves: Sequence[Tensor]) -> str:
     if not target.numel():
         return ""
     if pair.task == "multiclass":
-        if preds.ndim == target.ndim + 1 == 2 and not from_batch and _counts_samples(preds, target):
+        if (
+            preds.ndim == target.ndim + 1 == 2
+            and not from_batch
+            and _counts_samples(preds, target)
+        ):
             return "its classes are the samples of the batch"
         return ""
     if target.is_floating_point() and not bool(((target == 0) | (target == 1)).all()):
         return "its targets are not only 0 and 1"
     if not from_batch and _is_square_of_samples(preds, target):
         return "its targets say which samples of the batch belong together"
-    return "its target is the input" if _is_the_input(target, from_batch, leaves) else ""
+    return (
+        "its target is the input" if _is_the_input(target, from_batch, leaves) else ""
+    )
 
 
 def _is_the_input(target: Tensor, from_batch: bool, leaves: Sequence[Tensor]) -> bool:
     """Whether a target is the input, or was made of it by the step, to be reconstructed."""
-    if not leaves or not leaves[0].is_floating_point() or leaves[0].numel() != target.numel():
+    if (
+        not leaves
+        or not leaves[0].is_floating_point()
+        or leaves[0].numel() != target.numel()
+    ):
         return False
     if from_batch:
         return leaves[0].data_ptr() == target.data_ptr()
@@ -68,7 +78,9 @@ def counts_up_twice(target: Tensor) -> bool:
     if half < 2 or len(flat) != 2 * half:
         return False
     count = torch.arange(len(flat), device=flat.device)
-    return torch.equal(flat.long(), count.roll(half)) or torch.equal(flat.long(), count % half)
+    return torch.equal(flat.long(), count.roll(half)) or torch.equal(
+        flat.long(), count % half
+    )
 
 
 def has_pattern(target: Tensor) -> bool:
@@ -88,7 +100,11 @@ def are_shares(preds: Tensor, target: Tensor) -> bool:
     """Whether rows of a target in the form of `preds` are shares of its classes, summing to one."""
     if preds.shape != target.shape or target.ndim < 2 or target.shape[1] < 2:
         return False
-    if not preds.is_floating_point() or target.dtype == torch.bool or not target.numel():
+    if (
+        not preds.is_floating_point()
+        or target.dtype == torch.bool
+        or not target.numel()
+    ):
         return False
     return not bool(no_shares(target))
 
@@ -106,7 +122,9 @@ def equals_one_of(target: Tensor, leaves: Sequence[Tensor]) -> bool:
         alike = leaf.numel() == target.numel()
         if alike and leaf.is_floating_point() != target.is_floating_point():
             alike = leaf.ndim == target.ndim
-        if alike and torch.equal(leaf.reshape(-1).double(), target.reshape(-1).double()):
+        if alike and torch.equal(
+            leaf.reshape(-1).double(), target.reshape(-1).double()
+        ):
             return True
     return False
 
@@ -121,5 +139,9 @@ def answers(pair: Pair, preds_are: str, threshold: float) -> Tensor:
     if preds_are == "unknown":
         inside = bool(((preds >= 0) & (preds <= 1)).all())
         preds_are = "probs" if inside else "logits"
-    cut = threshold if preds_are == "probs" else torch.logit(torch.tensor(threshold)).item()
+    cut = (
+        threshold
+        if preds_are == "probs"
+        else torch.logit(torch.tensor(threshold)).item()
+    )
     return (preds.double() > cut).long()

@@ -59,7 +59,11 @@ class Layout:
     def cuts(self) -> tuple[float, ...]:
         """Where the number line is cut: a binary score's column is how many cuts lie below it."""
         low, high = _TINY, _ABOVE_ONE
-        logits = {self.logit, self.threshold, self.logit if self.rounded is None else self.rounded}
+        logits = {
+            self.logit,
+            self.threshold,
+            self.logit if self.rounded is None else self.rounded,
+        }
         return {
             "logits": tuple(sorted(logits)),
             "probs": (low, self.threshold, high),
@@ -81,12 +85,17 @@ class Layout:
         """
         edges = [-math.inf, *self.cuts, math.inf]
         if preds_are == "logits":
-            return [int(low >= (self.logit if cut is None else cut)) for low in edges[:-1]]
+            return [
+                int(low >= (self.logit if cut is None else cut)) for low in edges[:-1]
+            ]
         below, cut, above = (
-            (-0.5, 0.5, 1.5) if preds_are == "labels" else (_TINY, self.threshold, _ABOVE_ONE)
+            (-0.5, 0.5, 1.5)
+            if preds_are == "labels"
+            else (_TINY, self.threshold, _ABOVE_ONE)
         )
         return [
-            2 if high <= below or low >= above else int(low >= cut) for low, high in pairwise(edges)
+            2 if high <= below or low >= above else int(low >= cut)
+            for low, high in pairwise(edges)
         ]
 
     @property
@@ -106,7 +115,8 @@ class Layout:
         A target beyond them falls on the last one on its side.
         """
         if not self.near:
-            return -1, self.classes + 1  # the ignored one has the row after the one above
+            # the ignored one has the row after the one above
+            return -1, self.classes + 1
         return min(-1, self.ignore_index - 1), max(self.classes, self.ignore_index + 1)
 
     @property
@@ -165,16 +175,22 @@ def read_state(
     else:
         result = _read_yes_or_no(layout, counts, logits)
     n = result.num_classes
-    result.class_names = tuple(class_names) if class_names else tuple(str(i) for i in range(n))
+    result.class_names = (
+        tuple(class_names) if class_names else tuple(str(i) for i in range(n))
+    )
     if result.task == "multilabel":
         assert result.judged is not None
         result.scores = _scores.multilabel(
             result.support, result.predicted, result.true_positives, result.judged
         )
     else:
-        result.scores = _scores.multiclass(result.support, result.predicted, result.true_positives)
+        result.scores = _scores.multiclass(
+            result.support, result.predicted, result.true_positives
+        )
     for k, found in zip(layout.top_k, hits.tolist(), strict=True):
-        result.scores[f"top{k}_accuracy"] = found / result.total if result.total else _scores.NAN
+        result.scores[f"top{k}_accuracy"] = (
+            found / result.total if result.total else _scores.NAN
+        )
     if n <= per_class:
         each = _scores.per_class(
             result.support, result.predicted, result.true_positives, result.judged
@@ -252,13 +268,21 @@ def margins(
         found = matrix.sum(2), matrix.sum(1), matrix.diagonal(dim1=1, dim2=2)
     else:
         labels = c if layout.task == "multilabel" else 1
-        tables = counts.view(batches, 1 + layout.by_batch, labels, -1, layout.width).sum(1)
-        rows, *_ = layout.split(tables.flatten(0, 1).transpose(0, 1))  # (2, B * L, columns)
+        tables = counts.view(
+            batches, 1 + layout.by_batch, labels, -1, layout.width
+        ).sum(1)
+        # (2, B * L, columns)
+        rows, *_ = layout.split(tables.flatten(0, 1).transpose(0, 1))
         answered = _answered(rows, layout.answers(preds_are))[:, :, :2]
         matrix = answered.view(batches, labels, 2, 2)
         if layout.task == "multilabel":
             judged = matrix.sum((2, 3))
-            return matrix[:, :, 1].sum(2), matrix[:, :, :, 1].sum(2), matrix[:, :, 1, 1], judged
+            return (
+                matrix[:, :, 1].sum(2),
+                matrix[:, :, :, 1].sum(2),
+                matrix[:, :, 1, 1],
+                judged,
+            )
         one = matrix[:, 0]
         found = one.sum(2), one.sum(1), one.diagonal(dim1=1, dim2=2)
     support, predicted, hits = (x[:, :num_classes] for x in found)
@@ -303,7 +327,13 @@ def _read_yes_or_no(layout: Layout, counts: Tensor, logits: bool) -> ConfusionRe
     if layout.task == "binary":
         matrix = matrix[0]
         return ConfusionResult(
-            "binary", matrix, matrix.sum(1), matrix.sum(0), matrix.diagonal().clone(), (), **common
+            "binary",
+            matrix,
+            matrix.sum(1),
+            matrix.sum(0),
+            matrix.diagonal().clone(),
+            (),
+            **common,
         )
     return ConfusionResult(
         "multilabel",
@@ -335,7 +365,9 @@ def _misread(layout: Layout, tables: Tensor) -> tuple[Misread, ...]:
     logits, *inside = (layout.split(table)[0] for table in tables)
     rows = sum(inside, logits)
     exact = layout.answers("logits")
-    rounded = exact if layout.rounded is None else layout.answers("logits", layout.rounded)
+    rounded = (
+        exact if layout.rounded is None else layout.answers("logits", layout.rounded)
+    )
     unit = "answer" if layout.task == "multilabel" else "sample"
     found = []
 

@@ -35,7 +35,8 @@ def labels(names: Sequence[str]) -> list[str]:
         listed.append(f"class {number}" if missing else _cut(line))
     counts = Counter(listed)
     unique = [
-        f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(listed)
+        f"{name} ({number})" if counts[name] > 1 else name
+        for number, name in enumerate(listed)
     ]
     # A dollar sign would start mathtext.
     return [name.replace("$", r"\$") for name in unique]
@@ -56,12 +57,19 @@ def _families(letters: str) -> tuple[str, ...]:
     from matplotlib.font_manager import fontManager
 
     chosen = ["DejaVu Sans"]
-    missing = {ord(letter) for letter in letters if not letter.isspace()} - _drawn(tuple(chosen))
+    missing = {ord(letter) for letter in letters if not letter.isspace()} - _drawn(
+        tuple(chosen)
+    )
     if not missing:
         return tuple(chosen)
-    there = {font.name for font in fontManager.ttflist if not font.name.startswith(_BOXES)}
+    there = {
+        font.name for font in fontManager.ttflist if not font.name.startswith(_BOXES)
+    }
     # By name after those, so that two machines with the same fonts choose the same.
-    for name in [*(name for name in _WIDE if name in there), *sorted(there - set(_WIDE))]:
+    for name in [
+        *(name for name in _WIDE if name in there),
+        *sorted(there - set(_WIDE)),
+    ]:
         if missing & _letters_of(name):
             chosen.append(name)
             missing -= _letters_of(name)

@@ -19,7 +19,8 @@ from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.report import Finding
 
 TENSORS = 16  # of a batch, among which labels are looked for
-_SCORED = 1 << 16  # scores of an evaluation that are kept where the module names a threshold
+# scores of an evaluation that are kept where the module names a threshold
+_SCORED = 1 << 16
 
 
 @dataclass(eq=False)
@@ -108,11 +109,16 @@ class Stream:
         """Whether `later` shows what this one showed, changed in place since."""
         same = [
             any(one.is_of(other) for one in mine for other in others)
-            for mine, others in ((self.scores, later.scores), (self.targets, later.targets))
+            for mine, others in (
+                (self.scores, later.scores),
+                (self.targets, later.targets),
+            )
         ]
         return any(
             known and before >= 0 and before != now
-            for known, before, now in zip(same, self.versions, later.versions, strict=True)
+            for known, before, now in zip(
+                same, self.versions, later.versions, strict=True
+            )
         )
 
     def begin_step(self) -> None:
@@ -129,7 +135,10 @@ class Stream:
         """Note what the first step answered, flat."""
         preds, target = preds.reshape(-1).clone(), target.reshape(-1).clone()
         if self.preds is not None and self.target is not None:
-            preds, target = torch.cat((self.preds, preds)), torch.cat((self.target, target))
+            preds, target = (
+                torch.cat((self.preds, preds)),
+                torch.cat((self.target, target)),
+            )
         self.preds, self.target, self.elements = preds, target, len(target)
 
     def keep_scores(self, scores: Tensor) -> None:
@@ -344,7 +353,9 @@ class LoaderCount:
         self.tensors, self._leaves = tensors, None
         self.versions = versions_of(*tensors) if self.chosen is None else []
         if self.chosen is None:
-            self.labelled = not tensors or not all(_is_view(t, tensors[0]) for t in tensors)
+            self.labelled = not tensors or not all(
+                _is_view(t, tensors[0]) for t in tensors
+            )
         for stream in self.streams:
             stream.begin_step()
         if self.chosen is not None:
@@ -355,7 +366,8 @@ class LoaderCount:
         self.spares.clear()
         self.made_targets.clear()
         self.batch = None
-        if self.chosen is None or self.chosen.late:  # hooks after the step show pairs too
+        # hooks after the step show pairs too
+        if self.chosen is None or self.chosen.late:
             self.leaves()
         self.tensors = ()
 
@@ -382,11 +394,19 @@ class LoaderCount:
         and are the same for every class are no answers.
         """
         role = self.role_of(pair.target)
-        before = self.versions[role] if role is not None and role < len(self.versions) else -1
+        before = (
+            self.versions[role]
+            if role is not None and role < len(self.versions)
+            else -1
+        )
         if before >= 0 and pair.target._version != before:
             return "target"
         preds = pair.preds
-        written = preds.is_floating_point() and versions_of(preds)[0] > 0 and preds.numel() > 1
+        written = (
+            preds.is_floating_point()
+            and versions_of(preds)[0] > 0
+            and preds.numel() > 1
+        )
         if written and bool((preds == preds.reshape(-1)[0]).all()):
             return "preds"
         return ""
@@ -441,14 +461,19 @@ class LoaderCount:
 
     def keep_scores(self, stream: Stream, preds: Tensor, target: Tensor) -> None:
         """Keep copies of scores that are cut, as long as they are few."""
-        labels_in = stream.layout.num_classes if stream.layout.task == "multilabel" else 1
+        labels_in = (
+            stream.layout.num_classes if stream.layout.task == "multilabel" else 1
+        )
         fits = stream.layout.task != "multiclass" and preds.is_floating_point()
         room = _SCORED - sum(p.numel() for p, _ in self.scored)
         if not fits or preds.numel() > room:
             self.keeps_scores = False
             self.scored.clear()
             return
-        flat = preds.detach().reshape(-1, labels_in), target.detach().reshape(-1, labels_in)
+        flat = (
+            preds.detach().reshape(-1, labels_in),
+            target.detach().reshape(-1, labels_in),
+        )
         self.scored.append((flat[0].clone(), flat[1].clone()))
 
     def is_a_part(self, stream: Stream, arranged: Pair) -> bool:
@@ -463,7 +488,8 @@ class LoaderCount:
         if self.keep >= self.samples:
             return preds, target
         n = len(target)
-        if n > self.samples:  # dim 0 is not the batch: which rows are whose is not known
+        # dim 0 is not the batch: which rows are whose is not known
+        if n > self.samples:
             self.untrimmed += self.samples - self.keep
             return preds, target
         kept = max(0, self.keep - self.position)
@@ -473,7 +499,9 @@ class LoaderCount:
 
 def _is_view(tensor: Tensor, first: Tensor) -> bool:
     """Whether a tensor is an input, or another view of it as contrastive learning has them."""
-    return tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape == first.shape
+    return (
+        tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape == first.shape
+    )
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from lightning_evalguard.confusion.result import ConfusionResult
 
 
-def write(loggers: Iterable[Any], key: str, result: ConfusionResult, step: int) -> list[str]:
+def write(
+    loggers: Iterable[Any], key: str, result: ConfusionResult, step: int
+) -> list[str]:
     """Write `result` to every logger that can show it.
 
     A logger is known by the name of its class or of a class it derives from, so that Lightning
@@ -28,7 +30,11 @@ def write(loggers: Iterable[Any], key: str, result: ConfusionResult, step: int) 
     Returns:
         One sentence for each logger that failed, naming it. Training goes on.
     """
-    known = [(logger, _SINKS[name]) for logger in loggers if (name := _name(logger)) in _SINKS]
+    known = [
+        (logger, _SINKS[name])
+        for logger in loggers
+        if (name := _name(logger)) in _SINKS
+    ]
     if not known:
         return []
     picture = _Picture(key, result)
@@ -37,7 +43,12 @@ def write(loggers: Iterable[Any], key: str, result: ConfusionResult, step: int) 
 
 
 def _tried(
-    sink: _Sink, logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+    sink: _Sink,
+    logger: Any,
+    key: str,
+    result: ConfusionResult,
+    picture: _Picture,
+    step: int,
 ) -> str:
     try:
         sink(logger, key, result, picture, step)
@@ -98,7 +109,9 @@ def _tensorboard(
     )
 
 
-def _csv(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+def _csv(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
     folder = Path(logger.log_dir) / "confusion_matrix"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{key.replace('/', '_')}-step={step}"
@@ -107,7 +120,9 @@ def _csv(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step
         (folder / f"{name}{suffix}.csv").write_text(text, encoding="utf-8", newline="")
 
 
-def _mlflow(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+def _mlflow(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
     client, run = logger.experiment, logger.run_id
     name = f"confusion_matrix/{key.replace('/', '_')}-step={step}"
     client.log_figure(run, picture.figure(), f"{name}.png")
@@ -115,7 +130,9 @@ def _mlflow(logger: Any, key: str, result: ConfusionResult, picture: _Picture, s
         client.log_text(run, text, f"{name}{suffix}.csv")
 
 
-def _wandb(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+def _wandb(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
     wandb = import_module("wandb")
 
     head, rows = _classes(result)
@@ -143,7 +160,9 @@ def _wandb(logger: Any, key: str, result: ConfusionResult, picture: _Picture, st
     logger.experiment.log({**logged, "trainer/global_step": step})
 
 
-def _comet(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+def _comet(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
     experiment, name = logger.experiment, key.replace("/", "_")
     experiment.log_figure(f"{key}/confusion_matrix", picture.figure(), step=step)
     head, rows = _classes(result)
@@ -165,17 +184,23 @@ def _comet(logger: Any, key: str, result: ConfusionResult, picture: _Picture, st
         )
 
 
-def _aim(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+def _aim(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
     aim = import_module("aim")
 
     run, where = logger.experiment, {"subset": key}
     image = aim.Image(picture.image(), caption=_title(key, result))
-    run.track(image, name="confusion_matrix", step=step, epoch=result.epoch, context=where)
+    run.track(
+        image, name="confusion_matrix", step=step, epoch=result.epoch, context=where
+    )
     text = aim.Text(str(result))
     run.track(text, name="per_class", step=step, epoch=result.epoch, context=where)
 
 
-def _trackio(logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int) -> None:
+def _trackio(
+    logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
+) -> None:
     trackio = import_module("trackio")
 
     head, rows = _classes(result)
@@ -194,7 +219,9 @@ def _litlogger(
     litlogger = import_module("litlogger")
 
     experiment = logger.experiment
-    experiment[f"{key}/confusion_matrix"].append(litlogger.Image(picture.image()), step=step)
+    experiment[f"{key}/confusion_matrix"].append(
+        litlogger.Image(picture.image()), step=step
+    )
     experiment[f"{key}/per_class"].append(litlogger.Text(str(result)), step=step)
 
 

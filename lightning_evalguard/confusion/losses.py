@@ -23,7 +23,9 @@ AtOnce = Callable[[str, str, Tensor, Tensor, Callable[[], Pair]], bool]
 """Whether a call needs no closer look: its kind, which one, both tensors, and what describes it."""
 
 
-def never(kind: str, name: str, preds: Tensor, target: Tensor, pair: Callable[[], Pair]) -> bool:
+def never(
+    kind: str, name: str, preds: Tensor, target: Tensor, pair: Callable[[], Pair]
+) -> bool:
     """Every call is looked at."""
     return False
 
@@ -51,12 +53,23 @@ _LOSSES = (
 )  # fmt: skip
 # A step that calls one of these has a task of another kind.
 _OTHERS = (
-    *((torch._C._nn, name) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")),
-    *((torch, name) for name in (
-        "poisson_nll_loss", "kl_div", "triplet_margin_loss", "margin_ranking_loss",
-        "cosine_embedding_loss", "cosine_similarity", "ctc_loss",
-    )),
-)  # fmt: skip
+    *(
+        (torch._C._nn, name)
+        for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+    ),
+    *(
+        (torch, name)
+        for name in (
+            "poisson_nll_loss",
+            "kl_div",
+            "triplet_margin_loss",
+            "margin_ranking_loss",
+            "cosine_embedding_loss",
+            "cosine_similarity",
+            "ctc_loss",
+        )
+    ),
+)
 
 
 class LossTap:
@@ -109,7 +122,10 @@ class _Losses:
 
     def remove(self, tap: LossTap) -> None:
         """Tell one less."""
-        before, self._taps = self._taps, tuple(one for one in self._taps if one is not tap)
+        before, self._taps = (
+            self._taps,
+            tuple(one for one in self._taps if one is not tap),
+        )
         if before and not self._taps:
             self._stop()
 
@@ -121,7 +137,9 @@ class _Losses:
                     self._places.append(place)
             for home, name in _OTHERS:
                 if (original := getattr(home, name, None)) is not None:
-                    self._places.append((home, name, original, self._note(original, name)))
+                    self._places.append(
+                        (home, name, original, self._note(original, name))
+                    )
         for home, name, original, tapped in self._places:
             if getattr(home, name) is original:
                 setattr(home, name, tapped)
@@ -133,7 +151,10 @@ class _Losses:
 
     def _tap(self, original: Any, kind: _Loss) -> Any:
         place = kind.ignore_place
-        is_compiling, peek = torch.compiler.is_compiling, torch._C._functorch.peek_interpreter_stack
+        is_compiling, peek = (
+            torch.compiler.is_compiling,
+            torch._C._functorch.peek_interpreter_stack,
+        )
 
         @functools.wraps(original)
         def tapped(*args: Any, **kwargs: Any) -> Any:
@@ -177,7 +198,12 @@ _losses = _Losses()
 
 
 def _tell(
-    taps: tuple[LossTap, ...], kind: _Loss, preds: Tensor, target: Tensor, make: Make, value: Any
+    taps: tuple[LossTap, ...],
+    kind: _Loss,
+    preds: Tensor,
+    target: Tensor,
+    make: Make,
+    value: Any,
 ) -> None:
     """Hand on the pair that a loss is given, by the function that makes it of its description."""
     located = taps[0].locates if len(taps) == 1 else any(tap.locates for tap in taps)
@@ -226,7 +252,9 @@ def _unwrapped(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor, levels
 
 
-def _of_loss(kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str) -> Pair:
+def _of_loss(
+    kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str
+) -> Pair:
     if kind.task is not None:
         if target.is_floating_point():  # probabilities of the classes
             target = target.argmax(min(1, target.ndim - 1))

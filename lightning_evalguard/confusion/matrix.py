@@ -83,9 +83,17 @@ class ConfusionMatrix(Metric):
         if task == "binary":
             num_classes = 2
         self.layout = layout = Layout(
-            task, num_classes, preds_are, threshold, ignore_index, top_k, full, exact, by_batch,
+            task,
+            num_classes,
+            preds_are,
+            threshold,
+            ignore_index,
+            top_k,
+            full,
+            exact,
+            by_batch,
             rounded,
-        )  # fmt: skip
+        )
         self._rows, self._width, self._near = layout.rows, layout.width, layout.near
         self._cuts = layout.cuts if task != "multiclass" else ()
         # An inference tensor, as made inside trainer.validate(), could not be written in the next
@@ -93,8 +101,12 @@ class ConfusionMatrix(Metric):
         with torch.inference_mode(False):
             zeros = torch.zeros(self.layout.bins, dtype=torch.long)
             self.add_state("counts", zeros, dist_reduce_fx="sum")
-            self.add_state("hits", torch.zeros(len(top_k), dtype=torch.long), dist_reduce_fx="sum")
-            self.register_buffer("_one", torch.ones(1, dtype=torch.long), persistent=False)
+            self.add_state(
+                "hits", torch.zeros(len(top_k), dtype=torch.long), dist_reduce_fx="sum"
+            )
+            self.register_buffer(
+                "_one", torch.ones(1, dtype=torch.long), persistent=False
+            )
             self.register_buffer("_edges", torch.tensor(self._cuts), persistent=False)
             # the cells of each batch, where they are asked for
             self.kept: list[Tensor] | None = None
@@ -124,7 +136,9 @@ class ConfusionMatrix(Metric):
 
     def count(self, preds: Tensor, target: Tensor) -> None:
         """`update` without torchmetrics' bookkeeping, which takes longer than a small batch."""
-        cells = self._multiclass if self.layout.task == "multiclass" else self._yes_or_no
+        cells = (
+            self._multiclass if self.layout.task == "multiclass" else self._yes_or_no
+        )
         index = cells(preds.detach() if preds.requires_grad else preds, target)
         self.counts.index_add_(0, index, self._one.expand_as(index))
         if self.kept is not None:
@@ -136,7 +150,9 @@ class ConfusionMatrix(Metric):
             self.settle()
             self.count(preds, target)
             return
-        p, top = self._predicted_soon(preds.detach() if preds.requires_grad else preds, target)
+        p, top = self._predicted_soon(
+            preds.detach() if preds.requires_grad else preds, target
+        )
         self._answers.append((p, top))
         # a copy: the target is the batch's own
         flat = target if target.ndim == 1 else target.reshape(-1)
@@ -156,7 +172,12 @@ class ConfusionMatrix(Metric):
         """Count what waits."""
         if not self._targets and not self._ends:
             return
-        answers, targets, ends, each = self._answers, self._targets, self._ends, self._each
+        answers, targets, ends, each = (
+            self._answers,
+            self._targets,
+            self._ends,
+            self._each,
+        )
         self._forget()
         bins = len(self.counts)
         knows = each is not None and each.takes(len(ends), bins)
@@ -185,24 +206,38 @@ class ConfusionMatrix(Metric):
 
     def _predicted(self, preds: Tensor, target: Tensor) -> Tensor:
         scored = self._is_scored(preds, target)
-        return highest(preds) if scored else preds.long().clamp(-1, self.layout.num_classes)
+        return (
+            highest(preds)
+            if scored
+            else preds.long().clamp(-1, self.layout.num_classes)
+        )
 
     def _is_scored(self, preds: Tensor, target: Tensor) -> bool:
         c = self.layout.num_classes
         scored = preds.ndim == target.ndim + 1
         if scored and preds.shape[1] != c:
-            raise ValueError(f"preds has {preds.shape[1]} classes in dim 1, expected {c}")
+            raise ValueError(
+                f"preds has {preds.shape[1]} classes in dim 1, expected {c}"
+            )
         if preds.shape[:1] + preds.shape[1 + scored :] != target.shape:
-            raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
+            raise ValueError(
+                f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}"
+            )
         return scored
 
-    def _predicted_soon(self, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _predicted_soon(
+        self, preds: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """The classes, flat, and the scores by which `_joined` finds those that are NaN."""
         scored = self._is_scored(preds, target)
         if scored and preds.ndim == 2 and preds.is_floating_point():
             top, p = preds.max(1)
             return p, top
-        p = highest(preds) if scored else preds.long().clamp(-1, self.layout.num_classes)
+        p = (
+            highest(preds)
+            if scored
+            else preds.long().clamp(-1, self.layout.num_classes)
+        )
         return (p if p.ndim == 1 else p.reshape(-1)), None
 
     def _joined(self, answers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
@@ -267,7 +302,9 @@ class ConfusionMatrix(Metric):
         if not many and preds.numel() == target.numel():
             preds, target = preds.reshape(-1), target.reshape(-1)
         if preds.shape != target.shape:
-            raise ValueError(f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}")
+            raise ValueError(
+                f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}"
+            )
         if preds.dtype in (torch.float16, torch.bfloat16):
             preds = preds.float()  # or the cut itself would be rounded to 16 bits
         column = self._column(preds)
@@ -280,10 +317,14 @@ class ConfusionMatrix(Metric):
         if many:
             labels = self.layout.num_classes
             if preds.ndim < 2 or preds.shape[1] != labels:
-                raise ValueError(f"preds {tuple(preds.shape)} do not have {labels} labels in dim 1")
+                raise ValueError(
+                    f"preds {tuple(preds.shape)} do not have {labels} labels in dim 1"
+                )
             offset = torch.arange(labels, device=index.device)
             offset *= self.layout.bins // tables // labels
-            index = index.view(preds.shape).add_(offset.view(-1, *[1] * (preds.ndim - 2)))
+            index = index.view(preds.shape).add_(
+                offset.view(-1, *[1] * (preds.ndim - 2))
+            )
         if tables == 2 and preds.numel():
             low, high = preds.aminmax()
             index.add_((low >= 0) & (high <= 1), alpha=self.layout.bins // 2)
@@ -347,7 +388,9 @@ class ConfusionMatrix(Metric):
             if self._pairs is not None:
                 self._pairs.clear()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> Any:
         with torch.inference_mode(False):
             if self._pairs is not None:
                 self._pairs.apply(fn)
@@ -358,7 +401,12 @@ def _number(index: Tensor, ends: Sequence[int], bins: int) -> None:
     """Move the cells of each step to a table of its own."""
     first = ends[0]
     sizes = [end - start for start, end in pairwise((0, *ends, len(index)))]
-    if first and all(n == first for n in sizes[:-2]) and sizes[-2] <= first and not sizes[-1]:
+    if (
+        first
+        and all(n == first for n in sizes[:-2])
+        and sizes[-2] <= first
+        and not sizes[-1]
+    ):
         table = torch.arange(len(index), device=index.device)
         index.add_(table.div_(first, rounding_mode="floor"), alpha=bins)
         return
@@ -387,7 +435,11 @@ class _Pairs:
         self.counts = self.buffer.new_empty(0)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self.buffer, self.keys, self.counts = fn(self.buffer), fn(self.keys), fn(self.counts)
+        self.buffer, self.keys, self.counts = (
+            fn(self.buffer),
+            fn(self.keys),
+            fn(self.counts),
+        )
 
     def add(self, keys: Tensor) -> None:
         if not len(self.buffer):

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 
-def names_of(loader: Any, module: Any, datamodule: Any = None) -> tuple[str, ...] | None:
+def names_of(
+    loader: Any, module: Any, datamodule: Any = None
+) -> tuple[str, ...] | None:
     """Class names under ``classes`` or ``class_names`` of the dataset, datamodule or module."""
     dataset = _attribute(loader, "dataset")
     for _ in range(8):  # a Subset of a Subset, a ConcatDataset of them
@@ -18,7 +20,11 @@ def names_of(loader: Any, module: Any, datamodule: Any = None) -> tuple[str, ...
         if (names := _names(dataset)) is not None:
             return names
         inner = _attribute(dataset, "datasets")
-        dataset = inner[0] if isinstance(inner, list) and inner else _attribute(dataset, "dataset")
+        dataset = (
+            inner[0]
+            if isinstance(inner, list) and inner
+            else _attribute(dataset, "dataset")
+        )
     for owner in (datamodule, module):
         if (names := _names(owner)) is not None:
             return names

@@ -62,10 +62,16 @@ def right(layout: LayoutLike, batches: Sequence[Tensor], preds_are: str) -> Tens
     low, high = layout.rows
     if layout.task == "multiclass":
         target, predicted = index // layout.width + low, index % layout.width - 1
-        return (target == predicted) & (predicted >= 0) & (predicted < layout.num_classes)
+        return (
+            (target == predicted) & (predicted >= 0) & (predicted < layout.num_classes)
+        )
     cell = index % ((high - low + 1) * layout.width)
     target, column = cell // layout.width + low, cell % layout.width
     answers = [*layout.answers(preds_are), 2]  # the last column is NaN
     answered = torch.tensor(answers, device="cpu")[column]
     each = (answered == target) & (answered < 2)
-    return each.view(-1, layout.num_classes).all(1) if layout.task == "multilabel" else each
+    return (
+        each.view(-1, layout.num_classes).all(1)
+        if layout.task == "multilabel"
+        else each
+    )

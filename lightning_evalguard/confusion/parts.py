@@ -38,7 +38,9 @@ def sizes_of(leaves: Iterable[Tensor], sizes: set[int]) -> set[int]:
     return chosen
 
 
-def unexplained(questions: Sequence[Question], chosen: set[int]) -> list[tuple[Question, Question]]:
+def unexplained(
+    questions: Sequence[Question], chosen: set[int]
+) -> list[tuple[Question, Question]]:
     """Each question that is a part of another one, which nothing of the batch chose.
 
     Args:
@@ -48,7 +50,9 @@ def unexplained(questions: Sequence[Question], chosen: set[int]) -> list[tuple[Q
     found = []
     for part in questions:
         for whole in questions:
-            if part is not whole and _is_part(part.streams[0], whole.streams[0], chosen):
+            if part is not whole and _is_part(
+                part.streams[0], whole.streams[0], chosen
+            ):
                 found.append((part, whole))  # noqa: PERF401 - three lines of a comprehension
     return found
 

@@ -16,7 +16,11 @@ from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.by_hand import GatherTap
 from lightning_evalguard.confusion.choice import WEAK
 from lightning_evalguard.confusion.choosing import choose, name_others
-from lightning_evalguard.confusion.closing import close_epoch, is_made_in_the_step, settle_shares
+from lightning_evalguard.confusion.closing import (
+    close_epoch,
+    is_made_in_the_step,
+    settle_shares,
+)
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.first_step import FirstStep
@@ -84,7 +88,9 @@ class Recorder:
         self._settled: LoaderCount | None = None
         source = str(self.config.source) if isinstance(self.config.source, str) else ""
         only = source.partition(":")[2] if source.startswith("metric:") else None
-        self._reads_outputs = self.config.source is None or not (only or source == "loss")
+        self._reads_outputs = self.config.source is None or not (
+            only or source == "loss"
+        )
         self._metrics = MetricTap(self._see, only, self._at_once)
         self._losses = LossTap(self._see, self._at_once)
         self._pairs = 0
@@ -100,12 +106,17 @@ class Recorder:
         self._taps_metrics = self.config.source is None or only is not None
         self._taps_losses = self.config.source is None or source == "loss"
         self._cuts_itself: bool | None = None  # whether the module names thresholds
-        self._logits: set[str] = set()  # sources of which one score has shown that they are
+        # sources of which one score has shown that they are
+        self._logits: set[str] = set()
 
     # the life of an evaluation
 
     def start(
-        self, stage: str, module: nn.Module, dataloaders: Any = None, datamodule: Any = None
+        self,
+        stage: str,
+        module: nn.Module,
+        dataloaders: Any = None,
+        datamodule: Any = None,
     ) -> None:
         """An evaluation begins: every state of `stage` starts from zero.
 
@@ -119,7 +130,8 @@ class Recorder:
         self._running.clear()
         self._stage, self._module = stage, module
         self._first.module = module
-        if self._cuts_itself is None:  # once a run: every attribute of every module is looked at
+        # once a run: every attribute of every module is looked at
+        if self._cuts_itself is None:
             self._cuts_itself = self.ranks.world == 1 and names_thresholds(module)
         for i, loader in enumerate(listed(dataloaders)):
             entry = self._loader(i)
@@ -128,7 +140,9 @@ class Recorder:
             entry.owned = owned(loader)
             entry.keeps_scores = self._cuts_itself
             if not entry.agreed:
-                entry.names = self.config.class_names or names.names_of(loader, module, datamodule)
+                entry.names = self.config.class_names or names.names_of(
+                    loader, module, datamodule
+                )
                 entry.known = names.classes_of(module)
 
     def before_step(self, batch: Any, dataloader_idx: int = 0) -> None:
@@ -197,7 +211,9 @@ class Recorder:
         if entry is None:
             return
         try:
-            if self._reads_outputs and (outputs is not None or self.config.source is not None):
+            if self._reads_outputs and (
+                outputs is not None or self.config.source is not None
+            ):
                 self._see_outputs(entry, outputs, batch)
             self._see_arrays(entry)
             if entry.chosen is None:
@@ -220,12 +236,17 @@ class Recorder:
 
     def _close_step_taps(self, entry: LoaderCount | None) -> None:
         self._gathers.close()
-        if entry is not None and entry.chosen is not None and entry.chosen.kind == "comparison":
+        if (
+            entry is not None
+            and entry.chosen is not None
+            and entry.chosen.kind == "comparison"
+        ):
             self._comparisons.pause()
         else:
             self._comparisons.close()
         if entry is None or entry.chosen is None:
-            self._losses.close()  # who looks closely at hooks sees the functions as they are
+            # who looks closely at hooks sees the functions as they are
+            self._losses.close()
             self._functions.close()
         else:
             self._losses.pause()
@@ -284,7 +305,9 @@ class Recorder:
         entries = agree(self.ranks, self._loaders, self._stage, recorded)
         counted = reduced(self.ranks, self._module, entries)
         self._logits |= {
-            e.source for e, counts, *_ in counted if e.layout and are_logits(e.layout, counts)
+            e.source
+            for e, counts, *_ in counted
+            if e.layout and are_logits(e.layout, counts)
         }
         for entry, counts, hits, pairs in counted:
             result = self._read(entry, counts, hits, pairs)
@@ -304,30 +327,45 @@ class Recorder:
         """Whether arrays that may be predictions and targets are what is scored."""
         return agrees(result, self.logged())
 
-    def _read(self, entry: LoaderCount, counts: Any, hits: Any, pairs: Any) -> ConfusionResult:
+    def _read(
+        self, entry: LoaderCount, counts: Any, hits: Any, pairs: Any
+    ) -> ConfusionResult:
         """What was counted of a loader, on all ranks."""
         assert entry.layout is not None
         fits = entry.names is not None and len(entry.names) == entry.layout.num_classes
         result = read_state(
-            entry.layout, counts, hits, entry.names if fits else None,
-            pairs, entry.least, self.config.per_class, entry.source in self._logits,
-        )  # fmt: skip
+            entry.layout,
+            counts,
+            hits,
+            entry.names if fits else None,
+            pairs,
+            entry.least,
+            self.config.per_class,
+            entry.source in self._logits,
+        )
         result.source = entry.source
         if entry.scored and self._module is not None:
             scored, entry.scored = entry.scored, []
-            result.misread += cuts_of(scored, entry.layout, result.preds_are, self._module)
+            result.misread += cuts_of(
+                scored, entry.layout, result.preds_are, self._module
+            )
         return result
 
-    def _keep(self, entry: LoaderCount, result: ConfusionResult, recorded: Recorded) -> None:
+    def _keep(
+        self, entry: LoaderCount, result: ConfusionResult, recorded: Recorded
+    ) -> None:
         """A matrix stands: settle what it has shown, and say what there is to say."""
         assert entry.layout is not None
         if entry.chosen is not None and entry.chosen.state.kept is not None:
-            result.right = right(entry.layout, entry.chosen.state.kept, result.preds_are)
+            result.right = right(
+                entry.layout, entry.chosen.state.kept, result.preds_are
+            )
         self._settle(entry, result)
         recorded.results[entry.key] = result
         each = entry.each or Batches()
         each.close(
-            result.task, partial(margins, entry.layout, result.num_classes, result.preds_are)
+            result.task,
+            partial(margins, entry.layout, result.num_classes, result.preds_are),
         )
         recorded.batches[entry.key], entry.each = each, Batches()
         report(entry, result, recorded)
@@ -344,14 +382,21 @@ class Recorder:
         self._epoch_ends = False
         self._settled = None
         for tap in (
-            self._metrics, self._losses, self._functions, self._sigmoids, self._comparisons,
-            self._gathers, self._arrays,
-        ):  # fmt: skip
+            self._metrics,
+            self._losses,
+            self._functions,
+            self._sigmoids,
+            self._comparisons,
+            self._gathers,
+            self._arrays,
+        ):
             tap.close()
 
     def _entries(self) -> list[LoaderCount]:
         """The loaders of the running evaluation."""
-        return [e for key, e in self._loaders.items() if key.split("/")[0] == self._stage]
+        return [
+            e for key, e in self._loaders.items() if key.split("/")[0] == self._stage
+        ]
 
     def _loader(self, i: int) -> LoaderCount:
         entry = self._running.get(i)
@@ -379,7 +424,9 @@ class Recorder:
             else:
                 self._first.consider(entry, kind, name, pair, value)
         except Exception as error:  # noqa: BLE001 - a tensor subclass, a user's type: not ours to judge
-            entry.trouble = entry.trouble or f"{pair.source} could not be counted: {error}"
+            entry.trouble = (
+                entry.trouble or f"{pair.source} could not be counted: {error}"
+            )
 
     def _memory(self) -> tuple[set[int], set[int]]:
         """Where the tensors of the running batch lie."""
@@ -393,11 +440,18 @@ class Recorder:
         short = text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
         said = f"the comparison `{short}` at {shown_path(place)}"
         self._see(
-            "comparison", place, Pair(preds, target, said, classification=True, location=place)
+            "comparison",
+            place,
+            Pair(preds, target, said, classification=True, location=place),
         )
 
     def _at_once(
-        self, kind: str, name: str, preds: Tensor, target: Tensor, pair: Callable[[], Pair]
+        self,
+        kind: str,
+        name: str,
+        preds: Tensor,
+        target: Tensor,
+        pair: Callable[[], Pair],
     ) -> bool:
         """Whether a call is settled without a closer look, as most are after the first batch."""
         entry = self._now
@@ -427,7 +481,9 @@ class Recorder:
         """What the step turned into arrays, which it may compare in numpy."""
         if self._arrays.given:
             given = self._arrays.given
-            entry.converts_labels |= any(holds_label(entry, array.tensor) for array in given)
+            entry.converts_labels |= any(
+                holds_label(entry, array.tensor) for array in given
+            )
             for place, pair in self._arrays.pairs(entry):
                 self._see("array", place, pair)
         self._arrays.close()

@@ -61,7 +61,9 @@ def _settle_with(
         rank, why = next(iter(failed.items()))
         alone = ranks.world == 1 or entry.differ
         entry.failed = why if alone else f"on rank {rank} {why}"
-    if entry.agreed and not any(layout not in (None, entry.layout) for layout, *_ in said.values()):
+    if entry.agreed and not any(
+        layout not in (None, entry.layout) for layout, *_ in said.values()
+    ):
         return
     layouts = {layout for layout, *_ in said.values() if layout is not None}
     common = _common(layouts)
@@ -76,7 +78,9 @@ def _settle_with(
             entry.layout, entry.source, entry.names = common or layout, source, names
             break
     entry.agreed = any(batches for _, _, _, batches, _ in said.values())
-    entry.batches = entry.batches or sum(batches for _, _, _, batches, _ in said.values())
+    entry.batches = entry.batches or sum(
+        batches for _, _, _, batches, _ in said.values()
+    )
 
 
 def _common(layouts: set[Layout]) -> Layout | None:
@@ -86,7 +90,10 @@ def _common(layouts: set[Layout]) -> Layout | None:
     one = next(iter(layouts))
     if all(layout.task == "multiclass" for layout in layouts):
         widest = max(layouts, key=lambda layout: layout.num_classes)
-        alike = {replace(x, num_classes=widest.num_classes, full=widest.full) for x in layouts}
+        alike = {
+            replace(x, num_classes=widest.num_classes, full=widest.full)
+            for x in layouts
+        }
         return widest if len(alike) == 1 and widest.full else None
     binary = {replace(x, task="binary", num_classes=2) for x in layouts}
     return replace(one, task="binary", num_classes=2) if len(binary) == 1 else None
@@ -105,7 +112,13 @@ def reduced(
     home = _device(module) if world > 1 else states[0].counts.device
     parts = []
     for entry, state in zip(counted, states, strict=True):
-        numbers = [entry.untrimmed, entry.given, entry.left_out, entry.partly, *entry.patterns]
+        numbers = [
+            entry.untrimmed,
+            entry.given,
+            entry.left_out,
+            entry.partly,
+            *entry.patterns,
+        ]
         parts += [state.counts, state.hits, torch.tensor(numbers)]
     rows = torch.zeros(world, dtype=torch.long)  # of each rank's confused pairs
     rows[rank] = sum(len(p[0]) for p in pairs if p is not None)
@@ -119,7 +132,9 @@ def reduced(
     summed = []
     for i, entry in enumerate(counted):
         counts, hits, numbers = split[3 * i : 3 * i + 3]
-        entry.untrimmed, entry.given, entry.left_out, entry.partly, *rest = numbers.tolist()
+        entry.untrimmed, entry.given, entry.left_out, entry.partly, *rest = (
+            numbers.tolist()
+        )
         entry.patterns = Patterns(*rest)
         summed.append((entry, counts, hits, pairs[i]))
     return summed
@@ -148,7 +163,9 @@ def _index(key: str) -> int:
 
 
 def _exchanged(
-    pairs: Sequence[tuple[Tensor, Tensor] | None], rows: Sequence[int], home: torch.device
+    pairs: Sequence[tuple[Tensor, Tensor] | None],
+    rows: Sequence[int],
+    home: torch.device,
 ) -> list[tuple[Tensor, Tensor] | None]:
     """The confused pairs of all ranks, merged: which state, key and count of each, one gather.
 
@@ -167,7 +184,9 @@ def _exchanged(
     gathered = [torch.empty_like(padded) for _ in rows]
     if max(rows):
         dist.all_gather(gathered, padded)
-    everyone = torch.cat([g[:, :n] for g, n in zip(gathered, rows, strict=True)], 1).cpu()
+    everyone = torch.cat(
+        [g[:, :n] for g, n in zip(gathered, rows, strict=True)], 1
+    ).cpu()
     merged: list[tuple[Tensor, Tensor] | None] = []
     for i, pair in enumerate(pairs):
         if pair is None:

@@ -78,8 +78,11 @@ class ConfusionResult:
     pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     judged: Tensor | None = field(default=None, repr=False)
     misread: tuple[Misread, ...] = field(default=(), repr=False)
-    right: Tensor | None = field(default=None, init=False, repr=False)  # of each sample, not saved
-    _intervals: dict[str, tuple[float, float]] | None = field(default=None, init=False, repr=False)
+    # of each sample, not saved
+    right: Tensor | None = field(default=None, init=False, repr=False)
+    _intervals: dict[str, tuple[float, float]] | None = field(
+        default=None, init=False, repr=False
+    )
 
     @property
     def total(self) -> int:
@@ -112,7 +115,9 @@ class ConfusionResult:
         """
         found = self.intervals.get(score) or _intervals.of_class(self, score)
         if found is None:
-            raise ValueError(f"interval({score!r}): expected one of {', '.join(self.scores)}")
+            raise ValueError(
+                f"interval({score!r}): expected one of {', '.join(self.scores)}"
+            )
         return found
 
     @property
@@ -135,14 +140,20 @@ class ConfusionResult:
         n, names = self.num_classes, self.class_names
         if self.task == "multilabel":
             wrong = torch.stack(
-                (self.support - self.true_positives, self.predicted - self.true_positives), dim=1
+                (
+                    self.support - self.true_positives,
+                    self.predicted - self.true_positives,
+                ),
+                dim=1,
             )
             assert self.judged is not None
             of = torch.stack((self.support, self.judged - self.support), dim=1)
             found = _largest(wrong.flatten(), k)
             what = ("missed", "false alarm")
             return [
-                Confused(names[i // 2], what[i % 2], m, m / max(1, int(of.flatten()[i])))
+                Confused(
+                    names[i // 2], what[i % 2], m, m / max(1, int(of.flatten()[i]))
+                )
                 for i, m in found
             ]
         if self.pairs is not None:
@@ -163,7 +174,9 @@ class ConfusionResult:
         ``confused_with`` is the class that most of its errors went to, ``confused`` how many did;
         ``precision_low`` and ``precision_high`` are the 95 % interval, and so on.
         """
-        each = _scores.per_class(self.support, self.predicted, self.true_positives, self.judged)
+        each = _scores.per_class(
+            self.support, self.predicted, self.true_positives, self.judged
+        )
         worst = self._worst_by_class()
         bounds = _bounds(self)
         return [
@@ -256,7 +269,9 @@ class ConfusionResult:
         """
         return self.explained(score, theirs, why).fact
 
-    def explained(self, score: str, theirs: float, why: str = "", remedy: str = "") -> Difference:
+    def explained(
+        self, score: str, theirs: float, why: str = "", remedy: str = ""
+    ) -> Difference:
         """As `difference`, and what to do about it."""
         return _differences.difference(self, self.misread, score, theirs, why, remedy)
 
@@ -268,10 +283,11 @@ class ConfusionResult:
             (self.nan_preds, "prediction{s} that {are} NaN"),
             (
                 self.unusable_preds,
-                "prediction{s} outside [0, 1]" if self.preds_are == "probs" else
-                f"prediction{{s}} outside the {self.num_classes} {what}es",
+                "prediction{s} outside [0, 1]"
+                if self.preds_are == "probs"
+                else f"prediction{{s}} outside the {self.num_classes} {what}es",
             ),
-        )  # fmt: skip
+        )
         return [
             f"{n:,} " + text.format(s="s" * (n > 1), are="are" if n > 1 else "is")
             for n, text in said
@@ -302,7 +318,9 @@ class ConfusionResult:
             "nan_preds": self.nan_preds,
             "unusable_preds": self.unusable_preds,
             "preds_are": self.preds_are,
-            "scores": {k: v if math.isfinite(v) else None for k, v in self.scores.items()},
+            "scores": {
+                k: v if math.isfinite(v) else None for k, v in self.scores.items()
+            },
             "intervals": {k: _finite(v) for k, v in self.intervals.items()},
             "most_confused": [pair._asdict() for pair in self.most_confused(20)],
             "source": self.source,
@@ -315,7 +333,9 @@ class ConfusionResult:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> ConfusionResult:
         """The result that `to_dict` made `plain` of."""
-        given = {f.name: plain[f.name] for f in fields(cls) if f.init and f.name in plain}
+        given = {
+            f.name: plain[f.name] for f in fields(cls) if f.init and f.name in plain
+        }
         for name in ("matrix", "support", "predicted", "true_positives", "judged"):
             if given.get(name) is not None:
                 given[name] = torch.tensor(given[name], dtype=torch.int64)
@@ -323,7 +343,9 @@ class ConfusionResult:
             keys, counts = (torch.tensor(x, dtype=torch.int64) for x in given["pairs"])
             given["pairs"] = keys, counts
         given["class_names"] = tuple(given["class_names"])
-        given["scores"] = {k: math.nan if v is None else v for k, v in given["scores"].items()}
+        given["scores"] = {
+            k: math.nan if v is None else v for k, v in given["scores"].items()
+        }
         return cls(**given)
 
     def __eq__(self, other: object) -> bool:
@@ -350,7 +372,9 @@ def _insight(result: ConfusionResult) -> str:
     s = result.scores
     if result.task == "multilabel" or not result.total:
         return ""
-    recall = _scores.per_class(result.support, result.predicted, result.true_positives).recall
+    recall = _scores.per_class(
+        result.support, result.predicted, result.true_positives
+    ).recall
     seen = result.support > 0
     if int(seen.sum()) < 2:
         return ""

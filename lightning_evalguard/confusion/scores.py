@@ -40,7 +40,10 @@ class PerClass(NamedTuple):
 
 
 def per_class(
-    support: Tensor, predicted: Tensor, true_positives: Tensor, total: Tensor | int | None = None
+    support: Tensor,
+    predicted: Tensor,
+    true_positives: Tensor,
+    total: Tensor | int | None = None,
 ) -> PerClass:
     """Precision, recall, F1 and specificity of each class; 0/0 is 0.0.
 
@@ -66,7 +69,9 @@ def per_class(
     )
 
 
-def multiclass(support: Tensor, predicted: Tensor, true_positives: Tensor) -> dict[str, float]:
+def multiclass(
+    support: Tensor, predicted: Tensor, true_positives: Tensor
+) -> dict[str, float]:
     """Scores over all classes, each sample having one target and one prediction.
 
     Args:
@@ -91,7 +96,8 @@ def multiclass(support: Tensor, predicted: Tensor, true_positives: Tensor) -> di
     s, p = support.double(), predicted.double()
     n, right = s.sum(), true_positives.double().sum()
     counted, present = (s + p) > 0, s > 0
-    observed = right / n  # NaN in an empty epoch, like every other quotient by `n` below
+    # NaN in an empty epoch, like every other quotient by `n` below
+    observed = right / n
     mcc, kappa = _chance_corrected(support, predicted, true_positives)
     result = {
         "accuracy": observed,
@@ -144,13 +150,18 @@ def multilabel(
         x = getattr(each, name)
         result[f"{name}_macro"] = _mean(x, counted)
         result[f"{name}_micro"] = getattr(micro, name) if answers > 0 else NAN
-        result[f"{name}_weighted"] = _ratio((x * s).sum(), s.sum()) if answers > 0 else NAN
+        result[f"{name}_weighted"] = (
+            _ratio((x * s).sum(), s.sum()) if answers > 0 else NAN
+        )
     return {name: float(value) for name, value in result.items()}
 
 
 def named(name: str, values: Tensor, class_names: Sequence[str]) -> dict[str, float]:
     """One score of each class under ``<name>_class/<class name>``."""
-    return {f"{name}_class/{c}": v for c, v in zip(class_names, values.tolist(), strict=True)}
+    return {
+        f"{name}_class/{c}": v
+        for c, v in zip(class_names, values.tolist(), strict=True)
+    }
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -161,7 +172,9 @@ def _mean(x: Tensor, where: Tensor) -> Tensor | float:
     return x[where].mean() if where.any() else NAN
 
 
-def _chance_corrected(support: Tensor, predicted: Tensor, hits: Tensor) -> tuple[float, float]:
+def _chance_corrected(
+    support: Tensor, predicted: Tensor, hits: Tensor
+) -> tuple[float, float]:
     """Matthews' correlation (Gorodkin's R_K) and Cohen's kappa, from exact integers."""
     s, p = support.tolist(), predicted.tolist()
     n, right = sum(s), sum(hits.tolist())

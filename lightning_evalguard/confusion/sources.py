@@ -29,11 +29,27 @@ TARGET = (
 )  # fmt: skip
 _KINDS = {
     "logits": {"logits", "logit", "y_logits", "pred_logits"},
-    "probs": {"probs", "prob", "probabilities", "probability", "y_prob", "y_probs", "pred_probs"},
+    "probs": {
+        "probs",
+        "prob",
+        "probabilities",
+        "probability",
+        "y_prob",
+        "y_probs",
+        "pred_probs",
+    },
 }
 _SCORES = (*_KINDS["logits"], *_KINDS["probs"])
 # Names that only a classification uses; `preds` and `target` are a regression's as well.
-_CLASSIFIES = {*_SCORES, "scores", "score", "labels", "label", "true_labels", "true_label"}
+_CLASSIFIES = {
+    *_SCORES,
+    "scores",
+    "score",
+    "labels",
+    "label",
+    "true_labels",
+    "true_label",
+}
 _STAGE = re.compile(r"^(val|valid|validation|test|eval|dev)_+")
 
 
@@ -107,12 +123,18 @@ def _from_mapping(outputs: Mapping[Any, Any]) -> Pair | None:
         tensors[target][1],
         f"`{tensors[preds][0]}` and `{tensors[target][0]}` of the returned dict",
         preds_are=_kind_of(preds),
-        classification=preds in _SCORES or (preds in _CLASSIFIES and target in _CLASSIFIES),
+        classification=preds in _SCORES
+        or (preds in _CLASSIFIES and target in _CLASSIFIES),
     )
-    if not pair.preds.is_floating_point():  # labels: their number stands in the scores beside them
+    # labels: their number stands in the scores beside them
+    if not pair.preds.is_floating_point():
         for key in _SCORES:
             scores = tensors[key][1] if key in tensors else None
-            if scores is not None and scores.ndim == pair.target.ndim + 1 and scores.shape[1] > 1:
+            if (
+                scores is not None
+                and scores.ndim == pair.target.ndim + 1
+                and scores.shape[1] > 1
+            ):
                 pair.num_classes = scores.shape[1]
     return pair
 
@@ -129,7 +151,11 @@ def _tensor(value: Any) -> Tensor | None:
         return torch.as_tensor(value)
     if isinstance(value, Mapping):  # what a Hugging Face model returned
         return next((v for k in _SCORES if isinstance(v := value.get(k), Tensor)), None)
-    if isinstance(value, list) and value and all(isinstance(x, (bool, int, float)) for x in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(x, (bool, int, float)) for x in value)
+    ):
         return torch.tensor(value)
     return None
 
@@ -165,7 +191,10 @@ def _are_scores_of(preds: Tensor, target: Tensor) -> bool:
         return True
     if preds.ndim != target.ndim + 1:
         return False
-    return preds.shape[:1] + preds.shape[2:] == target.shape or preds.shape[:-1] == target.shape
+    return (
+        preds.shape[:1] + preds.shape[2:] == target.shape
+        or preds.shape[:-1] == target.shape
+    )
 
 
 def from_source(source: Any, outputs: Any, batch: Any) -> Pair:
@@ -177,11 +206,18 @@ def from_source(source: Any, outputs: Any, batch: Any) -> Pair:
     if isinstance(source, str):
         names = [name.strip() for name in source.partition(":")[2].split(",")]
         preds, target = (_item(outputs, name, source) for name in names)
-        named, said = names[0], f"`{names[0]}` and `{names[1]}` of what the step returned"
+        named, said = (
+            names[0],
+            f"`{names[0]}` and `{names[1]}` of what the step returned",
+        )
     else:
         got = source(outputs, batch)
         if not isinstance(got, (tuple, list)) or len(got) != 2:
-            many = f"{len(got)} values" if isinstance(got, (tuple, list)) else type(got).__name__
+            many = (
+                f"{len(got)} values"
+                if isinstance(got, (tuple, list))
+                else type(got).__name__
+            )
             raise ValueError(f"source returned {many}, expected (preds, target)")
         preds, target = got
         named, said = "", f"source `{getattr(source, '__qualname__', source)}`"
@@ -198,13 +234,17 @@ def _item(outputs: Any, name: str, source: str) -> Any:
     try:
         return outputs[int(name)] if name.lstrip("-").isdigit() else outputs[name]
     except (KeyError, IndexError, TypeError):
-        raise ValueError(f"source={source!r}: the step returned {shown(outputs)}") from None
+        raise ValueError(
+            f"source={source!r}: the step returned {shown(outputs)}"
+        ) from None
 
 
 def shown(outputs: Any) -> str:
     """What a step returned, in a few words."""
     if isinstance(outputs, Mapping):
-        keys = ", ".join(f"`{k}` {_shape(v)}".strip() for k, v in list(outputs.items())[:8])
+        keys = ", ".join(
+            f"`{k}` {_shape(v)}".strip() for k, v in list(outputs.items())[:8]
+        )
         return f"a dict with {keys}" if keys else "an empty dict"
     if isinstance(outputs, (tuple, list)):
         items = ", ".join(_shape(v) or type(v).__name__ for v in outputs[:8])
@@ -288,10 +328,16 @@ def _class_axis(p: Tensor, t: Tensor, axis: int) -> int | None:
 
 def is_ambiguous(p: Tensor, t: Tensor) -> bool:
     """Whether the classes of `p` may stand in its second dimension as well as in its last."""
-    return p.ndim == t.ndim + 1 > 2 and p.shape[:-1] == t.shape and p.shape[2:] == t.shape[1:]
+    return (
+        p.ndim == t.ndim + 1 > 2
+        and p.shape[:-1] == t.shape
+        and p.shape[2:] == t.shape[1:]
+    )
 
 
-def _scored(pair: Pair, p: Tensor, t: Tensor, task: Any, config: ConfusionMetrics) -> Pair:
+def _scored(
+    pair: Pair, p: Tensor, t: Tensor, task: Any, config: ConfusionMetrics
+) -> Pair:
     if p.shape[1] == 2 and (task == "binary" or config.threshold != 0.5):
         return _margin(pair, p, t, config)
     return _as(pair, p, t, "multiclass")
@@ -323,7 +369,9 @@ def _as(pair: Pair, preds: Tensor, target: Tensor, task: Any) -> Pair:
     return replace(pair, preds=preds, target=target, task=task, preds_are=preds_are)
 
 
-def axis_of(module: nn.Module | None, pair: Pair, vouching: Sequence[tuple[int, int]] = ()) -> int:
+def axis_of(
+    module: nn.Module | None, pair: Pair, vouching: Sequence[tuple[int, int]] = ()
+) -> int:
     """Where the classes of scores stand whose shapes fit both: decided once, for the run.
 
     A loss that is given the same scores says it by their strides: its classes stand in its second
@@ -338,7 +386,11 @@ def axis_of(module: nn.Module | None, pair: Pair, vouching: Sequence[tuple[int, 
     p = pair.preds
     for storage, stride in vouching:
         same = storage == p.untyped_storage().data_ptr()
-        if same and stride in (p.stride(1), p.stride(-1)) and p.stride(1) != p.stride(-1):
+        if (
+            same
+            and stride in (p.stride(1), p.stride(-1))
+            and p.stride(1) != p.stride(-1)
+        ):
             return 1 if stride == p.stride(1) else -1
     for layer in reversed(list(module.modules()) if module is not None else []):
         if getattr(layer, "out_features", None) == p.shape[-1]:
@@ -376,7 +428,9 @@ def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) ->
     threshold = config.threshold if config.threshold != 0.5 else pair.threshold or 0.5
     halves = pair.preds.dtype in (torch.float16, torch.bfloat16)
     sigmoids = halves and pair.task != "multiclass" and kind in ("logits", "unknown")
-    ignore = config.ignore_index if config.ignore_index is not None else pair.ignore_index
+    ignore = (
+        config.ignore_index if config.ignore_index is not None else pair.ignore_index
+    )
     return Layout(
         task=pair.task,
         num_classes=number or ROOM,

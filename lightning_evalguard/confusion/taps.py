@@ -43,7 +43,9 @@ class MetricTap:
         only: Qualified name of the one metric to tap, or its last part.
     """
 
-    def __init__(self, see: See, only: str | None = None, at_once: AtOnce | None = None) -> None:
+    def __init__(
+        self, see: See, only: str | None = None, at_once: AtOnce | None = None
+    ) -> None:
         self._see, self._only = see, only
         self._at_once = at_once or never
         self._wraps: list[Wrap] = []
@@ -87,7 +89,9 @@ class MetricTap:
         levels = [c for c in kind.__mro__ if "update" in vars(c)]
         if not levels or _is_torchmetrics(levels[0]):
             return
-        parent = next((c for c in levels if _is_torchmetrics(c) and c is not Metric), None)
+        parent = next(
+            (c for c in levels if _is_torchmetrics(c) and c is not Metric), None
+        )
         if parent is None or parent in self._classes:
             return
 
@@ -122,7 +126,9 @@ class MetricTap:
             self._report(called, args, kwargs)
         return value
 
-    def _report(self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _report(
+        self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         preds, target = called.tensors(args, kwargs)
         if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
             return
@@ -133,7 +139,11 @@ class MetricTap:
             self._see("metric", called.name, pair, None)
             return
         if self._at_once(
-            "metric", called.name, preds, target, partial(called.described, preds, target)
+            "metric",
+            called.name,
+            preds,
+            target,
+            partial(called.described, preds, target),
         ):
             return
         self._see("metric", called.name, called.described(preds, target), None)
@@ -185,7 +195,11 @@ class _Called:
         return preds, target
 
     def others(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], preds: Tensor, target: Tensor
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        preds: Tensor,
+        target: Tensor,
     ) -> list[Any]:
         """What else it was given."""
         given = self._given(args, kwargs).values()

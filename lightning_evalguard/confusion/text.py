@@ -38,7 +38,15 @@ class Shown(Protocol):
         """One row a class."""
 
 
-_HEADLINE = ("accuracy", "hamming_accuracy", "precision", "recall", "f1", "f1_macro", "mcc")
+_HEADLINE = (
+    "accuracy",
+    "hamming_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "f1_macro",
+    "mcc",
+)
 _ROWS = 12
 
 
@@ -47,7 +55,11 @@ def shown_text(result: Shown) -> str:
     unit = "answers" if result.task == "multilabel" else "samples"
     kind = "labels" if result.task == "multilabel" else "classes"
     said = [f"{k} {s[k]:.4f}" for k in _HEADLINE if k in s and not math.isnan(s[k])]
-    said += [f"{k} {v:.4f}" for k, v in s.items() if k.startswith("top") and not math.isnan(v)]
+    said += [
+        f"{k} {v:.4f}"
+        for k, v in s.items()
+        if k.startswith("top") and not math.isnan(v)
+    ]
     size = f"{result.total:,} {unit}, {result.num_classes:,} {kind}"
     lines = [f"{', '.join(said)} ({size})" if said else f"nothing was counted ({size})"]
     if said:
@@ -81,7 +93,9 @@ def _table_lines(result: Shown) -> list[str]:
             f"{row['precision']:.3f}",
             f"{row['recall']:.3f}",
             f"{row['f1']:.3f}",
-            f"{_short(row['confused_with'])} ({row['confused']:,}x)" if row["confused"] else "",
+            f"{_short(row['confused_with'])} ({row['confused']:,}x)"
+            if row["confused"]
+            else "",
         )
         for row in rows
     ]

@@ -76,7 +76,10 @@ def _codes_of(kind: type) -> Iterator[CodeType]:
 
 
 def cuts_of(
-    scored: Sequence[tuple[Tensor, Tensor]], layout: Layout, preds_are: str, module: nn.Module
+    scored: Sequence[tuple[Tensor, Tensor]],
+    layout: Layout,
+    preds_are: str,
+    module: nn.Module,
 ) -> tuple[Misread, ...]:
     """What is counted where the module's own thresholds cut the scores of an evaluation.
 
@@ -97,7 +100,9 @@ def cuts_of(
         where = name if name.startswith("in ") else f"the module's {name}"
         how = f"it is cut at a probability of {threshold:.6g}, {where}"
         remedy = f"Pass ConfusionMetrics(threshold={threshold:.6g}), {OR}"
-        cuts.append(Misread(_matrix(probs > threshold, target, layout), how, remedy=remedy))
+        cuts.append(
+            Misread(_matrix(probs > threshold, target, layout), how, remedy=remedy)
+        )
     return tuple(cuts)
 
 

@@ -82,7 +82,11 @@ def changed_in_place(entry: LoaderCount, stream: Stream, earlier: Stream) -> Fin
 
 def overwritten(entry: LoaderCount, stream: Stream, which: str) -> Finding:
     """What a step returns was written over in the step."""
-    what = "the target of the batch" if which == "target" else "scores, the same for every class,"
+    what = (
+        "the target of the batch"
+        if which == "target"
+        else "scores, the same for every class,"
+    )
     return _finding(
         entry,
         f"{stream.said} are counted, but {what} were written in place in the step: they may differ "
@@ -95,7 +99,11 @@ def overwritten(entry: LoaderCount, stream: Stream, which: str) -> Finding:
 def count_not_closed(entry: LoaderCount, given: int, left_out: int) -> Finding:
     """Samples that the loader gave are not in the matrix."""
     unit = "samples" if entry.samples else "batches"
-    first = f"batch {entry.first[0]}: {entry.first[1]}" if entry.first is not None else "elsewhere"
+    first = (
+        f"batch {entry.first[0]}: {entry.first[1]}"
+        if entry.first is not None
+        else "elsewhere"
+    )
     return _finding(
         entry,
         f"counts {given - left_out:,} of the {given:,} {unit} that the loader gave; left out are "
@@ -168,11 +176,15 @@ def report(entry: LoaderCount, result: ConfusionResult, recorded: Recorded) -> N
     if entry.left_out and _first(entry, "count"):
         recorded.findings.append(count_not_closed(entry, entry.given, entry.left_out))
     elif not result.total and _first(entry, "empty"):
-        recorded.warnings.append(f"{entry.key}: no sample was counted, so every score is NaN")
+        recorded.warnings.append(
+            f"{entry.key}: no sample was counted, so every score is NaN"
+        )
     if (problems := result.problems()) and _first(entry, "left out"):
         recorded.warnings.append(_left_out(entry, layout, result, problems))
     if entry.dropped and _first(entry, "dropped"):
-        recorded.notes.append(f"{entry.key}: left out of each evaluation are {entry.dropped}")
+        recorded.notes.append(
+            f"{entry.key}: left out of each evaluation are {entry.dropped}"
+        )
     if entry.partly and _first(entry, "partly"):
         recorded.notes.append(
             f"{entry.key}: {entry.partly:,} of {entry.given:,} samples are in no score, because "
@@ -213,7 +225,11 @@ def report_nothing(
         return
     why = entry.failed or entry.trouble
     why = why or f"the step returned {entry.saw or 'nothing that is asked for'}"
-    seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}" if entry.refused else ""
+    seen = (
+        f" and called {'; '.join(dict.fromkeys(entry.refused))}"
+        if entry.refused
+        else ""
+    )
     text = f"{entry.key}: no confusion matrix, because {why}{seen}. {_RETURN}"
     scored = entry.labelled and any(_SCORE.search(key) for key in logged())
     scored |= entry.uses_labels and not entry.kinds

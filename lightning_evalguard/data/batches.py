@@ -30,7 +30,17 @@ _FEW = 16  # tensors of a plain batch
 _PLAIN = frozenset({str, bytes, bool, int, float, complex})
 _SEQUENCES = (list, tuple, deque, set, frozenset)
 _CLOSED = (torch.Size, torch.dtype, torch.device, types.FunctionType, type, nn.Module)
-_KNOWN = {"float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+_KNOWN = {
+    "float32",
+    "float64",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+}
 
 
 # --- what stands in it --------------------------------------------------------------------------
@@ -104,7 +114,11 @@ def pieces(batch: Any, enters: Callable[[Any], bool] = lambda _: True) -> Iterat
 def _pieces(
     thing: Any, depth: int, above: tuple[Any, ...], enters: Callable[[Any], bool]
 ) -> Iterator[Any]:
-    if isinstance(thing, Tensor) or type(thing) in _PLAIN or type(thing) is PackedSequence:
+    if (
+        isinstance(thing, Tensor)
+        or type(thing) in _PLAIN
+        or type(thing) is PackedSequence
+    ):
         yield thing
         return
     if is_array(thing) or is_image(thing) or isinstance(thing, (*_PLAIN, PurePath)):
@@ -126,7 +140,9 @@ def _pieces(
             yield from _pieces(part, depth - 1, within, enters)
 
 
-def _inside(thing: Any, enters: Callable[[Any], bool]) -> list[Any] | tuple[Any, ...] | None:
+def _inside(
+    thing: Any, enters: Callable[[Any], bool]
+) -> list[Any] | tuple[Any, ...] | None:
     """The parts of a container or of an object that holds some; None for what is closed."""
     kind = type(thing)
     if kind is list or kind is tuple:
@@ -175,7 +191,11 @@ def _is_moved(thing: Any) -> bool:
 
 def _is_column(thing: Any) -> bool:
     """Whether it is a list of plain values: texts, names, numbers."""
-    return type(thing) in (list, tuple) and bool(thing) and _PLAIN.issuperset(map(type, thing))
+    return (
+        type(thing) in (list, tuple)
+        and bool(thing)
+        and _PLAIN.issuperset(map(type, thing))
+    )
 
 
 def is_array(thing: Any) -> bool:
@@ -273,7 +293,8 @@ def _lengths(found: Iterable[Any]) -> tuple[list[int], list[int], list[int]]:
         if isinstance(piece, Tensor):
             if piece.dim():
                 of_tensors.append(piece.size(0))
-        elif type(piece) is PackedSequence:  # its longest sequences first, all at step 0
+        elif type(piece) is PackedSequence:
+            # its longest sequences first, all at step 0
             of_tensors.append(int(piece.batch_sizes[0]))
         elif _is_column(piece):
             of_lists.append(len(piece))
@@ -301,7 +322,11 @@ def graph_count(batch: Any) -> int | None:
     elif isinstance(batch, (list, tuple)):
         things = list(batch[:_LEAVES])
     for thing in things:
-        if isinstance(thing, Tensor) or type(thing) in _PLAIN or type(thing) in _SEQUENCES:
+        if (
+            isinstance(thing, Tensor)
+            or type(thing) in _PLAIN
+            or type(thing) in _SEQUENCES
+        ):
             continue
         count = _declared(thing)
         if count is not None:
@@ -312,7 +337,9 @@ def graph_count(batch: Any) -> int | None:
 def _declared(thing: Any) -> int | None:
     kind = type(thing)
     if _defines(kind, "num_graphs"):
-        declared = next(vars(c)["num_graphs"] for c in kind.__mro__ if "num_graphs" in vars(c))
+        declared = next(
+            vars(c)["num_graphs"] for c in kind.__mro__ if "num_graphs" in vars(c)
+        )
         if isinstance(declared, property) and declared.fget is not None:
             try:
                 count = declared.fget(thing)
@@ -329,7 +356,9 @@ def _declared(thing: Any) -> int | None:
 # --- its samples apart --------------------------------------------------------------------------
 
 
-def map_samples(batch: Any, samples: int, take: Callable[[Any], Any], depth: int = _DEPTH) -> Any:
+def map_samples(
+    batch: Any, samples: int, take: Callable[[Any], Any], depth: int = _DEPTH
+) -> Any:
     """`batch` with `take` applied to every tensor, and to every list with an item a sample.
 
     Args:
@@ -356,7 +385,11 @@ def map_samples(batch: Any, samples: int, take: Callable[[Any], Any], depth: int
         items = take(batch) if one_each else [inside(part) for part in batch]
         if type(batch) is list or type(batch) is tuple:
             return type(batch)(items)
-        return type(batch)(*items) if _defines(type(batch), "_fields") else type(batch)(items)
+        return (
+            type(batch)(*items)
+            if _defines(type(batch), "_fields")
+            else type(batch)(items)
+        )
     return _map_object(batch, samples, take, inside)
 
 
@@ -376,7 +409,8 @@ def _map_object(
     held = plain_attributes(batch)
     changed = {}
     for name, value in held.items():
-        if type(value) is torch.Size and value[:1] == (samples,):  # what a TensorDict declares
+        # what a TensorDict declares
+        if type(value) is torch.Size and value[:1] == (samples,):
             changed[name] = torch.Size((_taken(samples, take), *value[1:]))
             continue
         mapped = inside(value)

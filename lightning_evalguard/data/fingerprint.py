@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_evalguard.data.batches import columns, count_of
 
-VALUES = 64  # of each tensor of a sample, spread over it: all of a label, a grid of an image
+# of each tensor of a sample, spread over it: all of a label, a grid of an image
+VALUES = 64
 HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batches do not matter"
 _MORE = 512
 _WORD = 1 << 64
@@ -39,7 +40,11 @@ class Blocks:
     def add(self, batch: Any) -> None:
         """A batch."""
         layout, elements = _layout_of(batch)
-        if layout is None or layout != self._layout or self._elements + elements > _ROOM:
+        if (
+            layout is None
+            or layout != self._layout
+            or self._elements + elements > _ROOM
+        ):
             self.flush()
         if layout is None:
             self._take(batch)
@@ -63,7 +68,9 @@ _SMALL, _ROOM, _BATCHES = 1 << 12, 1 << 16, 32  # elements of one batch, of all;
 
 def _layout_of(batch: Any) -> tuple[tuple[Any, ...] | None, int]:
     """What batches must share to be put together, and how many elements this one has."""
-    if (type(batch) is not list and type(batch) is not tuple) or not 0 < len(batch) <= 8:
+    if (type(batch) is not list and type(batch) is not tuple) or not 0 < len(
+        batch
+    ) <= 8:
         return None, 0
     elements, rows, layout = 0, -1, []
     for tensor in batch:
@@ -138,7 +145,9 @@ class Content:
         for column in found:
             if column.ndim and len(column) == n:
                 sums = _row_sums(column)
-                rows = sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+                rows = (
+                    sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+                )
             else:  # a graph's edges, a scalar, boxes: a row for itself
                 self._count(_row_sums(column.reshape(1, -1)))
         if rows is not None:
@@ -170,7 +179,9 @@ def sample_hashes(batch: Any) -> Tensor | None:
                 sums = _row_sums(column)
                 if column[0].numel() > VALUES:
                     sums = sums ^ (_more_bits(column) * _ALSO_ODD)
-                rows = sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+                rows = (
+                    sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+                )
             elif column.ndim and len(column) > 1:
                 return None
         return None if rows is None else _mixed(rows)
@@ -183,7 +194,8 @@ def _more_bits(column: Tensor) -> Tensor:
     x = x.reshape(len(x), -1)
     x = x[:, :: -(-x.shape[1] // _MORE)]
     whole = x.shape[1] * x.element_size() // 8 * 8 // x.element_size()
-    x = x[:, :whole].contiguous().view(torch.int64)  # a sum of a smaller type is a copy first
+    # a sum of a smaller type is a copy first
+    x = x[:, :whole].contiguous().view(torch.int64)
     return x.sum(1)
 
 
@@ -207,7 +219,11 @@ def keys_of(batch: Any) -> Tensor | None:
             for column in columns(batch):
                 if column.ndim and len(column) == n:
                     sums = _row_sums(column)
-                    rows = sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
+                    rows = (
+                        sums
+                        if rows is None
+                        else (rows * _ODD).add_(sums.to(rows.device))
+                    )
             return None if rows is None else _mixed(rows)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None

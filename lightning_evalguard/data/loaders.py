@@ -157,14 +157,19 @@ def _batching(loader: Any) -> tuple[int, int, bool] | None:
     batches = getattr(loader, "batch_sampler", None)
     if not isinstance(batches, BatchSampler) or is_iterable_style(loader):
         return None
-    if type(batches).__iter__ is not BatchSampler.__iter__ and not _of_lightning(batches):
+    if type(batches).__iter__ is not BatchSampler.__iter__ and not _of_lightning(
+        batches
+    ):
         return None
     n, size = length(batches.sampler), batches.batch_size
     return (n, size, bool(batches.drop_last)) if n is not None and size else None
 
 
 def _of_lightning(thing: Any) -> bool:
-    return type(thing).__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+    return type(thing).__module__.partition(".")[0] in (
+        "lightning",
+        "pytorch_lightning",
+    )
 
 
 def batch_sizes(loader: Any, batches: int) -> list[int] | None:
@@ -201,7 +206,9 @@ def shares(sampler: DistributedSampler[Any]) -> list[int]:
     Rank r of R gets every R-th sample from r on; what is repeated comes last.
     """
     n, ranks = len(sampler.dataset), sampler.num_replicas  # type: ignore[arg-type]
-    return [min(sampler.num_samples, len(range(rank, n, ranks))) for rank in range(ranks)]
+    return [
+        min(sampler.num_samples, len(range(rank, n, ranks))) for rank in range(ranks)
+    ]
 
 
 def owned(loader: Any) -> int | None:
@@ -217,8 +224,16 @@ def owned(loader: Any) -> int | None:
 
 def _deals_batches(batches: Any) -> bool:
     """Whether whole batches, or pieces of them, are dealt out to the ranks, as accelerate does."""
-    known = ("num_processes", "process_index", "split_batches", "even_batches", "batch_sampler")
-    return isinstance(batches, BatchSampler) and all(name in vars(batches) for name in known)
+    known = (
+        "num_processes",
+        "process_index",
+        "split_batches",
+        "even_batches",
+        "batch_sampler",
+    )
+    return isinstance(batches, BatchSampler) and all(
+        name in vars(batches) for name in known
+    )
 
 
 def _owned_batches(batches: Any) -> int | None:
@@ -266,7 +281,11 @@ def left_out(loader: Any) -> str:
         kept = each // int(size or 1) * int(size or 1)
         own = [min(k, kept) for k in own]
     left = n - sum(own)
-    return f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}" if left > 0 else ""
+    return (
+        f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}"
+        if left > 0
+        else ""
+    )
 
 
 # --- which samples ------------------------------------------------------------------------------
@@ -332,8 +351,11 @@ def _wrapped(dataset: Any) -> Any:
     """The one dataset of the same length that a dataset holds: it transforms that one's samples."""
     if type(dataset).__module__.partition(".")[0] == "torch":
         return None
-    held = [v for v in getattr(dataset, "__dict__", {}).values()
-            if isinstance(v, Dataset) and not isinstance(v, IterableDataset)]  # fmt: skip
+    held = [
+        v
+        for v in getattr(dataset, "__dict__", {}).values()
+        if isinstance(v, Dataset) and not isinstance(v, IterableDataset)
+    ]
     same = len(held) == 1 and length(held[0]) == length(dataset)
     return held[0] if same else None
 
@@ -353,7 +375,11 @@ def shared(a: Part, b: Part) -> Tensor:
 
 def source_of(function: Any) -> str | None:
     """``file:line`` of a function of the user's own; None of a library's."""
-    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    code = (
+        getattr(inspect.unwrap(function), "__code__", None)
+        if function is not None
+        else None
+    )
     if code is None or owner_of(code.co_filename) != "user":
         return None
     return f"{code.co_filename}:{code.co_firstlineno}"
@@ -366,7 +392,11 @@ def dataset_source(dataset: Any) -> str | None:
             if (said := source_of(getattr(type(dataset), method, None))) is not None:
                 return said
         held = getattr(dataset, "datasets", None)
-        dataset = held[0] if isinstance(held, list) and held else getattr(dataset, "dataset", None)
+        dataset = (
+            held[0]
+            if isinstance(held, list) and held
+            else getattr(dataset, "dataset", None)
+        )
         if dataset is None:
             return None
     return None

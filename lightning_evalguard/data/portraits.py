@@ -67,7 +67,9 @@ class Portrait(NamedTuple):
             raise ValueError("expected eight bytes a hash")
         empty = torch.zeros(0, dtype=torch.int64)
         hashes = torch.frombuffer(raw, dtype=torch.int64) if raw else empty
-        return cls(str(said["of"]), hashes, bool(said["whole"]), float(said["repeated"]))
+        return cls(
+            str(said["of"]), hashes, bool(said["whole"]), float(said["repeated"])
+        )
 
 
 _PORTRAIT = 4096  # rows
@@ -104,7 +106,9 @@ def _hashed(of: SampleRows) -> tuple[Tensor, Tensor]:
         names = [of.values[i].encode() for i in of.chosen.tolist()]
         hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
         numbers = [int.from_bytes(h, "little", signed=True) for h in hashes]
-        return torch.tensor(numbers, dtype=torch.int64), torch.zeros(len(names), dtype=torch.bool)
+        return torch.tensor(numbers, dtype=torch.int64), torch.zeros(
+            len(names), dtype=torch.bool
+        )
     flat = of.values.reshape(len(of.values), -1)
     words = bits(flat[:, :: -(-flat.shape[1] // _COLUMNS)][of.chosen].contiguous())
     sums = words.sum(1, dtype=torch.int64) * 0x1E3779B97F4A7C15

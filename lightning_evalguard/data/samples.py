@@ -87,7 +87,9 @@ def _spread(flat: Any) -> Any:
 
 def _is_blank(leaf: Any) -> bool:
     if isinstance(leaf, Tensor):
-        return leaf.numel() < 2 or (leaf.ndim > 0 and bool((leaf == leaf.flatten()[0]).all()))
+        return leaf.numel() < 2 or (
+            leaf.ndim > 0 and bool((leaf == leaf.flatten()[0]).all())
+        )
     if is_array(leaf):
         return bool(leaf.size < 2 or (leaf == leaf.flat[0]).all())
     return _size(leaf) < 2
@@ -123,7 +125,12 @@ def rows(dataset: Any, chosen: Tensor) -> SampleRows | None:
     held = list(getattr(dataset, "__dict__", {}).values())
     held += [t for v in held if isinstance(v, (tuple, list)) and len(v) < 16 for t in v]
     for value in held:
-        if isinstance(value, (list, tuple)) and n and len(value) == n and _file(value[0]):
+        if (
+            isinstance(value, (list, tuple))
+            and n
+            and len(value) == n
+            and _file(value[0])
+        ):
             return SampleRows([str(_file(one)) for one in value], chosen)
     tables = []
     for value in held:
@@ -141,7 +148,17 @@ def _is_table(tensor: Tensor) -> bool:
     return plain and tensor.ndim > 1 and tensor.device.type == "cpu"
 
 
-_KNOWN = {"float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+_KNOWN = {
+    "float32",
+    "float64",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+}
 
 
 def _length(dataset: Any) -> int:
@@ -156,7 +173,11 @@ def _file(thing: Any) -> str | None:
     first = thing[0] if isinstance(thing, (tuple, list)) and thing else thing
     if isinstance(first, PurePath):
         return str(first)
-    if isinstance(first, str) and PurePath(first).suffix and len(PurePath(first).parts) > 1:
+    if (
+        isinstance(first, str)
+        and PurePath(first).suffix
+        and len(PurePath(first).parts) > 1
+    ):
         return first
     return None
 
@@ -168,7 +189,9 @@ _BLOCK = 1 << 22  # values compared at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def twins(queries: SampleRows, table: SampleRows, wanted: int, budget: Budget) -> Tensor:
+def twins(
+    queries: SampleRows, table: SampleRows, wanted: int, budget: Budget
+) -> Tensor:
     """Which of `queries` stand in `table`, as a mask ``(N,)``.
 
     Args:
@@ -231,7 +254,9 @@ def keys(values: Tensor, chosen: Tensor) -> Tensor:
     step = max(1, -(-flat.shape[1] // _PLACES))
     some = flat[chosen.unsqueeze(1), torch.arange(step // 2, flat.shape[1], step)]
     words = bits(some).to(torch.int64)
-    weights = torch.arange(1, words.shape[1] + 1) * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9
+    weights = (
+        torch.arange(1, words.shape[1] + 1) * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9
+    )
     return (words * weights).sum(1)
 
 
@@ -255,11 +280,15 @@ class Sketch(NamedTuple):
 def sketch(batch: Any) -> Sketch:
     """What tells one batch from another, without waiting for the device."""
     held = list(leaves(batch))
-    tensors = [t.detach() for t in held if isinstance(t, Tensor) and t.layout == torch.strided]
+    tensors = [
+        t.detach() for t in held if isinstance(t, Tensor) and t.layout == torch.strided
+    ]
     with torch.no_grad():
         some = [_some(t) for t in tensors[:16]]
     shapes = tuple(tuple(t.shape) for t in tensors)
-    return Sketch(shapes, tuple(some), digest([v for v in held if not isinstance(v, Tensor)]))
+    return Sketch(
+        shapes, tuple(some), digest([v for v in held if not isinstance(v, Tensor)])
+    )
 
 
 def _some(tensor: Tensor) -> Tensor:
@@ -274,7 +303,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point() or not a.numel():
         return torch.equal(a, b)
     scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0
-    return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+    return torch.allclose(
+        a.double(), b.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True
+    )
 
 
 # --- reading without a trace, and not for long --------------------------------------------------
@@ -342,7 +373,10 @@ def is_cheap(dataset: Any, place: int) -> bool:
         sample = dataset[place]
     finally:
         sys.setprofile(None)
-    size = sum(leaf.nbytes if isinstance(leaf, Tensor) else _size(leaf) for leaf in leaves(sample))
+    size = sum(
+        leaf.nbytes if isinstance(leaf, Tensor) else _size(leaf)
+        for leaf in leaves(sample)
+    )
     return not slow and calls <= _CALLS and size <= _CHEAP_BYTES
 
 
@@ -363,7 +397,11 @@ def undisturbed(*datasets: Any) -> Iterator[None]:
             if len(thing) <= _SMALL:
                 attributes.append((thing, dict(thing)))
         else:
-            own = vars(thing) if isinstance(thing, Dataset) else attributes_of(thing, kind)
+            own = (
+                vars(thing)
+                if isinstance(thing, Dataset)
+                else attributes_of(thing, kind)
+            )
             if own:
                 attributes.append((own, dict(own)))
     with unchanged_world():
@@ -372,7 +410,9 @@ def undisturbed(*datasets: Any) -> Iterator[None]:
         finally:
             held.restore_generators()
             for now, before in attributes:
-                if now.keys() != before.keys() or any(now[k] is not v for k, v in before.items()):
+                if now.keys() != before.keys() or any(
+                    now[k] is not v for k, v in before.items()
+                ):
                     now.clear()
                     now.update(before)
 

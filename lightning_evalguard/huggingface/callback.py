@@ -110,13 +110,28 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         audit: Mode = "auto",
     ) -> None:
         self._policies = check_policies(
-            modes=modes, grad=grad, state=state, stochastic=stochastic, batch=batch, rng=rng,
-            data=data, sync=sync, weights=weights, scores=scores, selection=selection,
-        )  # fmt: skip
+            modes=modes,
+            grad=grad,
+            state=state,
+            stochastic=stochastic,
+            batch=batch,
+            rng=rng,
+            data=data,
+            sync=sync,
+            weights=weights,
+            scores=scores,
+            selection=selection,
+        )
         check_policy("audit", audit, Mode)
         check_allow(allow)
-        if metrics is not None and metrics != "auto" and not isinstance(metrics, ConfusionMetrics):
-            raise ValueError(f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None")
+        if (
+            metrics is not None
+            and metrics != "auto"
+            and not isinstance(metrics, ConfusionMetrics)
+        ):
+            raise ValueError(
+                f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None"
+            )
         if not (groups is None or isinstance(groups, str) or callable(groups)):
             raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
         SyncCheck(sync_steps)  # refuses what is not two numbers
@@ -131,7 +146,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         """What was verified and found, over all runs of this guard."""
         return self._report
 
-    def expect_modes(self, *, train: Sequence[str] = (), eval: Sequence[str] = ()) -> None:
+    def expect_modes(
+        self, *, train: Sequence[str] = (), eval: Sequence[str] = ()
+    ) -> None:
         """Declare which modules train in which mode, from now on; a later call adds to it.
 
         Args:
@@ -157,7 +174,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         """The Trainer is made."""
         self._attach_to_caller()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         """Training begins: the model is the one that is trained."""
         host = self._attach_to_caller()
         if host is not None:
@@ -169,7 +188,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         if host is not None:
             host.end_fit()
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         """A step of an evaluation is over: one that began before this guard knew the Trainer."""
         trainer = _calling_trainer()
         if trainer is not None and vars(trainer).get(GUARDED) is None:
@@ -195,7 +216,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
             ModesCheck(self._expected, desk.optimizers, desk.callbacks),
             GradCheck(),
             StateCheck(
-                desk.optimizers, desk.schedulers, lambda: args.gradient_accumulation_steps > 1
+                desk.optimizers,
+                desk.schedulers,
+                lambda: args.gradient_accumulation_steps > 1,
             ),
             StochasticCheck(),
             BatchCheck(lambda: int(args.eval_batch_size)),
@@ -212,13 +235,21 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
         sync.logs = False  # there is no LightningModule
         checks = self._checks(desk, sync)
-        ranks = ranks_of(self._report, trainer.args.process_index, trainer.args.world_size)
+        ranks = ranks_of(
+            self._report, trainer.args.process_index, trainer.args.world_size
+        )
         recorder = None
         if self._metrics is not None:
-            config = self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
+            config = (
+                self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
+            )
             recorder = Recorder(config, ranks)
         guard = Guard(
-            [(c, self._policies[c.name]) for c in checks if self._policies[c.name] != "ignore"],
+            [
+                (c, self._policies[c.name])
+                for c in checks
+                if self._policies[c.name] != "ignore"
+            ],
             self._allow,
             self._report,
             Replays(

@@ -27,15 +27,17 @@ class _Best(Chooser):
     def with_mode(self, mode: str) -> str:
         """How it should stand there."""
         key = str(self.key).removeprefix("eval_")
-        return (
-            f'TrainingArguments(metric_for_best_model="{key}", greater_is_better={mode == "max"})'
-        )
+        return f'TrainingArguments(metric_for_best_model="{key}", greater_is_better={mode == "max"})'
 
     @property
     def best(self) -> float | None:
         """Its best score so far; None before the first one."""
         best = self.trainer.state.best_metric
-        return None if best is None or best in (float("inf"), -float("inf")) else float(best)
+        return (
+            None
+            if best is None or best in (float("inf"), -float("inf"))
+            else float(best)
+        )
 
 
 class HuggingFaceDesk:
@@ -74,11 +76,15 @@ class HuggingFaceDesk:
     def optimizers(self) -> list[Any]:
         """The optimizer itself, not what accelerate wraps it in."""
         optimizer = vars(self.trainer).get("optimizer")
-        return [] if optimizer is None else [vars(optimizer).get("optimizer", optimizer)]
+        return (
+            [] if optimizer is None else [vars(optimizer).get("optimizer", optimizer)]
+        )
 
     def schedulers(self) -> list[Any]:
         scheduler = vars(self.trainer).get("lr_scheduler")
-        return [] if scheduler is None else [vars(scheduler).get("scheduler", scheduler)]
+        return (
+            [] if scheduler is None else [vars(scheduler).get("scheduler", scheduler)]
+        )
 
     def callbacks(self) -> list[Any]:
         return list(self.trainer.callback_handler.callbacks)
@@ -91,7 +97,9 @@ class HuggingFaceDesk:
     # for `data`
 
     def evaluated(self) -> Evaluated:
-        return Evaluated([self.evaluates], limits=[float("inf")], training=self.training())
+        return Evaluated(
+            [self.evaluates], limits=[float("inf")], training=self.training()
+        )
 
     def training(self) -> list[Any]:
         loader = self.trainer.callback_handler.train_dataloader if self.fits else None
@@ -112,8 +120,19 @@ class HuggingFaceDesk:
             return
         key = metric if metric.startswith("eval_") else f"eval_{metric}"
         mode = "max" if args.greater_is_better else "min"
-        if args.load_best_model_at_end or str(getattr(args.save_strategy, "value", "")) == "best":
-            yield _Best("TrainingArguments", "checkpoint", key, mode, 1, self.trainer, self.trainer)
+        if (
+            args.load_best_model_at_end
+            or str(getattr(args.save_strategy, "value", "")) == "best"
+        ):
+            yield _Best(
+                "TrainingArguments",
+                "checkpoint",
+                key,
+                mode,
+                1,
+                self.trainer,
+                self.trainer,
+            )
             return
         for callback in self.callbacks():
             if "early_stopping_patience" in vars(callback):
@@ -124,7 +143,9 @@ class HuggingFaceDesk:
         return self.values().get(key)
 
     def values(self) -> Mapping[str, float]:
-        numbers = ((k, v) for k, v in self.logged_last.items() if not isinstance(v, bool))
+        numbers = (
+            (k, v) for k, v in self.logged_last.items() if not isinstance(v, bool)
+        )
         return {k: float(v) for k, v in numbers if isinstance(v, (int, float))}
 
     def logged(self) -> Mapping[str, LoggedNow]:

@@ -26,7 +26,9 @@ class Host:
         make: Makes what guards one run of it.
     """
 
-    def __init__(self, guard: object, trainer: Any, make: Callable[[Any], HuggingFaceRun]) -> None:
+    def __init__(
+        self, guard: object, trainer: Any, make: Callable[[Any], HuggingFaceRun]
+    ) -> None:
         self.guard, self._make = guard, make
         # The wraps hold this object, and the Trainer the wraps.
         self._trainer = weakref.ref(trainer)
@@ -49,7 +51,9 @@ class Host:
         trainer = self._trainer()
         if trainer is None:
             return True
-        if any(callback is self.guard for callback in trainer.callback_handler.callbacks):
+        if any(
+            callback is self.guard for callback in trainer.callback_handler.callbacks
+        ):
             return False
         for wrap in self._wraps:
             wrap.remove()
@@ -84,7 +88,12 @@ class Host:
             self._close(None)
 
     def _loss(
-        self, loss: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
+        self,
+        loss: Callable[..., Any],
+        model: Any,
+        inputs: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         run = self.run
         if run is None or replaying():
@@ -94,7 +103,11 @@ class Host:
             return loss(model, inputs, *args, **kwargs)
 
         if run.now.stage == "fit":
-            return run.train_step(call, inputs) if torch.is_grad_enabled() else call(inputs)
+            return (
+                run.train_step(call, inputs)
+                if torch.is_grad_enabled()
+                else call(inputs)
+            )
         return run.seen_loss(call, inputs)
 
     # evaluations
@@ -137,7 +150,12 @@ class Host:
         return output
 
     def _step(
-        self, step: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
+        self,
+        step: Callable[..., Any],
+        model: Any,
+        inputs: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         run = self.run
         if run is None or run.now.stage == "fit" or replaying():

@@ -45,7 +45,11 @@ def label_refusal(config: Any, logits: Tensor, labels: Tensor) -> str:
 def pair_of(config: Any, logits: Tensor, labels: Tensor) -> Pair:
     """Logits and labels, the classes in the second dimension, as torch's losses have them."""
     multilabel = getattr(config, "problem_type", None) == "multi_label_classification"
-    if not multilabel and logits.ndim == labels.ndim + 1 and logits.shape[:-1] == labels.shape:
+    if (
+        not multilabel
+        and logits.ndim == labels.ndim + 1
+        and logits.shape[:-1] == labels.shape
+    ):
         logits = logits.movedim(-1, 1)
     return Pair(
         logits,

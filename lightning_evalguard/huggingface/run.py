@@ -15,7 +15,12 @@ from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.huggingface.desk import HuggingFaceDesk
-from lightning_evalguard.huggingface.labels import Named, class_names, label_refusal, pair_of
+from lightning_evalguard.huggingface.labels import (
+    Named,
+    class_names,
+    label_refusal,
+    pair_of,
+)
 from lightning_evalguard.huggingface.modes import RestoredModes
 from lightning_evalguard.report import (
     EvalGuardError,
@@ -33,7 +38,11 @@ class HuggingFaceRun:
     """One training with its evaluations, or one evaluation on its own."""
 
     def __init__(
-        self, desk: HuggingFaceDesk, guard: Guard, sync: SyncCheck, recorder: Recorder | None
+        self,
+        desk: HuggingFaceDesk,
+        guard: Guard,
+        sync: SyncCheck,
+        recorder: Recorder | None,
     ) -> None:
         self.desk, self.guard, self.sync = desk, guard, sync
         self.report, self.ranks = guard.report, guard.ranks
@@ -117,14 +126,18 @@ class HuggingFaceRun:
 
     def _finish(self, prefix: str, output: Any) -> None:
         self.guard.steps_over(self.now)
-        metrics = output.metrics if isinstance(getattr(output, "metrics", None), dict) else {}
+        metrics = (
+            output.metrics if isinstance(getattr(output, "metrics", None), dict) else {}
+        )
         self._read(prefix, metrics)
         self.desk.logged_last = metrics
         self.now.batch = -1
         self.guard.stop(self.now)
         everyone = self.ranks.meet("end", self.guard.say(self.now))
         if everyone is not None and self.ranks.world > 1:
-            self.guard.hear(self.now, {rank: said for rank, said in everyone.items() if said})
+            self.guard.hear(
+                self.now, {rank: said for rank, said in everyone.items() if said}
+            )
         self.guard.scored(self.now)
         if self.now.fitting:
             self.ranks.expect("train")
@@ -170,7 +183,11 @@ class HuggingFaceRun:
     def seen_loss(self, call: Callable[..., Any], inputs: Any) -> Any:
         """Note the logits and labels of a step: it returns neither where nobody asks for them."""
         names = self.desk.trainer.label_names
-        labels = inputs.get(names[0]) if len(names) == 1 and isinstance(inputs, Mapping) else None
+        labels = (
+            inputs.get(names[0])
+            if len(names) == 1 and isinstance(inputs, Mapping)
+            else None
+        )
         returned = call(inputs)
         if isinstance(returned, tuple) and len(returned) == 2:
             outputs = returned[1]
@@ -184,7 +201,11 @@ class HuggingFaceRun:
     def _view(self, result: Any) -> dict[str, Any]:
         """What a step has to show: its loss, logits and labels."""
         names = ("loss", "logits", "labels")
-        given = result if isinstance(result, tuple) and len(result) == 3 else (None, None, None)
+        given = (
+            result
+            if isinstance(result, tuple) and len(result) == 3
+            else (None, None, None)
+        )
         view = {n: v for n, v in zip(names, given, strict=True) if v is not None}
         view |= {n: v for n, v in self._shown.items() if v is not None}
         if isinstance(view.get("logits"), (tuple, list)) and view["logits"]:
@@ -246,7 +267,11 @@ class HuggingFaceRun:
     def _merge(
         self, prefix: str, result: ConfusionResult, metrics: dict[str, Any]
     ) -> Iterator[Finding]:
-        logs = self._recorder.config.logs if self._recorder is not None else lambda *_: True
+        logs = (
+            self._recorder.config.logs
+            if self._recorder is not None
+            else lambda *_: True
+        )
         for score, value in result.scores.items():
             key = f"{prefix}_{score}"
             if key not in metrics:
@@ -261,9 +286,16 @@ class HuggingFaceRun:
                 self.report.note(f"`{key}` {difference.fact}")
             elif difference.fact:
                 yield Finding(
-                    "scores", self.now.stage, difference.fact, difference.remedy, key,
-                    leads="subject", epoch=self.now.epoch, step=self.now.step, certain=False,
-                )  # fmt: skip
+                    "scores",
+                    self.now.stage,
+                    difference.fact,
+                    difference.remedy,
+                    key,
+                    leads="subject",
+                    epoch=self.now.epoch,
+                    step=self.now.step,
+                    certain=False,
+                )
 
     def _safely(self, act: Callable[[Recorder], None]) -> None:
         """A bug of ours costs one warning and the matrix, never the run."""

@@ -14,7 +14,8 @@ _MARK = "around"
 
 def _template() -> types.CodeType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # a string is called, until it is replaced
+        # a string is called, until it is replaced
+        warnings.simplefilter("ignore", SyntaxWarning)
         source = f"def call(*args, **kwargs): return {_MARK!r}(*args, **kwargs)"
         module = compile(source, __file__, "exec")
     return next(c for c in module.co_consts if isinstance(c, types.CodeType))
@@ -41,7 +42,10 @@ class _Followed:
         self.code = function.__code__
         self.arounds: list[Around] = []
         original = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__
+            function.__code__,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
         )
         original.__kwdefaults__ = function.__kwdefaults__
         # A code object is no part of garbage collection: this list is all that it leads to.
@@ -54,7 +58,9 @@ class _Followed:
             return call(*args, **kwargs)
 
         constants = tuple(followed if c == _MARK else c for c in _TEMPLATE.co_consts)
-        function.__code__ = _TEMPLATE.replace(co_consts=constants, co_name=function.__name__)
+        function.__code__ = _TEMPLATE.replace(
+            co_consts=constants, co_name=function.__name__
+        )
 
 
 def _through(around: Around, call: Any, *args: Any, **kwargs: Any) -> Any:

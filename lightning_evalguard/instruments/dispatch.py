@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import (
 
 from lightning_evalguard.instruments.source import Site, owner_of, user_site
 
-_CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})  # nn.Module.__call__, in every version
+# nn.Module.__call__, in every version
+_CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})
 _MODULE_FILE = nn.modules.module.__file__
 # Their schemas do not say that they write the running statistics (BatchNorm, and InstanceNorm
 # with track_running_stats); `_version` does not say it either.
@@ -85,12 +86,18 @@ class Op:
         """The tensors among the arguments that the kernel writes to."""
         found: list[Tensor] = []
         for index, argument in _written_arguments(self.func):
-            value = self.args[index] if index < len(self.args) else self.kwargs.get(argument)
+            value = (
+                self.args[index]
+                if index < len(self.args)
+                else self.kwargs.get(argument)
+            )
             found += tensors_in(value)
         if self.name in _NORMS:
             values = self.arguments
             if values.get("training") or values.get("use_input_stats"):
-                found += tensors_in([values.get("running_mean"), values.get("running_var")])
+                found += tensors_in(
+                    [values.get("running_mean"), values.get("running_var")]
+                )
         return tuple(found)
 
     @cached_property
@@ -222,7 +229,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, *subscribers: Subscriber) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.failures: list[tuple[Subscriber, Exception]] = []
-        self._before = [s for s in subscribers if type(s).before is not Subscriber.before]
+        self._before = [
+            s for s in subscribers if type(s).before is not Subscriber.before
+        ]
         self._after = [s for s in subscribers if type(s).after is not Subscriber.after]
         self._index = 0
         self._depth = aside.depth
@@ -266,9 +275,9 @@ _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.Dispatc
     torch._C.DispatchKey.PythonTLSSnapshot
 )
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-_CONJUGATED = torch._C.DispatchKeySet(torch._C.DispatchKey.Conjugate) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.Negative
-)
+_CONJUGATED = torch._C.DispatchKeySet(
+    torch._C.DispatchKey.Conjugate
+) | torch._C.DispatchKeySet(torch._C.DispatchKey.Negative)
 # Kernels that call what autocast casts or what views a tensor as its conjugate: by a sweep over
 # torch's own list of operators.
 _CALLS_BACK = frozenset(
@@ -286,7 +295,8 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if torch.is_inference_mode_enabled() and not _keeps_views(func):
         with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
-            if torch._C._len_torch_dispatch_stack():  # the next mode restores them for itself
+            # the next mode restores them for itself
+            if torch._C._len_torch_dispatch_stack():
                 return func(*args, **kwargs)
             with torch._C._ExcludeDispatchKeyGuard(_MODES):
                 return func(*args, **kwargs)
@@ -357,7 +367,8 @@ def storage_key(tensor: Tensor) -> int | None:
     """What two tensors share iff they share memory, or None where that is unknown."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):  # sparse, quantized by MKL-DNN, some subclasses
+    except (RuntimeError, NotImplementedError):
+        # sparse, quantized by MKL-DNN, some subclasses
         return None
 
 
@@ -389,7 +400,9 @@ def holds(thing: object, name: str) -> bool:
         own = object.__getattribute__(thing, "__dict__")
     except AttributeError:
         return False
-    return name in own or (isinstance(thing, nn.Module) and name in own.get("_modules", ()))
+    return name in own or (
+        isinstance(thing, nn.Module) and name in own.get("_modules", ())
+    )
 
 
 def blinds_compiled(root: nn.Module) -> bool:
@@ -403,14 +416,29 @@ def blinds_compiled(root: nn.Module) -> bool:
 
 # of which no attribute can be asked
 _NO_OBJECTS = frozenset(
-    {bool, int, float, str, bytes, complex, type(None), list, tuple, set, dict, OrderedDict}
+    {
+        bool,
+        int,
+        float,
+        str,
+        bytes,
+        complex,
+        type(None),
+        list,
+        tuple,
+        set,
+        dict,
+        OrderedDict,
+    }
 )
 
 
 def compiles(root: nn.Module) -> bool:
     """Whether a part of `root` is compiled: its code compiles once more where a tracer follows."""
     for module in root.modules():
-        if vars(module).get("_compiled_call_impl") is not None or holds(module, "_orig_mod"):
+        if vars(module).get("_compiled_call_impl") is not None or holds(
+            module, "_orig_mod"
+        ):
             return True
         for value in (module, *vars(module).values()):
             if type(value) in _NO_OBJECTS:

@@ -19,5 +19,7 @@ def skip_dynamo(function: F) -> F:
             skip_code(function.__code__)
         return function
     skip = actions.SKIP
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    frames.set_code_exec_strategy(
+        function.__code__, frames._FrameExecStrategy(skip, skip)
+    )
     return function

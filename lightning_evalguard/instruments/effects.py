@@ -45,7 +45,15 @@ _BEYOND = {
     "sqlite3.connect": "opens a database",
 }
 _FILES = frozenset(
-    {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate"}
+    {
+        "os.mkdir",
+        "os.rmdir",
+        "os.remove",
+        "os.rename",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+    }
     | {"os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr"}
     | {"shutil.copyfile", "shutil.copymode", "shutil.copystat", "shutil.copytree"}
     | {"shutil.move", "shutil.rmtree", "shutil.make_archive", "shutil.unpack_archive"}
@@ -67,12 +75,32 @@ _HARMLESS = tuple(
 # Functions of native code that write without an event; methods by what they are called on.
 _NATIVE = frozenset({"imwrite", "imwritemulti"})
 _ACTS = frozenset(
-    {"write", "writelines", "truncate", "send", "sendall", "put", "put_nowait", "get", "get_nowait"}
+    {
+        "write",
+        "writelines",
+        "truncate",
+        "send",
+        "sendall",
+        "put",
+        "put_nowait",
+        "get",
+        "get_nowait",
+    }
     | {"read", "readline", "readlines", "readinto", "recv", "recv_into", "seek"}
-    | {"execute", "executemany", "executescript", "commit", "fetchone", "fetchmany", "fetchall"}
+    | {
+        "execute",
+        "executemany",
+        "executescript",
+        "commit",
+        "fetchone",
+        "fetchmany",
+        "fetchall",
+    }
 )
 _READS = frozenset({"read", "readline", "readlines", "readinto", "seek"})
-_HANDLES = frozenset({"_io", "socket", "_socket", "ssl", "_ssl", "_queue", "sqlite3", "_sqlite3"})
+_HANDLES = frozenset(
+    {"_io", "socket", "_socket", "ssl", "_ssl", "_queue", "sqlite3", "_sqlite3"}
+)
 _CALLS = {os.write: "writes to a file"}
 
 
@@ -187,14 +215,19 @@ class Effects:
         if type(owner).__name__ in ("StringIO", "BytesIO"):
             return
         if type(owner).__module__ == "_io" and name in _READS:
-            return  # most files that are read were opened for it, and the others are named
+            # most files that are read were opened for it, and the others are named
+            return
         self._add(f"calls `{type(owner).__name__}.{name}`")
 
 
 _RUNS_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # `torch.save` to a path: the file is opened by native code.
 _SAVES: CodeType | None = getattr(
-    getattr(getattr(torch.serialization, "_open_zipfile_writer_file", None), "__init__", None),
+    getattr(
+        getattr(torch.serialization, "_open_zipfile_writer_file", None),
+        "__init__",
+        None,
+    ),
     "__code__",
     None,
 )

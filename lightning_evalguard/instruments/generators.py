@@ -38,7 +38,10 @@ class Generators:
         """
         states = {"cpu": torch.default_generator.get_state()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            states |= {device: generator.get_state() for device, generator in torch_generators()}
+            states |= {
+                device: generator.get_state()
+                for device, generator in torch_generators()
+            }
         if not host:
             return cls(states, None, None)
         return cls(states, random.getstate(), numpy_state())
@@ -63,8 +66,14 @@ class Generators:
 
     def values(self) -> dict[str, Any]:
         """The states by name, as what ``==`` compares."""
-        torch_ = [(device, state.numpy().tobytes()) for device, state in self.torch.items()]
-        return {"torch": torch_, "python": self.python, "numpy": pickle.dumps(self.numpy)}
+        torch_ = [
+            (device, state.numpy().tobytes()) for device, state in self.torch.items()
+        ]
+        return {
+            "torch": torch_,
+            "python": self.python,
+            "numpy": pickle.dumps(self.numpy),
+        }
 
     def moved(self, since: Generators) -> list[str]:
         """Which of ``torch``, ``python`` and ``numpy`` stand elsewhere than they did in `since`."""
@@ -75,7 +84,11 @@ class Generators:
             if before is None or state.numpy().tobytes() != before.numpy().tobytes():
                 found.append("torch")
                 break
-        if self.python is not None and since.python is not None and self.python != since.python:
+        if (
+            self.python is not None
+            and since.python is not None
+            and self.python != since.python
+        ):
             found.append("python")
         both = self.numpy is not None and since.numpy is not None
         if both and not same_state(self.numpy, since.numpy):

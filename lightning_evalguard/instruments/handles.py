@@ -44,7 +44,9 @@ _HANDLES = {
     "sched": "a loop of tasks",
 }
 _THREADS = frozenset({"Thread", "Timer", "Event", "Condition", "Barrier", "Semaphore"})
-_ACTING = frozenset({"write", "flush", "send", "sendall", "recv", "execute", "cursor", "commit"})
+_ACTING = frozenset(
+    {"write", "flush", "send", "sendall", "recv", "execute", "cursor", "commit"}
+)
 
 
 def handle_of(kind: type, value: object) -> str | None:
@@ -54,7 +56,9 @@ def handle_of(kind: type, value: object) -> str | None:
     if issubclass(kind, (nn.Module, *weakref.ProxyTypes)):
         return None
     named = f"a {kind.__name__}"
-    if issubclass(kind, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)):
+    if issubclass(
+        kind, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
+    ):
         return "a generator"
     for base in kind.__mro__:
         package = base.__module__.partition(".")[0]
@@ -63,7 +67,9 @@ def handle_of(kind: type, value: object) -> str | None:
         if package == "threading" and base.__name__ in _THREADS:
             return f"{named}, of other threads"
     owner = _owner(value)
-    following = next((vars(b)["__next__"] for b in kind.__mro__ if "__next__" in vars(b)), None)
+    following = next(
+        (vars(b)["__next__"] for b in kind.__mro__ if "__next__" in vars(b)), None
+    )
     if following is not None and owner not in LIGHTNING:
         written = isinstance(following, types.FunctionType)
         if not written or owner in LIBRARIES:

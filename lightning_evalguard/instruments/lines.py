@@ -97,7 +97,9 @@ class LineTrace:
         if not now:
             self._left = 0
         elif self._last is not None:
-            changed = [n for n, value in now.items() if self._before.get(n, value) != value]
+            changed = [
+                n for n, value in now.items() if self._before.get(n, value) != value
+            ]
             if changed:
                 site = _site(*self._last)
                 self.found.update(dict.fromkeys(changed, site))
@@ -114,7 +116,9 @@ class LineTrace:
         self._compare((frame.f_code, frame.f_lineno))
         if event == "return":  # what is left of the caller's line comes next
             caller = frame.f_back
-            while caller is not None and owner_of(caller.f_code.co_filename) in LIBRARIES:
+            while (
+                caller is not None and owner_of(caller.f_code.co_filename) in LIBRARIES
+            ):
                 caller = caller.f_back
             if caller is not None:
                 self._last = (caller.f_code, caller.f_lineno)
@@ -134,7 +138,9 @@ def lines_that_change(
         The lines that were found, by the names in `values`.
     """
     trace = LineTrace(
-        lambda: {name: value() for name, value in values.items() if name not in trace.found}
+        lambda: {
+            name: value() for name, value in values.items() if name not in trace.found
+        }
     )
     with trace:
         run()
@@ -145,4 +151,6 @@ def lines_that_change(
 
 def _site(code: CodeType, line: int) -> Site:
     text = linecache.getline(code.co_filename, line).partition("  #")[0].strip()
-    return Site(f"{code.co_filename}:{line}", text, code.co_name, owner_of(code.co_filename))
+    return Site(
+        f"{code.co_filename}:{line}", text, code.co_name, owner_of(code.co_filename)
+    )

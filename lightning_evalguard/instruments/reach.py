@@ -25,24 +25,47 @@ from lightning_evalguard.instruments.generators import is_generator
 from lightning_evalguard.instruments.handles import LIGHTNING, handle_of, owner_of_class
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
 
-_MOST = 100_000  # objects and items that are followed; a step that names more is not run again
+# objects and items that are followed; a step that names more is not run again
+_MOST = 100_000
 _LEAVES = frozenset(
     {str, bytes, int, float, complex, bool, type(None), range, slice, type(Ellipsis)}
     | {types.CodeType, types.FrameType}
-    | {types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType}
+    | {
+        types.WrapperDescriptorType,
+        types.MethodDescriptorType,
+        types.GetSetDescriptorType,
+    }
     | {types.MemberDescriptorType, types.ClassMethodDescriptorType}
     | {torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format}
 )
 _ITEMS = (list, tuple, set, frozenset, deque)
-_IMPLICIT_NOT = frozenset({"__init__", "__new__", "__post_init__", "__del__", "__init_subclass__"})
+_IMPLICIT_NOT = frozenset(
+    {"__init__", "__new__", "__post_init__", "__del__", "__init_subclass__"}
+)
 _MAKES = ("__init__", "__new__", "__post_init__")
-_DYNAMIC = frozenset({"getattr", "setattr", "delattr", "vars", "__dict__", "__getattribute__"})
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_DYNAMIC = frozenset(
+    {"getattr", "setattr", "delattr", "vars", "__dict__", "__getattribute__"}
+)
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 _STREAMS = frozenset({"__stdout__", "__stderr__"})
 _TORCH = ("torch.utils.data", "torch.quasirandom", "torch.distributions", "torch.optim")
-_ITS_OWN = frozenset({"_iterator", "iterators", "_data_fetcher"})  # the loop's, not the step's
+# the loop's, not the step's
+_ITS_OWN = frozenset({"_iterator", "iterators", "_data_fetcher"})
 _MACHINERY = frozenset(
-    {"lightning_evalguard", "logging", "inspect", "ctypes", "importlib", "weakref", "warnings"}
+    {
+        "lightning_evalguard",
+        "logging",
+        "inspect",
+        "ctypes",
+        "importlib",
+        "weakref",
+        "warnings",
+    }
 )
 
 
@@ -95,7 +118,9 @@ class Reach:
         while self.why is None:
             while self._stack and self.why is None:
                 self._visit(*self._stack.pop())
-            fresh = [pair for named in self._named for pair in named.take(self._names, self)]
+            fresh = [
+                pair for named in self._named for pair in named.take(self._names, self)
+            ]
             if not fresh:
                 return
             self._stack += fresh
@@ -127,7 +152,9 @@ class Reach:
         self._left -= len(mapping) // 10
         for key, value in list(dict.items(mapping)):
             if type(value) not in _LEAVES:
-                self._stack.append((value, f"{path}[{key!r}]" if isinstance(key, str) else path))
+                self._stack.append(
+                    (value, f"{path}[{key!r}]" if isinstance(key, str) else path)
+                )
         self._of_class(mapping, type(mapping), path)
 
     def _visit_items(self, items: Any, path: str) -> None:
@@ -154,7 +181,9 @@ class Reach:
         elif issubclass(kind, (staticmethod, classmethod)):
             inside = [(value.__func__, path)]
         elif issubclass(kind, property):
-            inside = [(f, path) for f in (value.fget, value.fset, value.fdel) if f is not None]
+            inside = [
+                (f, path) for f in (value.fget, value.fset, value.fdel) if f is not None
+            ]
         elif issubclass(kind, functools.cached_property):
             inside = [(value.func, path)]
         elif issubclass(kind, types.CellType):
@@ -164,7 +193,9 @@ class Reach:
             self._class(value, path, makes=True)
         elif issubclass(kind, types.ModuleType):
             if _is_users(value):
-                self._named.append(_Named(vars(value), path or value.__name__, all_of=False))
+                self._named.append(
+                    _Named(vars(value), path or value.__name__, all_of=False)
+                )
                 self._globals.setdefault(id(vars(value)), (vars(value), set()))
         elif hasattr(kind, "__wrapped__") or kind.__name__ == "_lru_cache_wrapper":
             inside = [(getattr(value, "__wrapped__", None), path)]
@@ -182,11 +213,17 @@ class Reach:
             self._stack.append((_referent(value, kind), path))
             return
         package = kind.__module__.partition(".")[0]
-        if package in _MACHINERY or (_in_mro(kind, "Logger") and not issubclass(kind, nn.Module)):
+        if package in _MACHINERY or (
+            _in_mro(kind, "Logger") and not issubclass(kind, nn.Module)
+        ):
             return
         attributes = _dict_of(value)
         is_module = issubclass(kind, nn.Module)
-        if not is_module and package == "torch" and not kind.__module__.startswith(_TORCH):
+        if (
+            not is_module
+            and package == "torch"
+            and not kind.__module__.startswith(_TORCH)
+        ):
             return
         if attributes is not None:
             self.things.append(value if is_module else attributes)
@@ -214,7 +251,9 @@ class Reach:
         self._code.add(code)
         names = set(code.co_names)
         self._names |= names
-        self._names |= {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
+        self._names |= {
+            c for c in code.co_consts if isinstance(c, str) and c.isidentifier()
+        }
         # Packages make up names of their own things, the user's code of any.
         if names & _DYNAMIC and owner_of(code.co_filename) == "user":
             self._dynamic = True
@@ -237,15 +276,24 @@ class Reach:
         self.things.append(function)
         if function.__dict__:
             self.things.append(function.__dict__)
-        inside = [function.__defaults__, function.__kwdefaults__, *function.__dict__.values()]
+        inside = [
+            function.__defaults__,
+            function.__kwdefaults__,
+            *function.__dict__.values(),
+        ]
         if not library:
             self._read(code, function.__globals__)
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in zip(
+            code.co_freevars, function.__closure__ or (), strict=True
+        ):
             if not _filled(cell):
                 continue
-            if name == "self" and isinstance(cell.cell_contents, contextlib.ContextDecorator):
+            if name == "self" and isinstance(
+                cell.cell_contents, contextlib.ContextDecorator
+            ):
                 self._stack.append((_made_anew(cell.cell_contents), name))
-            elif name == "__class__":  # which every `super()` holds, and makes nothing of it
+            elif name == "__class__":
+                # which every `super()` holds, and makes nothing of it
                 self._class(cell.cell_contents, path, makes=False)
             else:
                 self._stack.append((cell.cell_contents, name))
@@ -257,7 +305,9 @@ class Reach:
                 continue
             self._members(base, base.__name__)
             if makes:
-                self._stack += [(vars(base)[n], base.__name__) for n in _MAKES if n in vars(base)]
+                self._stack += [
+                    (vars(base)[n], base.__name__) for n in _MAKES if n in vars(base)
+                ]
 
     def _of_class(self, value: object, kind: type, path: str) -> None:
         """The class of what is touched: its attributes by name, and the methods python calls."""
@@ -265,7 +315,9 @@ class Reach:
             owner = owner_of_class(base)
             if owner in LIBRARIES:
                 if owner in ("lightning", "pytorch_lightning"):
-                    self._named.append(_Named(_properties(base), path, all_of=False, code=True))
+                    self._named.append(
+                        _Named(_properties(base), path, all_of=False, code=True)
+                    )
                 continue
             self._members(base, path or base.__name__)
 
@@ -276,7 +328,11 @@ class Reach:
         self._keep.append(base)
         self._named.append(_Named(vars(base), path, all_of=False, owner=base))
         for name, member in list(vars(base).items()):
-            implicit = name.startswith("__") and name.endswith("__") and name not in _IMPLICIT_NOT
+            implicit = (
+                name.startswith("__")
+                and name.endswith("__")
+                and name not in _IMPLICIT_NOT
+            )
             if implicit and isinstance(member, types.FunctionType):
                 self._stack.append((member, f"{path}.{name}"))
 
@@ -291,7 +347,10 @@ class Reach:
     def read_property(self, member: property) -> None:
         """Take up the names that a property of a library reads."""
         for function in (member.fget, member.fset):
-            if isinstance(function, types.FunctionType) and function.__code__ not in self._code:
+            if (
+                isinstance(function, types.FunctionType)
+                and function.__code__ not in self._code
+            ):
                 self._code.add(function.__code__)
                 self._names |= set(function.__code__.co_names) - _ITS_OWN
 
@@ -335,7 +394,9 @@ class _Named:
     def take(self, names: set[str], reach: Reach) -> Iterator[tuple[object, str]]:
         """What is named and was not taken before, each with how it is written."""
         everything = self._all or (reach.wants_all() and not self._by_name)
-        wanted = self._attributes.keys() if everything else self._attributes.keys() & names
+        wanted = (
+            self._attributes.keys() if everything else self._attributes.keys() & names
+        )
         for name in sorted(wanted - self._taken):
             self._taken.add(name)
             value = self._attributes[name]
@@ -410,7 +471,9 @@ def _properties(base: type) -> dict[str, property]:
 @functools.lru_cache(maxsize=4096)
 def _imports(code: types.CodeType) -> tuple[str, ...]:
     """The modules that a function imports itself."""
-    return tuple(i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME")
+    return tuple(
+        i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"
+    )
 
 
 def _imported(code: types.CodeType) -> Iterator[str]:

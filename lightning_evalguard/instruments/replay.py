@@ -25,7 +25,8 @@ from lightning_evalguard.instruments.reach import Reach
 from lightning_evalguard.instruments.rollback import CannotReplay, Snapshot, Writes
 from lightning_evalguard.instruments.settings import unchanged_world
 
-_replays = 0  # under way; a replay may contain another run's evaluation, never the reverse
+# under way; a replay may contain another run's evaluation, never the reverse
+_replays = 0
 
 
 def replaying() -> bool:
@@ -93,7 +94,9 @@ class Look:
         self._isolate = isolate
         for value in (*self.args, *self.kwargs.values()):
             if isinstance(value, Iterator):
-                raise CannotReplay(f"its argument is a {type(value).__name__}, which runs on")
+                raise CannotReplay(
+                    f"its argument is a {type(value).__name__}, which runs on"
+                )
         roots = [root, *beside, self.args, self.kwargs]
         reach = Reach(step, roots, code)
         if reach.why is not None:
@@ -153,7 +156,8 @@ class Look:
                 outcome.error = CannotReplay(f"it {error}")
             except Exception as error:  # noqa: BLE001 - the step ran before: this is the replay's
                 outcome.error = error.with_traceback(None)
-        if effects.why is not None and outcome.error is None:  # the user's code caught it
+        # the user's code caught it
+        if effects.why is not None and outcome.error is None:
             outcome.error = CannotReplay(f"it {effects.why}")
         if strict and watch.failures:
             raise watch.failures[0][1]
@@ -218,4 +222,12 @@ def _eagerly() -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-__all__ = ["CannotReplay", "Look", "Outcome", "counted", "quietly", "replaying", "uncollected"]
+__all__ = [
+    "CannotReplay",
+    "Look",
+    "Outcome",
+    "counted",
+    "quietly",
+    "replaying",
+    "uncollected",
+]

@@ -33,22 +33,51 @@ from lightning_evalguard.instruments.reach import Reach, slots_of
 
 _DEPTH = 6  # containers and plain objects, counted from a module's attribute
 _MANY = 10_000  # items of one container that are looked into
-_COPIED = 1_000_000  # items of one container that are copied; of a longer list its length is kept
+# items of one container that are copied; of a longer list its length is kept
+_COPIED = 1_000_000
 _LARGE = 1 << 26  # bytes of one numpy array that are worth a copy
 
 _LEAVES = (
-    str, bytes, int, float, complex, bool, type(None), type, range, slice,
-    types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType,
-    torch.dtype, torch.device, torch.Size,
-)  # fmt: skip
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    type,
+    range,
+    slice,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    types.CodeType,
+    types.FrameType,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+)
 _CONTAINERS = (list, dict, set, deque)
 _SIZED = (*_CONTAINERS, tuple, frozenset)
 _LEAF_TYPES = frozenset(_LEAVES)
 _PLAIN = frozenset({dict, OrderedDict, list, set})
 # Objects of these packages are machinery around the step, not state that a step owns.
 _MACHINERY = frozenset(
-    {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_evalguard", "logging"}
-    | {"threading", "multiprocessing", "concurrent", "asyncio", "weakref", "inspect", "ctypes"}
+    {
+        "lightning",
+        "pytorch_lightning",
+        "lightning_fabric",
+        "lightning_evalguard",
+        "logging",
+    }
+    | {
+        "threading",
+        "multiprocessing",
+        "concurrent",
+        "asyncio",
+        "weakref",
+        "inspect",
+        "ctypes",
+    }
 )
 
 
@@ -115,14 +144,20 @@ class Snapshot:
             self._restores.append(_container(thing))
         elif numpy is not None and issubclass(kind, numpy.ndarray):
             if thing.flags.writeable and thing.nbytes <= _LARGE:
-                self._restores.append(functools.partial(numpy.copyto, thing, thing.copy()))
+                self._restores.append(
+                    functools.partial(numpy.copyto, thing, thing.copy())
+                )
         elif issubclass(kind, types.FunctionType):
             self._restores += [_cell(c) for c in thing.__closure__ or () if _filled(c)]
         elif issubclass(kind, (bytearray, array.array)):
-            self._restores.append(functools.partial(operator.setitem, thing, slice(None), thing[:]))
+            self._restores.append(
+                functools.partial(operator.setitem, thing, slice(None), thing[:])
+            )
         elif kind in (io.StringIO, io.BytesIO):
             if not thing.closed:
-                self._restores.append(functools.partial(thing.__setstate__, thing.__getstate__()))
+                self._restores.append(
+                    functools.partial(thing.__setstate__, thing.__getstate__())
+                )
         else:
             self._restores += [_slot(thing, member) for _, member in slots_of(thing)]
             attributes = attributes_of(thing, kind)
@@ -144,7 +179,9 @@ class Snapshot:
         key = storage_key(tensor)
         if key is not None:
             self.storages.setdefault(key, tensor)
-            self._restores.append(_tensor(tensor, tensor.grad if tensor.is_leaf else None))
+            self._restores.append(
+                _tensor(tensor, tensor.grad if tensor.is_leaf else None)
+            )
 
 
 def things(roots: Iterable[object]) -> Iterator[Any]:
@@ -161,7 +198,9 @@ def things(roots: Iterable[object]) -> Iterator[Any]:
         below = depth + 1
         if issubclass(kind, nn.Module):
             attributes = vars(thing)
-            stack += [(m, 0) for m in attributes.get("_modules", {}).values() if m is not None]
+            stack += [
+                (m, 0) for m in attributes.get("_modules", {}).values() if m is not None
+            ]
             inside: Iterable[object] = attributes.values()
             below = 1
         elif issubclass(kind, Tensor):
@@ -253,7 +292,9 @@ class Writes(Subscriber):
                     storage = tensor.untyped_storage()
                     self._copies[key] = (storage, _as_bytes(storage).clone())
                 except Exception as error:  # noqa: BLE001 - nothing may write unsaved
-                    raise Abort(f"writes with `{op.name}` what cannot be copied: {error}") from None
+                    raise Abort(
+                        f"writes with `{op.name}` what cannot be copied: {error}"
+                    ) from None
         generator = op.kwargs.get("generator")
         if generator is not None and not is_default(generator):
             self._held.hold_generator(generator)
@@ -293,7 +334,9 @@ def _items(mapping: dict[Any, Any], kind: Any) -> Callable[[], None]:
 
 def _container(container: Any) -> Callable[[], None]:
     if isinstance(container, dict):
-        return _items(container, OrderedDict if isinstance(container, OrderedDict) else dict)
+        return _items(
+            container, OrderedDict if isinstance(container, OrderedDict) else dict
+        )
     if isinstance(container, list) and len(container) > _COPIED:
         return functools.partial(_truncate, container, len(container))
     kind: Any = next(k for k in (list, set, deque) if isinstance(container, k))
@@ -387,7 +430,9 @@ def _tensor(tensor: Tensor, grad: Tensor | None) -> Callable[[], None]:
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    return (
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    )
 
 
 def _version_counter(tensor: Tensor) -> Callable[[], None] | None:

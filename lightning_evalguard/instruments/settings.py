@@ -77,13 +77,18 @@ SETTINGS: dict[str, tuple[Get, Put]] = {
         torch.utils.deterministic, "fill_uninitialized_memory"
     ),
     "torch.is_anomaly_enabled()": (torch.is_anomaly_enabled, _put_anomaly),
-    "torch.is_anomaly_check_nan_enabled()": (torch.is_anomaly_check_nan_enabled, _put_check_nan),
+    "torch.is_anomaly_check_nan_enabled()": (
+        torch.is_anomaly_check_nan_enabled,
+        _put_check_nan,
+    ),
     **_autocast("cpu"),
     **_autocast("cuda"),
     "torch.get_num_threads()": (torch.get_num_threads, torch.set_num_threads),
     "torch.backends.cudnn.enabled": _attribute(torch.backends.cudnn, "enabled"),
     "torch.backends.cudnn.benchmark": _attribute(torch.backends.cudnn, "benchmark"),
-    "torch.backends.cudnn.deterministic": _attribute(torch.backends.cudnn, "deterministic"),
+    "torch.backends.cudnn.deterministic": _attribute(
+        torch.backends.cudnn, "deterministic"
+    ),
     "torch.backends.cudnn.allow_tf32": _attribute(torch.backends.cudnn, "allow_tf32"),
     "torch.backends.cuda.flash_sdp_enabled()": (
         _CUDA.flash_sdp_enabled,
@@ -93,7 +98,10 @@ SETTINGS: dict[str, tuple[Get, Put]] = {
         _CUDA.mem_efficient_sdp_enabled,
         _CUDA.enable_mem_efficient_sdp,
     ),
-    "torch.backends.cuda.math_sdp_enabled()": (_CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
+    "torch.backends.cuda.math_sdp_enabled()": (
+        _CUDA.math_sdp_enabled,
+        _CUDA.enable_math_sdp,
+    ),
     "torch.backends.mha.get_fastpath_enabled()": (
         torch.backends.mha.get_fastpath_enabled,
         torch.backends.mha.set_fastpath_enabled,

@@ -11,11 +11,18 @@ import sysconfig
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # the package
+# the package
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _SITE = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 # These are libraries also where they do not lie in site-packages: an editable install, a checkout.
-_LIBRARIES = {"torch", "torchmetrics", "lightning", "pytorch_lightning", "lightning_fabric"}
+_LIBRARIES = {
+    "torch",
+    "torchmetrics",
+    "lightning",
+    "pytorch_lightning",
+    "lightning_fabric",
+}
 # What interpreters, notebooks and doctests call the code that is typed into them.
 _TYPED = (
     "<stdin>",
@@ -48,7 +55,11 @@ class Site:
     @property
     def quoted(self) -> str:
         """The expression as a message quotes it; of code without a source, where it stands."""
-        return f"`{self.expression}`" if self.expression else f"a line of `{self.function}`"
+        return (
+            f"`{self.expression}`"
+            if self.expression
+            else f"a line of `{self.function}`"
+        )
 
 
 @functools.cache
@@ -76,7 +87,9 @@ def site_of(frame: FrameType) -> Site:
 def site_at(code: CodeType, lasti: int, lineno: int) -> Site:
     """The place of one instruction, for those who kept it instead of its frame."""
     line, text = _text(code, lasti, lineno)
-    return Site(f"{code.co_filename}:{line}", text, code.co_name, owner_of(code.co_filename))
+    return Site(
+        f"{code.co_filename}:{line}", text, code.co_name, owner_of(code.co_filename)
+    )
 
 
 def nearest(frame: FrameType | None, skip: frozenset[str]) -> FrameType | None:
@@ -87,7 +100,8 @@ def nearest(frame: FrameType | None, skip: frozenset[str]) -> FrameType | None:
 
 
 LIBRARIES = frozenset({*_LIBRARIES, "self", "stdlib"})
-PLUMBING = frozenset({"torch", "self", "stdlib"})  # below these, whoever called is the owner
+# below these, whoever called is the owner
+PLUMBING = frozenset({"torch", "self", "stdlib"})
 
 
 def user_site(depth: int = 1) -> Site | None:
@@ -128,7 +142,8 @@ def _whole_text(code: CodeType, lasti: int, lineno: int) -> str:
             if first is None or last is None or first == last:
                 break
             lines = [
-                linecache.getline(code.co_filename, n).encode() for n in range(first, last + 1)
+                linecache.getline(code.co_filename, n).encode()
+                for n in range(first, last + 1)
             ]
             lines[-1], lines[0] = lines[-1][:stop], lines[0][start:]
             return " ".join(b" ".join(lines).decode(errors="replace").split())

@@ -35,7 +35,9 @@ def where_hidden(
     """
     known = next((i for i, m in enumerate(running) if m in names), len(running))
     innermost, hidden = running[0], running[known - 1]
-    below = next((f".{n}" for n, m in hidden.named_modules() if m is innermost and n), "")
+    below = next(
+        (f".{n}" for n, m in hidden.named_modules() if m is innermost and n), ""
+    )
     found = find_unregistered(hidden, root)
     if found is not None:
         owner, path = found
@@ -45,10 +47,15 @@ def where_hidden(
             continue
         for scope in (frame.f_globals, _free(frame)):
             for name, value in scope.items():
-                held = value is hidden or any(part is hidden for _, part in _shallow(value))
+                held = value is hidden or any(
+                    part is hidden for _, part in _shallow(value)
+                )
                 if held:
                     where = "global" if scope is frame.f_globals else "closure"
-                    return f"<{where} {name}>{below}", "Assign it to an attribute of the model."
+                    return (
+                        f"<{where} {name}>{below}",
+                        "Assign it to an attribute of the model.",
+                    )
     made_in = op.site.function if op.site is not None else "forward"
     return f"<created in {made_in}>{below}", "Create it in `__init__`."
 

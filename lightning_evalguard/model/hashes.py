@@ -12,7 +12,8 @@ from torch._utils import _flatten_dense_tensors
 
 _SMALL = 1 << 10  # elements: up to here tensors are hashed together
 _BUCKET = 1 << 18  # elements hashed together; bounds what hashing allocates
-_ROW = 64  # words summed to one before their place counts: a permutation within a row is missed
+# words summed to one before their place counts: a permutation within a row is missed
+_ROW = 64
 PIECE = 64  # elements of a large tensor that a sample looks at
 
 
@@ -33,7 +34,10 @@ class Prints:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], whole: Iterable[str] | None = None, turn: int = 0
+        self,
+        tensors: Mapping[str, Tensor],
+        whole: Iterable[str] | None = None,
+        turn: int = 0,
     ) -> None:
         self.unreadable: dict[str, str] = {}
         self._forms: dict[str, tuple[Any, ...]] = {}
@@ -53,10 +57,14 @@ class Prints:
                         self._sums.append(([name], _sums_of(_dense(local))))
                         continue
                     if size:
-                        together.setdefault((local.device, local.dtype), []).append((name, local))
+                        together.setdefault((local.device, local.dtype), []).append(
+                            (name, local)
+                        )
                 except (RuntimeError, NotImplementedError, TypeError) as error:
                     self._forms.pop(name, None)
-                    self.unreadable[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    self.unreadable[name] = (
+                        f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    )
             for group in together.values():
                 self._add(group)
 
@@ -95,10 +103,13 @@ class Prints:
             for pair in self._sums:
                 by_device.setdefault(pair[1].device, []).append(pair)
             for pairs in by_device.values():
-                rows = torch.cat([t for _, t in pairs]).tolist()  # the one copy to the host
+                # the one copy to the host
+                rows = torch.cat([t for _, t in pairs]).tolist()
                 names = [name for group, _ in pairs for name in group]
                 sums.update((n, tuple(r)) for n, r in zip(names, rows, strict=True))
-            self._host = {n: (*form, *sums.get(n, ())) for n, form in self._forms.items()}
+            self._host = {
+                n: (*form, *sums.get(n, ())) for n, form in self._forms.items()
+            }
         return self._host
 
     def differing(self, since: Prints) -> list[str]:
@@ -108,13 +119,19 @@ class Prints:
 
 
 _ORDINARY = frozenset({Tensor, nn.Parameter})
-_REAL = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64})
+_REAL = frozenset(
+    {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64}
+)
 _READABLE = frozenset({"cpu", "cuda"})
 
 
 def _local(tensor: Tensor) -> Tensor:
     """The plain tensor of this process: a DTensor's shard, a quantized tensor's integers."""
-    if type(tensor) in _ORDINARY and tensor.dtype in _REAL and tensor.device.type in _READABLE:
+    if (
+        type(tensor) in _ORDINARY
+        and tensor.dtype in _REAL
+        and tensor.device.type in _READABLE
+    ):
         return tensor
     tensor = tensor.detach()
     if hasattr(tensor, "to_local"):
@@ -175,7 +192,9 @@ def _sums_each(tensors: list[Tensor]) -> Tensor:
     width = _WORDS[tensors[0].element_size()]
     together: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     flat = together.view(width).to(torch.int64)
-    bounds = torch.tensor([0, *accumulate(t.numel() for t in tensors)], device=flat.device)
+    bounds = torch.tensor(
+        [0, *accumulate(t.numel() for t in tensors)], device=flat.device
+    )
     starts, ends = bounds[:-1], bounds[1:]
     places = torch.arange(1, flat.numel() + 1, device=flat.device)
     run = torch.stack([flat, flat * places]).cumsum(1)

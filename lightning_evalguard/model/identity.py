@@ -36,7 +36,8 @@ class Identity:
         if module is None:
             return None
         for registered in ("_parameters", "_buffers"):
-            tensors = vars(module).get(registered, {})  # of a scripted module, no plain dict
+            # of a scripted module, no plain dict
+            tensors = vars(module).get(registered, {})
             if self._key not in tensors:
                 continue
             tensor: Tensor | None = tensors[self._key]

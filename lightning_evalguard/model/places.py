@@ -68,7 +68,11 @@ def _functions(of: type) -> dict[str, CodeType]:
         for name, value in vars(each).items():
             if isinstance(value, FunctionType) and name not in found:
                 found[name] = value.__code__
-    return {name: code for name, code in found.items() if owner_of(code.co_filename) == "user"}
+    return {
+        name: code
+        for name, code in found.items()
+        if owner_of(code.co_filename) == "user"
+    }
 
 
 def _line_of(functions: dict[str, CodeType], name: str) -> str | None:
@@ -83,7 +87,11 @@ def _line_of_text(functions: dict[str, CodeType], text: str) -> str | None:
             if text not in code.co_consts:
                 continue
             offsets = [i.offset for i in dis.get_instructions(code) if i.argval == text]
-            lines = [line for at, line in dis.findlinestarts(code) if line and at <= offsets[0]]
+            lines = [
+                line
+                for at, line in dis.findlinestarts(code)
+                if line and at <= offsets[0]
+            ]
             return f"{code.co_filename}:{lines[-1]}" if offsets and lines else None
     return None
 

@@ -91,7 +91,9 @@ class Inventory:
         self.held, self.opaque = {}, []
         seen: set[int] = set()
         owners = ((self.modules, True), (self.unregistered, False))
-        for held in (h for ms, own in owners for n, m in ms.items() for h in _held_by(n, m, own)):
+        for held in (
+            h for ms, own in owners for n, m in ms.items() for h in _held_by(n, m, own)
+        ):
             if id(held.tensor) in seen:
                 continue
             seen.add(id(held.tensor))
@@ -117,13 +119,17 @@ class Inventory:
         """Whether nothing was registered, and no version moved: half a `read`'s cost."""
         self.refresh()
         # A plain comprehension is the cheapest way through a few hundred tensors.
-        return self._names is since.names and since.versions == [t._version for t in self._tensors]
+        return self._names is since.names and since.versions == [
+            t._version for t in self._tensors
+        ]
 
     def read(self) -> Marks:
         """Version and address of every tensor: no kernel, no sync, microseconds."""
         self.refresh()
         return Marks(
-            self._names, [t._version for t in self._tensors], [t.data_ptr() for t in self._tensors]
+            self._names,
+            [t._version for t in self._tensors],
+            [t.data_ptr() for t in self._tensors],
         )
 
     def training(self) -> TrainingTensors:
@@ -178,7 +184,9 @@ class TrainingTensors(NamedTuple):
         return dict(zip(self.names, self.gradients, strict=True))
 
 
-def _modules(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+def _modules(
+    module: nn.Module, name: str, seen: set[int]
+) -> Iterator[tuple[str, nn.Module]]:
     if id(module) in seen or is_metric(module):
         return
     seen.add(id(module))
@@ -194,13 +202,19 @@ def _held_by(owner: str, module: nn.Module, registered: bool) -> Iterator[Held]:
         if parameter is not None:
             lazy = type(parameter) in _LAZY
             name = f"{prefix}{key}"
-            yield Held(name, parameter, module, owner, "parameter", True, lazy, registered)
+            yield Held(
+                name, parameter, module, owner, "parameter", True, lazy, registered
+            )
     for key, buffer in _own(module, "_buffers", nn.Module.named_buffers):
         if buffer is not None:
             lazy = type(buffer) in _LAZY
-            persistent = key not in module.__dict__.get("_non_persistent_buffers_set", ())
+            persistent = key not in module.__dict__.get(
+                "_non_persistent_buffers_set", ()
+            )
             name = f"{prefix}{key}"
-            yield Held(name, buffer, module, owner, "buffer", persistent, lazy, registered)
+            yield Held(
+                name, buffer, module, owner, "buffer", persistent, lazy, registered
+            )
 
 
 _LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
@@ -210,7 +224,8 @@ def _own(module: nn.Module, registry: str, named: Any) -> Iterable[tuple[str, An
     items = module.__dict__.get(registry)
     if isinstance(items, dict):
         return items.items()
-    if named is nn.Module.named_children:  # a ScriptModule keeps its registries elsewhere
+    # a ScriptModule keeps its registries elsewhere
+    if named is nn.Module.named_children:
         return list(module.named_children())
     return list(named(module, recurse=False))
 
@@ -260,7 +275,18 @@ _INTERNAL = frozenset(nn.Module().__dict__) | {
     "_flat_weights",
 }
 _SETTLED = frozenset(
-    {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
+    {
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        type(None),
+        torch.dtype,
+        torch.device,
+        torch.Size,
+    }
 )
 _LIBRARIES = (
     "torch.",

@@ -69,7 +69,9 @@ class Modes:
             self.names.append(name)
             self.modules.append(module)
         plain = [_has_plain_flag(m) for m in self.modules]
-        self._plain = [m.__dict__ for m, p in zip(self.modules, plain, strict=True) if p]
+        self._plain = [
+            m.__dict__ for m, p in zip(self.modules, plain, strict=True) if p
+        ]
         self._computed = [m for m, p in zip(self.modules, plain, strict=True) if not p]
         # where each module of (plain..., computed...) stands in self.modules
         n = len(self._plain)

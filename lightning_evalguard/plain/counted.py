@@ -33,8 +33,12 @@ class BlockCounts:
 
     def __init__(self, report: Report, ranks: Alone, accelerator: Any) -> None:
         self._report, self._ranks, self._accelerator = report, ranks, accelerator
-        self._scores = PlainScores(report, self._hear, nullcontext, ranks, self._is_foreign)
-        self._comparisons = ComparisonTap(self._compared, lambda: self._inside, self._memory)
+        self._scores = PlainScores(
+            report, self._hear, nullcontext, ranks, self._is_foreign
+        )
+        self._comparisons = ComparisonTap(
+            self._compared, lambda: self._inside, self._memory
+        )
         self._measures = MeasureTap(self._hear)
         self._gathers: Gathers | None = None
         if accelerator is not None:
@@ -54,7 +58,9 @@ class BlockCounts:
         self._measures.start()
         self._measures.open()
 
-    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """The model is called: a new batch, unless nothing of the last one was scored yet."""
         self._inside = True
         if self._off:
@@ -66,7 +72,9 @@ class BlockCounts:
             self._scores.abort()
             broke(self._report, "the confusion matrix", "its evaluation", error)
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         frame, self._frame = self._frame, None
         loader = self._loader()
         if frame is not None:
@@ -135,7 +143,10 @@ class BlockCounts:
         if not gathered:
             return False
         given = pair.preds, pair.target
-        return not memory_of(given).isdisjoint(gathered) or len(pair.target) != self._samples
+        return (
+            not memory_of(given).isdisjoint(gathered)
+            or len(pair.target) != self._samples
+        )
 
     def _memory(self) -> tuple[set[int], set[int]]:
         return set(), self._inputs

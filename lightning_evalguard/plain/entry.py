@@ -57,7 +57,8 @@ class ScriptReport(Report):
         self.session, self._folder = session, folder
         session.start()
         atexit.register(self.stop)
-        if multiprocessing.parent_process() is not None:  # such a process runs no `atexit`
+        # such a process runs no `atexit`
+        if multiprocessing.parent_process() is not None:
             multiprocessing.util.Finalize(None, self.stop, exitpriority=100)
 
     def stop(self) -> None:
@@ -77,11 +78,15 @@ class ScriptReport(Report):
             print(f"lightning-evalguard: {self}", file=sys.stderr)  # noqa: T201
 
     def _has_to_say(self) -> bool:
-        return bool(self.findings) or any(result.insight for result in self.confusion.values())
+        return bool(self.findings) or any(
+            result.insight for result in self.confusion.values()
+        )
 
     def _write(self, session: Session) -> None:
         into = os.environ.get(record.REPORTS)
-        folders = [Path(folder) for folder in (into, self._folder) if folder is not None]
+        folders = [
+            Path(folder) for folder in (into, self._folder) if folder is not None
+        ]
         if not folders or not any(self.checked.values()):
             return
         try:
@@ -90,7 +95,9 @@ class ScriptReport(Report):
             for folder in folders:
                 _files.write_new(folder, record.NAME, text)
         except Exception as error:  # noqa: BLE001 - a full disk must not stop a script
-            warn_text(f"{record.NAME}.json was not written: {type(error).__name__}: {error}")
+            warn_text(
+                f"{record.NAME}.json was not written: {type(error).__name__}: {error}"
+            )
 
 
 _running: ScriptReport | None = None
@@ -138,7 +145,9 @@ def watch(
         raise ValueError(f"policy={policy!r}: expected 'warn' or 'error'")
     for name, given in policies.items():
         if given == "fix":
-            raise ValueError(f"{name}='fix': a script is not repaired, expected 'warn' or 'error'")
+            raise ValueError(
+                f"{name}='fix': a script is not repaired, expected 'warn' or 'error'"
+            )
     found = check_policies(**policies_of(policy, policies))
     check_allow(allow)
     if _running is not None:
@@ -150,7 +159,9 @@ def watch(
     return report
 
 
-def _run(report: Report, session: Session, started: str, error: str | None) -> dict[str, Any]:
+def _run(
+    report: Report, session: Session, started: str, error: str | None
+) -> dict[str, Any]:
     """The script as one run of a record, in the words of `record.run`."""
     moment = {"epoch": len(session.history) - 1, "step": session.steps}
     return {
@@ -160,7 +171,9 @@ def _run(report: Report, session: Session, started: str, error: str | None) -> d
         "error": error,
         **moment,
         "evaluated_on": {},
-        "confusion": {name: result.to_dict() for name, result in report.confusion.items()},
+        "confusion": {
+            name: result.to_dict() for name, result in report.confusion.items()
+        },
         "history": session.history,
         "checkpoint": None,
         "seed": {

@@ -29,7 +29,9 @@ __tracebackhide__ = hidden
 class Listener(Protocol):
     """What is told of each event. Nothing that it raises but an `EvalGuardError` comes out."""
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A module that no other module called is called; what is returned comes back in `end`."""
 
     def end(self, call: Any, outputs: Any, failed: bool) -> None:
@@ -81,8 +83,12 @@ class Events:
     def start(self) -> None:
         """Listen from here on."""
         self._patch(nn.Module, "__call__", self._calls(nn.Module.__call__))
-        self._patch(_BaseDataLoaderIter, "__init__", self._makes(_BaseDataLoaderIter.__init__))
-        self._patch(_BaseDataLoaderIter, "__next__", self._fetches(_BaseDataLoaderIter.__next__))
+        self._patch(
+            _BaseDataLoaderIter, "__init__", self._makes(_BaseDataLoaderIter.__init__)
+        )
+        self._patch(
+            _BaseDataLoaderIter, "__next__", self._fetches(_BaseDataLoaderIter.__next__)
+        )
         engine = vars(torch.autograd)["_engine_run_backward"]
         self._patch(torch.autograd, "_engine_run_backward", self._backwards(engine))
         for name in ("__enter__", "__exit__"):
@@ -126,7 +132,12 @@ class Events:
         @functools.wraps(original)
         def called(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             # what `torch.jit.trace` runs is recorded: nothing of ours may stand in it
-            if is_compiling() or self.inside or self.elsewhere() or tracing() is not None:
+            if (
+                is_compiling()
+                or self.inside
+                or self.elsewhere()
+                or tracing() is not None
+            ):
                 return original(module, *args, **kwargs)
             self.inside = True
             try:
@@ -162,7 +173,8 @@ class Events:
                 return original(iterator)
             self.inside = True
             try:
-                batch = crossing(lambda: original(iterator))  # a loader makes tensors on the host
+                # a loader makes tensors on the host
+                batch = crossing(lambda: original(iterator))
                 self._follow(iterator)
                 self._listener.fetched(iterator, batch)
             except StopIteration:
@@ -213,7 +225,8 @@ class Events:
         def scripted(*args: Any, **kwargs: Any) -> Any:
             if not self.elsewhere():
                 self._listener.scripts()
-            if len(args) < 3:  # where it looks up names: as many frames up as without us
+            # where it looks up names: as many frames up as without us
+            if len(args) < 3:
                 kwargs["_frames_up"] = kwargs.get("_frames_up", 0) + 1
             return original(*args, **kwargs)
 

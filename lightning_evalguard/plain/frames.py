@@ -51,7 +51,10 @@ def is_discarded(frame: FrameType) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _discards(code: CodeType, lasti: int) -> bool:
     for instruction in dis.get_instructions(code):
-        if instruction.offset <= lasti or instruction.opname in ("CACHE", "EXTENDED_ARG"):
+        if instruction.offset <= lasti or instruction.opname in (
+            "CACHE",
+            "EXTENDED_ARG",
+        ):
             continue
         if instruction.opname.startswith("STORE_"):
             return bool(instruction.argval == "_")
@@ -72,7 +75,9 @@ def path_of(frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
     return tuple(places)
 
 
-def functions_around(frame: FrameType | None, owner_of: Callable[[str], str]) -> tuple[str, ...]:
+def functions_around(
+    frame: FrameType | None, owner_of: Callable[[str], str]
+) -> tuple[str, ...]:
     """Names of the user's functions around a frame, innermost first."""
     names: list[str] = []
     while frame is not None and len(names) < 6:

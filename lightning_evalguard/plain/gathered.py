@@ -11,7 +11,12 @@ from torch import Tensor
 
 from lightning_evalguard.confusion.comparisons import Heard, ordered
 from lightning_evalguard.instruments.patch import Wrap
-from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest, site_of
+from lightning_evalguard.instruments.source import (
+    PLUMBING,
+    expression_of,
+    nearest,
+    site_of,
+)
 from lightning_evalguard.plain.tensors import memory_of, tensors_of_call
 
 _OWNERS = PLUMBING | {"accelerate"}
@@ -48,7 +53,8 @@ class Gathers:
     def open(self) -> None:
         """Listen from here on."""
         self._wraps = [
-            Wrap(self._accelerator, name, self._around) for name in ("gather_for_metrics", "gather")
+            Wrap(self._accelerator, name, self._around)
+            for name in ("gather_for_metrics", "gather")
         ]
 
     def close(self) -> None:

@@ -55,7 +55,9 @@ class PlainScores:
         self._evaluations: dict[str, int] = {}
         self.last = ""
 
-    def start(self, name: str, models: Iterable[nn.Module], frame: FrameType, loader: Any) -> None:
+    def start(
+        self, name: str, models: Iterable[nn.Module], frame: FrameType, loader: Any
+    ) -> None:
         """What may be an evaluation begins."""
         if self._off:
             return
@@ -89,7 +91,12 @@ class PlainScores:
             self._batch, self._in_step = None, False
 
     def compared(
-        self, preds: Tensor, target: Tensor, text: str, place: str, what: str = "comparison"
+        self,
+        preds: Tensor,
+        target: Tensor,
+        text: str,
+        place: str,
+        what: str = "comparison",
     ) -> None:
         """Predictions were compared with targets, or gathered with them."""
         if self._now is None or not self._in_step:
@@ -98,7 +105,13 @@ class PlainScores:
         from lightning_evalguard.report import shown_path
 
         said = f"the {what} `{text if len(text) <= 60 else text[:57] + '...'}` at "
-        pair = Pair(preds, target, said + shown_path(place), classification=True, ignore_index=-100)
+        pair = Pair(
+            preds,
+            target,
+            said + shown_path(place),
+            classification=True,
+            ignore_index=-100,
+        )
         self._now.hear("comparison", place, pair)
 
     @property
@@ -137,7 +150,8 @@ class PlainScores:
         if self._now is not None:
             recorder, self._now = self._now, None
             recorder.abort()
-            if self._name not in self._evaluations:  # another evaluation may get its name
+            # another evaluation may get its name
+            if self._name not in self._evaluations:
                 del self._recorders[self._name]
 
     def asked(self, y_true: Any, y_pred: Any, score: str) -> None:
@@ -159,7 +173,9 @@ class PlainScores:
             with torch.inference_mode(False), torch.enable_grad():
                 from lightning_evalguard.plain.recorder import PlainRecorder
 
-                return PlainRecorder(self._scored, self._quietly, self._ranks, self._is_foreign)
+                return PlainRecorder(
+                    self._scored, self._quietly, self._ranks, self._is_foreign
+                )
         except ImportError as error:
             self._off = True
             self._report.note(f"no confusion matrix: {error}")
@@ -209,7 +225,9 @@ def _metrics_around(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
     while frame is not None and kinds:
         if owner_of(frame.f_code.co_filename) == "user":
             for names in (frame.f_locals, frame.f_globals):
-                yield from ((n, v) for n, v in list(names.items()) if isinstance(v, kinds))
+                yield from (
+                    (n, v) for n, v in list(names.items()) if isinstance(v, kinds)
+                )
         frame = frame.f_back
 
 
@@ -225,8 +243,10 @@ def _of_arrays(y_true: Any, y_pred: Any) -> ConfusionResult | None:
     labels, places = numpy.unique(numpy.concatenate((true, preds)), return_inverse=True)
     if len(labels) > ROOM:
         return None
-    names = [str(int(x)) if isinstance(x, float) and x == int(x) else str(x)
-             for x in labels.tolist()]  # fmt: skip
+    names = [
+        str(int(x)) if isinstance(x, float) and x == int(x) else str(x)
+        for x in labels.tolist()
+    ]
     places = torch.from_numpy(places.astype("int64"))
     confmat = ConfusionMatrix(max(2, len(labels)))
     confmat.update(places[len(true) :], places[: len(true)])

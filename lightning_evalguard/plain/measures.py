@@ -93,11 +93,15 @@ def _as_in_torch(original: Any, tell: Callable[[Any], None]) -> Any:
             tell(value)
         return value
 
-    made = FunctionType(measured.__code__, vars(F), original.__name__, None, measured.__closure__)
+    made = FunctionType(
+        measured.__code__, vars(F), original.__name__, None, measured.__closure__
+    )
     return functools.update_wrapper(made, original)
 
 
-def _replace(home: Any, name: str, tapped: Any, replaced: list[tuple[Any, str, Any, Any]]) -> None:
+def _replace(
+    home: Any, name: str, tapped: Any, replaced: list[tuple[Any, str, Any, Any]]
+) -> None:
     replaced.append((home, name, getattr(home, name), tapped))
     setattr(home, name, tapped)
 

@@ -40,7 +40,9 @@ class Model:
         self.kinds: list[str] = []
         self._order: list[tuple[bool, int]] = []
         self._read_at = -1
-        self.is_loss = isinstance(module, _Loss) or self.kind.endswith(("Loss", "Criterion"))
+        self.is_loss = isinstance(module, _Loss) or self.kind.endswith(
+            ("Loss", "Criterion")
+        )
         self.trained = 0
         self.accepted: tuple[bool, ...] | None = None
         self.evaluated = False
@@ -62,7 +64,11 @@ class Model:
         module = self._ref()
         if module is not None and self._read_at != registrations.count:
             self._read(module)
-        return tuple([d["training"] for d in self._dicts]) if not self._computed else self._all()
+        return (
+            tuple([d["training"] for d in self._dicts])
+            if not self._computed
+            else self._all()
+        )
 
     def asleep(self, flags: Sequence[bool]) -> list[int]:
         """The places of those in eval mode."""
@@ -84,7 +90,9 @@ class Model:
 
     def _all(self) -> tuple[bool, ...]:
         plain = [d["training"] for d in self._dicts]
-        asked = [m.training if (m := r()) is not None else False for r in self._computed]
+        asked = [
+            m.training if (m := r()) is not None else False for r in self._computed
+        ]
         return tuple([(asked if computed else plain)[i] for computed, i in self._order])
 
     def _read(self, module: nn.Module) -> None:
@@ -99,7 +107,9 @@ class Model:
             self.names.append(name)
             self.effects.append(effect)
             self.kinds.append(type(part).__name__)
-            plain = "training" in part.__dict__ and not isinstance(part, torch.jit.ScriptModule)
+            plain = "training" in part.__dict__ and not isinstance(
+                part, torch.jit.ScriptModule
+            )
             if plain:
                 self._order.append((False, len(self._dicts)))
                 self._dicts.append(part.__dict__)
@@ -120,7 +130,9 @@ def are_rows(batch: Any, model: Model, size: int | None) -> bool:
     if not isinstance(batch, torch.Tensor) or batch.ndim < 2:
         return False
     root = model.inner()
-    of_time = root is not None and any(isinstance(part, _OF_TIME) for part in root.modules())
+    of_time = root is not None and any(
+        isinstance(part, _OF_TIME) for part in root.modules()
+    )
     if size is not None:
         return len(batch) == size and not (of_time and batch.shape[1] == size)
     return batch.is_floating_point() and batch.ndim in (2, 4) and not of_time

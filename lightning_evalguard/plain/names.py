@@ -42,7 +42,9 @@ class Names:
             self._made += 1
             number = self._numbers[id(thing)] = self._made
             try:
-                weakref.finalize(thing, self._numbers.pop, id(thing), None).atexit = False
+                weakref.finalize(
+                    thing, self._numbers.pop, id(thing), None
+                ).atexit = False
             except TypeError:  # no weak reference to a list
                 del self._numbers[id(thing)]
         return number

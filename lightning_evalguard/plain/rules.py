@@ -17,7 +17,9 @@ from lightning_evalguard.plain.models import Model
 from lightning_evalguard.plain.window import ModelCall, Window
 from lightning_evalguard.report import Finding
 
-_SAMPLES = re.compile(r"mc_|_mc|mcd|monte|dropout|uncertain|bayes|stochastic|ensemble|epistemic")
+_SAMPLES = re.compile(
+    r"mc_|_mc|mcd|monte|dropout|uncertain|bayes|stochastic|ensemble|epistemic"
+)
 _NO_GRAD = "expected torch.no_grad() or inference_mode()"
 _CALLEE = re.compile(r"([A-Za-z_][\w.\[\]\"']*)\(")
 _FUNCTIONAL = re.compile(r"\bfunctional_call\(\s*([A-Za-z_][\w.]*)\s*,")
@@ -39,20 +41,33 @@ def evaluated_in_train_mode(call: ModelCall) -> list[Finding]:
     around = "loop" if call.key[-1] else "call"
     if call.mode:
         fact = f"is in train mode while it is evaluated ({model.listed(awake)}), expected eval mode"
-        remedy = f"Call `{name}.eval()` before this {around} and `{name}.train()` after it."
+        remedy = (
+            f"Call `{name}.eval()` before this {around} and `{name}.train()` after it."
+        )
         return [_of_call("modes", call, fact, remedy, certain)]
     findings = []
     named = {model.names[i]: i for i in awake}
     root = model.inner()
     for top, names in collapse(named).items():
         others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
-        fact = f"is in train mode{others} while the model is evaluated, expected eval mode"
+        fact = (
+            f"is in train mode{others} while the model is evaluated, expected eval mode"
+        )
         site = _site_of_mode(root, top, True) or call.site
         remedy = f"Call `.eval()` on it, or remove {site.quoted}."
         if site is call.site:
             remedy = f"Call `{name}.eval()` before this {around}."
         findings.append(
-            _at("modes", site, top, model.kinds[named[top]], fact, remedy, certain, "subject")
+            _at(
+                "modes",
+                site,
+                top,
+                model.kinds[named[top]],
+                fact,
+                remedy,
+                certain,
+                "subject",
+            )
         )
     return findings
 
@@ -65,7 +80,11 @@ def evaluated_with_a_graph(window: Window, call: ModelCall) -> list[Finding]:
     fact = "is evaluated with grad mode on: each batch records an autograd graph"
     if window.batches < 2:
         fact = "is evaluated with grad mode on: it records an autograd graph"
-    fact += " that is still held batches later" if kept > 1 else " that no backward pass uses"
+    fact += (
+        " that is still held batches later"
+        if kept > 1
+        else " that no backward pass uses"
+    )
     function = call.site.function
     around = "loop" if window.batches > 1 else "call"
     remedy = f"Write `with torch.no_grad():` around this {around}"
@@ -80,7 +99,9 @@ def evaluated_with_a_graph(window: Window, call: ModelCall) -> list[Finding]:
     return [_of_call("grad", call, f"{fact}, {_NO_GRAD}", f"{remedy}.", certain)]
 
 
-def trains_in_eval_mode(model: Model, call: ModelCall, of_optimizer: set[int]) -> list[Finding]:
+def trains_in_eval_mode(
+    model: Model, call: ModelCall, of_optimizer: set[int]
+) -> list[Finding]:
     """Parameters train while dropout is off or statistics stand still, which nobody took back.
 
     Args:
@@ -105,9 +126,16 @@ def trains_in_eval_mode(model: Model, call: ModelCall, of_optimizer: set[int]) -
         return []
     alone = _set_one_by_one(left, modules)
     if alone and all(isinstance(modules[name], _NormBase) for name in left):
-        return []  # batch norms that are frozen: their statistics are meant to stand still
-    trained_otherwise = model.accepted is not None and any(model.accepted[i] for i in left.values())
-    forgotten = trained_otherwise or (model.evaluated and not alone) or not _by_user(left, modules)
+        # batch norms that are frozen: their statistics are meant to stand still
+        return []
+    trained_otherwise = model.accepted is not None and any(
+        model.accepted[i] for i in left.values()
+    )
+    forgotten = (
+        trained_otherwise
+        or (model.evaluated and not alone)
+        or not _by_user(left, modules)
+    )
     certain = forgotten and any(model.effects[i] == "certain" for i in left.values())
     return _asleep(model, call, left, modules, certain)
 
@@ -137,7 +165,9 @@ def _asleep(
             remedy = f"Call `{path}.train()` after `{said}`, before training goes on."
         kind = type(modules[top]).__name__
         at = site or call.site
-        findings.append(_at("modes", at, top, kind, fact, remedy, certain, "subject", "fit"))
+        findings.append(
+            _at("modes", at, top, kind, fact, remedy, certain, "subject", "fit")
+        )
     return findings
 
 
@@ -147,7 +177,12 @@ def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
     ``train()`` on the whole model wakes the parts that were kept in eval mode, too.
     """
     before, root = model.accepted, model.inner()
-    if root is None or before is None or not model.evaluated or len(before) != len(call.flags):
+    if (
+        root is None
+        or before is None
+        or not model.evaluated
+        or len(before) != len(call.flags)
+    ):
         return []
     if all(call.flags) is False or not any(before) or "modes" in call.allowed:
         return []
@@ -167,7 +202,9 @@ def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
         site = _site_of_mode(root, top, True) or call.site
         remedy = "Put it back in eval mode after this line."
         kind = model.kinds[woken[top]]
-        findings.append(_at("modes", site, top, kind, fact, remedy, True, "subject", "fit"))
+        findings.append(
+            _at("modes", site, top, kind, fact, remedy, True, "subject", "fit")
+        )
     return findings
 
 
@@ -184,7 +221,10 @@ def callee(site: Site, model: Model) -> str:
 
 
 def _is_meant(
-    name: str, modules: dict[str, nn.Module], trains: dict[str, bool], of_optimizer: set[int]
+    name: str,
+    modules: dict[str, nn.Module],
+    trains: dict[str, bool],
+    of_optimizer: set[int],
 ) -> bool:
     """Whether a part in eval mode is kept so, or does not train with this optimizer."""
     call = recorded_calls.last(modules[name])
@@ -229,7 +269,9 @@ def _by_user(left: dict[str, int], modules: dict[str, nn.Module]) -> bool:
 
 def _top_in_eval(name: str, modules: dict[str, nn.Module]) -> str:
     top = name
-    while (up := parent(top)) is not None and up in modules and not modules[up].training:
+    while (
+        (up := parent(top)) is not None and up in modules and not modules[up].training
+    ):
         top = up
     return top
 
@@ -243,14 +285,23 @@ def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
     return call.site if call is not None and call.mode == mode else None
 
 
-def _of_call(check: str, call: ModelCall, fact: str, remedy: str, certain: bool) -> Finding:
+def _of_call(
+    check: str, call: ModelCall, fact: str, remedy: str, certain: bool
+) -> Finding:
     return _at(check, call.site, "", call.model.kind, fact, remedy, certain, "location")
 
 
 def _at(
-    check: str, site: Site, subject: str, kind: str, fact: str, remedy: str, certain: bool,
-    leads: str, stage: str = "evaluate",
-) -> Finding:  # fmt: skip
+    check: str,
+    site: Site,
+    subject: str,
+    kind: str,
+    fact: str,
+    remedy: str,
+    certain: bool,
+    leads: str,
+    stage: str = "evaluate",
+) -> Finding:
     return Finding(
         check=check,
         stage=stage,

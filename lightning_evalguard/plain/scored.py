@@ -30,7 +30,17 @@ _REDUCES = {
     "allclose", "square", "abs", "fabs", "pow", "sqrt",
 }  # fmt: skip
 _FILLS = {"append", "extend", "add", "insert", "update", "put", "appendleft"}
-_ABOUT = {"shape", "dtype", "device", "ndim", "requires_grad", "grad_fn", "size", "dim", "numel"}
+_ABOUT = {
+    "shape",
+    "dtype",
+    "device",
+    "ndim",
+    "requires_grad",
+    "grad_fn",
+    "size",
+    "dim",
+    "numel",
+}
 _LOOKS = {"len", "type", "print", "isinstance", "repr", "str", "format", "id", "hash"}
 _Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
@@ -48,7 +58,9 @@ def scores(path: Sequence[CodePlace], models: Iterable[CodePlace] = ()) -> bool:
         source, scope = _node_at(*place), _scope_of(place[0])
         if source is None or scope is None:
             return False
-        others = [node for (code, _), node in marks.items() if node and code is place[0]]
+        others = [
+            node for (code, _), node in marks.items() if node and code is place[0]
+        ]
         flow = _Flow(scope, source, [node for node in others if node is not source])
         if flow.scores():
             return True
@@ -66,7 +78,9 @@ class _Flow:
         models: Calls of other models.
     """
 
-    def __init__(self, scope: _Scope, source: ast.AST, models: Sequence[ast.AST]) -> None:
+    def __init__(
+        self, scope: _Scope, source: ast.AST, models: Sequence[ast.AST]
+    ) -> None:
         self._scope = scope
         self._outputs = _Names([source])
         self._of_others = _Names(models)
@@ -88,7 +102,9 @@ class _Flow:
     def scores(self) -> bool:
         """Whether they are compared with something that is not theirs."""
         return any(
-            self._is_score(node) for expression in self._expressions for node in _walk(expression)
+            self._is_score(node)
+            for expression in self._expressions
+            for node in _walk(expression)
         )
 
     def returns(self) -> bool:
@@ -101,7 +117,9 @@ class _Flow:
         values = [statement.value for statement in statements]
         for expression in self._expressions:
             values += [n.value for n in _walk(expression) if isinstance(n, ast.Yield)]
-        return any(value is not None and self._outputs.are_in(value) for value in values)
+        return any(
+            value is not None and self._outputs.are_in(value) for value in values
+        )
 
     def _is_score(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Compare):
@@ -120,7 +138,9 @@ class _Flow:
         """A function of a score is asked, or differences are reduced to a number."""
         name = _name(call.func)
         given = [*call.args, *(k.value for k in call.keywords)]
-        on = [call.func.value, *given] if isinstance(call.func, ast.Attribute) else given
+        on = (
+            [call.func.value, *given] if isinstance(call.func, ast.Attribute) else given
+        )
         if name in _REDUCES and any(self._differences.are_in(x) for x in on):
             return not self._normalises(call)
         both = on if name in ("eq", "ne", "sub", "equal", "isclose") else given
@@ -192,7 +212,11 @@ class _Names:
     def follow(self, statement: ast.stmt) -> None:
         """A statement may give them to further names."""
         if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            targets = (
+                statement.targets
+                if isinstance(statement, ast.Assign)
+                else [statement.target]
+            )
             if statement.value is not None:
                 for target in targets:
                     self._give(target, statement.value)
@@ -204,8 +228,12 @@ class _Names:
                     self._give_each(node.target, node.iter)
                 elif isinstance(node, ast.NamedExpr):
                     self._give(node.target, node.value)
-                elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                    fills = node.func.attr in _FILLS and any(self.are_in(a) for a in node.args)
+                elif isinstance(node, ast.Call) and isinstance(
+                    node.func, ast.Attribute
+                ):
+                    fills = node.func.attr in _FILLS and any(
+                        self.are_in(a) for a in node.args
+                    )
                     if fills:
                         self._take(node.func.value)
 
@@ -367,7 +395,9 @@ def _node_at(code: CodeType, lasti: int) -> ast.expr | None:
     return best
 
 
-def _position(code: CodeType, lasti: int) -> tuple[int, int | None, int | None, int | None] | None:
+def _position(
+    code: CodeType, lasti: int
+) -> tuple[int, int | None, int | None, int | None] | None:
     if sys.version_info >= (3, 11):
         positions = list(code.co_positions())
         index = lasti // 2

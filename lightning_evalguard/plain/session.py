@@ -41,7 +41,9 @@ class Session:
         allow: Patterns of what is meant.
     """
 
-    def __init__(self, report: Report, policies: dict[str, str], allow: Any = None) -> None:
+    def __init__(
+        self, report: Report, policies: dict[str, str], allow: Any = None
+    ) -> None:
         self.report = report
         self._events = Events(self)
         self.models = Models()
@@ -119,7 +121,9 @@ class Session:
 
     # what the script does
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A root module is called; see `Listener`."""
         return self._safely(self._begin, module, args, kwargs)
 
@@ -168,14 +172,18 @@ class Session:
             raise
         except Exception as error:  # noqa: BLE001 - our own bug must not stop a script
             self._leave()
-            broke(self.report, "the guard around the script", "the rest of the run", error)
+            broke(
+                self.report, "the guard around the script", "the rest of the run", error
+            )
             return None
         finally:
             self._sync.deaf = before
 
     # calls
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         model = self.models.of(module)
         if not model.computes:
             if model.is_loss:
@@ -217,7 +225,11 @@ class Session:
         return trains
 
     def _begin_step(
-        self, trains: bool, loop: Loop | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        trains: bool,
+        loop: Loop | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         self._new_step = False
         trains = trains or (loop is not None and loop.ever_trained)
@@ -227,7 +239,12 @@ class Session:
         self._judge.step(self._now, (args, kwargs))
 
     def _training_call(
-        self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType, loop: Loop | None
+        self,
+        model: Model,
+        key: Key,
+        flags: tuple[bool, ...],
+        user: FrameType,
+        loop: Loop | None,
     ) -> None:
         if loop is not None:
             loop.batch = None
@@ -289,7 +306,11 @@ class Session:
     def _within_evaluation(self) -> bool:
         """Whether an optimizer is stepped in an evaluation's loop, without a backward pass."""
         window = self._windows.now
-        if window is None or self._graded or not any(window.loop is x for x in self._loops):
+        if (
+            window is None
+            or self._graded
+            or not any(window.loop is x for x in self._loops)
+        ):
             return False
         if window.has_graphs() or not window.guards:
             return False

@@ -87,7 +87,8 @@ class PlainSync(SyncCheck):
         rare = {
             key: cost
             for key, cost in self._sites.items()
-            if self._reached[key] < 2 or 2 * self._reached[key] < self._watched[self._stage]
+            if self._reached[key] < 2
+            or 2 * self._reached[key] < self._watched[self._stage]
         }
         sites = self._sites
         self._sites = {key: cost for key, cost in sites.items() if key not in rare}

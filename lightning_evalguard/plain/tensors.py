@@ -36,7 +36,9 @@ def follow(outputs: Any) -> weakref.ref[GraphMark] | None:
 def reached(roots: Iterable[Any], marks: Iterable[GraphMark]) -> set[GraphMark]:
     """Which of `marks` a backward pass from `roots` comes by; all, where the graph is too large."""
     wanted = set(marks)
-    waiting = [t.grad_fn for t in roots if isinstance(t, Tensor) and t.grad_fn is not None]
+    waiting = [
+        t.grad_fn for t in roots if isinstance(t, Tensor) and t.grad_fn is not None
+    ]
     known = set(waiting)
     met: set[GraphMark] = set()
     while waiting and met != wanted:
@@ -71,7 +73,9 @@ def tensors_of_call(value: Any, depth: int = 4) -> Iterator[Tensor]:
 def memory_of(batch: Any) -> set[int]:
     """Where the tensors of a batch lie."""
     return {
-        t.untyped_storage().data_ptr() for t in tensors_of_call(batch) if t.layout == torch.strided
+        t.untyped_storage().data_ptr()
+        for t in tensors_of_call(batch)
+        if t.layout == torch.strided
     }
 
 

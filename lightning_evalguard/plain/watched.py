@@ -29,7 +29,9 @@ _SAMPLES = re.compile(r"reparam|sampl|gumbel|posterior|diffus|denois|generat")
 class WaitingGuard(Guard):
     """A guard whose findings wait until its window is known to be an evaluation."""
 
-    def __init__(self, *args: Any, look: bool, tell: Callable[[Any], None], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, look: bool, tell: Callable[[Any], None], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._look = look
         self._tell = tell
@@ -52,7 +54,9 @@ class WaitingGuard(Guard):
     def _judge(self, findings: Sequence[tuple[Finding, str]], quiet: bool) -> None:
         # a loop may enter autocast for each batch: the window begins within and ends outside
         findings = [
-            (self._placed(f), p) for f, p in findings if "autocast" not in (f.subject or "")
+            (self._placed(f), p)
+            for f, p in findings
+            if "autocast" not in (f.subject or "")
         ]
         findings = [(f, p) for f, p in findings if not self._is_sampled(f)]
         if self._waiting is None:
@@ -66,7 +70,9 @@ class WaitingGuard(Guard):
             return False
         sampled = bool(_SAMPLES.search((finding.function or "").lower()))
         if sampled:
-            self.report.note(f"{finding.location}: `{finding.expression}` {finding.fact}")
+            self.report.note(
+                f"{finding.location}: `{finding.expression}` {finding.fact}"
+            )
         return sampled
 
     def _placed(self, finding: Finding) -> Finding:
@@ -124,9 +130,13 @@ class Watched:
             self._inside = stack.pop_all()
 
     def end(
-        self, module: nn.Module, outputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+        self,
+        module: nn.Module,
+        outputs: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         failed: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """It returned `outputs`, or failed."""
         inside, self._inside = self._inside, None
         if inside is not None:
@@ -158,10 +168,15 @@ class _LooseEndError(Exception):
 
 
 def make_held(
-    policies: dict[str, str], allow: Any, look: bool, grad: bool,
-    optimizers: Callable[[], list[Any]], tell: Callable[[Any], None], site: Site | None = None,
+    policies: dict[str, str],
+    allow: Any,
+    look: bool,
+    grad: bool,
+    optimizers: Callable[[], list[Any]],
+    tell: Callable[[Any], None],
+    site: Site | None = None,
     rows: bool = False,
-) -> WaitingGuard:  # fmt: skip
+) -> WaitingGuard:
     """The guard of one model in one window.
 
     Args:
@@ -175,7 +190,11 @@ def make_held(
         rows: Whether each row of what the first call is given is a sample: then it is run again on
             halves of them.
     """
-    checks: list[Check] = [StateCheck(optimizers), StochasticCheck(), RngCheck(restore=False)]
+    checks: list[Check] = [
+        StateCheck(optimizers),
+        StochasticCheck(),
+        RngCheck(restore=False),
+    ]
     if not grad:
         checks.insert(0, GradCheck())
         if rows:
@@ -183,7 +202,11 @@ def make_held(
     wanted = [(check, policies[check.name]) for check in checks]
     wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
     audit: Mode = "full" if rows else "auto"
-    replays = Replays("off" if grad else audit, beside=optimizers, why_not=why_not_again)
-    held = WaitingGuard(wanted, allow, Report(), replays, host="watch", look=look, tell=tell)
+    replays = Replays(
+        "off" if grad else audit, beside=optimizers, why_not=why_not_again
+    )
+    held = WaitingGuard(
+        wanted, allow, Report(), replays, host="watch", look=look, tell=tell
+    )
     held.site = site
     return held

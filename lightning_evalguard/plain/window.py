@@ -132,7 +132,9 @@ class Window:
         if self.is_discarded():
             return False
         if self.is_lazy():
-            return any(call.graph is not None and not call.graph_lives for call in self.first)
+            return any(
+                call.graph is not None and not call.graph_lives for call in self.first
+            )
         return True
 
     def has_graphs(self) -> bool:

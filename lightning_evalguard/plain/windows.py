@@ -120,7 +120,11 @@ class Windows:
     # calls
 
     def begin(
-        self, call: ModelCall, user: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        call: ModelCall,
+        user: FrameType,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> tuple[ModelCall, Watched | None]:
         """A call that is no part of training, as far as it is known, begins."""
         window = self._window_for(call, user)
@@ -142,7 +146,11 @@ class Windows:
             call.model.evaluated = True
         elif call.grad:
             self._around.training.calls(call.model, call)
-        rows = len(args) == 1 and not kwargs and are_rows(args[0], call.model, window.loader_size)
+        rows = (
+            len(args) == 1
+            and not kwargs
+            and are_rows(args[0], call.model, window.loader_size)
+        )
         guard = self._guard_of(window, call, rows)
         if guard is not None:
             guard.begin(args if args else (*args, *kwargs.values()))
@@ -162,10 +170,17 @@ class Windows:
     ) -> ModelCall:
         """What is known of a call of `model`."""
         return ModelCall(
-            model, key, site_of(user), functions_around(user, owner_of), key[3], key[4], flags,
-            is_discarded(user), frozenset(c for c in ("modes", "grad") if allowed(c)),
+            model,
+            key,
+            site_of(user),
+            functions_around(user, owner_of),
+            key[3],
+            key[4],
+            flags,
+            is_discarded(user),
+            frozenset(c for c in ("modes", "grad") if allowed(c)),
             path_of(user),
-        )  # fmt: skip
+        )
 
     def trains_at(self, place: CodePlace) -> None:
         """A model is called there: what it returns is no target."""
@@ -180,10 +195,18 @@ class Windows:
         if known is None:
             around = self._around
             held = make_held(
-                around.policies, around.allow, not call.model.looked_at, call.grad,
-                lambda: list(around.training.optimizers), around.tell, call.site, rows,
-            )  # fmt: skip
-            known = window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
+                around.policies,
+                around.allow,
+                not call.model.looked_at,
+                call.grad,
+                lambda: list(around.training.optimizers),
+                around.tell,
+                call.site,
+                rows,
+            )
+            known = window.guards[id(call.model)] = Watched(
+                module, held, Moment("evaluate")
+            )
             if window.confirmed:
                 known.release()
         return known
@@ -193,7 +216,8 @@ class Windows:
     def _window_for(self, call: ModelCall, user: FrameType) -> Window:
         loop, window = self._around.innermost(), self.now
         if window is not None and (
-            window.loop is not loop or (window.alone and window.where[0] is not user.f_code)
+            window.loop is not loop
+            or (window.alone and window.where[0] is not user.f_code)
         ):
             self.end()
             window = self.now
@@ -264,12 +288,16 @@ class Windows:
         if window.confirmed:
             self._shut(window)
             self._close(window, compare, at_exit)
-        elif window.has_graphs() and window.alone and window.is_apart() and self._trained:
+        elif (
+            window.has_graphs() and window.alone and window.is_apart() and self._trained
+        ):
             self._put_off(window)
         else:
             self._shut(window)
             if self._trained:  # what a first look shows is not known
-                self._undecided += [k for k in window.calls if self.sides.get(k) is None]
+                self._undecided += [
+                    k for k in window.calls if self.sides.get(k) is None
+                ]
 
     def _is_one(self, window: Window, at_exit: bool) -> bool:
         """Whether what is over was an evaluation."""
@@ -285,7 +313,8 @@ class Windows:
         """Whether a forward over a whole set is scored, without gradients."""
         if window.has_graphs() or window.is_discarded() or not window.is_apart():
             return False
-        return (self._trained or at_exit) and self._is_scored(window)  # else it is a first look
+        # else it is a first look
+        return (self._trained or at_exit) and self._is_scored(window)
 
     @property
     def _trained(self) -> bool:
@@ -293,13 +322,18 @@ class Windows:
 
     def _is_scored(self, window: Window) -> bool:
         """Whether what its calls return is compared with targets, by a function or by hand."""
-        return window.scores > 0 or any(self._reads(c.path) for c in window.calls.values())
+        return window.scores > 0 or any(
+            self._reads(c.path) for c in window.calls.values()
+        )
 
     def _reads(self, path: tuple[CodePlace, ...]) -> bool:
         known = self._by_hand.get(path)
         if known is None or known[0] != len(self._places):
             others = [place for place in self._places if place not in path]
-            known = self._by_hand[path] = (len(self._places), scored.scores(path, others))
+            known = self._by_hand[path] = (
+                len(self._places),
+                scored.scores(path, others),
+            )
         return known[1]
 
     def _shut(self, window: Window) -> None:
@@ -322,12 +356,16 @@ class Windows:
         for number, guard in window.guards.items():
             for note in guard.close(compare).notes:
                 report.note(note)
-            for model in [c.model for c in window.calls.values() if id(c.model) == number]:
+            for model in [
+                c.model for c in window.calls.values() if id(c.model) == number
+            ]:
                 model.looked_at = True
         living = self._around.models.living()
         count = max((sum(1 for _ in m.modules()) for m in living), default=0)
         report.checked["modules"] = max(report.checked["modules"], count)
-        scores = {f"{name}/{k}": v for name, r in results.items() for k, v in r.scores.items()}
+        scores = {
+            f"{name}/{k}": v for name, r in results.items() for k, v in r.scores.items()
+        }
         steps = self._around.training.steps
         self.history.append({"stage": window.name, "step": steps, "scores": scores})
 
@@ -363,7 +401,8 @@ class Windows:
             return True
         self.fetched_again(loop)
         if not window.confirmed and window.is_lazy():
-            return False  # what comes next shows whether gradients are computed after all
+            # what comes next shows whether gradients are computed after all
+            return False
         self.end(compare=known)
         return True
 
@@ -395,9 +434,16 @@ class Windows:
         over = window.loop is not None and not self._around.runs(window.loop)
         followed = [c for c in window.first if c.graph]
         if over and followed and not marks:
-            return  # its loop is over and its graphs are gone: this backward is of another
+            # its loop is over and its graphs are gone: this backward is of another
+            return
         comes_by = bool(marks) and (roots is None or bool(reached(roots, marks)))
-        if followed and not comes_by and window.alone and window.is_apart() and self._trained:
+        if (
+            followed
+            and not comes_by
+            and window.alone
+            and window.is_apart()
+            and self._trained
+        ):
             self._put_off(window)
             return
         self._shut(window)
@@ -462,6 +508,8 @@ class Windows:
     def tell(self, findings: Iterable[Finding]) -> None:
         """Report what is found, with the policy of its check."""
         policies = self._around.policies
-        judged = [(f, policies[f.check]) for f in findings if policies[f.check] != "ignore"]
+        judged = [
+            (f, policies[f.check]) for f in findings if policies[f.check] != "ignore"
+        ]
         if judged:
             self._around.tell(judged)

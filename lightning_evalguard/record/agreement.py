@@ -18,7 +18,8 @@ from lightning_evalguard.model.tensors import Inventory
 
 _NEWEST = 20  # records beside this one that are read
 _LARGE = 16 << 20  # bytes of a record from which on it is not read
-_RELATIVE, _ABSOLUTE = 1e-3, 1e-5  # below both, two devices or batch sizes differ by rounding
+# below both, two devices or batch sizes differ by rounding
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-5
 _KEYS = {"validate": "val", "test": "test"}
 _COMPARED = (
     "versions",
@@ -57,7 +58,11 @@ def weights_hash(module: nn.Module) -> str | None:
     """A hash of all parameters and saved buffers; None where a part of them lies elsewhere."""
     inventory = Inventory(module)
     inventory.refresh(force=True)
-    saved = {h.name: h.tensor for h in inventory.held.values() if h.persistent and h.registered}
+    saved = {
+        h.name: h.tensor
+        for h in inventory.held.values()
+        if h.persistent and h.registered
+    }
     if not saved or any(hasattr(type(tensor), "to_local") for tensor in saved.values()):
         return None
     prints = Prints(saved)
@@ -79,7 +84,9 @@ def disagreements(
                 if recorded is None or key in found or _close(value, recorded):
                     continue
                 differing = tuple(_differences(run, other))
-                found[key] = Disagreement(key, value, recorded, str(other["ended"]), differing)
+                found[key] = Disagreement(
+                    key, value, recorded, str(other["ended"]), differing
+                )
     return list(found.values())
 
 
@@ -113,7 +120,11 @@ def _is_of_everybody(folder: Path) -> bool:
     """Whether what lies in a folder need not be of one project: that of temporary files, home."""
     with suppress(OSError, RuntimeError):
         where = folder.resolve()
-        shared = (Path(tempfile.gettempdir()).resolve(), Path.home().resolve(), Path(where.anchor))
+        shared = (
+            Path(tempfile.gettempdir()).resolve(),
+            Path.home().resolve(),
+            Path(where.anchor),
+        )
         return where in shared
     return True
 
@@ -125,16 +136,28 @@ def _same(
     for mine in run["history"]:
         for theirs in other.get("history", ()):
             one = mine.get("weights")
-            if one is None or one != theirs.get("weights") or mine["stage"] != theirs["stage"]:
+            if (
+                one is None
+                or one != theirs.get("weights")
+                or mine["stage"] != theirs["stage"]
+            ):
                 continue
-            if _samples(run, mine["stage"]) == _samples(other, mine["stage"]) is not None:
+            if (
+                _samples(run, mine["stage"])
+                == _samples(other, mine["stage"])
+                is not None
+            ):
                 yield mine, theirs
 
 
 def _samples(run: Mapping[str, Any], stage: str) -> dict[str, str] | None:
     """The hash of each set that a stage evaluated, None where one is unknown."""
     key = _KEYS[stage]
-    sets = {k: seen["hash"] for k, seen in run["evaluated_on"].items() if k.split("/")[0] == key}
+    sets = {
+        k: seen["hash"]
+        for k, seen in run["evaluated_on"].items()
+        if k.split("/")[0] == key
+    }
     return None if not sets or None in sets.values() else sets
 
 

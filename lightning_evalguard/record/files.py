@@ -49,7 +49,11 @@ def append_line(path: Path, line: str) -> None:
     try:
         size = os.fstat(file).st_size
         # one that was cut off by a crash must not swallow the next
-        cut = size > 0 and os.lseek(file, -1, os.SEEK_END) >= 0 and os.read(file, 1) != b"\n"
+        cut = (
+            size > 0
+            and os.lseek(file, -1, os.SEEK_END) >= 0
+            and os.read(file, 1) != b"\n"
+        )
         os.write(file, ("\n" * cut + line + "\n").encode())
     finally:
         os.close(file)
@@ -80,7 +84,9 @@ def json_text(value: Any, indent: str = "") -> str:
     """JSON that a person can read: lists of numbers stay on one line, all else has its own."""
     deeper = indent + " "
     if isinstance(value, Mapping) and value:
-        inside = [f"{json.dumps(str(k))}: {json_text(v, deeper)}" for k, v in value.items()]
+        inside = [
+            f"{json.dumps(str(k))}: {json_text(v, deeper)}" for k, v in value.items()
+        ]
         return "{\n" + ",\n".join(deeper + line for line in inside) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(v, (Mapping, list)) for v in value):
         inside = [json_text(v, deeper) for v in value]
@@ -113,6 +119,7 @@ def _take(written: Path, path: Path) -> None:
         os.link(written, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: the name first, then the content
+    except OSError:
+        # a file system without hard links: the name first, then the content
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         os.replace(written, path)

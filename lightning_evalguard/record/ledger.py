@@ -35,7 +35,9 @@ def count(book: Path, name: str, run: Mapping[str, Any]) -> Iterator[str]:
             "checkpoint": checkpoint.get("sha256", checkpoint.get("path")),
         }
         _files.append_line(book, json.dumps(entry))
-        uses = [use for use in _files.read_lines(book) if use.get("set") == seen["hash"]]
+        uses = [
+            use for use in _files.read_lines(book) if use.get("set") == seen["hash"]
+        ]
         if len(uses) > _FREE:
             yield _sentence(key, seen["samples"], [str(use.get("run")) for use in uses])
 

@@ -32,7 +32,9 @@ class Outcomes:
         self._owned: dict[str, int | None] = {}
         self.unknown: dict[str, str] = {}
 
-    def see(self, key: str, batch: Any, owned: Callable[[], int | None] = lambda: None) -> None:
+    def see(
+        self, key: str, batch: Any, owned: Callable[[], int | None] = lambda: None
+    ) -> None:
         """A step is about to run on `batch`.
 
         Args:
@@ -76,7 +78,9 @@ class Outcomes:
         """The outcomes of all ranks as plain data, or None where those of one are not known."""
         known = [part for part in parts if not isinstance(part, str)]
         if len(known) < len(parts):
-            self.unknown.setdefault(key, next(part for part in parts if isinstance(part, str)))
+            self.unknown.setdefault(
+                key, next(part for part in parts if isinstance(part, str))
+            )
             return None
         keys, right = (torch.cat(each) for each in zip(*known, strict=True))
         # equal samples have equal keys: among them those that are right stand first
@@ -111,11 +115,16 @@ class Paired(NamedTuple):
         return exact_mcnemar(self.only_first, self.only_second)
 
 
-def paired(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> Paired | None:
+def paired(
+    first: Mapping[str, Any] | None, second: Mapping[str, Any] | None
+) -> Paired | None:
     """Compare two outcomes; None where they are not of the same samples."""
     if not first or not second or first["set"] != second["set"]:
         return None
-    a, b = (int.from_bytes(base64.b64decode(each["right"]), "little") for each in (first, second))
+    a, b = (
+        int.from_bytes(base64.b64decode(each["right"]), "little")
+        for each in (first, second)
+    )
     return Paired(int(first["samples"]), (a & ~b).bit_count(), (b & ~a).bit_count())
 
 
@@ -131,7 +140,10 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
         return 1.0
     # in logarithms: 2^n is beyond a float from n = 1,024 on
     terms = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        - n * math.log(2)
         for k in range(least + 1)
     ]
     highest = max(terms)

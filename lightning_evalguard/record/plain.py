@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any
 
-from lightning_evalguard.record.secrets import MASK, is_secret, option_name, without_secrets
+from lightning_evalguard.record.secrets import (
+    MASK,
+    is_secret,
+    option_name,
+    without_secrets,
+)
 
 _DEEP, _LONG, _MANY = 8, 200, 10_000
 _NAMES, _VALUES = ("name", "key", "option", "header"), ("value", "default")
@@ -48,7 +53,11 @@ def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:
         return _listed(list(itertools.islice(value, _MANY)), name, depth - 1)
     kind = type(value)
     # torch.float32, device(type='cpu'): short, and what they are
-    return str(value) if kind.__module__ == "torch" and len(str(value)) < 40 else _named(kind)
+    return (
+        str(value)
+        if kind.__module__ == "torch" and len(str(value)) < 40
+        else _named(kind)
+    )
 
 
 def _text(text: str, depth: int) -> str:
@@ -79,7 +88,11 @@ def _mapping(inside: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 
 def _listed(values: Sequence[Any], name: str, depth: int) -> list[Any]:
     """The elements of a list, in which a pair or an option gives the next one its name."""
-    if len(values) == 2 and isinstance(values[0], str) and is_secret(values[0], values[1]):
+    if (
+        len(values) == 2
+        and isinstance(values[0], str)
+        and is_secret(values[0], values[1])
+    ):
         return [values[0], MASK]
     made = []
     before: object = ""
@@ -94,7 +107,8 @@ def _items(value: Any) -> Mapping[Any, Any] | None:
         return value
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if type(value).__name__ in ("Namespace", "SimpleNamespace"):  # argparse's and jsonargparse's
+    # argparse's and jsonargparse's
+    if type(value).__name__ in ("Namespace", "SimpleNamespace"):
         return dict(vars(value))
     return None
 

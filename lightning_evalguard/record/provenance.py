@@ -23,11 +23,22 @@ def versions() -> dict[str, str]:
     """Of everything that a number may depend on."""
     packages = {
         name.replace("_", "-"): str(module.__version__)
-        for name in ("lightning_evalguard", "torch", "lightning", "pytorch_lightning",
-                     "torchmetrics", "numpy")
-        if (module := sys.modules.get(name)) is not None and hasattr(module, "__version__")
-    }  # fmt: skip
-    found = {"python": platform.python_version(), **packages, "platform": platform.platform()}
+        for name in (
+            "lightning_evalguard",
+            "torch",
+            "lightning",
+            "pytorch_lightning",
+            "torchmetrics",
+            "numpy",
+        )
+        if (module := sys.modules.get(name)) is not None
+        and hasattr(module, "__version__")
+    }
+    found = {
+        "python": platform.python_version(),
+        **packages,
+        "platform": platform.platform(),
+    }
     if torch.version.cuda and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found |= {"cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name()}
     return found
@@ -39,9 +50,13 @@ def git() -> dict[str, Any] | None:
     command = ("git", "status", "--porcelain=v2", "--branch", "--untracked-files=no")
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=2, check=True,
+            command,
+            capture_output=True,
+            text=True,
+            timeout=2,
+            check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     head, changed = "", 0
@@ -71,7 +86,9 @@ def _hashed(path: Path) -> dict[str, Any]:
     """SHA-256 of a file, or of parts of a large one, or of the files of a sharded checkpoint."""
     if not path.exists():  # in a bucket
         return {}
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    )
     size, digest, parts = 0, hashlib.sha256(), False
     for one in files:
         length = one.stat().st_size

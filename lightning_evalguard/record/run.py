@@ -76,9 +76,15 @@ class Records:
         return bool(os.environ.get(REPORTS)) or self._records(trainer)
 
     def _records(self, trainer: Any) -> bool:
-        if trainer.fast_dev_run or trainer.barebones or trainer.state.fn not in _WRITTEN:
+        if (
+            trainer.fast_dev_run
+            or trainer.barebones
+            or trainer.state.fn not in _WRITTEN
+        ):
             return False
-        return bool(trainer.loggers) if self._where == "auto" else self._where is not None
+        return (
+            bool(trainer.loggers) if self._where == "auto" else self._where is not None
+        )
 
     def write(self, run: RecordedRun) -> None:
         """The run is over: put it on record. Whatever fails costs one warning, never the run."""
@@ -110,7 +116,9 @@ class Records:
             folders.append(own)
             if said["run"] == "test" and said["error"] is None:
                 above = own.parent if self._where == "auto" else own
-                told += ledger.count(above / ledger.LEDGER_NAME, os.path.relpath(own, above), said)
+                told += ledger.count(
+                    above / ledger.LEDGER_NAME, os.path.relpath(own, above), said
+                )
         for sentence in told:
             self._report.note(sentence)
         for folder in folders:
@@ -136,7 +144,9 @@ class Records:
         """Where the record of `trainer` goes."""
         if self._where not in ("auto", None):
             return Path(str(self._where))
-        return next((f for f in map(_folder_of, trainer.loggers) if f is not None), None)
+        return next(
+            (f for f in map(_folder_of, trainer.loggers) if f is not None), None
+        )
 
 
 _P = ParamSpec("_P")
@@ -197,7 +207,9 @@ class RecordedRun:
     def begin(self, stage: str) -> None:
         """An evaluation begins: what it sees is hashed where it is the first of its stage."""
         fresh = self.trainer.reload_dataloaders_every_n_epochs > 0
-        self._hashing = not is_sanity_check(stage) and (fresh or stage not in self._hashed)
+        self._hashing = not is_sanity_check(stage) and (
+            fresh or stage not in self._hashed
+        )
         self._contents = {}
         one_by_one = self.records.outcomes and stage in ("validate", "test")
         self._outcomes = Outcomes() if one_by_one else None
@@ -216,7 +228,8 @@ class RecordedRun:
         key = _key(stage, i)
         if self._outcomes is not None:
             self._outcomes.see(key, batch, lambda: _owned(loaders(), i))
-        if not self._weighed:  # now, for what averages weights puts others in their place
+        # now, for what averages weights puts others in their place
+        if not self._weighed:
             self._weighed = True
             self._weights = weights_hash(self.trainer.lightning_module)
         if not self._hashing:
@@ -225,7 +238,9 @@ class RecordedRun:
         if content is None:
             loader = listed(loaders())[i : i + 1]
             content = self._contents[key] = Content(_owned(loaders(), i))
-            self._batch_size = getattr(loader[0], "batch_size", None) if loader else None
+            self._batch_size = (
+                getattr(loader[0], "batch_size", None) if loader else None
+            )
         content.add(batch)
 
     @_at_no_cost
@@ -237,15 +252,23 @@ class RecordedRun:
         """
         said: dict[str, Any] = {}
         if self._hashing:
-            said["contents"] = {key: content.part() for key, content in self._contents.items()}
+            said["contents"] = {
+                key: content.part() for key, content in self._contents.items()
+            }
         if self._outcomes is not None:
             outcomes = self._outcomes
-            said["outcomes"] = {key: outcomes.part(key, r.right) for key, r in results.items()}
+            said["outcomes"] = {
+                key: outcomes.part(key, r.right) for key, r in results.items()
+            }
         return said or None
 
     @_at_no_cost
     def end(
-        self, stage: str, logged: Any, results: Mapping[str, Any], seen: Mapping[int, Any] | None
+        self,
+        stage: str,
+        logged: Any,
+        results: Mapping[str, Any],
+        seen: Mapping[int, Any] | None,
     ) -> None:
         """The evaluation is over.
 
@@ -273,7 +296,9 @@ class RecordedRun:
         scores = {k: v for each in logged for k, v in each.items()}
         for key, result in results.items():
             name, slash, loader = key.partition("/")
-            scores |= {f"{name}/{k}{slash}{loader}": v for k, v in result.scores.items()}
+            scores |= {
+                f"{name}/{k}{slash}{loader}": v for k, v in result.scores.items()
+            }
         evaluated = {"stage": stage, "scores": scores, "weights": self._weights}
         self._history.append(moment | evaluated)
 
@@ -294,17 +319,23 @@ class RecordedRun:
     @_at_no_cost
     def trained_before(self) -> list[Trained]:
         """What earlier runs of the project, of other guards, trained with."""
-        folder = self.records.folder(self.trainer) if self.trainer.is_global_zero else None
+        folder = (
+            self.records.folder(self.trainer) if self.trainer.is_global_zero else None
+        )
         if folder is None:
             return []
         kind = _kind_of(self.trainer.lightning_module)
         earlier = records_beside(folder, {'"trained_on"'}, self.records.own_files())
         path = self.trainer.ckpt_path
         return list(
-            trained_before(earlier, kind, self._weights, None if path is None else str(path))
+            trained_before(
+                earlier, kind, self._weights, None if path is None else str(path)
+            )
         )
 
-    def _keep_outcomes(self, results: Mapping[str, Any], everyone: list[dict[str, Hits]]) -> None:
+    def _keep_outcomes(
+        self, results: Mapping[str, Any], everyone: list[dict[str, Hits]]
+    ) -> None:
         outcomes, self._outcomes = self._outcomes, None
         if outcomes is None:
             return
@@ -312,12 +343,16 @@ class RecordedRun:
             parts = [theirs[key] for theirs in everyone if key in theirs]
             if len(parts) < self.trainer.world_size:
                 outcomes.unknown[key] = "not all processes said theirs"
-            kept = outcomes.together(key, parts) if key not in outcomes.unknown else None
+            kept = (
+                outcomes.together(key, parts) if key not in outcomes.unknown else None
+            )
             if kept is not None:
                 self._kept[key] = kept
             else:
                 self._kept.pop(key, None)  # an earlier evaluation's are not this one's
-                self.records.note(f"{key}: no outcomes were kept: {outcomes.unknown[key]}")
+                self.records.note(
+                    f"{key}: no outcomes were kept: {outcomes.unknown[key]}"
+                )
 
     @_at_no_cost
     def close(self, error: BaseException | None) -> None:
@@ -344,7 +379,9 @@ class RecordedRun:
             "step": trainer.global_step,
             "trained_on": self._trained_on(),
             "evaluated_on": self._sets,
-            "confusion": {key: result.to_dict() for key, result in self._results.items()},
+            "confusion": {
+                key: result.to_dict() for key, result in self._results.items()
+            },
             "outcomes": self._kept,
             "history": [h | {"scores": _numbers(h["scores"])} for h in self._history],
             "checkpoint": checkpoint(trainer, self._kind),
@@ -380,7 +417,12 @@ def _kind_of(module: Any) -> str:
 
 def content(report: Report, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What an ``evalguard.json`` holds."""
-    return {"format": FORMAT, "written": _now(), "report": report.to_dict(), "runs": runs}
+    return {
+        "format": FORMAT,
+        "written": _now(),
+        "report": report.to_dict(),
+        "runs": runs,
+    }
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -411,7 +453,9 @@ def _folder_of(logger: Any) -> Path | None:
 
 
 def _numbers(logged: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {k: float(v) for k, v in logged.items() if getattr(v, "numel", lambda: 1)() == 1}
+    numbers = {
+        k: float(v) for k, v in logged.items() if getattr(v, "numel", lambda: 1)() == 1
+    }
     return {k: v for k, v in numbers.items() if v == v and abs(v) != float("inf")}
 
 

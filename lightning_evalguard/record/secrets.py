@@ -12,8 +12,12 @@ MASK = "***"
 _LONGEST = 20_000  # characters of one text that are looked through
 
 # As part of a name. Of the second kind a number is no secret: max_tokens, pad_token_id, num_keys.
-_SECRET = re.compile(r"passw(or)?d|passphrase|secret|credential|authorization", re.IGNORECASE)
-_MAYBE = re.compile(r"key|token|auth(?!or)|bearer|cookie|private|dsn|jwt", re.IGNORECASE)
+_SECRET = re.compile(
+    r"passw(or)?d|passphrase|secret|credential|authorization", re.IGNORECASE
+)
+_MAYBE = re.compile(
+    r"key|token|auth(?!or)|bearer|cookie|private|dsn|jwt", re.IGNORECASE
+)
 # As a whole word of a name: `db_pass`, `pw`, `userPin`.
 _WORDS = frozenset({"pass", "passwd", "pw", "pwd", "pin", "pat"})
 _SPLIT = re.compile(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])")
@@ -33,14 +37,18 @@ _PEM = re.compile(
 )
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@?#]{1,500}(?=@)")
 _BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
-_HEADER = re.compile(r"\b((?:proxy-)?authorization|(?:set-)?cookie)(\s*[:=]\s*)[^\r\n\"']+", re.I)
+_HEADER = re.compile(
+    r"\b((?:proxy-)?authorization|(?:set-)?cookie)(\s*[:=]\s*)[^\r\n\"']+", re.I
+)
 _VALUE = r"""(?P<value>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&?"'{}\[\]()<>]+)"""
 # name=value, name: value, "name": "value"
 _PAIR = re.compile(
     rf"""(?P<before>["']?(?<![\w.])(?P<name>[A-Za-z_][\w.-]{{0,60}})["']?\s*[:=](?!//)\s*){_VALUE}"""
 )
 # --name value, -name value
-_OPTION_PAIR = re.compile(rf"(?P<before>(?<![\w-])-{{1,2}}(?P<name>[A-Za-z][\w.-]*)\s+){_VALUE}")
+_OPTION_PAIR = re.compile(
+    rf"(?P<before>(?<![\w-])-{{1,2}}(?P<name>[A-Za-z][\w.-]*)\s+){_VALUE}"
+)
 _OPTION = re.compile(r"^-{1,2}(?P<name>[A-Za-z][\w.-]*)$")
 
 
@@ -104,4 +112,6 @@ def _number_or_text(value: str) -> object:
     try:
         return float(value)
     except ValueError:
-        return {"true": True, "false": False, "none": None, "null": None}.get(value.lower(), value)
+        return {"true": True, "false": False, "none": None, "null": None}.get(
+            value.lower(), value
+        )

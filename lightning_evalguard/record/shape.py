@@ -23,7 +23,9 @@ def _of(kind: type | tuple[type, ...], words: str) -> Shape:
     def shape(value: Any, at: str) -> None:
         wanted = isinstance(value, kind)
         if not wanted or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{at or 'the file'}: expected {words}, got {type(value).__name__}")
+            raise ValueError(
+                f"{at or 'the file'}: expected {words}, got {type(value).__name__}"
+            )
 
     return shape
 
@@ -54,7 +56,9 @@ def _map(inner: Shape) -> Shape:
     return shape
 
 
-def _fields(needed: Mapping[str, Shape], others: Mapping[str, Shape] | None = None) -> Shape:
+def _fields(
+    needed: Mapping[str, Shape], others: Mapping[str, Shape] | None = None
+) -> Shape:
     """A mapping that has these fields; those that only later versions write may be absent."""
 
     def shape(value: Any, at: str) -> None:
@@ -163,10 +167,14 @@ def _result(value: Any, at: str) -> None:
     _RESULT_FIELDS(value, at)
     n = len(value["class_names"])
     if n < 1 or value.get("task") not in (None, "binary", "multiclass", "multilabel"):
-        raise ValueError(f"{at}: expected class names and a task, got {value.get('task')!r:.60}")
+        raise ValueError(
+            f"{at}: expected class names and a task, got {value.get('task')!r:.60}"
+        )
     for name in ("support", "predicted", "true_positives", "judged"):
         if value.get(name) is not None and len(value[name]) != n:
-            raise ValueError(f"{at}.{name}: expected {n} counts, got {len(value[name])}")
+            raise ValueError(
+                f"{at}.{name}: expected {n} counts, got {len(value[name])}"
+            )
     matrix = value.get("matrix")
     square = (n, 2, 2) if value.get("task") == "multilabel" else (n, n)
     if matrix is not None and _size(matrix) != square:
@@ -225,4 +233,6 @@ _RUN = _fields(
     },
     {"trained_on": _list(_fields({"of": _TEXT, "hashes": _TEXT}))},
 )
-_RECORD = _fields({"report": _REPORT}, {"format": _INT, "written": _TEXT, "runs": _list(_RUN)})
+_RECORD = _fields(
+    {"report": _REPORT}, {"format": _INT, "written": _TEXT, "runs": _list(_RUN)}
+)

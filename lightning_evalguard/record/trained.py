@@ -27,7 +27,10 @@ class Trained:
 
 
 def trained_before(
-    earlier: Iterable[Mapping[str, Any]], model: str, weights: str | None, checkpoint: str | None
+    earlier: Iterable[Mapping[str, Any]],
+    model: str,
+    weights: str | None,
+    checkpoint: str | None,
 ) -> Iterator[Trained]:
     """The fits that made some weights; where none is known to, the only one that could have.
 

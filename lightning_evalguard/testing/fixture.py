@@ -13,7 +13,11 @@ from lightning_evalguard.checks.registry import RULES
 from lightning_evalguard.evaluation import evaluating
 from lightning_evalguard.report import Report
 
-_EVALUATING = {*(n for n, rule in RULES.items() if rule.in_plain_loops), "allow", "audit"}
+_EVALUATING = {
+    *(n for n, rule in RULES.items() if rule.in_plain_loops),
+    "allow",
+    "audit",
+}
 
 
 class FixtureGuard(EvalGuard):
@@ -26,7 +30,9 @@ class FixtureGuard(EvalGuard):
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**({"record": None} | keywords))
         self._keywords = keywords
-        self._kept: list[tuple[Report, Mapping[str, str]]] = [(self.report, self._policies)]
+        self._kept: list[tuple[Report, Mapping[str, str]]] = [
+            (self.report, self._policies)
+        ]
 
     @contextmanager
     def evaluating(self, model: nn.Module, **keywords: Any) -> Iterator[Report]:
@@ -46,6 +52,8 @@ class FixtureGuard(EvalGuard):
         left = Report()
         for report, policies in self._kept:
             left.add(
-                f for f in report.findings if not f.certain or policies.get(f.check) != "error"
+                f
+                for f in report.findings
+                if not f.certain or policies.get(f.check) != "error"
             )
         return str(left) if left.findings else ""

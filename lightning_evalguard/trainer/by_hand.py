@@ -128,7 +128,12 @@ class ByHand:
         if call.mode:
             if opened is not None and opened.receiver == id(module):
                 self._safely(self._end)
-        elif opened is None and call.is_plan and call.hook is not None and self._is_part(module):
+        elif (
+            opened is None
+            and call.is_plan
+            and call.hook is not None
+            and self._is_part(module)
+        ):
             self._safely(self._open, (call.code, call.lasti), id(module), True)
 
     def _is_part(self, module: nn.Module) -> bool:
@@ -162,7 +167,9 @@ class ByHand:
         checked = times & (times - 1) == 0  # the first, second, fourth, eighth, ...
         opened = self._opened = _Opened(window, receiver, evaluates, certain, checked)
         opened.patches.append(Wrap(nn.Module, "__call__", self._called))
-        opened.patches.append(Wrap(torch.autograd, "_engine_run_backward", self._ran_backward))
+        opened.patches.append(
+            Wrap(torch.autograd, "_engine_run_backward", self._ran_backward)
+        )
 
     def _ran_backward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for window in (self._opened, self._closed):
@@ -193,7 +200,8 @@ class ByHand:
         dead = [c for c in window.first if c.graph is not None and not c.graph_lives]
         if dead and not any(c.discarded for c in dead):
             found = rules.evaluated_with_a_graph(window, dead[0])
-            self._report([replace(f, certain=False) for f in found])  # no number is another one
+            # no number is another one
+            self._report([replace(f, certain=False) for f in found])
 
     # what runs in it
 
@@ -219,20 +227,35 @@ class ByHand:
     def _begin(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         opened, model = self._opened, self._models.of(module)
         user = user_frame(sys._getframe(3))
-        if opened is None or user is None or not model.computes or not self._is_part(module):
+        if (
+            opened is None
+            or user is None
+            or not model.computes
+            or not self._is_part(module)
+        ):
             return None
         grad, mode, flags = torch.is_grad_enabled(), module.training, model.flags()
         key = (user.f_code, user.f_lasti, id(model), grad, mode, 0)
         meant = frozenset(c for c in ("modes", "grad") if allowed(c))
         functions = functions_around(user, owner_of)
         call = ModelCall(
-            model, key, site_of(user), functions, grad, mode, flags, is_discarded(user), meant
+            model,
+            key,
+            site_of(user),
+            functions,
+            grad,
+            mode,
+            flags,
+            is_discarded(user),
+            meant,
         )
         opened.window.add(call)
         count = opened.window.count[key]
         if count == _JUDGED and self._is_evaluated_awake(opened, call):
             found = rules.evaluated_in_train_mode(call)
-            self._report([replace(f, certain=f.certain and opened.certain) for f in found])
+            self._report(
+                [replace(f, certain=f.certain and opened.certain) for f in found]
+            )
         guard = self._checked(opened, call)
         if guard is not None:
             guard.begin(args if args else (*args, *kwargs.values()))
@@ -258,27 +281,42 @@ class ByHand:
             return None
         known = opened.window.guards.get(id(call.model))
         if known is None:
-            policies = dict.fromkeys(("grad", "batch", "rng", "state", "stochastic"), "ignore")
+            policies = dict.fromkeys(
+                ("grad", "batch", "rng", "state", "stochastic"), "ignore"
+            )
             policies |= {c.name: p for c, p in self._guard.checks if c.name in _CHECKED}
             held = make_held(
-                policies, None, not call.model.looked_at, call.grad, self._optimizers, self._found
+                policies,
+                None,
+                not call.model.looked_at,
+                call.grad,
+                self._optimizers,
+                self._found,
             )
             call.model.looked_at = True
-            known = opened.window.guards[id(call.model)] = Watched(module, held, Moment("evaluate"))
+            known = opened.window.guards[id(call.model)] = Watched(
+                module, held, Moment("evaluate")
+            )
             known.release()
         return known
 
     # what is found
 
     def _found(self, findings: Sequence[tuple[Finding, str]]) -> None:
-        self._report([f for f, _ in findings if f.certain])  # a sampler's draws are meant
+        # a sampler's draws are meant
+        self._report([f for f, _ in findings if f.certain])
 
     def _report(self, findings: Sequence[Finding]) -> None:
         now = self._now()
         for finding in findings:
             fact = f"{finding.fact} (evaluated by hand inside training)"
             at = replace(
-                finding, stage="fit", fact=fact, epoch=now.epoch, step=now.step, rank=now.rank
+                finding,
+                stage="fit",
+                fact=fact,
+                epoch=now.epoch,
+                step=now.step,
+                rank=now.rank,
             )
             self._guard.report_findings(finding.check, [at])
 
@@ -295,7 +333,9 @@ class ByHand:
                 for patch in window.patches if window is not None else ():
                     patch.remove()
             self.close()
-            broke(self._guard.report, "evaluations by hand", "the rest of the run", error)
+            broke(
+                self._guard.report, "evaluations by hand", "the rest of the run", error
+            )
             return None
         finally:
             self._inside = inside

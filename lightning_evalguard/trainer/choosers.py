@@ -23,13 +23,17 @@ class LightningDesk:
     and a user's own are choosers, too.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, scores: Scores | None) -> None:
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, scores: Scores | None
+    ) -> None:
         self._trainer, self._module, self._scores = trainer, module, scores
         self._wrap: Wrap | None = None
 
     def fitting(self) -> bool:
         # a dry run saves nothing and stops nothing
-        return self._trainer.state.fn == "fit" and not getattr(self._trainer, "fast_dev_run", False)
+        return self._trainer.state.fn == "fit" and not getattr(
+            self._trainer, "fast_dev_run", False
+        )
 
     def module(self) -> nn.Module:
         return self._module
@@ -45,7 +49,9 @@ class LightningDesk:
         for config in self._trainer.lr_scheduler_configs:
             scheduler, key = config.scheduler, config.monitor
             if isinstance(scheduler, ReduceLROnPlateau):
-                known = key if isinstance(key, str) and config.reduce_on_plateau else None
+                known = (
+                    key if isinstance(key, str) and config.reduce_on_plateau else None
+                )
                 name = type(scheduler).__name__
                 yield Chooser(name, "schedule", known, scheduler.mode, 0, scheduler)
 
@@ -58,7 +64,9 @@ class LightningDesk:
         return {key: float(value) for key, value in held.items() if value.numel() == 1}
 
     def logged(self) -> Mapping[str, LoggedNow]:
-        return {entry.key: _logged(entry) for entry in _lightning.entries(self._trainer)}
+        return {
+            entry.key: _logged(entry) for entry in _lightning.entries(self._trainer)
+        }
 
     def trained(self) -> Mapping[str, bool]:
         return _lightning.trained_keys(self._trainer)
@@ -71,7 +79,9 @@ class LightningDesk:
         return None if path is None else str(path)
 
     def listen(self, saved: Callable[[str], None]) -> None:
-        def around(save: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        def around(
+            save: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any
+        ) -> Any:
             saved(str(filepath))
             return save(filepath, *args, **kwargs)
 
@@ -95,7 +105,12 @@ def _of_callback(callback: Any) -> Chooser | None:
     if isinstance(held.get("best_k_models"), dict):
         keeps = held.get("save_top_k")
         return Chooser(
-            name, "checkpoint", key, mode, keeps if isinstance(keeps, int) else 1, callback
+            name,
+            "checkpoint",
+            key,
+            mode,
+            keeps if isinstance(keeps, int) else 1,
+            callback,
         )
     return Chooser(name, "stop", key, mode, 1, callback) if "patience" in held else None
 

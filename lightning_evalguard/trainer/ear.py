@@ -19,7 +19,8 @@ from lightning_evalguard.trainer.lightning import Trainer
 _EVALUATED = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop")
 _TRAINED = "fit_loop.epoch_loop"
 _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
-_HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")  # not those of every batch
+# not those of every batch
+_HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")
 # The methods by which the writers inside of loggers take values, and how they are called.
 _WRITERS = ("add_scalar", "add_scalars", "log", "log_metric", "log_metrics")
 
@@ -56,7 +57,9 @@ class _Known(NamedTuple):
             # `self.log` has made a copy of its own, which nobody writes to
             value = value.detach() if value.requires_grad else value
             size = batch_size if self.is_mean else None
-        return LogCall(self.key, self.name, value, size, self.loader, self.by_metric, self.location)
+        return LogCall(
+            self.key, self.name, value, size, self.loader, self.by_metric, self.location
+        )
 
 
 class Ear(_lightning.Books):
@@ -111,7 +114,9 @@ class Ear(_lightning.Books):
         """The steps are over: what they logged and `hear` was not told, each with its step."""
         self._gathers = False
         waiting, self._waiting = self._waiting, []
-        return [(step, known.heard(value, size)) for step, known, value, size in waiting]
+        return [
+            (step, known.heard(value, size)) for step, known, value, size in waiting
+        ]
 
     def find_writers(self) -> None:
         """Hear the writers that exist by now: asking a logger for its own would make one."""
@@ -128,7 +133,11 @@ class Ear(_lightning.Books):
     def owners(self) -> list[tuple[str, Any]]:
         """The user's callbacks, each with what the names of its attributes begin with."""
         callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
-        own = [c for c in callbacks if type(c).__module__.partition(".")[0] not in _LIBRARIES]
+        own = [
+            c
+            for c in callbacks
+            if type(c).__module__.partition(".")[0] not in _LIBRARIES
+        ]
         return [(f"{type(c).__name__}.", c) for c in own]
 
     def _wrap_results(self, loop: str, in_training: bool) -> None:
@@ -187,32 +196,53 @@ class Ear(_lightning.Books):
         if is_heard and key not in self._lines:
             site = user_site(4)
             self._lines[key] = site.location if site is not None else None
-        waits = bool(is_heard) and not in_training and one.is_tensor and self._keys < MOST_KEYS
+        waits = (
+            bool(is_heard)
+            and not in_training
+            and one.is_tensor
+            and self._keys < MOST_KEYS
+        )
         self._keys += waits
         loader = meta.dataloader_idx
         suffix = (
-            f"/dataloader_idx_{loader}" if loader is not None and meta.add_dataloader_idx else ""
+            f"/dataloader_idx_{loader}"
+            if loader is not None and meta.add_dataloader_idx
+            else ""
         )
         return _Known(
-            one, bool(is_heard), meta.name + suffix, meta.name, loader,
-            bool(meta.is_mean_reduction), not one.is_tensor, self._lines.get(key), waits,
-        )  # fmt: skip
+            one,
+            bool(is_heard),
+            meta.name + suffix,
+            meta.name,
+            loader,
+            bool(meta.is_mean_reduction),
+            not one.is_tensor,
+            self._lines.get(key),
+            waits,
+        )
 
     def pulse(self) -> tuple[int, int | None]:
         """A step is over: how many values were logged so far, and the batch's size by the loop."""
         self._steps += 1
-        return self._updates, None if self._results is None else self._results.batch_size
+        return (
+            self._updates,
+            None if self._results is None else self._results.batch_size,
+        )
 
     def _of_logger(self, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         metrics = args[0] if args else kwargs.get("metrics")
         self._direct(metrics, sys._getframe(2))
         return log(*args, **kwargs)
 
-    def _of_writer(self, method: str, log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _of_writer(
+        self, method: str, log: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         given: Any = args[0] if args else None
         if method in ("add_scalar", "log_metric"):
             names = [k for k in (*args, *kwargs.values()) if isinstance(k, str)]
-            values = [v for v in (*args[1:], *kwargs.values()) if _number(v) is not None]
+            values = [
+                v for v in (*args[1:], *kwargs.values()) if _number(v) is not None
+            ]
             given = {names[-1]: values[0]} if names and values else None
         elif method == "add_scalars":
             values = args[1] if len(args) > 1 else {}
@@ -222,7 +252,10 @@ class Ear(_lightning.Books):
 
     def _direct(self, metrics: Any, caller: Any) -> None:
         """The user's own code calls a logger; what Lightning passes on was heard before."""
-        if not isinstance(metrics, Mapping) or owner_of(caller.f_code.co_filename) != "user":
+        if (
+            not isinstance(metrics, Mapping)
+            or owner_of(caller.f_code.co_filename) != "user"
+        ):
             return
         location = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         for key, value in metrics.items():

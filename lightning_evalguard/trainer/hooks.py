@@ -45,7 +45,10 @@ class FollowedHooks:
         """Follow from now on."""
         if not self._wraps:
             profiler = self._profiler
-            self._wraps = Wrap(profiler, "start", self._start), Wrap(profiler, "stop", self._stop)
+            self._wraps = (
+                Wrap(profiler, "start", self._start),
+                Wrap(profiler, "stop", self._stop),
+            )
 
     def rest(self) -> None:
         """Leave the profiler as it is until `resume`."""
@@ -60,7 +63,11 @@ class FollowedHooks:
     def _start(self, start: Callable[[str], None], action: str) -> None:
         start(action)
         of_batch = "_batch_" in action or action.endswith("_next")
-        if self._inside or action.startswith("[Strategy]") or (of_batch and self._is_late()):
+        if (
+            self._inside
+            or action.startswith("[Strategy]")
+            or (of_batch and self._is_late())
+        ):
             return
         self._inside.append(action)
         self._stack.enter_context(self._following())

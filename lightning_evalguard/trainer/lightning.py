@@ -19,7 +19,11 @@ from torch import Tensor
 from lightning_evalguard.data.loaders import Evaluated, Logged, flat
 from lightning_evalguard.instruments.dispatch import aside
 
-if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
+if (
+    TYPE_CHECKING
+    or "pytorch_lightning" not in sys.modules
+    or "lightning.pytorch" in sys.modules
+):
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
@@ -31,7 +35,9 @@ else:  # the user's script runs on the package's other name: do not load both
 _UNGUARDED = "these steps are not guarded, and the report says so"
 _UNSEEN = "this evaluation is not guarded, and the report says so"
 _UNHEARD = "what is logged is not held against what the steps gave"
-_STEPS_OVER = "the steps are over once the guard's own hook runs, after other callbacks'"
+_STEPS_OVER = (
+    "the steps are over once the guard's own hook runs, after other callbacks'"
+)
 _UNSEEN_END = "grad mode that the last hooks leave on is not seen"
 _NO_REPLAY = "steps are watched as they run, and none is run again"
 
@@ -109,8 +115,11 @@ def _walk(thing: Any, path: str) -> Any:
 
 def why_not_logged_again(trainer: Trainer) -> str | None:
     """Why what a replay logs could not be kept out of the books, or None."""
-    gone = [p for p, falls_back in PRIVATE.items() if falls_back is _NO_REPLAY
-            and not has(trainer, p)]  # fmt: skip
+    gone = [
+        p
+        for p, falls_back in PRIVATE.items()
+        if falls_back is _NO_REPLAY and not has(trainer, p)
+    ]
     return f"this Lightning has no `trainer.{gone[0]}`" if gone else None
 
 
@@ -175,7 +184,9 @@ def dataloaders(trainer: Trainer) -> Any:
     if trainer.testing:
         return trainer.test_dataloaders
     # `trainer.val_dataloaders` names those of the last fit, also in a `validate` after it
-    return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
+    return (
+        trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
+    )
 
 
 def batches_of(trainer: Trainer, loader: int) -> float | None:
@@ -186,12 +197,17 @@ def batches_of(trainer: Trainer, loader: int) -> float | None:
 
 def hyper_parameters(module: LightningModule) -> dict[str, Any]:
     """What ``save_hyperparameters`` kept; empty where it was never called."""
-    return dict(vars(module).get("_hparams") or {})  # the property makes one where there is none
+    # the property makes one where there is none
+    return dict(vars(module).get("_hparams") or {})
 
 
 def sets_of(loaders: Any) -> list[Any]:
     """The datasets of one or several loaders."""
-    found = [vars(loader).get("dataset") for loader in flat(loaders) if hasattr(loader, "__dict__")]
+    found = [
+        vars(loader).get("dataset")
+        for loader in flat(loaders)
+        if hasattr(loader, "__dict__")
+    ]
     return [dataset for dataset in found if dataset is not None]
 
 
@@ -211,11 +227,15 @@ class Books:
         limited = isinstance(limit, int) or limit < 1.0
         return Evaluated(
             loaders=list(flat(dataloaders(trainer))),
-            mode=str(_read(trainer, "_active_loop._combined_loader._mode", "sequential")),
+            mode=str(
+                _read(trainer, "_active_loop._combined_loader._mode", "sequential")
+            ),
             limits=list(_read(trainer, "_active_loop.max_batches", ())),
             setting=(name, limit) if limited else None,
             training=list(flat(trainer.train_dataloader)),
-            debugging=any(getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")),
+            debugging=any(
+                getattr(trainer, k, 0) for k in ("fast_dev_run", "overfit_batches")
+            ),
         )
 
     def training(self) -> list[Any]:
@@ -262,9 +282,17 @@ def entries(trainer: Trainer) -> Iterator[Entry]:
     in_step = _read(trainer, "_logger_connector._first_loop_iter", None) is not None
     for one in (results or {}).values():
         meta = getattr(one, "meta", None)
-        if meta is None or one.has_reset or not (meta.on_step if in_step else meta.on_epoch):
+        if (
+            meta is None
+            or one.has_reset
+            or not (meta.on_step if in_step else meta.on_epoch)
+        ):
             continue
-        suffix = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
+        suffix = (
+            ""
+            if meta.dataloader_idx is None
+            else f"/dataloader_idx_{meta.dataloader_idx}"
+        )
         suffix = suffix if meta.add_dataloader_idx else ""
         metric = None if one.is_tensor else one.value
         for name in {meta.name, meta.forked_name(in_step)}:
@@ -276,7 +304,11 @@ def trained_keys(trainer: Trainer) -> dict[str, bool]:
     results = _read(trainer, "fit_loop.epoch_loop._results", {})
     keys: dict[str, bool] = {}
     for meta in (one.meta for one in results.values()):
-        keys |= {meta.forked_name(on_step): on_step for on_step in (True, False) if meta.on_epoch}
+        keys |= {
+            meta.forked_name(on_step): on_step
+            for on_step in (True, False)
+            if meta.on_epoch
+        }
         keys[meta.name] = bool(meta.on_step)
     return keys
 
@@ -307,7 +339,11 @@ class ValidationLoop:
     def step(self, batch: Any, batch_idx: int) -> tuple[Any, Any]:
         """Run the module's own validation step; the batch as it got it, and what it returned."""
         trainer: Any = self._trainer
-        loop, module, strategy = trainer._active_loop, trainer.lightning_module, trainer.strategy
+        loop, module, strategy = (
+            trainer._active_loop,
+            trainer.lightning_module,
+            trainer.strategy,
+        )
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         # of the class: what is wrapped on the instance watches the evaluation's own steps
@@ -335,13 +371,17 @@ class ValidationLoop:
 
     def modes(self) -> dict[str, bool] | None:
         """The mode in which each module trains, by its qualified name."""
-        found = _read(self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None)
+        found = _read(
+            self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None
+        )
         return dict(found) if found is not None else None
 
 
 def verbose(trainer: Trainer, stage: str) -> bool:
     """Whether Lightning prints its own table after a ``validate`` or ``test``."""
-    return stage in ("validate", "test") and bool(_read(trainer, f"{stage}_loop.verbose", False))
+    return stage in ("validate", "test") and bool(
+        _read(trainer, f"{stage}_loop.verbose", False)
+    )
 
 
 def advised_sync_dist(trainer: Trainer, key: str) -> None:
@@ -420,7 +460,9 @@ def logged_step(trainer: Trainer) -> int:
     if trainer.state.fn != "fit":
         return trainer.global_step
     # Lightning's `_LoggerConnector.log_metrics` takes the same count
-    return int(_read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step))
+    return int(
+        _read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step)
+    )
 
 
 def monitored(trainer: Trainer) -> set[str]:

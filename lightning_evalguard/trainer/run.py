@@ -96,7 +96,9 @@ class Run:
         """Put `around` in front of one of the trainer's methods, where this Lightning has it."""
         owner = _lightning.owner(self.trainer, path)
         if owner is None:
-            self.guard.report.note(f"this Lightning has no `trainer.{path}`: it was not guarded")
+            self.guard.report.note(
+                f"this Lightning has no `trainer.{path}`: it was not guarded"
+            )
         else:
             self._wraps.append(Wrap(owner, path.rpartition(".")[2], around))
 
@@ -141,7 +143,11 @@ class Run:
 
     def _where(self, stage: str) -> None:
         now, trainer = self.now, self.trainer
-        now.stage, now.epoch, now.step = stage, trainer.current_epoch, trainer.global_step
+        now.stage, now.epoch, now.step = (
+            stage,
+            trainer.current_epoch,
+            trainer.global_step,
+        )
         now.fitting = self._fitting
 
     def _evaluate(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -200,7 +206,9 @@ class Run:
         if not self.guard.follows:
             return nullcontext()
         profiler = self.trainer.profiler  # type: ignore[attr-defined]
-        self._hooks = FollowedHooks(profiler, self.guard.following, lambda: self.now.batch > 1)
+        self._hooks = FollowedHooks(
+            profiler, self.guard.following, lambda: self.now.batch > 1
+        )
         return self._hooks
 
     def at(self, batch: int, dataloader: int) -> None:
@@ -310,7 +318,8 @@ def loader_at(trainer: Trainer, index: int) -> Any:
 def accumulates(trainer: Trainer) -> bool:
     """Whether gradients that stand between two steps are still needed."""
     return (
-        trainer.accumulate_grad_batches > 1 or not trainer.lightning_module.automatic_optimization
+        trainer.accumulate_grad_batches > 1
+        or not trainer.lightning_module.automatic_optimization
     )
 
 

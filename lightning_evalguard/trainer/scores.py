@@ -65,11 +65,15 @@ class Scores:
 
     def before_step(self, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
-            self._counting = self._safely(self._recorder.before_step, batch, dataloader_idx)
+            self._counting = self._safely(
+                self._recorder.before_step, batch, dataloader_idx
+            )
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
-            self._counting = self._safely(self._recorder.after_step, outputs, batch, dataloader_idx)
+            self._counting = self._safely(
+                self._recorder.after_step, outputs, batch, dataloader_idx
+            )
 
     def log_after(self, hook: str) -> None:
         """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
@@ -82,7 +86,9 @@ class Scores:
 
     def show(self, stage: str) -> None:
         """Print the table of a `validate` or `test` on its own, where Lightning prints its own."""
-        if not (self._trainer.is_global_zero and _lightning.verbose(self._trainer, stage)):
+        if not (
+            self._trainer.is_global_zero and _lightning.verbose(self._trainer, stage)
+        ):
             return
         key = {"validate": "val"}.get(stage, stage)
         for name, result in self._report.confusion.items():
@@ -118,7 +124,10 @@ class Scores:
         self._report.confusion.update(recorded.results)
         self.results = recorded.results
         self._claims.counted(
-            {key: LoaderCounts(r, recorded.batches[key]) for key, r in recorded.results.items()}
+            {
+                key: LoaderCounts(r, recorded.batches[key])
+                for key, r in recorded.results.items()
+            }
         )
         logged = set(trainer.callback_metrics)
         self._theirs |= logged - self._ours
@@ -154,7 +163,9 @@ class Scores:
         for sentence in recorded.warnings:
             warn_text(sentence)
         for key, result in recorded.results.items():
-            for failure in write(trainer.loggers, key, result, _lightning.logged_step(trainer)):
+            for failure in write(
+                trainer.loggers, key, result, _lightning.logged_step(trainer)
+            ):
                 if failure not in self._reported:
                     self._reported.add(failure)
                     warn_text(failure)
@@ -177,7 +188,8 @@ class Scores:
             if self._recorder.explicit and isinstance(error, ValueError):
                 raise  # the user's arguments do not fit what the step gives
             broke(self._report, "the confusion matrix", "its evaluation", error)
-            self._recorder.abort()  # what it follows is given back now, not at the next evaluation
+            # what it follows is given back now, not at the next evaluation
+            self._recorder.abort()
             return False
         return True
 

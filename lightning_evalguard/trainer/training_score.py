@@ -189,7 +189,9 @@ def score_of(key: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1)
+    return isinstance(value, float) or (
+        isinstance(value, Tensor) and value.numel() == 1
+    )
 
 
 @contextmanager
@@ -221,7 +223,9 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """All that lies in a tensor's storage."""
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(
+        tensor.untyped_storage()
+    )
 
 
 # --- which samples ------------------------------------------------------------------------------
@@ -246,7 +250,9 @@ def _plan_of(training: Sequence[Any], validation: Sequence[Any], n: int) -> _Pla
     places = [i * length // count for i in range(count)]
     said = f"{count:,} of {length:,} training samples, evenly spaced"
     dataset, how = _at_rest(dataset, places, validation)
-    together = [places[at : at + size] for at in range(0, count, size)] if size else places
+    together = (
+        [places[at : at + size] for at in range(0, count, size)] if size else places
+    )
     each: dict[str, Any] = {"batch_sampler": together}
     if size is None:  # a sample of this dataset is a batch
         each = {"batch_size": None, "sampler": together}
@@ -254,7 +260,9 @@ def _plan_of(training: Sequence[Any], validation: Sequence[Any], n: int) -> _Pla
     return _Plan(dataset, reader, f"{said}, {how}")
 
 
-def _at_rest(dataset: Any, places: Sequence[int], validation: Sequence[Any]) -> tuple[Any, str]:
+def _at_rest(
+    dataset: Any, places: Sequence[int], validation: Sequence[Any]
+) -> tuple[Any, str]:
     """The dataset without its random augmentation, where it allows that, and what was done."""
     some = places[:: max(1, len(places) // _READ_TWICE)][:_READ_TWICE]
     if not _is_random(dataset, some):
@@ -306,7 +314,9 @@ class TrainScoreOfFit:
         self._wrap: Wrap | None = None
         self._score: TrainingScore | None = None
         if trainer.world_size > 1:
-            report.note("train_eval: no training score, because several processes train together")
+            report.note(
+                "train_eval: no training score, because several processes train together"
+            )
             return
         config = metrics if isinstance(metrics, ConfusionMetrics) else None
         self._score = TrainingScore(

@@ -26,7 +26,9 @@ class Verdict:
     def line(self) -> str:
         """``2 findings in 11 evaluations (1 scores, 1 sync)``; empty where there is none."""
         counts = self._counts()
-        fresh = [same for same, count in counts.items() if count > self._known.get(same, 0)]
+        fresh = [
+            same for same, count in counts.items() if count > self._known.get(same, 0)
+        ]
         if not fresh:
             return ""
         checks = Counter(check for check, *_ in fresh)

@@ -61,7 +61,9 @@ def _difference(
     )
 
 
-def _of_difference(a: ConfusionResult, b: ConfusionResult, name: str) -> tuple[float, float]:
+def _of_difference(
+    a: ConfusionResult, b: ConfusionResult, name: str
+) -> tuple[float, float]:
     """The 95 % interval of how much higher `b` is, as if the samples were others (Newcombe 1998).
 
     Example:
@@ -83,7 +85,11 @@ def _words(more: bool) -> str:
     return "more than chance" if more else "no more than chance"
 
 
-def _are_of_one_set(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+def _are_of_one_set(
+    key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> bool:
     """Whether both were scored on the same samples, as their hashes tell."""
-    hashes = [run.get("evaluated_on", {}).get(key, {}).get("hash") for run in (ours, theirs)]
+    hashes = [
+        run.get("evaluated_on", {}).get(key, {}).get("hash") for run in (ours, theirs)
+    ]
     return hashes[0] is not None and hashes[0] == hashes[1]

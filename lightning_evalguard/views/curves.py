@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_STAGE = re.compile(r"(?P<stage>train_eval|train|valid|validation|val|test)[/_](?P<score>.+)")
+_STAGE = re.compile(
+    r"(?P<stage>train_eval|train|valid|validation|val|test)[/_](?P<score>.+)"
+)
 _WIDTH, _HEIGHT = 300.0, 110.0
 _LEFT, _TOP = 8.0, 10.0
 _DOTS = 60  # points of a line that are dots, each with its value
@@ -25,7 +27,9 @@ class Point(NamedTuple):
 _Lines = dict[str, list[Point]]
 
 
-def curves(runs: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[dict[str, Any]]:
+def curves(
+    runs: Sequence[Mapping[str, Any]], first: Sequence[str]
+) -> list[dict[str, Any]]:
     """What is drawn of each score that has more than one value, those of `first` before others."""
     drawn = {
         score: lines
@@ -97,7 +101,9 @@ def _curve(score: str, lines: _Lines) -> dict[str, Any]:
     }
 
 
-def _line(stage: str, score: str, line: list[Point], colour: int, scale: _Scale) -> dict[str, Any]:
+def _line(
+    stage: str, score: str, line: list[Point], colour: int, scale: _Scale
+) -> dict[str, Any]:
     places = [scale.at(point) for point in line]
     dotted = line if len(line) <= _DOTS else line[-1:]
     return {

@@ -13,7 +13,10 @@ _IN_PROPERTIES = _IN_VALUES | {":": "%3A", ",": "%2C"}
 
 
 def workflow_commands(
-    findings: Mapping[str, Finding], root: Path, script: Path | None = None, strict: bool = False
+    findings: Mapping[str, Finding],
+    root: Path,
+    script: Path | None = None,
+    strict: bool = False,
 ) -> str:
     """One line a finding: ``::error file=train.py,line=3,title=evalguard[modes]::...``.
 
@@ -23,7 +26,9 @@ def workflow_commands(
         script: Where findings are shown that stand at no line.
         strict: Whether suspicions and warnings are errors too.
     """
-    lines = [_annotation(finding, root, script, strict) for finding in findings.values()]
+    lines = [
+        _annotation(finding, root, script, strict) for finding in findings.values()
+    ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -32,7 +37,9 @@ def _annotation(finding: Finding, root: Path, script: Path | None, strict: bool)
     path, line = place(finding, root, script)
     where = {"file": path, "line": str(line)} if path else {}
     where["title"] = f"evalguard[{finding.check}]"
-    properties = ",".join(f"{k}={_escaped(v, _IN_PROPERTIES)}" for k, v in where.items())
+    properties = ",".join(
+        f"{k}={_escaped(v, _IN_PROPERTIES)}" for k, v in where.items()
+    )
     return f"::{level} {properties}::{_escaped(str(finding), _IN_VALUES)}"
 
 

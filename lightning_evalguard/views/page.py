@@ -27,7 +27,8 @@ HEADLINES = ("accuracy", "hamming_accuracy", "balanced_accuracy", "f1_macro", "m
 _CLASSES = 20  # shown in the matrix one by one
 _ROWS = 200  # of the table of classes
 _DEEP = 0.72  # share from which a cell is dark enough for white digits
-_FULL = 0.2  # share of a row at which the colour of an error is full, where none is larger
+# share of a row at which the colour of an error is full, where none is larger
+_FULL = 0.2
 _CODE = re.compile(r"`([^`]*)`")
 
 
@@ -139,7 +140,11 @@ def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     for finding in sorted(findings, key=lambda f: not is_error(f)):
         groups.setdefault(finding.check, []).append(_finding(finding))
     return [
-        {"check": check, "why": rule.help if (rule := rule_of(check)) else "", "findings": group}
+        {
+            "check": check,
+            "why": rule.help if (rule := rule_of(check)) else "",
+            "findings": group,
+        }
         for check, group in groups.items()
     ]
 
@@ -210,7 +215,9 @@ def _cells(result: ConfusionResult) -> dict[str, Any]:
         [int(count) / support[i] if support[i] else 0.0 for count in row]
         for i, row in enumerate(matrix.tolist())
     ]
-    wrong = [share for i, row in enumerate(shares) for j, share in enumerate(row) if i != j]
+    wrong = [
+        share for i, row in enumerate(shares) for j, share in enumerate(row) if i != j
+    ]
     full = max([*wrong, _FULL])
     pooled = n - 1 if n < result.num_classes else n
     rows = []
@@ -303,7 +310,9 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     before: dict[str, Any] = {}
     for run in runs:
         facts = _facts(run)
-        fresh = [(name, value) for name, value in facts.items() if before.get(name) != value]
+        fresh = [
+            (name, value) for name, value in facts.items() if before.get(name) != value
+        ]
         told.append({"name": run["run"], "facts": fresh})
         before = facts
     return told
@@ -319,15 +328,21 @@ def _facts(run: Mapping[str, Any]) -> dict[str, Any]:
     for key, seen in run["evaluated_on"].items():
         facts[f"{key} set"] = f"{terminal.set_words(seen)} ({seen['hash_of']})"
     if checkpoint := run["checkpoint"]:
-        digest = next((f"{k} {v}" for k, v in checkpoint.items() if k.startswith("sha256")), "")
+        digest = next(
+            (f"{k} {v}" for k, v in checkpoint.items() if k.startswith("sha256")), ""
+        )
         facts[f"checkpoint, {checkpoint['is']}"] = f"{checkpoint['path']} {digest}"
     seed = run["seed"]["PL_GLOBAL_SEED"]
-    facts["seed"] = seed if seed is not None else f"not set; torch drew {run['seed']['torch']}"
+    facts["seed"] = (
+        seed if seed is not None else f"not set; torch drew {run['seed']['torch']}"
+    )
     facts["precision"] = run["precision"]
     facts["devices"] = f"{run['world_size']} x {run['device']}, {run['strategy']}"
     if run["git"]:
         changed = run["git"]["changed_files"]
-        facts["git"] = run["git"]["revision"] + (f", {changed} files changed" if changed else "")
+        facts["git"] = run["git"]["revision"] + (
+            f", {changed} files changed" if changed else ""
+        )
     facts["versions"] = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
     for name in ("hyper_parameters", "data_hyper_parameters"):
         facts |= dict(terminal.dotted_leaves(run[name]))

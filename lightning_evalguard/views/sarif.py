@@ -14,9 +14,7 @@ import lightning_evalguard
 from lightning_evalguard.checks.registry import RULES, rule_of, stops_run
 from lightning_evalguard.report import Finding
 
-SCHEMA = (
-    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-)
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _LEVELS = {True: "error", False: "warning"}
 
 
@@ -29,8 +27,17 @@ def fingerprint(finding: Finding, root: Path) -> str:
     """What stays the same when lines are added above: no line number goes into it."""
     path, _ = place(finding, root)
     fact = "" if finding.location else re.sub(r"\d+", "#", finding.fact)
-    parts = (finding.check, path, finding.function, finding.expression, finding.subject, fact)
-    return hashlib.sha256("\0".join(part or "" for part in parts).encode()).hexdigest()[:32]
+    parts = (
+        finding.check,
+        path,
+        finding.function,
+        finding.expression,
+        finding.subject,
+        fact,
+    )
+    return hashlib.sha256("\0".join(part or "" for part in parts).encode()).hexdigest()[
+        :32
+    ]
 
 
 def merged(findings: Iterable[Finding], root: Path) -> dict[str, Finding]:
@@ -41,7 +48,9 @@ def merged(findings: Iterable[Finding], root: Path) -> dict[str, Finding]:
         before = found.get(same)
         # the certain one speaks for the doubtful
         kept = finding if before is None or finding.certain > before.certain else before
-        found[same] = replace(kept, count=finding.count + (before.count if before else 0))
+        found[same] = replace(
+            kept, count=finding.count + (before.count if before else 0)
+        )
     return found
 
 
@@ -77,7 +86,9 @@ def sarif(
                 "originalUriBaseIds": {
                     "ROOT": {"description": {"text": "The root of the checkout."}}
                 },
-                "invocations": [{"executionSuccessful": status == 0, "exitCode": status}],
+                "invocations": [
+                    {"executionSuccessful": status == 0, "exitCode": status}
+                ],
                 "results": [
                     _result(finding, same, root, script, known)
                     for same, finding in findings.items()
@@ -122,9 +133,14 @@ def _result(
         region: dict[str, Any] = {"startLine": line}
         if finding.location and finding.expression:
             region["snippet"] = {"text": finding.expression}
-        location["physicalLocation"] = {"artifactLocation": _artifact(path), "region": region}
+        location["physicalLocation"] = {
+            "artifactLocation": _artifact(path),
+            "region": region,
+        }
     if finding.subject:
-        location["logicalLocations"] = [{"fullyQualifiedName": finding.subject, "kind": "object"}]
+        location["logicalLocations"] = [
+            {"fullyQualifiedName": finding.subject, "kind": "object"}
+        ]
     if location:
         result["locations"] = [location]
     if known is not None:

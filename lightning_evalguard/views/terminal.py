@@ -18,7 +18,9 @@ _WIDE = 28  # characters of a cell
 
 def printable(text: str) -> str:
     """`text` without what would steer a terminal: control characters are written as escapes."""
-    return "".join(c if c in "\n\t" or _is_harmless(c) else ascii(c)[1:-1] for c in text)
+    return "".join(
+        c if c in "\n\t" or _is_harmless(c) else ascii(c)[1:-1] for c in text
+    )
 
 
 def _is_harmless(character: str) -> bool:
@@ -30,10 +32,17 @@ def one(path: Path, record: Record) -> str:
     """A record in full: its runs, one line each, then the report."""
     lines = [str(path)]
     for run in record["runs"]:
-        said = [run["run"], when(run), run["model"], f"{run['precision']} on {run['device']}"]
+        said = [
+            run["run"],
+            when(run),
+            run["model"],
+            f"{run['precision']} on {run['device']}",
+        ]
         said += [f"{k} {set_words(seen)}" for k, seen in run["evaluated_on"].items()]
         if run["checkpoint"]:
-            said.append(f"{run['checkpoint']['is']} {Path(run['checkpoint']['path']).name}")
+            said.append(
+                f"{run['checkpoint']['is']} {Path(run['checkpoint']['path']).name}"
+            )
         if run["git"]:
             said.append(revision(run["git"]))
         if run["error"]:
@@ -80,9 +89,13 @@ def column(record: Record) -> dict[str, str]:
             "torch": last["versions"].get("torch", ""),
         }
     findings = Counter(f["check"] for f in record["report"]["findings"])
-    cells["findings"] = ", ".join(f"{n} {check}" for check, n in findings.items()) or "none"
+    cells["findings"] = (
+        ", ".join(f"{n} {check}" for check, n in findings.items()) or "none"
+    )
     for run in runs:
-        cells |= {f"hparams.{k}": str(v) for k, v in dotted_leaves(run["hyper_parameters"])}
+        cells |= {
+            f"hparams.{k}": str(v) for k, v in dotted_leaves(run["hyper_parameters"])
+        }
     for run in runs:
         for key, seen in run["evaluated_on"].items():
             cells[f"{key} set"] = set_words(seen)
@@ -109,7 +122,9 @@ def revision(git: Mapping[str, Any]) -> str:
 
 
 def _unlike(columns: Sequence[Mapping[str, str]]) -> Iterable[str]:
-    for label in dict.fromkeys(k for each in columns for k in each if k.endswith(" set")):
+    for label in dict.fromkeys(
+        k for each in columns for k in each if k.endswith(" set")
+    ):
         sets = {each[label] for each in columns if label in each}
         if len(sets) > 1:
             key = label.removesuffix(" set")

@@ -47,18 +47,26 @@ def loader(samples: int = 16, **kwargs: Any) -> DataLoader[Any]:
     return DataLoader(items, **({"batch_size": samples} | kwargs))  # type: ignore[arg-type]
 
 
-def guarded(trainer: Make, module: pl.LightningModule, data: Any = None, **kwargs: Any) -> Report:
+def guarded(
+    trainer: Make, module: pl.LightningModule, data: Any = None, **kwargs: Any
+) -> Report:
     guard = EvalGuard(
         data="ignore", **({"batch": "warn", "metrics": None, "sync": "ignore"} | kwargs)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_evalguard.guard.warn", lambda *_: None)
-        trainer(callbacks=[guard]).fit(module, loader(), loader() if data is None else data)
+        trainer(callbacks=[guard]).fit(
+            module, loader(), loader() if data is None else data
+        )
     return guard.report
 
 
-def model(forward: Callable[[Any, Tensor], Tensor], **attributes: Any) -> pl.LightningModule:
-    made = type("Model", (Step,), {"forward": lambda self, x: forward(self, self.net(x))})()
+def model(
+    forward: Callable[[Any, Tensor], Tensor], **attributes: Any
+) -> pl.LightningModule:
+    made = type(
+        "Model", (Step,), {"forward": lambda self, x: forward(self, self.net(x))}
+    )()
     for name, value in attributes.items():
         setattr(made, name, value)
     return made
@@ -68,11 +76,23 @@ def wide(x: Tensor) -> Tensor:
     return x[:, None].expand(-1, 5, -1) * torch.arange(1, 6)[:, None]
 
 
-encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 1, enable_nested_tensor=False)
+encoder = nn.TransformerEncoder(
+    nn.TransformerEncoderLayer(8, 2, 8), 1, enable_nested_tensor=False
+)
 MIXING: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], str, bool]] = {
-    "standardised": (lambda self, x: (x - x.mean(0)) / x.std(0), {}, "x - x.mean(0)", False),
+    "standardised": (
+        lambda self, x: (x - x.mean(0)) / x.std(0),
+        {},
+        "x - x.mean(0)",
+        False,
+    ),
     "largest": (lambda self, x: x / x.abs().max(), {}, "x / x.abs().max()", False),
-    "ranked": (lambda self, x: x * x[:, :1].argsort(0).argsort(0), {}, "argsort", False),
+    "ranked": (
+        lambda self, x: x * x[:, :1].argsort(0).argsort(0),
+        {},
+        "argsort",
+        False,
+    ),
     "batch norm": (
         lambda self, x: self.norm(x),
         {"norm": nn.BatchNorm1d(8, track_running_stats=False)},
@@ -91,7 +111,12 @@ MIXING: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], str, bo
         "self.norms[0](x)",
         True,
     ),
-    "attention": (lambda self, x: self.enc(wide(x)), {"enc": encoder}, "self.enc(wide(x))", False),
+    "attention": (
+        lambda self, x: self.enc(wide(x)),
+        {"enc": encoder},
+        "self.enc(wide(x))",
+        False,
+    ),
     "recurrence": (
         lambda self, x: self.rnn(wide(x))[0],
         {"rnn": nn.GRU(8, 8)},
@@ -159,30 +184,46 @@ def adapted(self: Any, x: Tensor) -> Tensor:
     return x * (1 - gradient)
 
 
-batch_first = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 1)
+batch_first = nn.TransformerEncoder(
+    nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 1
+)
 HONEST: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
-    "per sample": (lambda self, x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), {}),
+    "per sample": (
+        lambda self, x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True),
+        {},
+    ),
     "running statistics": (lambda self, x: self.norm(x), {"norm": nn.BatchNorm1d(8)}),
-    "instance norm": (lambda self, x: self.norm(wide(x)), {"norm": nn.InstanceNorm1d(5)}),
+    "instance norm": (
+        lambda self, x: self.norm(wide(x)),
+        {"norm": nn.InstanceNorm1d(5)},
+    ),
     "attention": (lambda self, x: self.enc(wide(x)), {"enc": batch_first}),
     "recurrence": (
         lambda self, x: self.rnn(wide(x))[0],
         {"rnn": nn.GRU(8, 8, batch_first=True)},
     ),
-    "convolution": (lambda self, x: self.conv(wide(x)), {"conv": nn.Conv1d(5, 5, 3, padding=1)}),
+    "convolution": (
+        lambda self, x: self.conv(wide(x)),
+        {"conv": nn.Conv1d(5, 5, 3, padding=1)},
+    ),
     "contrastive loss": (lambda self, x: self.loss(x), {"loss": Contrastive()}),
     "decorrelation loss": (lambda self, x: self.loss(x), {"loss": Decorrelated()}),
     "similarity matrix": (lambda self, x: x @ x.T, {}),
     "metric": (sorted_metric, {}),
     "weights": (weight_standardised, {}),
-    "rounded": (lambda self, x: self.low(x.half()).float(), {"low": nn.Linear(8, 8).half()}),
+    "rounded": (
+        lambda self, x: self.low(x.half()).float(),
+        {"low": nn.Linear(8, 8).half()},
+    ),
     "adaptation": (adapted, {}),
 }
 
 
 @pytest.mark.parametrize("name", HONEST)
 @pytest.mark.parametrize("samples", [4, 16, 17])
-def test_what_each_sample_gets_alone_is_silent(name: str, samples: int, trainer: Make) -> None:
+def test_what_each_sample_gets_alone_is_silent(
+    name: str, samples: int, trainer: Make
+) -> None:
     forward, attributes = HONEST[name]
     settings = {"grad": "ignore", "state": "ignore", "modes": "ignore"}
     report = guarded(trainer, model(forward, **attributes), loader(samples), **settings)
@@ -195,13 +236,17 @@ def test_noise_is_left_to_the_check_of_noise(trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("honest", [True, False])
-def test_a_step_of_fixed_length_is_judged_by_replacing_samples(honest: bool, trainer: Make) -> None:
+def test_a_step_of_fixed_length_is_judged_by_replacing_samples(
+    honest: bool, trainer: Make
+) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = x.view(16, 8)
         return x if honest else x - x.mean(0)
 
     report = guarded(trainer, model(forward))
-    assert [f.expression for f in report.findings] == ([] if honest else ["x - x.mean(0)"])
+    assert [f.expression for f in report.findings] == (
+        [] if honest else ["x - x.mean(0)"]
+    )
     assert report.notes == []
 
 
@@ -252,7 +297,9 @@ def test_a_batch_of_any_kind_is_halved(batch: Any) -> None:
     assert common_length(batch) == 6
 
 
-@pytest.mark.parametrize("batch", [(torch.zeros(3), torch.zeros(4)), "text", 3, None, []])
+@pytest.mark.parametrize(
+    "batch", [(torch.zeros(3), torch.zeros(4)), "text", 3, None, []]
+)
 def test_a_batch_without_one_length_is_not(batch: Any) -> None:
     assert common_length(batch) is None
 
@@ -271,7 +318,8 @@ def test_other_samples_take_the_place_of_a_half(samples: int) -> None:
 
 def test_rows_of_a_tensor_that_is_gone_are_not_taken_for_those_of_another() -> None:
     rows = Rows(4)
-    for i in range(200):  # in some rounds the second tensor gets the memory of the first
+    # in some rounds the second tensor gets the memory of the first
+    for i in range(200):
         rows.returned(torch.full((4, 8), float(i)), nn.Identity())
         rows.returned(torch.full((4, 3), -1.0), nn.Identity())
         kept = rows.modules[-1][1].values.values()

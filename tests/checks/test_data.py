@@ -44,7 +44,9 @@ Make = Callable[..., pl.Trainer]
 ALONE: dict[str, Any] = {"metrics": None, "sync": "ignore"}
 
 
-def run(make: Make, module: pl.LightningModule, guard: EvalGuard, **kwargs: Any) -> pl.Trainer:
+def run(
+    make: Make, module: pl.LightningModule, guard: EvalGuard, **kwargs: Any
+) -> pl.Trainer:
     made = make(callbacks=[guard], **({"max_epochs": 2} | kwargs))
     made.fit(module)
     return made
@@ -83,8 +85,12 @@ def test_a_message_says_what_is_so_and_the_mend(
     assert found(trainer, module, max_epochs=1) == [said]
 
 
-def test_a_step_that_ends_the_evaluation_stops_the_run_where_asked(trainer: Make) -> None:
-    with pytest.raises(EvalGuardError, match=r"StopIteration.* after 1 of 2 batches") as stopped:
+def test_a_step_that_ends_the_evaluation_stops_the_run_where_asked(
+    trainer: Make,
+) -> None:
+    with pytest.raises(
+        EvalGuardError, match=r"StopIteration.* after 1 of 2 batches"
+    ) as stopped:
         run(trainer, zoo.RunsOut(), EvalGuard(data="error", **ALONE))
     (finding,) = stopped.value.report.findings
     assert finding.location is not None
@@ -168,7 +174,9 @@ class Batches:
 
 
 def of_graphs(batch: Any) -> Any:
-    graphs = [torch.cat([g._store["x"].flatten(), torch.zeros(FEATURES - 4)]) for g in batch]
+    graphs = [
+        torch.cat([g._store["x"].flatten(), torch.zeros(FEATURES - 4)]) for g in batch
+    ]
     return torch.stack(graphs), torch.tensor([g._store["y"] for g in batch])
 
 
@@ -178,7 +186,8 @@ def honest(kind: str, root: Path) -> tuple[Any, Any]:
     if kind in ("digits", "iris"):
         x, y = (load_digits if kind == "digits" else load_iris)(return_X_y=True)
         x = F.pad(
-            torch.tensor(x, dtype=torch.float32)[:, -FEATURES:], (0, max(0, FEATURES - x.shape[1]))
+            torch.tensor(x, dtype=torch.float32)[:, -FEATURES:],
+            (0, max(0, FEATURES - x.shape[1])),
         )
         full = TensorDataset(x, torch.tensor(y) % CLASSES)
         train, val = random_split(full, [0.8, 0.2], torch.Generator().manual_seed(0))
@@ -188,7 +197,9 @@ def honest(kind: str, root: Path) -> tuple[Any, Any]:
     elif kind == "folder":
         draw = np.random.default_rng(0)
         for i in range(24):
-            Image.fromarray(draw.integers(0, 255, (4, 4), "uint8")).save(root / f"{i}.png")
+            Image.fromarray(draw.integers(0, 255, (4, 4), "uint8")).save(
+                root / f"{i}.png"
+            )
         names = [f"{i}.png" for i in range(24)]
         train, val = Folder(root, names[:16]), Folder(root, names[16:])
     elif kind == "graphs":
@@ -203,7 +214,9 @@ def honest(kind: str, root: Path) -> tuple[Any, Any]:
         return DataLoader(train, **batch), DataLoader(val, **batch)
     elif kind == "workers":
         train, val = zoo.Listed(samples(1)), zoo.Listed(samples(2))
-        return DataLoader(train, num_workers=1, **batch), DataLoader(val, num_workers=1, **batch)
+        return DataLoader(train, num_workers=1, **batch), DataLoader(
+            val, num_workers=1, **batch
+        )
     else:
         return Batches(1), Batches(2)
     return DataLoader(train, shuffle=True, **batch), DataLoader(val, **batch)
@@ -211,7 +224,17 @@ def honest(kind: str, root: Path) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["digits", "iris", "concatenated", "folder", "graphs", "table", "stream", "workers", "batches"],
+    [
+        "digits",
+        "iris",
+        "concatenated",
+        "folder",
+        "graphs",
+        "table",
+        "stream",
+        "workers",
+        "batches",
+    ],
 )
 def test_honest_data_is_left_alone(trainer: Make, kind: str, tmp_path: Path) -> None:
     guard = EvalGuard(data="error", **ALONE)
@@ -248,7 +271,11 @@ def test_a_gan_and_a_variational_autoencoder_are_left_alone(trainer: Make) -> No
 
 
 def test_what_is_meant_to_be_small_is_left_alone(trainer: Make) -> None:
-    for kwargs in ({"fast_dev_run": True}, {"overfit_batches": 1}, {"limit_val_batches": 1}):
+    for kwargs in (
+        {"fast_dev_run": True},
+        {"overfit_batches": 1},
+        {"limit_val_batches": 1},
+    ):
         guard = EvalGuard(data="error", **ALONE)
         run(trainer, Classifier(), guard, **kwargs)
         assert guard.report.findings == []
@@ -257,7 +284,9 @@ def test_what_is_meant_to_be_small_is_left_alone(trainer: Make) -> None:
 # --- workers, and no trace ----------------------------------------------------------------------
 
 
-def test_augmentation_in_workers_is_found_by_the_second_evaluation(trainer: Make) -> None:
+def test_augmentation_in_workers_is_found_by_the_second_evaluation(
+    trainer: Make,
+) -> None:
     class Workers(zoo.AugmentedValidation):
         def val_dataloader(self) -> Any:
             return DataLoader(self.Noisy(), batch_size=BATCH, num_workers=1)
@@ -302,7 +331,9 @@ def test_reading_leaves_no_trace(own: bool) -> None:
     assert draws[0] == draws[1]
 
 
-def test_training_is_the_same_bit_for_bit_with_and_without_the_check(trainer: Make) -> None:
+def test_training_is_the_same_bit_for_bit_with_and_without_the_check(
+    trainer: Make,
+) -> None:
     class Draws(Classifier):
         def __init__(self) -> None:
             super().__init__()
@@ -381,14 +412,19 @@ def test_equal_rows_are_found_and_blank_ones_are_not() -> None:
     queries = torch.rand(20, 40)
     queries[3], queries[4], table[9] = table[77], 0.0, 0.0
     every = (torch.arange(n) for n in (20, 500))
-    a, b = (SampleRows(t, chosen) for t, chosen in zip((queries, table), every, strict=True))
+    a, b = (
+        SampleRows(t, chosen) for t, chosen in zip((queries, table), every, strict=True)
+    )
     assert twins(a, b, 1, Budget()).nonzero().flatten().tolist() == [3]
     assert not twins(b, b, 2, Budget()).any()
     assert twins(b, b, 1, Budget()).sum() == 499
 
 
 def test_files_are_compared_by_name(tmp_path: Path) -> None:
-    a, b = (Folder(tmp_path, names) for names in (["a/1.png", "a/2.png"], ["a/2.png", "a/3.png"]))
+    a, b = (
+        Folder(tmp_path, names)
+        for names in (["a/1.png", "a/2.png"], ["a/2.png", "a/3.png"])
+    )
     left, right = rows(a, torch.arange(2)), rows(b, torch.arange(2))
     assert left is not None
     assert right is not None

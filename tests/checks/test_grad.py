@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 import words
-from lightning_evalguard import EvalGuardError, EvalGuardWarning, Report, allow, evaluating
+from lightning_evalguard import (
+    EvalGuardError,
+    EvalGuardWarning,
+    Report,
+    allow,
+    evaluating,
+)
 from lightning_evalguard.callback import EvalGuard
 from models.program import CLASSES, FEATURES, Classifier
 
@@ -27,12 +33,18 @@ def report_of(trainer: Callable[..., pl.Trainer]) -> Callable[..., Report]:
     """``report_of(module, entry="fit", **kwargs)``: what the guard says of it."""
 
     def run(module: pl.LightningModule, entry: str = "fit", **kwargs: Any) -> Report:
-        ours = {k: kwargs.pop(k) for k in tuple(kwargs) if k in ("grad", "allow", "audit")}
-        guard = EvalGuard(data="ignore", scores="ignore", metrics=None, sync="ignore", **ours)
+        ours = {
+            k: kwargs.pop(k) for k in tuple(kwargs) if k in ("grad", "allow", "audit")
+        }
+        guard = EvalGuard(
+            data="ignore", scores="ignore", metrics=None, sync="ignore", **ours
+        )
         made = trainer(callbacks=[guard], **kwargs)
         with warnings.catch_warnings(), contextlib.suppress(EvalGuardError):
             warnings.simplefilter("ignore", EvalGuardWarning)
-            getattr(made, entry)(module, **({"verbose": False} if entry == "validate" else {}))
+            getattr(made, entry)(
+                module, **({"verbose": False} if entry == "validate" else {})
+            )
         return guard.report
 
     return run
@@ -70,7 +82,9 @@ def test_the_context_that_only_puts_back_is_not_blamed(report_of: Any) -> None:
     assert finding.expression == "with torch.enable_grad():"
 
 
-def test_without_a_witness_a_returned_graph_is_found_all_the_same(report_of: Any) -> None:
+def test_without_a_witness_a_returned_graph_is_found_all_the_same(
+    report_of: Any,
+) -> None:
     (finding,) = report_of(Records(), audit="off").findings
     assert (finding.check, finding.location) == ("grad", None)
 
@@ -78,7 +92,10 @@ def test_without_a_witness_a_returned_graph_is_found_all_the_same(report_of: Any
 def test_an_allowed_graph_is_left_alone(report_of: Any) -> None:
     class Meant(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            with allow("grad", reason="measures what recording costs"), torch.enable_grad():
+            with (
+                allow("grad", reason="measures what recording costs"),
+                torch.enable_grad(),
+            ):
                 logits = self(batch[0])
             self.log("loss", F.cross_entropy(logits.detach(), batch[1]))
 
@@ -93,7 +110,9 @@ def test_an_allowed_graph_is_left_alone(report_of: Any) -> None:
 
 
 @pytest.mark.parametrize("entry", ["fit", "validate"])
-def test_a_derivative_of_the_input_is_what_grad_mode_is_for(entry: str, report_of: Any) -> None:
+def test_a_derivative_of_the_input_is_what_grad_mode_is_for(
+    entry: str, report_of: Any
+) -> None:
     class Forces(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             with torch.inference_mode(False), torch.enable_grad():
@@ -108,7 +127,9 @@ def test_grad_mode_inside_inference_mode_records_nothing(report_of: Any) -> None
     assert report_of(Records(), "validate").findings == []
 
 
-def test_a_metric_with_a_network_of_its_own_is_none_of_the_users(report_of: Any) -> None:
+def test_a_metric_with_a_network_of_its_own_is_none_of_the_users(
+    report_of: Any,
+) -> None:
     class Distance(Metric):
         full_state_update = False
 
@@ -150,7 +171,9 @@ def test_grad_mode_left_on_is_told_once_with_its_line(report_of: Any) -> None:
 
 
 @pytest.mark.parametrize("hook", ["on_validation_epoch_end", "on_validation_end"])
-def test_grad_mode_left_on_after_the_last_step_is_a_suspicion(hook: str, report_of: Any) -> None:
+def test_grad_mode_left_on_after_the_last_step_is_a_suspicion(
+    hook: str, report_of: Any
+) -> None:
     class LeavesOn(Classifier):
         pass
 
@@ -181,7 +204,11 @@ class Keeps(Classifier):
 
 def test_outputs_of_two_evaluations_in_one_list_are_a_suspicion(report_of: Any) -> None:
     (finding,) = report_of(Keeps(), max_epochs=1).findings
-    assert (finding.subject, finding.stage, finding.certain) == ("outputs", "validate", False)
+    assert (finding.subject, finding.stage, finding.certain) == (
+        "outputs",
+        "validate",
+        False,
+    )
     assert "keeps 4 tensors of more than one evaluation" in finding.fact
     assert 'allow={"grad": ["outputs"]}' in finding.switch
 
@@ -214,7 +241,9 @@ class KeepsByBatch(Keeps):
 
 
 @pytest.mark.parametrize("cache", [Caches, KeepsByBatch])
-def test_what_fills_up_or_is_overwritten_accumulates_nothing(cache: Any, report_of: Any) -> None:
+def test_what_fills_up_or_is_overwritten_accumulates_nothing(
+    cache: Any, report_of: Any
+) -> None:
     assert report_of(cache(), max_epochs=3, num_sanity_val_steps=1).findings == []
 
 

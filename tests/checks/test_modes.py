@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import BackboneFinetuning, StochasticWeightAveraging
 from torch import nn
 
-from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Finding, allow
+from lightning_evalguard import (
+    EvalGuard,
+    EvalGuardError,
+    EvalGuardWarning,
+    Finding,
+    allow,
+)
 from lightning_evalguard.checks.modes.effect import effect_of
 from models import modes as zoo
 
@@ -114,7 +120,9 @@ def test_modes_not_put_back_after_the_last_validation_are_found_at_the_end(
         )
 
 
-def test_a_callback_that_samples_and_forgets_is_found_on_the_next_step(trainer: Make) -> None:
+def test_a_callback_that_samples_and_forgets_is_found_on_the_next_step(
+    trainer: Make,
+) -> None:
     guard = EvalGuard()
     with pytest.raises(EvalGuardError):
         trainer(callbacks=[zoo.SamplingCallback(), guard]).fit(
@@ -132,7 +140,9 @@ def test_a_frozen_part_woken_between_two_epochs_is_found(trainer: Make) -> None:
 
     guard = EvalGuard()
     with pytest.raises(EvalGuardError, match="although its parameters are frozen"):
-        trainer(callbacks=[guard], max_epochs=2).fit(WakesLater(), zoo.loader(), zoo.loader(seed=1))
+        trainer(callbacks=[guard], max_epochs=2).fit(
+            WakesLater(), zoo.loader(), zoo.loader(seed=1)
+        )
     assert {f.subject for f in guard.report.findings} == {"backbone.1", "backbone.3"}
 
 
@@ -171,7 +181,9 @@ class _Finetuning(pl.callbacks.BaseFinetuning):
     def freeze_before_training(self, pl_module: pl.LightningModule) -> None:
         self.freeze(pl_module.backbone)
 
-    def finetune_function(self, pl_module: pl.LightningModule, epoch: int, optimizer: Any) -> None:
+    def finetune_function(
+        self, pl_module: pl.LightningModule, epoch: int, optimizer: Any
+    ) -> None:
         if epoch == 1:
             self.unfreeze_and_add_param_group(pl_module.backbone, optimizer)
 
@@ -187,7 +199,9 @@ def _averaging() -> list[pl.Callback]:
     [_Finetuning(), BackboneFinetuning(1, verbose=False), *_averaging()],
     ids=lambda c: type(c).__name__,
 )
-def test_lightnings_own_callbacks_are_silent(callback: pl.Callback, trainer: Make) -> None:
+def test_lightnings_own_callbacks_are_silent(
+    callback: pl.Callback, trainer: Make
+) -> None:
     guard = EvalGuard()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*", UserWarning, "lightning")
@@ -211,7 +225,9 @@ def test_compiled_modules_and_mixed_precision_are_silent(trainer: Make) -> None:
     assert guard.report.findings == []
 
 
-def test_a_lazy_module_that_the_first_step_materialises_is_silent(trainer: Make) -> None:
+def test_a_lazy_module_that_the_first_step_materialises_is_silent(
+    trainer: Make,
+) -> None:
     class Lazy(zoo.Honest):
         def __init__(self) -> None:
             super().__init__()
@@ -226,7 +242,9 @@ def test_a_lazy_module_that_the_first_step_materialises_is_silent(trainer: Make)
     assert guard.report.findings == guard.report.notes[1:] == []
 
 
-def test_one_guard_serves_validate_then_fit_then_a_second_trainer(trainer: Make) -> None:
+def test_one_guard_serves_validate_then_fit_then_a_second_trainer(
+    trainer: Make,
+) -> None:
     guard, module = EvalGuard(), zoo.Honest()
     first = trainer(callbacks=[guard])
     first.validate(module, zoo.loader(), verbose=False)
@@ -244,7 +262,9 @@ def test_a_frozen_batch_norm_in_train_mode_is_a_suspicion(trainer: Make) -> None
 
     guard = EvalGuard()
     with pytest.warns(EvalGuardWarning, match="running statistics still move"):
-        trainer(callbacks=[guard], max_epochs=2).fit(Drifts(), zoo.loader(), zoo.loader(seed=1))
+        trainer(callbacks=[guard], max_epochs=2).fit(
+            Drifts(), zoo.loader(), zoo.loader(seed=1)
+        )
     assert breach(guard).subject == "backbone.1"
     assert not breach(guard).certain
     silent = EvalGuard(allow={"modes": ["backbone*"]})
@@ -255,7 +275,9 @@ def test_a_frozen_batch_norm_in_train_mode_is_a_suspicion(trainer: Make) -> None
 def test_expected_modes_replace_the_judgement(trainer: Make) -> None:
     guard = EvalGuard()
     guard.expect_modes(eval=["backbone*"])
-    trainer(callbacks=[guard]).fit(zoo.PartLoadedInEval(), zoo.loader(), zoo.loader(seed=1))
+    trainer(callbacks=[guard]).fit(
+        zoo.PartLoadedInEval(), zoo.loader(), zoo.loader(seed=1)
+    )
     assert guard.report.findings == []
     broken = EvalGuard()
     broken.expect_modes(eval=["backbone*"])
@@ -283,7 +305,9 @@ def test_monte_carlo_dropout_is_one_switch_away(trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("bug", [zoo.SubmoduleLeftOn, zoo.WokenInEveryStep])
-def test_fix_sets_the_flags_and_warns_once(bug: type[zoo.Honest], trainer: Make) -> None:
+def test_fix_sets_the_flags_and_warns_once(
+    bug: type[zoo.Honest], trainer: Make
+) -> None:
     class Honest(bug):  # type: ignore[valid-type, misc]
         calls = 0
 
@@ -291,7 +315,10 @@ def test_fix_sets_the_flags_and_warns_once(bug: type[zoo.Honest], trainer: Make)
             type(self).calls += 1
             return super().train(mode)
 
-    guard, module = EvalGuard(modes="fix", state="ignore", stochastic="ignore"), Honest()
+    guard, module = (
+        EvalGuard(modes="fix", state="ignore", stochastic="ignore"),
+        Honest(),
+    )
     with pytest.warns(EvalGuardWarning, match="Repaired for this run") as told:
         evaluate(trainer(callbacks=[guard]), "validate", module)
     assert len(ours(told)) == 1
@@ -352,7 +379,12 @@ def test_everything_patched_is_put_back(trainer: Make) -> None:
         run.validate(zoo.WokenInEveryStep(), zoo.loader())
     assert nn.Module.train is original
     assert len(torch.nn.modules.module._global_module_registration_hooks) == hooks
-    loops = (run.validate_loop, run.test_loop, run.predict_loop, run.fit_loop.epoch_loop.val_loop)
+    loops = (
+        run.validate_loop,
+        run.test_loop,
+        run.predict_loop,
+        run.fit_loop.epoch_loop.val_loop,
+    )
     assert not any("run" in vars(loop) for loop in loops)
     assert not any(name.endswith("_step") for name in vars(run.strategy))
 
@@ -374,7 +406,9 @@ _LEAVES = st.sampled_from(
     ]
 )
 _TREES = st.recursive(
-    _LEAVES, lambda parts: st.lists(parts, min_size=1, max_size=3).map(_together), max_leaves=6
+    _LEAVES,
+    lambda parts: st.lists(parts, min_size=1, max_size=3).map(_together),
+    max_leaves=6,
 )
 
 
@@ -436,7 +470,9 @@ def test_training_is_bit_identical_with_and_without_the_guard(
     def weights(guards: list[pl.Callback]) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         module = _AnyTree(make(), [], None)
-        trainer(callbacks=guards, max_epochs=2).fit(module, zoo.loader(), zoo.loader(seed=1))
+        trainer(callbacks=guards, max_epochs=2).fit(
+            module, zoo.loader(), zoo.loader(seed=1)
+        )
         return [*module.state_dict().values(), torch.get_rng_state()]
 
     pairs = zip(weights([]), weights([EvalGuard()]), strict=True)
@@ -461,7 +497,9 @@ def test_training_is_bit_identical_with_and_without_the_guard(
         (nn.CrossEntropyLoss(), None),
     ],
 )
-def test_only_mode_sensitive_modules_are_judged(module: nn.Module, effect: str | None) -> None:
+def test_only_mode_sensitive_modules_are_judged(
+    module: nn.Module, effect: str | None
+) -> None:
     assert effect_of(module) == effect
 
 

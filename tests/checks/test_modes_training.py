@@ -23,9 +23,20 @@ from models import plans
 Make = Callable[..., pl.Trainer]
 
 
-def fit(make: Make, module: pl.LightningModule, *callbacks: Any, **guarding: Any) -> EvalGuard:
+def fit(
+    make: Make, module: pl.LightningModule, *callbacks: Any, **guarding: Any
+) -> EvalGuard:
     """Train for two epochs under a guard of the modes alone."""
-    others = ("state", "stochastic", "batch", "data", "sync", "weights", "scores", "selection")
+    others = (
+        "state",
+        "stochastic",
+        "batch",
+        "data",
+        "sync",
+        "weights",
+        "scores",
+        "selection",
+    )
     guard = EvalGuard(metrics=None, **dict.fromkeys(others, "ignore"), **guarding)
     run = make(callbacks=[*callbacks, guard], max_epochs=2)
     run.fit(module, zoo.loader(), zoo.loader(seed=1))
@@ -33,12 +44,16 @@ def fit(make: Make, module: pl.LightningModule, *callbacks: Any, **guarding: Any
 
 
 @pytest.mark.parametrize("program", plans.SILENT)
-def test_a_part_in_eval_mode_that_cannot_learn_is_silent(program: Any, trainer: Make) -> None:
+def test_a_part_in_eval_mode_that_cannot_learn_is_silent(
+    program: Any, trainer: Make
+) -> None:
     assert fit(trainer, program()).report.findings == []
 
 
 @pytest.mark.parametrize("program", plans.STOPPED)
-def test_a_part_that_learns_in_the_wrong_mode_stops_training(program: Any, trainer: Make) -> None:
+def test_a_part_that_learns_in_the_wrong_mode_stops_training(
+    program: Any, trainer: Make
+) -> None:
     with pytest.raises(EvalGuardError, match=r"\[modes\]"):
         fit(trainer, program())
 
@@ -63,7 +78,16 @@ def test_a_plan_is_a_suspicion_and_what_it_prints_declares_it(
     assert not found.certain
     said = re.search(r"guard\.expect_modes\(.*?\)", found.remedy)
     assert said is not None
-    others = ("state", "stochastic", "batch", "data", "sync", "weights", "scores", "selection")
+    others = (
+        "state",
+        "stochastic",
+        "batch",
+        "data",
+        "sync",
+        "weights",
+        "scores",
+        "selection",
+    )
     declared = EvalGuard(metrics=None, **dict.fromkeys(others, "ignore"))
     eval(said.group(), {"guard": declared})
     callbacks = [callback()] if callback is not None else []
@@ -91,8 +115,12 @@ def test_what_does_not_learn_and_acts_as_in_training_is_a_suspicion(
     assert [f.certain for f in guard.report.findings] == [False]
 
 
-@pytest.mark.parametrize("program", [plans.TeachesInEval, plans.AveragesUnused, zoo.Teacher])
-def test_a_teacher_in_eval_mode_or_not_used_is_silent(program: Any, trainer: Make) -> None:
+@pytest.mark.parametrize(
+    "program", [plans.TeachesInEval, plans.AveragesUnused, zoo.Teacher]
+)
+def test_a_teacher_in_eval_mode_or_not_used_is_silent(
+    program: Any, trainer: Make
+) -> None:
     assert fit(trainer, program()).report.findings == []
 
 
@@ -172,10 +200,15 @@ def _woken(make: Callable[[], nn.Module]) -> pl.LightningModule:
 
 
 @pytest.mark.parametrize("make", WITHOUT_EFFECT)
-def test_a_mode_without_effect_is_a_note(make: Callable[[], nn.Module], trainer: Make) -> None:
+def test_a_mode_without_effect_is_a_note(
+    make: Callable[[], nn.Module], trainer: Make
+) -> None:
     guard = fit(trainer, _woken(make))
     assert guard.report.findings == []
-    assert any("`extra`" in note and "depends on its mode" in note for note in guard.report.notes)
+    assert any(
+        "`extra`" in note and "depends on its mode" in note
+        for note in guard.report.notes
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`:FutureWarning")
@@ -194,7 +227,9 @@ def test_whose_mode_is_read_is_read_from_the_code() -> None:
     assert read_by_others(dict(neighbour.named_modules())) == {id(neighbour.switch)}
 
 
-def test_what_follows_from_a_module_in_train_mode_is_counted_under_it(trainer: Make) -> None:
+def test_what_follows_from_a_module_in_train_mode_is_counted_under_it(
+    trainer: Make,
+) -> None:
     class Wakes(zoo.Honest):
         def on_validation_model_eval(self) -> None:
             super().on_validation_model_eval()
@@ -202,18 +237,24 @@ def test_what_follows_from_a_module_in_train_mode_is_counted_under_it(trainer: M
 
     guard = EvalGuard(modes="warn", metrics=None, sync="ignore", data="ignore")
     with pytest.warns(EvalGuardWarning):
-        trainer(callbacks=[guard], max_epochs=2).fit(Wakes(), zoo.loader(), zoo.loader(seed=1))
+        trainer(callbacks=[guard], max_epochs=2).fit(
+            Wakes(), zoo.loader(), zoo.loader(seed=1)
+        )
     assert {f.check for f in guard.report.findings} == {"modes"}
     assert any("follows from [modes]" in note for note in guard.report.notes)
 
 
 @pytest.mark.parametrize("entry", ["fit", "validate", "test", "predict"])
-def test_trainer_and_module_are_freed_while_the_guard_lives_on(entry: str, trainer: Make) -> None:
+def test_trainer_and_module_are_freed_while_the_guard_lives_on(
+    entry: str, trainer: Make
+) -> None:
     guard = EvalGuard()
 
     def run() -> list[weakref.ref[Any]]:
         module, made = zoo.Honest(), trainer(callbacks=[guard])
-        loaders = (zoo.loader(), zoo.loader(seed=1)) if entry == "fit" else (zoo.loader(),)
+        loaders = (
+            (zoo.loader(), zoo.loader(seed=1)) if entry == "fit" else (zoo.loader(),)
+        )
         getattr(made, entry)(module, *loaders)
         return [weakref.ref(made), weakref.ref(module)]
 

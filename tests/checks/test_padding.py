@@ -21,7 +21,9 @@ WORDS = 30
 
 def sentences(n: int = 12) -> list[Tensor]:
     made = torch.Generator().manual_seed(0)
-    return [torch.randint(1, WORDS, (3 + 2 * (i % 4),), generator=made) for i in range(n)]
+    return [
+        torch.randint(1, WORDS, (3 + 2 * (i % 4),), generator=made) for i in range(n)
+    ]
 
 
 def right(samples: list[Tensor]) -> dict[str, Tensor]:
@@ -60,7 +62,12 @@ class Step(pl.LightningModule):
 
 
 def guarded(
-    trainer: Make, net: nn.Module, act: Any, collate: Any = right, data: Any = None, **kwargs: Any
+    trainer: Make,
+    net: nn.Module,
+    act: Any,
+    collate: Any = right,
+    data: Any = None,
+    **kwargs: Any,
 ) -> Report:
     guard = EvalGuard(data="ignore", weights="ignore", metrics=None, sync="ignore")
     loader: DataLoader[Any] = DataLoader(
@@ -122,7 +129,9 @@ def only_loss(net: Any, batch: Any) -> None:
 
 
 def last_word(net: Any, batch: Any) -> Any:
-    logits = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = net(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+    ).logits
     return {"logits": logits[:, -1]}
 
 
@@ -150,7 +159,9 @@ def raw_places(net: Any, batch: Any) -> Any:
 def translated(net: Any, batch: Any) -> Any:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     return {
-        "logits": net(input_ids=ids, attention_mask=mask, labels=ids[:, :3].contiguous()).logits
+        "logits": net(
+            input_ids=ids, attention_mask=mask, labels=ids[:, :3].contiguous()
+        ).logits
     }
 
 
@@ -177,7 +188,9 @@ SILENT: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
 
 
 @pytest.mark.parametrize("case", FOUND)
-def test_a_transformer_that_reads_the_padding_is_found(case: str, trainer: Make) -> None:
+def test_a_transformer_that_reads_the_padding_is_found(
+    case: str, trainer: Make
+) -> None:
     make, act, collate = FOUND[case]
     report = guarded(trainer, make(), act, collate)
     assert [(f.check, f.certain) for f in report.findings] == [("batch", False)], report

@@ -24,7 +24,9 @@ from test_zoo import guarded
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"
+    ),
     pytest.mark.filterwarnings("ignore:Experiment logs directory"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
@@ -32,7 +34,11 @@ pytestmark = [
 ]
 ROOT = Path(lightning_evalguard.__file__).parent
 CASES = [(template, case) for template, cases in APPLIED.items() for case in cases]
-PAIRS = {near.__name__: (program, near) for program in PROGRAMS for near in program.near_misses}
+PAIRS = {
+    near.__name__: (program, near)
+    for program in PROGRAMS
+    for near in program.near_misses
+}
 PAIRS |= {program.module.__name__: (program, program.module) for program in PROGRAMS}
 
 # Where findings are made; what `--help` and SARIF say of a rule is no remedy of a finding.
@@ -85,7 +91,9 @@ def pattern_of(template: str) -> re.Pattern[str]:
     return re.compile(".*".join(pieces), re.DOTALL)
 
 
-@pytest.mark.parametrize(("template", "case"), CASES, ids=[case.__name__ for _, case in CASES])
+@pytest.mark.parametrize(
+    ("template", "case"), CASES, ids=[case.__name__ for _, case in CASES]
+)
 def test_a_program_gets_the_remedy_and_is_silent_once_it_is_applied(
     template: str, case: Applied, trainer: Make
 ) -> None:
@@ -97,7 +105,9 @@ def test_a_program_gets_the_remedy_and_is_silent_once_it_is_applied(
     assert case(trainer, True).findings == []
 
 
-@pytest.mark.parametrize(("template", "name"), REWRITTEN.items(), ids=list(REWRITTEN.values()))
+@pytest.mark.parametrize(
+    ("template", "name"), REWRITTEN.items(), ids=list(REWRITTEN.values())
+)
 def test_a_program_of_the_zoo_gets_the_remedy_and_is_silent_once_it_is_applied(
     template: str, name: str, trainer: Callable[..., pl.Trainer]
 ) -> None:

@@ -29,7 +29,9 @@ class Draws(Classifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+        self.net = nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.Dropout(0.5), nn.Linear(16, CLASSES)
+        )
 
     def train_dataloader(self) -> Any:
         return DataLoader(samples(1), batch_size=BATCH, shuffle=True)
@@ -41,7 +43,9 @@ class Draws(Classifier):
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         random.random()
         np.random.rand()
-        return super().validation_step([torch.randn_like(batch[0]), batch[1]], batch_idx)
+        return super().validation_step(
+            [torch.randn_like(batch[0]), batch[1]], batch_idx
+        )
 
 
 def trained(make: MakeTrainer, *callbacks: Any, **kwargs: Any) -> State:
@@ -53,7 +57,12 @@ def trained(make: MakeTrainer, *callbacks: Any, **kwargs: Any) -> State:
         warnings.simplefilter("ignore", EvalGuardWarning)
         make(callbacks=list(callbacks), max_epochs=3, **kwargs).fit(module)
     numpy = np.random.get_state()
-    return module.state_dict(), torch.get_rng_state(), random.getstate(), numpy[1].tobytes()
+    return (
+        module.state_dict(),
+        torch.get_rng_state(),
+        random.getstate(),
+        numpy[1].tobytes(),
+    )
 
 
 def same(a: State, b: State) -> bool:
@@ -61,8 +70,12 @@ def same(a: State, b: State) -> bool:
     return weights and torch.equal(a[1], b[1]) and a[2:] == b[2:]
 
 
-def test_with_fix_training_is_the_same_with_and_without_validation(trainer: MakeTrainer) -> None:
-    guard = EvalGuard(data="ignore", rng="fix", stochastic="ignore", metrics=None, sync="ignore")
+def test_with_fix_training_is_the_same_with_and_without_validation(
+    trainer: MakeTrainer,
+) -> None:
+    guard = EvalGuard(
+        data="ignore", rng="fix", stochastic="ignore", metrics=None, sync="ignore"
+    )
     guarded = trained(trainer, guard)
     assert same(guarded, trained(trainer, limit_val_batches=0))
     assert not same(guarded, trained(trainer))
@@ -75,7 +88,9 @@ def test_by_default_the_guard_changes_no_generator(trainer: MakeTrainer) -> None
 
 
 def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> None:
-    guard = EvalGuard(data="ignore", rng="warn", stochastic="ignore", metrics=None, sync="ignore")
+    guard = EvalGuard(
+        data="ignore", rng="warn", stochastic="ignore", metrics=None, sync="ignore"
+    )
     trained(trainer, guard)
     assert [f.check for f in guard.report.findings] == ["rng"] * 3
     where, said = words.said(guard.report.findings[0]).split(": ", 1)
@@ -85,16 +100,21 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
         "to draw the same numbers with and without it (3x). Draw from a generator of its own, or "
         'pass rng="fix". [rng]'
     )
-    assert guard.report.findings[0].stage == "validate"  # Lightning isolates the sanity check
+    # Lightning isolates the sanity check
+    assert guard.report.findings[0].stage == "validate"
 
 
 def test_the_seed_that_a_loader_draws_is_told_apart(trainer: MakeTrainer) -> None:
     guard = EvalGuard(data="ignore", rng="error", metrics=None, sync="ignore")
-    with pytest.raises(EvalGuardError, match=r"outside its steps \(each `iter\(DataLoader\)`"):
+    with pytest.raises(
+        EvalGuardError, match=r"outside its steps \(each `iter\(DataLoader\)`"
+    ):
         trainer(callbacks=[guard]).fit(Classifier())
 
 
-def test_a_loader_with_a_generator_of_its_own_is_left_alone(trainer: MakeTrainer) -> None:
+def test_a_loader_with_a_generator_of_its_own_is_left_alone(
+    trainer: MakeTrainer,
+) -> None:
     class Own(Classifier):
         def val_dataloader(self) -> Any:
             return DataLoader(samples(2), batch_size=BATCH, generator=torch.Generator())
@@ -104,13 +124,17 @@ def test_a_loader_with_a_generator_of_its_own_is_left_alone(trainer: MakeTrainer
     assert guard.report.findings == []
 
 
-def test_with_fix_generators_come_back_after_an_exception_too(trainer: MakeTrainer) -> None:
+def test_with_fix_generators_come_back_after_an_exception_too(
+    trainer: MakeTrainer,
+) -> None:
     class Fails(Draws):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             super().validation_step(batch, batch_idx)
             raise KeyError("x")
 
-    guard = EvalGuard(data="ignore", rng="fix", stochastic="ignore", metrics=None, sync="ignore")
+    guard = EvalGuard(
+        data="ignore", rng="fix", stochastic="ignore", metrics=None, sync="ignore"
+    )
     made = trainer(callbacks=[guard], num_sanity_val_steps=0)
     module = Fails()
     before = torch.get_rng_state(), random.getstate()

@@ -14,8 +14,12 @@ from sklearn import metrics as sk
 from lightning_evalguard.confusion import scores
 
 
-def counts(target: list[int], preds: list[int], classes: int) -> tuple[torch.Tensor, ...]:
-    matrix = torch.as_tensor(sk.confusion_matrix(target, preds, labels=list(range(classes))))
+def counts(
+    target: list[int], preds: list[int], classes: int
+) -> tuple[torch.Tensor, ...]:
+    matrix = torch.as_tensor(
+        sk.confusion_matrix(target, preds, labels=list(range(classes)))
+    )
     return matrix.sum(1), matrix.sum(0), matrix.diagonal()
 
 
@@ -38,7 +42,9 @@ def test_the_textbook_case_is_exact() -> None:
         lambda c: st.tuples(
             st.just(c),
             st.lists(
-                st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=80
+                st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)),
+                min_size=1,
+                max_size=80,
             ),
         )
     )
@@ -47,7 +53,9 @@ def test_the_textbook_case_is_exact() -> None:
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_any_labels_give_sklearns_scores(case: tuple[int, list[tuple[int, int]]]) -> None:
+def test_any_labels_give_sklearns_scores(
+    case: tuple[int, list[tuple[int, int]]],
+) -> None:
     classes, pairs = case
     target, preds = (list(x) for x in zip(*pairs, strict=True))
     ours = scores.multiclass(*counts(target, preds, classes))
@@ -72,17 +80,24 @@ def test_any_labels_give_sklearns_scores(case: tuple[int, list[tuple[int, int]]]
 
 
 def test_a_class_never_predicted_has_precision_zero() -> None:
-    each = scores.per_class(torch.tensor([3, 2]), torch.tensor([5, 0]), torch.tensor([3, 0]))
+    each = scores.per_class(
+        torch.tensor([3, 2]), torch.tensor([5, 0]), torch.tensor([3, 0])
+    )
     assert each.precision.tolist() == [0.6, 0.0]
-    assert scores.multiclass(torch.tensor([3, 2]), torch.tensor([5, 0]), torch.tensor([3, 0]))[
-        "precision_macro"
-    ] == pytest.approx(0.3)
+    assert scores.multiclass(
+        torch.tensor([3, 2]), torch.tensor([5, 0]), torch.tensor([3, 0])
+    )["precision_macro"] == pytest.approx(0.3)
 
 
 def test_a_class_never_present_is_left_out_of_macro_averages() -> None:
     seen = torch.tensor([4, 4])
     result = scores.multiclass(*(torch.tensor([4, 4, 0]),) * 3)
-    assert result["f1_macro"] == result["recall_macro"] == result["balanced_accuracy"] == 1.0
+    assert (
+        result["f1_macro"]
+        == result["recall_macro"]
+        == result["balanced_accuracy"]
+        == 1.0
+    )
     assert result == pytest.approx({k: result[k] for k in result})
     assert scores.multiclass(seen, seen, seen)["f1_macro"] == 1.0
 
@@ -91,7 +106,9 @@ def test_an_empty_epoch_is_nan_in_every_score() -> None:
     for classes in (2, 5):
         zero = torch.zeros(classes, dtype=torch.long)
         assert all(math.isnan(v) for v in scores.multiclass(zero, zero, zero).values())
-        assert all(math.isnan(v) for v in scores.multilabel(zero, zero, zero, zero).values())
+        assert all(
+            math.isnan(v) for v in scores.multilabel(zero, zero, zero, zero).values()
+        )
 
 
 def test_one_class_only_gives_mcc_and_kappa_zero() -> None:
@@ -106,16 +123,23 @@ def test_mcc_of_a_hundred_million_samples_is_exact() -> None:
     predicted = torch.tensor([60_200_000, 39_800_000])
     hits = torch.tensor([59_400_000, 39_200_000])
     tp, fp, fn, tn = 39_200_000, 600_000, 800_000, 59_400_000
-    expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert scores.multiclass(support, predicted, hits)["mcc"] == pytest.approx(expected, abs=1e-14)
+    expected = (tp * tn - fp * fn) / math.sqrt(
+        (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    )
+    assert scores.multiclass(support, predicted, hits)["mcc"] == pytest.approx(
+        expected, abs=1e-14
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 30), st.integers(0, 2**32 - 1))
-def test_any_multilabel_answers_give_sklearns_scores(labels: int, n: int, seed: int) -> None:
+def test_any_multilabel_answers_give_sklearns_scores(
+    labels: int, n: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     target, preds = rng.integers(0, 2, (2, n, labels))
-    target[0] = preds[0] = 1  # no label is absent: ours are left out of macro, sklearn's count 0
+    # no label is absent: ours are left out of macro, sklearn's count 0
+    target[0] = preds[0] = 1
     s, p, tp = (torch.as_tensor(x.sum(0)) for x in (target, preds, target & preds))
     ours = scores.multilabel(s, p, tp, torch.full((labels,), n))
     for average in ("macro", "micro", "weighted"):
@@ -128,4 +152,6 @@ def test_any_multilabel_answers_give_sklearns_scores(labels: int, n: int, seed: 
                                 preds.ravel() if labels == 1 else preds,
                                 average="binary" if labels == 1 else average)  # fmt: skip
             assert ours[f"{name}_{average}"] == pytest.approx(expected, abs=1e-12)
-    assert ours["hamming_accuracy"] == pytest.approx((target == preds).mean(), abs=1e-12)
+    assert ours["hamming_accuracy"] == pytest.approx(
+        (target == preds).mean(), abs=1e-12
+    )

@@ -24,10 +24,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard, EvalGuardWarning, Finding
-from lightning_evalguard.checks.selection.direction import by_matrix, by_name, is_of_test, words
+from lightning_evalguard.checks.selection.direction import (
+    by_matrix,
+    by_name,
+    is_of_test,
+    words,
+)
 
 Make = Callable[..., pl.Trainer]
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty"
+)
 
 HIGHER = """
     val_acc val/accuracy validAcc valacc ValidAccuracy val_Acc@1 top1 val_top5_acc val/acc_epoch
@@ -109,8 +116,14 @@ class Net(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         logits = self.net(batch[0])
-        self.log("val_loss", F.cross_entropy(logits, batch[1]), batch_size=len(batch[1]))
-        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean(), batch_size=len(batch[1]))
+        self.log(
+            "val_loss", F.cross_entropy(logits, batch[1]), batch_size=len(batch[1])
+        )
+        self.log(
+            "val_acc",
+            (logits.argmax(1) == batch[1]).float().mean(),
+            batch_size=len(batch[1]),
+        )
         return {"logits": logits, "target": batch[1]}
 
     test_step = validation_step
@@ -157,9 +170,13 @@ def test_honest_choosers_are_left_alone(
     fitted: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     guard, _ = fitted(
-        ModelCheckpoint(monitor="val_loss", filename="{epoch}-{val_loss:.2f}-{val_acc:.2f}"),
+        ModelCheckpoint(
+            monitor="val_loss", filename="{epoch}-{val_loss:.2f}-{val_acc:.2f}"
+        ),
         ModelCheckpoint(monitor="val_acc", mode="max", save_top_k=2, save_last=True),
-        ModelCheckpoint(monitor="step", mode="max", every_n_train_steps=2, save_top_k=-1),
+        ModelCheckpoint(
+            monitor="step", mode="max", every_n_train_steps=2, save_top_k=-1
+        ),
         ModelCheckpoint(monitor="epoch", mode="max"),
         ModelCheckpoint(monitor="train_loss", every_n_train_steps=2),
         ModelCheckpoint(monitor="train_loss_epoch", save_on_train_epoch_end=True),
@@ -191,16 +208,24 @@ def test_a_dry_run_chooses_nothing(fitted: Any) -> None:
     assert chosen(guard) == []
 
 
-def test_folds_with_callbacks_of_their_own_are_left_alone(fitted: Any, tmp_path: Path) -> None:
+def test_folds_with_callbacks_of_their_own_are_left_alone(
+    fitted: Any, tmp_path: Path
+) -> None:
     for fold in range(3):
         guard, _ = fitted(
-            ModelCheckpoint(tmp_path / f"{fold}", monitor="val_loss"), EarlyStopping("val_loss")
+            ModelCheckpoint(tmp_path / f"{fold}", monitor="val_loss"),
+            EarlyStopping("val_loss"),
         )
         assert chosen(guard) == []
 
 
-def test_a_checkpoint_kept_from_the_fold_before_is_found(fitted: Any, tmp_path: Path) -> None:
-    checkpoint, stop = ModelCheckpoint(tmp_path, monitor="val_loss"), EarlyStopping("val_loss")
+def test_a_checkpoint_kept_from_the_fold_before_is_found(
+    fitted: Any, tmp_path: Path
+) -> None:
+    checkpoint, stop = (
+        ModelCheckpoint(tmp_path, monitor="val_loss"),
+        EarlyStopping("val_loss"),
+    )
     first, _ = fitted(checkpoint, stop)
     second, _ = fitted(checkpoint, stop)
     assert chosen(first) == []
@@ -217,7 +242,9 @@ def test_a_fit_that_goes_on_with_its_own_callbacks_is_left_alone(
     assert chosen(guard) == []
 
 
-def test_a_fit_that_resumes_from_a_checkpoint_is_left_alone(fitted: Any, tmp_path: Path) -> None:
+def test_a_fit_that_resumes_from_a_checkpoint_is_left_alone(
+    fitted: Any, tmp_path: Path
+) -> None:
     first = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True)
     fitted(first)
     again = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True)
@@ -225,10 +252,16 @@ def test_a_fit_that_resumes_from_a_checkpoint_is_left_alone(fitted: Any, tmp_pat
     assert chosen(guard) == []
 
 
-def test_a_resumed_fit_that_saves_before_it_validates_is_found(fitted: Any, tmp_path: Path) -> None:
+def test_a_resumed_fit_that_saves_before_it_validates_is_found(
+    fitted: Any, tmp_path: Path
+) -> None:
     def steps() -> ModelCheckpoint:
         return ModelCheckpoint(
-            tmp_path, monitor="val_loss", every_n_train_steps=12, save_top_k=-1, save_last=True
+            tmp_path,
+            monitor="val_loss",
+            every_n_train_steps=12,
+            save_top_k=-1,
+            save_last=True,
         )
 
     first = steps()
@@ -250,7 +283,9 @@ def test_a_score_logged_in_some_steps_alone_is_found(fitted: Any) -> None:
                 self.log("batch_acc", loss.exp().neg(), on_step=True)
             return loss
 
-    every = ModelCheckpoint(monitor="batch_acc", mode="max", every_n_train_steps=2, save_top_k=-1)
+    every = ModelCheckpoint(
+        monitor="batch_acc", mode="max", every_n_train_steps=2, save_top_k=-1
+    )
     guard, _ = fitted(every, module=Sometimes(), max_epochs=2)
     assert [f.subject for f in chosen(guard)] == ["batch_acc"]
 
@@ -262,7 +297,9 @@ def test_testing_many_checkpoints_of_one_fit_is_found(
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1)
     _, made = fitted(checkpoint, max_epochs=n)
     guard = quiet()
-    made.callbacks = [c for c in made.callbacks if not isinstance(c, EvalGuard)] + [guard]
+    made.callbacks = [c for c in made.callbacks if not isinstance(c, EvalGuard)] + [
+        guard
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvalGuardWarning)
         for path in checkpoint.best_k_models:
@@ -282,7 +319,9 @@ def test_validating_many_checkpoints_is_left_alone(fitted: Any, tmp_path: Path) 
     assert chosen(guard) == []
 
 
-def test_best_scores_of_folds_are_tested_one_by_one(fitted: Any, tmp_path: Path) -> None:
+def test_best_scores_of_folds_are_tested_one_by_one(
+    fitted: Any, tmp_path: Path
+) -> None:
     for fold in range(4):
         checkpoint = ModelCheckpoint(tmp_path / f"fold{fold}", monitor="val_loss")
         guard, made = fitted(checkpoint)
@@ -297,7 +336,9 @@ def test_a_users_own_stop_is_a_chooser(fitted: Any) -> None:
 
     guard, _ = fitted(Own(), LearningRateMonitor(), logger=True)
     assert [f.subject for f in chosen(guard)] == ["val_acc"]
-    assert chosen(guard)[0].remedy.startswith('Pass `Own(monitor="val_acc", mode="max")`.')
+    assert chosen(guard)[0].remedy.startswith(
+        'Pass `Own(monitor="val_acc", mode="max")`.'
+    )
 
 
 def test_a_choice_by_chance_is_a_note(fitted: Any) -> None:
@@ -327,7 +368,9 @@ def test_the_message_names_the_key_and_the_code(fitted: Any) -> None:
 
 def test_it_is_found_before_the_first_batch(trainer: Make) -> None:
     guard = EvalGuard(selection="error")
-    made = trainer(callbacks=[ModelCheckpoint(monitor="val_acc"), guard], enable_checkpointing=True)
+    made = trainer(
+        callbacks=[ModelCheckpoint(monitor="val_acc"), guard], enable_checkpointing=True
+    )
     with pytest.raises(RuntimeError, match="takes its lowest value for the best"):
         made.fit(Net(), loader(), loader())
     assert guard.report.checked["batches"] == 0
@@ -335,7 +378,9 @@ def test_it_is_found_before_the_first_batch(trainer: Make) -> None:
 
 def test_what_is_allowed_by_its_key_is_silent(trainer: Make) -> None:
     guard = EvalGuard(selection="error", allow={"selection": ["val_acc"]})
-    made = trainer(callbacks=[ModelCheckpoint(monitor="val_acc"), guard], enable_checkpointing=True)
+    made = trainer(
+        callbacks=[ModelCheckpoint(monitor="val_acc"), guard], enable_checkpointing=True
+    )
     made.fit(Net(), loader(), loader(seed=1))
     assert chosen(guard) == []
 
@@ -354,7 +399,9 @@ def test_what_is_allowed_by_its_key_is_silent(trainer: Make) -> None:
             lambda: EarlyStopping(monitor="val_loss", mode="min"),
         ),
         (
-            lambda: ModelCheckpoint(monitor="val_loss", every_n_train_steps=4, save_top_k=-1),
+            lambda: ModelCheckpoint(
+                monitor="val_loss", every_n_train_steps=4, save_top_k=-1
+            ),
             "Leave `every_n_train_steps` and `train_time_interval` out of ModelCheckpoint",
             lambda: ModelCheckpoint(monitor="val_loss", save_top_k=-1),
         ),
@@ -368,14 +415,22 @@ def test_what_is_allowed_by_its_key_is_silent(trainer: Make) -> None:
             ),
         ),
         (
-            lambda: EarlyStopping("val_loss", strict=False, check_on_train_epoch_end=True),
+            lambda: EarlyStopping(
+                "val_loss", strict=False, check_on_train_epoch_end=True
+            ),
             "EarlyStopping(check_on_train_epoch_end=False)",
             lambda: EarlyStopping("val_loss", check_on_train_epoch_end=False),
         ),
     ],
 )
-def test_a_remedy_makes_the_run_silent(fitted: Any, lie: Any, remedy: str, fixed: Any) -> None:
-    settings = {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
+def test_a_remedy_makes_the_run_silent(
+    fitted: Any, lie: Any, remedy: str, fixed: Any
+) -> None:
+    settings = {
+        "max_epochs": 4,
+        "check_val_every_n_epoch": 2,
+        "num_sanity_val_steps": 0,
+    }
     guard, _ = fitted(lie(), **settings)
     (finding,) = chosen(guard)
     assert remedy in finding.remedy
@@ -388,8 +443,12 @@ def test_the_guarded_run_saves_the_same_files(trainer: Make, tmp_path: Path) -> 
     for name, guards in (("bare", []), ("guarded", [quiet()])):
         torch.manual_seed(0)
         checkpoint = ModelCheckpoint(tmp_path / name, monitor="val_loss", save_top_k=2)
-        made = trainer(callbacks=[checkpoint, *guards], enable_checkpointing=True, max_epochs=3)
+        made = trainer(
+            callbacks=[checkpoint, *guards], enable_checkpointing=True, max_epochs=3
+        )
         made.fit(Net(), loader(), loader(seed=1))
-        saved.append({Path(p).name: float(v) for p, v in checkpoint.best_k_models.items()})
+        saved.append(
+            {Path(p).name: float(v) for p, v in checkpoint.best_k_models.items()}
+        )
         assert "save_checkpoint" not in vars(made)
     assert saved[0] == saved[1]

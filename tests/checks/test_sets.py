@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_diabetes,
+    load_digits,
+    load_iris,
+    load_wine,
+)
 from torch import Tensor
 from torch.utils.data import (
     ConcatDataset,
@@ -78,7 +84,9 @@ class Held(Dataset[Any]):
     """Samples that only reading shows, with what is said of them."""
 
     def __init__(self, part: slice, change: Any = lambda x: x, **said: Any) -> None:
-        self.items = [(change(x), y) for x, y in zip(X[part], Y[part].tolist(), strict=True)]
+        self.items = [
+            (change(x), y) for x, y in zip(X[part], Y[part].tolist(), strict=True)
+        ]
         self.__dict__.update(said)
 
     def __len__(self) -> int:
@@ -103,7 +111,9 @@ def mapping(names: Any) -> dict[str, int]:
     return {str(name): i for i, name in enumerate(names)}
 
 
-def said(train: dict[str, Any], lie: dict[str, Any], fixed: dict[str, Any] | None = None) -> Any:
+def said(
+    train: dict[str, Any], lie: dict[str, Any], fixed: dict[str, Any] | None = None
+) -> Any:
     """Sets that say something of their numbers."""
 
     def sets(honest: bool) -> tuple[Any, Any]:
@@ -155,7 +165,9 @@ class Tokenizer:
 
 def padded(honest: bool) -> tuple[Any, Any]:
     def rows(pad: int) -> Any:
-        tokens = torch.randint(2, 90, (len(X), 64), generator=torch.Generator().manual_seed(3))
+        tokens = torch.randint(
+            2, 90, (len(X), 64), generator=torch.Generator().manual_seed(3)
+        )
         tokens[:, 40:] = pad
         return tokens
 
@@ -175,7 +187,9 @@ def patients(name: str, samples: int = 4) -> Any:
         who = torch.arange(260) // samples
         if not honest:
             who = who[torch.randperm(260, generator=torch.Generator().manual_seed(1))]
-        return Held(TRAIN, **{name: who[TRAIN].tolist()}), Held(VAL, **{name: who[VAL].numpy()})
+        return Held(TRAIN, **{name: who[TRAIN].tolist()}), Held(
+            VAL, **{name: who[VAL].numpy()}
+        )
 
     return sets
 
@@ -266,7 +280,9 @@ def test_groups_that_cannot_be_had_are_noted(trainer: Make) -> None:
 # --- across runs --------------------------------------------------------------------------------
 
 
-def after_fit(make: Make, test: Any, same_trainer: bool = True, forget: bool = False) -> list[str]:
+def after_fit(
+    make: Make, test: Any, same_trainer: bool = True, forget: bool = False
+) -> list[str]:
     guard = EvalGuard(metrics=None, sync="ignore", scores="ignore")
     made, net = make(callbacks=[guard], max_epochs=1), Net()
     train, val = TensorDataset(X[TRAIN].clone(), Y[TRAIN]), of(VAL)
@@ -292,12 +308,30 @@ def partly(seen: slice) -> TensorDataset:
     ("test", "fact"),
     [
         (lambda train, val: train, "200 of its 200 samples belong to the training set"),
-        (lambda train, val: Subset(train, range(30)), "30 of its 30 samples belong to the tr"),
-        (lambda train, val: copy.deepcopy(train), "200 of its 200 samples stand in the training"),
-        (lambda train, val: Held(TRAIN), "of its 200 samples stand in the training set of an"),
-        (lambda train, val: partly(slice(150, 200)), "50 of its 110 samples stand in the training"),
-        (lambda train, val: val, "60 of its 60 samples belong to the validation set of an ear"),
-        (lambda train, val: of(VAL), "60 of its 60 samples stand in the validation set of an"),
+        (
+            lambda train, val: Subset(train, range(30)),
+            "30 of its 30 samples belong to the tr",
+        ),
+        (
+            lambda train, val: copy.deepcopy(train),
+            "200 of its 200 samples stand in the training",
+        ),
+        (
+            lambda train, val: Held(TRAIN),
+            "of its 200 samples stand in the training set of an",
+        ),
+        (
+            lambda train, val: partly(slice(150, 200)),
+            "50 of its 110 samples stand in the training",
+        ),
+        (
+            lambda train, val: val,
+            "60 of its 60 samples belong to the validation set of an ear",
+        ),
+        (
+            lambda train, val: of(VAL),
+            "60 of its 60 samples stand in the validation set of an",
+        ),
     ],
 )
 @pytest.mark.parametrize("same_trainer", [True, False])
@@ -322,7 +356,10 @@ def test_testing_on_new_samples_is_silent(trainer: Make) -> None:
 
 def test_folds_under_one_guard_are_silent(trainer: Make) -> None:
     """Each fold is validated on what the others trained on, and each by its own model."""
-    full, guard = of(slice(0, 300)), EvalGuard(metrics=None, sync="ignore", scores="ignore")
+    full, guard = (
+        of(slice(0, 300)),
+        EvalGuard(metrics=None, sync="ignore", scores="ignore"),
+    )
     for fold in range(3):
         inside = [i for i in range(300) if i % 3 != fold]
         outside = [i for i in range(300) if i % 3 == fold]
@@ -369,7 +406,9 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Any:
         info = get_worker_info()
-        step, first = (info.num_workers, info.id) if info is not None and self.shares else (1, 0)
+        step, first = (
+            (info.num_workers, info.id) if info is not None and self.shares else (1, 0)
+        )
         for i in range(self.part.start + first, self.part.stop, step):
             yield X[i], Y[i]
 
@@ -401,14 +440,18 @@ def twice(name: str, honest: bool) -> DataLoader[Any]:
         return batches(val, sampler=sampler)
     if name == "a batch sampler":
         picked = [list(range(i, i + 10)) for i in range(0, 60, 10)]
-        return DataLoader(val, batch_sampler=Batches(picked if honest else picked + picked[:2]))
+        return DataLoader(
+            val, batch_sampler=Batches(picked if honest else picked + picked[:2])
+        )
     if name == "a stream":
         return DataLoader(Stream(VAL, honest), 20, num_workers=2)
     if name == "a copy":
         return batches(ConcatDataset([val, of(TEST) if honest else Held(VAL)]))
     if name == "a table":
         other = TEST if honest else VAL
-        return batches(TensorDataset(torch.cat([X[VAL], X[other]]), torch.cat([Y[VAL], Y[other]])))
+        return batches(
+            TensorDataset(torch.cat([X[VAL], X[other]]), torch.cat([Y[VAL], Y[other]]))
+        )
     return batches(Doubled(VAL, 1 if honest else 2))
 
 
@@ -483,9 +526,13 @@ def test_no_split_of_a_set_looks_like_another_set() -> None:
                 train, val = order[:n], order[n:]
                 classes = y[val].unique()
                 pick = classes[torch.randint(len(classes), (1,), generator=draw)]
-                rare = val[(y[val] == pick) | (torch.rand(len(val), generator=draw) < 0.1)]
+                rare = val[
+                    (y[val] == pick) | (torch.rand(len(val), generator=draw) < 0.1)
+                ]
                 for part in (val, rare, val[:20], val[y[val].argsort()]):
-                    assert not appearance.difference_in_looks(look(x[part]), look(x[train])), name
+                    assert not appearance.difference_in_looks(
+                        look(x[part]), look(x[train])
+                    ), name
                     splits += 1
                 a, b = TensorDataset(x[train], y[train]), TensorDataset(x[val], y[val])
                 assert found_by_leaks(a, b) == [], name
@@ -530,7 +577,9 @@ def augment(kind: str, x: Tensor) -> Tensor:
     return images
 
 
-@pytest.mark.parametrize("kind", ["flip", "crop", "jitter", "mixup", "noise", "erasing"])
+@pytest.mark.parametrize(
+    "kind", ["flip", "crop", "jitter", "mixup", "noise", "erasing"]
+)
 def test_usual_augmentations_of_training_are_silent(kind: str) -> None:
     torch.manual_seed(0)
     for normalised in (False, True):

@@ -35,7 +35,11 @@ def report_of(fit: Fit) -> Callable[..., Report]:
     """``report_of(module, **kwargs)``: what a fit of it gives, warnings apart."""
 
     def run(module: pl.LightningModule, *callbacks: Any, **kwargs: Any) -> Report:
-        trainers = {k: kwargs.pop(k) for k in tuple(kwargs) if k not in ("state", "allow", "audit")}
+        trainers = {
+            k: kwargs.pop(k)
+            for k in tuple(kwargs)
+            if k not in ("state", "allow", "audit")
+        }
         guard = EvalGuard(data="ignore", metrics=None, sync="ignore", **kwargs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EvalGuardWarning)
@@ -62,10 +66,14 @@ DTYPES = [
 
 
 @given(
-    shape=st.sampled_from([(1,), (7,), (3, 5), (33, 65), (2, 3, 4, 5), (1031,), (4100,)]),
+    shape=st.sampled_from(
+        [(1,), (7,), (3, 5), (33, 65), (2, 3, 4, 5), (1031,), (4100,)]
+    ),
     dtype=st.sampled_from(DTYPES),
     at=st.integers(0, 10**6),
-    layout=st.sampled_from(["contiguous", "channels_last", "transposed", "offset", "expanded"]),
+    layout=st.sampled_from(
+        ["contiguous", "channels_last", "transposed", "offset", "expanded"]
+    ),
 )
 @settings(max_examples=200, deadline=None)
 def test_one_changed_byte_changes_the_hash(
@@ -122,7 +130,9 @@ def test_a_sample_looks_at_every_tensor_and_walks_on() -> None:
     one[3] = 1
     found = [
         bool(
-            Prints({"x": one}, (), turn).differing(Prints({"x": torch.zeros(8 * PIECE)}, (), turn))
+            Prints({"x": one}, (), turn).differing(
+                Prints({"x": torch.zeros(8 * PIECE)}, (), turn)
+            )
         )
         for turn in range(40)
     ]
@@ -131,7 +141,9 @@ def test_a_sample_looks_at_every_tensor_and_walks_on() -> None:
 
 
 def test_what_cannot_be_hashed_is_named_with_the_reason() -> None:
-    prints = Prints({"a": torch.zeros(3, device="meta"), "b": torch.zeros(2, 2).to_sparse()})
+    prints = Prints(
+        {"a": torch.zeros(3, device="meta"), "b": torch.zeros(2, 2).to_sparse()}
+    )
     assert set(prints.unreadable) == {"a", "b"}
     assert "meta" in prints.unreadable["a"]
     assert prints.differing(prints) == []
@@ -139,7 +151,11 @@ def test_what_cannot_be_hashed_is_named_with_the_reason() -> None:
 
 def test_tensors_of_other_shapes_and_dtypes_differ() -> None:
     old = Prints({"a": torch.zeros(3), "b": torch.zeros(4), "c": torch.zeros(2)})
-    new = {"a": torch.zeros(4), "b": torch.zeros(4, dtype=torch.float64), "c": torch.zeros(2)}
+    new = {
+        "a": torch.zeros(4),
+        "b": torch.zeros(4, dtype=torch.float64),
+        "c": torch.zeros(2),
+    }
     assert Prints(new).differing(old) == ["a", "b"]
 
 
@@ -186,7 +202,10 @@ def test_plain_attributes_are_looked_at_without_keeping_them_alive() -> None:
     inventory = Inventory(net)
     inventory.refresh()
     found = kept(inventory)
-    assert {k: sorted(v) for k, v in found.items()} == {"queue": [""], "lists": ["[0]", "[1]['x']"]}
+    assert {k: sorted(v) for k, v in found.items()} == {
+        "queue": [""],
+        "lists": ["[0]", "[1]['x']"],
+    }
     gone = weakref.ref(net.queue)
     net.queue = None
     assert gone() is None
@@ -218,16 +237,23 @@ def test_a_written_buffer_is_named_with_the_line_that_wrote_it(report_of: Any) -
     )
 
 
-def test_a_batch_whose_tensors_were_replaced_is_not_taken_for_a_written_one(trainer: Any) -> None:
+def test_a_batch_whose_tensors_were_replaced_is_not_taken_for_a_written_one(
+    trainer: Any,
+) -> None:
     def collated(rows: list[Any]) -> dict[str, Tensor]:
-        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
+        return {
+            "x": torch.stack([x for x, _ in rows]),
+            "y": torch.stack([y for _, y in rows]),
+        }
 
     class Named(Classifier):
         """What the loader gave goes as the step replaces it, and its memory is used anew."""
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             batch["y"] = batch["y"].float()
-            scratch = [torch.empty(BATCH, dtype=torch.int64).fill_(1) for _ in range(64)]
+            scratch = [
+                torch.empty(BATCH, dtype=torch.int64).fill_(1) for _ in range(64)
+            ]
             self.log("val_loss", self(batch["x"]).sum() + scratch[0].sum())
 
         def val_dataloader(self) -> Any:
@@ -251,7 +277,9 @@ def test_one_line_that_writes_in_many_modules_is_one_finding(report_of: Any) -> 
     class Deep(Classifier):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Sequential(*(Decays() for _ in range(5)), nn.Linear(FEATURES, CLASSES))
+            self.net = nn.Sequential(
+                *(Decays() for _ in range(5)), nn.Linear(FEATURES, CLASSES)
+            )
 
     (finding,) = (f for f in report_of(Deep()).findings if f.check == "state")
     assert (finding.subject, finding.certain) == ("net.0.linear.weight", True)
@@ -259,7 +287,9 @@ def test_one_line_that_writes_in_many_modules_is_one_finding(report_of: Any) -> 
     assert finding.switch == 'EvalGuard(allow={"state": ["*.linear.weight"]})'
 
 
-def test_a_bound_that_each_call_sets_is_reported_once_and_stops_nothing(trainer: Any) -> None:
+def test_a_bound_that_each_call_sets_is_reported_once_and_stops_nothing(
+    trainer: Any,
+) -> None:
     class Bounded(Classifier):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -270,7 +300,11 @@ def test_a_bound_that_each_call_sets_is_reported_once_and_stops_nothing(trainer:
     with pytest.warns(EvalGuardWarning, match="Compute with the bounded value"):
         trainer(callbacks=[guard], max_epochs=3).fit(Bounded())
     (finding,) = guard.report.findings
-    assert (finding.check, finding.subject, finding.certain) == ("state", "net.weight", False)
+    assert (finding.check, finding.subject, finding.certain) == (
+        "state",
+        "net.weight",
+        False,
+    )
 
 
 def test_a_step_of_the_optimizer_is_called_one(report_of: Any) -> None:
@@ -340,7 +374,9 @@ class Writes(Classifier):
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
-def test_a_write_is_found_in_whichever_evaluation_it_happens(first: int, report_of: Any) -> None:
+def test_a_write_is_found_in_whichever_evaluation_it_happens(
+    first: int, report_of: Any
+) -> None:
     module = Writes()
     module.when = (first,)
     (finding,) = report_of(module, max_epochs=3).findings
@@ -352,7 +388,9 @@ def test_a_write_is_found_in_whichever_evaluation_it_happens(first: int, report_
 def test_a_write_within_allow_is_meant(report_of: Any) -> None:
     class Meant(Writes):
         def change(self) -> None:
-            with allow("state", reason="a decay that the paper applies in evaluation too"):
+            with allow(
+                "state", reason="a decay that the paper applies in evaluation too"
+            ):
                 super().change()
 
     assert report_of(Meant(), max_epochs=2).findings == []
@@ -363,7 +401,9 @@ def test_a_write_to_an_allowed_name_is_meant(report_of: Any) -> None:
     assert report_of(Writes(), allow={"state": ["wide.*"]}).findings != []
 
 
-def test_weights_swapped_in_a_later_evaluation_and_kept_are_found(report_of: Any) -> None:
+def test_weights_swapped_in_a_later_evaluation_and_kept_are_found(
+    report_of: Any,
+) -> None:
     class Swaps(Writes):
         when = (4,)
 
@@ -379,7 +419,9 @@ def test_weights_swapped_in_a_later_evaluation_and_kept_are_found(report_of: Any
     assert "changed during validation, expected it to be as before" in str(finding)
 
 
-def test_weights_swapped_within_each_step_and_put_back_are_left_alone(report_of: Any) -> None:
+def test_weights_swapped_within_each_step_and_put_back_are_left_alone(
+    report_of: Any,
+) -> None:
     class Swaps(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             own = {k: v.clone() for k, v in self.net.state_dict().items()}
@@ -404,7 +446,9 @@ class Positions(Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(self.table) < len(x):
-            self.register_buffer("table", torch.zeros(len(x)), persistent=self.persistent)
+            self.register_buffer(
+                "table", torch.zeros(len(x)), persistent=self.persistent
+            )
         return self.net(x + self.table[: len(x), None])
 
 
@@ -434,7 +478,9 @@ class _FollowsPrecision(Classifier):
         self(x * self.table)
 
 
-@pytest.mark.parametrize(("persistent", "gains"), [(False, 0.0), (True, 0.0), (False, 1.0)])
+@pytest.mark.parametrize(
+    ("persistent", "gains"), [(False, 0.0), (True, 0.0), (False, 1.0)]
+)
 def test_a_table_that_follows_the_precision_is_left_alone_unless_it_is_saved_or_gains(
     persistent: bool, gains: float, report_of: Any
 ) -> None:
@@ -460,7 +506,9 @@ class Queue(Classifier):
 
 def test_a_queue_in_a_plain_attribute_is_a_suspicion(report_of: Any) -> None:
     findings = report_of(Queue(), max_epochs=1).findings
-    assert {(f.check, f.subject, f.certain) for f in findings} == {("state", "queue", False)}
+    assert {(f.check, f.subject, f.certain) for f in findings} == {
+        ("state", "queue", False)
+    }
     assert "results that do not depend on the batches before" in str(findings[0])
     assert 'allow={"state": ["queue"]}' in str(findings[0])
 
@@ -480,7 +528,9 @@ def test_totals_and_histograms_of_ones_own_are_left_alone(report_of: Any) -> Non
             logits = self(x)
             self.total += F.cross_entropy(logits, y)
             self.mean = 0.9 * self.mean + 0.1 * logits.mean(0)
-            self.confmat.index_put_((y, logits.argmax(1)), torch.ones(len(y)), accumulate=True)
+            self.confmat.index_put_(
+                (y, logits.argmax(1)), torch.ones(len(y)), accumulate=True
+            )
             self.preds = torch.cat([self.preds, logits])
             self.parts.append(logits)
             self.log("share", self.confmat.trace() / self.confmat.sum())
@@ -519,13 +569,17 @@ class StepsItsSchedule(Classifier):
             self.lr_schedulers().step()
 
 
-def test_a_schedule_run_by_a_hook_is_certain_under_automatic_optimization(report_of: Any) -> None:
+def test_a_schedule_run_by_a_hook_is_certain_under_automatic_optimization(
+    report_of: Any,
+) -> None:
     findings = report_of(StepsItsSchedule()).findings
     assert {f.subject for f in findings} == {"lr_schedulers[0]", "optimizers[0]"}
     assert all(f.certain for f in findings)
 
 
-def test_a_schedule_run_by_a_hook_is_a_suspicion_under_manual_optimization(report_of: Any) -> None:
+def test_a_schedule_run_by_a_hook_is_a_suspicion_under_manual_optimization(
+    report_of: Any,
+) -> None:
     class Manual(StepsItsSchedule):
         automatic_optimization = False
 
@@ -569,7 +623,10 @@ def test_a_guarded_fit_gives_the_same_weights_bit_for_bit(fit: Fit) -> None:
         torch.manual_seed(0)
         module = Classifier()
         module.net = nn.Sequential(
-            nn.Linear(FEATURES, 64), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, CLASSES)
+            nn.Linear(FEATURES, 64),
+            nn.BatchNorm1d(64),
+            nn.Dropout(0.5),
+            nn.Linear(64, CLASSES),
         )
         fit(module, *callbacks, max_epochs=2)
         return {**module.state_dict(), "rng": torch.get_rng_state()}
@@ -579,10 +636,14 @@ def test_a_guarded_fit_gives_the_same_weights_bit_for_bit(fit: Fit) -> None:
     assert all(torch.equal(t, guarded[name]) for name, t in bare.items())
 
 
-def test_frozen_parameters_and_modules_without_tensors_are_no_trouble(report_of: Any) -> None:
+def test_frozen_parameters_and_modules_without_tensors_are_no_trouble(
+    report_of: Any,
+) -> None:
     module = Classifier()
     module.net.requires_grad_(False)
-    module.head = nn.Sequential(nn.Identity(), nn.ReLU(), nn.ModuleList(), nn.ParameterList())
+    module.head = nn.Sequential(
+        nn.Identity(), nn.ReLU(), nn.ModuleList(), nn.ParameterList()
+    )
     module.scale = nn.Parameter(torch.ones(()))
     module.forward = lambda x: module.net(x) * module.scale  # type: ignore[method-assign]
     assert report_of(module).findings == []

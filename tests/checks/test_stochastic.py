@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import words
-from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Report, allow
+from lightning_evalguard import (
+    EvalGuard,
+    EvalGuardError,
+    EvalGuardWarning,
+    Report,
+    allow,
+)
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 
@@ -52,9 +58,12 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.randn(16, 8, generator=made)), 8)
 
 
-def guarded(trainer: Make, module: pl.LightningModule, entry: str = "fit", **kwargs: Any) -> Report:
+def guarded(
+    trainer: Make, module: pl.LightningModule, entry: str = "fit", **kwargs: Any
+) -> Report:
     guard = EvalGuard(
-        data="ignore", **({"stochastic": "warn", "metrics": None, "sync": "ignore"} | kwargs)
+        data="ignore",
+        **({"stochastic": "warn", "metrics": None, "sync": "ignore"} | kwargs),
     )
     made = trainer(callbacks=[guard])
     with pytest.MonkeyPatch.context() as patch:
@@ -75,9 +84,13 @@ def said(report: Report) -> list[str]:
             for line, f in zip(lines, report.findings, strict=True)]  # fmt: skip
 
 
-def model(forward: Callable[[Any, Tensor], Tensor], **attributes: Any) -> pl.LightningModule:
+def model(
+    forward: Callable[[Any, Tensor], Tensor], **attributes: Any
+) -> pl.LightningModule:
     """A module with that `forward` and those attributes."""
-    made = type("Model", (Step,), {"forward": lambda self, x: forward(self, self.net(x))})()
+    made = type(
+        "Model", (Step,), {"forward": lambda self, x: forward(self, self.net(x))}
+    )()
     for name, value in attributes.items():
         setattr(made, name, value)
     return made
@@ -105,7 +118,9 @@ def test_equal_draws_of_twelve_layers_are_one_finding(trainer: Make) -> None:
             return F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
 
     layers = nn.Sequential(*[Layer() for _ in range(12)])
-    report = guarded(trainer, model(lambda self, x: layers(x[None, None]), layers=layers))
+    report = guarded(
+        trainer, model(lambda self, x: layers(x[None, None]), layers=layers)
+    )
     assert said(report) == [
         f"{HERE} in `layers` (Layer): `F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)` "
         "drew random numbers in eval mode (12x). Pass dropout_p=p if self.training else 0.0. "
@@ -145,7 +160,9 @@ def test_a_line_of_python_is_named_where_no_operator_draws(trainer: Make) -> Non
     ]
 
 
-def test_what_no_generator_shows_is_found_by_running_the_step_twice(trainer: Make) -> None:
+def test_what_no_generator_shows_is_found_by_running_the_step_twice(
+    trainer: Make,
+) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return x * self.draws.random()
 
@@ -202,7 +219,9 @@ HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], str]] =
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_a_module_out_of_reach_is_named_where_it_hides(name: str, trainer: Make) -> None:
+def test_a_module_out_of_reach_is_named_where_it_hides(
+    name: str, trainer: Make
+) -> None:
     forward, attributes, words = HIDDEN[name]
     where, remedy = words.split("|")
     (line,) = said(guarded(trainer, model(forward, **attributes)))
@@ -269,17 +288,24 @@ HONEST: list[tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("forward", "attributes"), HONEST, ids=[f.__name__ for f, _ in HONEST])
+@pytest.mark.parametrize(
+    ("forward", "attributes"), HONEST, ids=[f.__name__ for f, _ in HONEST]
+)
 @pytest.mark.parametrize("entry", ["fit", "validate"])
 def test_what_is_the_same_each_time_is_silent(
-    forward: Callable[[Any, Tensor], Tensor], attributes: dict[str, Any], entry: str, trainer: Make
+    forward: Callable[[Any, Tensor], Tensor],
+    attributes: dict[str, Any],
+    entry: str,
+    trainer: Make,
 ) -> None:
     assert said(guarded(trainer, model(forward, **attributes), entry)) == []
 
 
 def test_layers_of_torch_in_eval_are_silent(trainer: Make) -> None:
     layers = nn.Sequential(
-        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, 0.5, batch_first=True), 2),
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 8, 0.5, batch_first=True), 2
+        ),
         nn.Dropout(0.5),
         nn.AlphaDropout(0.5),
         nn.RReLU(),
@@ -298,7 +324,9 @@ def test_layers_of_torch_in_eval_are_silent(trainer: Make) -> None:
 # when it is looked at
 
 
-def test_without_a_sanity_check_the_first_step_that_draws_is_run_again(trainer: Make) -> None:
+def test_without_a_sanity_check_the_first_step_that_draws_is_run_again(
+    trainer: Make,
+) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
 
@@ -321,11 +349,15 @@ def test_noise_that_starts_later_is_found_when_it_starts(trainer: Make) -> None:
     assert report.checked["replayed_steps"] == 2
 
 
-def test_what_is_meant_is_explained_once_and_not_run_again_at_every_batch(trainer: Make) -> None:
+def test_what_is_meant_is_explained_once_and_not_run_again_at_every_batch(
+    trainer: Make,
+) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return x + torch.randn_like(x)
 
-    report = guarded(trainer, model(forward), allow={"stochastic": ["*/test_stochastic.py"]})
+    report = guarded(
+        trainer, model(forward), allow={"stochastic": ["*/test_stochastic.py"]}
+    )
     assert report.findings == []
     assert report.checked["replayed_steps"] == 1
 
@@ -364,7 +396,9 @@ def test_a_debugger_keeps_its_trace_function(
 def test_certain_findings_stop_the_run_and_suspicions_warn(trainer: Make) -> None:
     guard = EvalGuard(data="ignore", metrics=None, sync="ignore")
     with pytest.raises(EvalGuardError, match=r"Pass training=self\.training"):
-        trainer(callbacks=[guard]).fit(model(lambda self, x: F.dropout(x)), loader(), loader())
+        trainer(callbacks=[guard]).fit(
+            model(lambda self, x: F.dropout(x)), loader(), loader()
+        )
     guard = EvalGuard(data="ignore", metrics=None, sync="ignore")
     with pytest.warns(EvalGuardWarning, match="randn_like") as warned:
         trainer(callbacks=[guard]).fit(

@@ -19,7 +19,9 @@ from test_zoo import guarded
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"
+    ),
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
 ]
 Make = Callable[..., pl.Trainer]
@@ -49,7 +51,9 @@ def _programs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("program", list(_programs()))
-def test_a_switch_silences_its_finding_and_no_other(program: Program, trainer: Make) -> None:
+def test_a_switch_silences_its_finding_and_no_other(
+    program: Program, trainer: Make
+) -> None:
     warns: dict[str, Any] = dict.fromkeys(_STOP, "warn")  # so that the run goes on
     warns |= {k: v for k, v in program.guard.items() if v != "error"}
 

@@ -131,19 +131,27 @@ class Planted(Honest):
     def on_before_optimizer_step(self, optimizer):
         self.plant_in_on_before_optimizer_step(*self.given)
 """
-PLACES = ("training_step", "validation_step", "test_step", "on_before_optimizer_step", "callback")
+PLACES = (
+    "training_step",
+    "validation_step",
+    "test_step",
+    "on_before_optimizer_step",
+    "callback",
+)
 
 
-def plant(folder: Path, idioms: list[str], quiet: str = "") -> tuple[Any, dict[int, str]]:
+def plant(
+    folder: Path, idioms: list[str], quiet: str = ""
+) -> tuple[Any, dict[int, str]]:
     """A module whose hooks run the idioms: itself, and line number -> ``place: idiom``."""
     text = HOOKS.format(quiet=quiet)
     for place in PLACES:
-        body = table.program(idioms, "        " if place != "callback" else "            ")
+        body = table.program(
+            idioms, "        " if place != "callback" else "            "
+        )
         if place == "callback":
             text += "\n\nclass Elsewhere(pl.Callback):\n"
-            text += (
-                "    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):\n"
-            )
+            text += "    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):\n"
             text += "        x, y = batch\n        if True:\n" + body
         else:
             text += f"\n    def plant_in_{place}(self, x, y):\n" + body
@@ -179,7 +187,11 @@ def heard(guard: EvalGuard, where: dict[int, str]) -> dict[str, float]:
 def test_each_idiom_is_found_at_its_line_and_each_near_miss_is_silent(
     fit: Fit, trainer: Callable[..., pl.Trainer], tmp_path: Path
 ) -> None:
-    waits = {s: table.ON_CPU.get(s, n) for s, n, _ in table.WAITS if s not in table.SYNCHRONIZE}
+    waits = {
+        s: table.ON_CPU.get(s, n)
+        for s, n, _ in table.WAITS
+        if s not in table.SYNCHRONIZE
+    }
     module, where = plant(tmp_path, [*waits, *table.FREE])
     guard = watch(fit, module.Planted(), module.Elsewhere())
     tested = EvalGuard(metrics=None, audit="off", sync_steps=(0, 1))
@@ -213,7 +225,9 @@ class ReadsItsLoss(Honest):
 
 def line_of(cls: type, text: str) -> str:
     lines = Path(__file__).read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"class {cls.__name__}("))
+    start = next(
+        i for i, line in enumerate(lines) if line.startswith(f"class {cls.__name__}(")
+    )
     at = next(i for i, line in enumerate(lines[start:], start + 1) if text in line)
     return f"{__file__}:{at}"
 
@@ -222,7 +236,9 @@ def test_a_bare_guard_warns_once_at_the_users_line(fit: Fit) -> None:
     with pytest.warns(EvalGuardWarning) as told:
         fit(ReadsItsLoss(), EvalGuard(metrics=None), max_epochs=2)
     told_of = [w for w in told if issubclass(w.category, EvalGuardWarning)]
-    assert [f"{w.filename}:{w.lineno}" for w in told_of] == [line_of(ReadsItsLoss, ".item()")]
+    assert [f"{w.filename}:{w.lineno}" for w in told_of] == [
+        line_of(ReadsItsLoss, ".item()")
+    ]
     assert words.said(told_of[0].message).endswith(
         "`loss.item()` would make the host wait for the device, 1.0 per training step. Keep the "
         "tensor; read it once after the last batch, or log it with self.log. [sync]"
@@ -247,7 +263,9 @@ def test_allow_silences_the_finding_and_keeps_the_record(fit: Fit) -> None:
 
     guard = EvalGuard(metrics=None, sync="error")
     fit(Meant(), guard)
-    assert [(s.expression, s.allowed) for s in guard.report.syncs] == [("loss.item()", True)]
+    assert [(s.expression, s.allowed) for s in guard.report.syncs] == [
+        ("loss.item()", True)
+    ]
 
 
 class Careful(Honest):
@@ -318,7 +336,9 @@ def packed(self: Step, x: Tensor, y: Tensor) -> Tensor:
 def masked_attention(self: Step, x: Tensor, y: Tensor) -> Tensor:
     mask = nn.Transformer.generate_square_subsequent_mask(8, device=x.device)
     padding = torch.arange(8, device=x.device)[None] >= 6
-    return self.encoder(x[None], src_mask=mask, src_key_padding_mask=padding.float()).mean()
+    return self.encoder(
+        x[None], src_mask=mask, src_key_padding_mask=padding.float()
+    ).mean()
 
 
 def mixup(self: Step, x: Tensor, y: Tensor) -> Tensor:
@@ -331,7 +351,9 @@ def mixup(self: Step, x: Tensor, y: Tensor) -> Tensor:
 def contrast(self: Step, x: Tensor, y: Tensor) -> Tensor:
     keys = F.normalize(self.layer(x))
     self.queue.copy_(torch.cat([keys.detach(), self.queue[:8]]))
-    self.slow = 0.9 * self.slow.to(x.device, non_blocking=True) + 0.1 * keys.detach().mean()
+    self.slow = (
+        0.9 * self.slow.to(x.device, non_blocking=True) + 0.1 * keys.detach().mean()
+    )
     same = (y[:, None] == y[None]).float()
     return -(F.log_softmax(keys @ keys.t(), -1) * same).sum() / same.sum()
 
@@ -371,9 +393,13 @@ def test_an_honest_step_is_silent(fit: Fit, step: Callable[..., Tensor]) -> None
     assert sites(guard, "user") == {}
 
 
-def test_a_part_of_the_batch_that_a_hook_may_leave_on_the_host_is_not_judged(fit: Fit) -> None:
+def test_a_part_of_the_batch_that_a_hook_may_leave_on_the_host_is_not_judged(
+    fit: Fit,
+) -> None:
     class Keeps(Honest):
-        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        def transfer_batch_to_device(
+            self, batch: Any, device: Any, dataloader_idx: int
+        ) -> Any:
             return batch[0].to(device, non_blocking=True), batch[1]
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -446,13 +472,16 @@ def test_lightnings_own_syncs_stand_under_its_name(fit: Fit, tmp_path: Path) -> 
     assert sites(guard, "user") == {}
     assert [f for f in guard.report.findings if f.check == "sync"] == []
     found = sites(guard, "lightning")
-    assert found['self.log("half", 0.5)'] == 1.0  # a number becomes a tensor on the device
+    # a number becomes a tensor on the device
+    assert found['self.log("half", 0.5)'] == 1.0
     assert found["value.item()"] == 2.0  # the bar reads each metric twice
     assert set(found) == {'self.log("half", 0.5)', "value.item()"}
 
 
 def metric(name: str, **kwargs: Any) -> torchmetrics.Metric:
-    return getattr(torchmetrics.classification, f"Multiclass{name}")(num_classes=4, **kwargs)
+    return getattr(torchmetrics.classification, f"Multiclass{name}")(
+        num_classes=4, **kwargs
+    )
 
 
 # As the CUDA runtime sees it: `bincount` and `unique` wait inside, an `ignore_index` twice more.
@@ -488,7 +517,9 @@ def test_torchmetrics_syncs_stand_under_its_name_at_the_users_line(
         assert (sync.owner, sync.stage) == ("torchmetrics", "validate")
         assert sync.expression == "self.metric.update(self(batch[0]), batch[1])"
         assert sync.via.startswith("torchmetrics/")
-        mend = "validate_args=False" if sync.op == "unique" else "the guard's own matrix"
+        mend = (
+            "validate_args=False" if sync.op == "unique" else "the guard's own matrix"
+        )
         assert mend in sync.remedy
         assert sync.remedy in str(sync)
         found[sync.op] += int(sync.per_step)
@@ -518,18 +549,24 @@ class Compares(Honest):
         self.metric.update(positive, positive)
 
 
-def test_a_setting_that_avoids_a_wait_is_named_where_the_metric_takes_it(fit: Fit) -> None:
+def test_a_setting_that_avoids_a_wait_is_named_where_the_metric_takes_it(
+    fit: Fit,
+) -> None:
     syncs = watch(fit, Compares()).report.syncs
     assert {sync.owner for sync in syncs} == {"torchmetrics"}
     for sync in syncs:
         assert "validate_args" not in sync.remedy, sync
 
     syncs = watch(fit, Means()).report.syncs
-    assert {sync.remedy for sync in syncs} == {'Pass nan_strategy="disable" to the metric.'}
+    assert {sync.remedy for sync in syncs} == {
+        'Pass nan_strategy="disable" to the metric.'
+    }
     assert watch(fit, Means(nan_strategy="disable")).report.syncs == []
 
 
-def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fit) -> None:
+def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(
+    fit: Fit,
+) -> None:
     class Checks(Honest):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             mean, scale = self(batch[0])[:, :2].chunk(2, 1)
@@ -549,8 +586,14 @@ def test_checks_inside_libraries_stand_at_the_users_line_with_their_mend(fit: Fi
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
-    found = {f.expression: f for f in watch(fit, Checks()).report.findings if f.check == "sync"}
-    normal = found.pop("torch.distributions.Normal(mean, scale.exp(), validate_args=True)")
+    found = {
+        f.expression: f
+        for f in watch(fit, Checks()).report.findings
+        if f.check == "sync"
+    }
+    normal = found.pop(
+        "torch.distributions.Normal(mean, scale.exp(), validate_args=True)"
+    )
     score = found.pop("normal.log_prob(batch[0][:, :1])")
     (clip,) = found.values()
     assert "2.0 per training step" in normal.fact
@@ -586,7 +629,11 @@ def test_the_guards_own_confusion_state_waits_for_nothing(fit: Fit) -> None:
     class Tells(Honest):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             x, y = batch
-            return {"preds": self(x).argmax(-1), "target": y, "loss": F.cross_entropy(self(x), y)}
+            return {
+                "preds": self(x).argmax(-1),
+                "target": y,
+                "loss": F.cross_entropy(self(x), y),
+            }
 
     fit(Tells(), guard)
     assert sites(guard, "lightning_evalguard", "validate") == {}
@@ -597,7 +644,16 @@ def test_the_guards_own_confusion_state_waits_for_nothing(fit: Fit) -> None:
 
 def state_of_torch() -> list[Any]:
     """What the watch replaces, as it stands."""
-    methods = ("cpu", "to", "tolist", "numpy", "__array__", "__repr__", "__format__", "new_tensor")
+    methods = (
+        "cpu",
+        "to",
+        "tolist",
+        "numpy",
+        "__array__",
+        "__repr__",
+        "__format__",
+        "new_tensor",
+    )
     kernels = [
         torch._C._dispatch_dump(f"aten::{op}").split("CPU:")[-1]
         for op in ("_local_scalar_dense", "nonzero", "_unique2", "bincount", "equal")
@@ -615,7 +671,9 @@ class _Stops(Honest):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
-def test_an_exception_in_a_window_leaves_torch_as_it_was(fit: Fit, error: BaseException) -> None:
+def test_an_exception_in_a_window_leaves_torch_as_it_was(
+    fit: Fit, error: BaseException
+) -> None:
     before = state_of_torch()
     module = _Stops()
     module.error = error
@@ -627,7 +685,9 @@ def test_an_exception_in_a_window_leaves_torch_as_it_was(fit: Fit, error: BaseEx
 def test_overlapping_watches_may_stop_in_any_order() -> None:
     before = state_of_torch()
     heard: list[str] = []
-    first, second = (WaitWatch("cpu", lambda op, f, s, n=n: heard.append(n)) for n in ("1", "2"))
+    first, second = (
+        WaitWatch("cpu", lambda op, f, s, n=n: heard.append(n)) for n in ("1", "2")
+    )
     value = torch.ones(())
     first.open([value])
     second.open([value])
@@ -640,7 +700,9 @@ def test_overlapping_watches_may_stop_in_any_order() -> None:
     assert state_of_torch() == before
 
 
-def test_two_guards_and_a_trainer_inside_another(fit: Fit, trainer: Callable[..., Any]) -> None:
+def test_two_guards_and_a_trainer_inside_another(
+    fit: Fit, trainer: Callable[..., Any]
+) -> None:
     class Nested(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             inner = trainer(callbacks=[EvalGuard(metrics=None, sync="ignore")])
@@ -656,7 +718,9 @@ def test_two_guards_and_a_trainer_inside_another(fit: Fit, trainer: Callable[...
 
 def test_another_mode_entered_in_a_window_survives_its_end() -> None:
     class Other(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ):
             return func(*args, **(kwargs or {}))
 
     before = state_of_torch()
@@ -664,13 +728,17 @@ def test_another_mode_entered_in_a_window_survives_its_end() -> None:
     watch.open([])
     with other:
         watch.stop()
-        assert torch.utils._python_dispatch._get_current_dispatch_mode_stack() == [other]
+        assert torch.utils._python_dispatch._get_current_dispatch_mode_stack() == [
+            other
+        ]
     assert state_of_torch() == before
 
 
 def test_another_thread_is_not_watched(fit: Fit) -> None:
     class Reads(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, *_: Any
+        ) -> None:
             thread = threading.Thread(target=lambda: outputs["loss"].item())
             thread.start()
             thread.join()
@@ -730,7 +798,13 @@ def test_training_is_the_same_bit_for_bit(fit: Fit) -> None:
         module = Busy()
         fit(
             module,
-            EvalGuard(metrics=None, audit="off", sync_steps=steps, data="ignore", scores="ignore"),
+            EvalGuard(
+                metrics=None,
+                audit="off",
+                sync_steps=steps,
+                data="ignore",
+                scores="ignore",
+            ),
             max_epochs=2,
         )
         weights.append([p.detach().clone() for p in module.parameters()])
@@ -760,7 +834,8 @@ LOSSES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     ),
     "prod": lambda m, z, y: ((z.prod(1) - y) ** 2).mean(),
     "masked_fill": lambda m, z, y: (
-        torch.randn(512, 64) * z.repeat(64, 16).masked_fill(z.repeat(64, 16) > 0.1, m.fill)
+        torch.randn(512, 64)
+        * z.repeat(64, 16).masked_fill(z.repeat(64, 16) > 0.1, m.fill)
     ).mean(),
     "the same precision": lambda m, z, y: F.binary_cross_entropy_with_logits(
         z, F.one_hot(y, 4).to(z.dtype), pos_weight=torch.tensor(0.6)
@@ -769,7 +844,9 @@ LOSSES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_backward_pass_whose_bits_a_watch_would_move_is_left_alone(fit: Fit, loss: str) -> None:
+def test_a_backward_pass_whose_bits_a_watch_would_move_is_left_alone(
+    fit: Fit, loss: str
+) -> None:
     weights = []
     for steps in ((0, 10**9), (0, 1)):
         torch.manual_seed(0)
@@ -778,11 +855,15 @@ def test_a_backward_pass_whose_bits_a_watch_would_move_is_left_alone(fit: Fit, l
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EvalGuardWarning)
             precision = "64-true" if "precision" in loss else "32-true"
-            fit(module, guard, max_epochs=2, precision=precision, num_sanity_val_steps=0)
+            fit(
+                module, guard, max_epochs=2, precision=precision, num_sanity_val_steps=0
+            )
         weights.append([p.detach().clone() for p in module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     assert sites(guard, "user")["self.layer.weight.grad.norm().item()"] == 1.0
-    noted = [note for note in guard.report.notes if "backward pass was not watched" in note]
+    noted = [
+        note for note in guard.report.notes if "backward pass was not watched" in note
+    ]
     assert len(noted) == (loss != "the same precision")
 
 
@@ -797,7 +878,9 @@ def test_parameters_can_be_swapped_inside_a_window(fit: Fit) -> None:
     assert watch(fit, Swaps()).report.syncs == []
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) -> None:
     import torch._dynamo.utils as dynamo
 
@@ -808,7 +891,9 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
 
         def _step(self, x: Tensor, y: Tensor) -> Tensor:
             one = torch.ones(4, device=x.device).to(x.device)
-            return F.cross_entropy(self.layer(x.to(torch.float32)) * one.cpu().to(x.device), y)
+            return F.cross_entropy(
+                self.layer(x.to(torch.float32)) * one.cpu().to(x.device), y
+            )
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             loss = self.step(*batch)
@@ -826,7 +911,9 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fit(Compiled(), guard, num_sanity_val_steps=0)
-        frames.append(dict(dynamo.counters["frames"]) | dict(dynamo.counters["graph_break"]))
+        frames.append(
+            dict(dynamo.counters["frames"]) | dict(dynamo.counters["graph_break"])
+        )
     assert frames[0] == frames[1]
     assert sites(guard, "user") == {"loss.item()": 1.0}
     assert sites(guard, "user", "validate") == {"self.step(*batch).item()": 1.0}
@@ -835,7 +922,9 @@ def test_a_compiled_module_is_compiled_whole_and_once(fit: Fit, backend: str) ->
 def test_the_example_prints_its_five_and_the_fixed_one_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "syncs.py"), run_name="__main__")
+    runpy.run_path(
+        str(Path(__file__).parents[2] / "examples" / "syncs.py"), run_name="__main__"
+    )
     planted, _, fixed = capsys.readouterr().out.partition("Fixed: ")
     assert planted.count("[user]") == 5
     assert fixed.strip() == "0 syncs"
@@ -860,7 +949,8 @@ def test_steps_under_inference_mode_are_watched_and_keep_their_bits(
         trainer(callbacks=list(guards)).validate(module, verbose=False)
         return module.seen
 
-    quiet = {"data": "ignore", "weights": "ignore"}  # nothing trained it: that is not asked here
+    # nothing trained it: that is not asked here
+    quiet = {"data": "ignore", "weights": "ignore"}
     guard = EvalGuard(metrics=None, sync_steps=(0, 1), **quiet)
     with pytest.warns(EvalGuardWarning, match="would make the host wait"):
         watched = outputs(guard)
@@ -907,7 +997,9 @@ class TestOnADevice:
         guard = watch(fit, module.Planted(), module.Elsewhere(), **gpu)
         found = heard(guard, where)
         # what CUDA's own switch hears in all of it has a line
-        assert [note for note in guard.report.notes if "set_sync_debug_mode" in note] == []
+        assert [
+            note for note in guard.report.notes if "set_sync_debug_mode" in note
+        ] == []
         assert torch.cuda.get_sync_debug_mode() == 0
         places = [p for p in PLACES if p != "test_step"]
         expected = {f"{p}: {s}": float(n) for p in places for s, n in waits.items()}
@@ -919,7 +1011,9 @@ class TestOnADevice:
         fit(Honest(), guard, num_sanity_val_steps=0, **gpu)
         assert guard.report.syncs == []
 
-    def test_a_hook_in_the_backward_pass_is_heard_on_autograds_thread(self, fit: Fit) -> None:
+    def test_a_hook_in_the_backward_pass_is_heard_on_autograds_thread(
+        self, fit: Fit
+    ) -> None:
         class Hooked(Honest):
             def training_step(self, batch: Any, batch_idx: int) -> Tensor:
                 loss = super().training_step(batch, batch_idx)
@@ -938,9 +1032,13 @@ class TestOnADevice:
                     return values[values > 0].sum()
 
         guard = watch(fit, Masked(), **gpu)
-        heard = [s for s in guard.report.syncs if s.owner == "autograd" and s.stage == "fit"]
+        heard = [
+            s for s in guard.report.syncs if s.owner == "autograd" and s.stage == "fit"
+        ]
         assert [(s.location, s.op, s.per_step) for s in heard] == [("", "nonzero", 1.0)]
-        assert str(heard[0]).startswith("`the backward pass` (nonzero), 1.0 per training step")
+        assert str(heard[0]).startswith(
+            "`the backward pass` (nonzero), 1.0 per training step"
+        )
 
     def test_cudas_own_switch_hears_what_nobody_else_does_and_is_put_back(self) -> None:
         number, shown = torch.ones(1, device="cuda"), warnings.showwarning
@@ -981,11 +1079,14 @@ class TestOnADevice:
             rig.fc_set_kernel_us(0.0)
 
         guard = watch(fit, Waits(), **gpu)
-        cost = {s.location: s.milliseconds for s in guard.report.syncs if s.owner == "user"}
+        cost = {
+            s.location: s.milliseconds for s in guard.report.syncs if s.owner == "user"
+        }
         first, second = (cost[place] for place in sorted(cost))
         assert first is not None
         assert second is not None
-        assert first > 15.0 > 5.0 > second  # who comes first waits for all that was queued
+        # who comes first waits for all that was queued
+        assert first > 15.0 > 5.0 > second
 
 
 class Converts(Honest):
@@ -1046,7 +1147,9 @@ def test_a_kernel_that_nobody_in_python_called_has_no_caller() -> None:
 def test_on_cudas_dispatch_code_without_a_gpu() -> None:
     python = os.environ.get("EVALGUARD_CUDA_PYTHON") or sys.executable
     build = subprocess.run(
-        [python, "-c", "import torch; print(torch.version.cuda)"], capture_output=True, text=True
+        [python, "-c", "import torch; print(torch.version.cuda)"],
+        capture_output=True,
+        text=True,
     )
     if build.stdout.strip() in ("", "None"):
         pytest.skip("no CUDA build of torch: name its python in EVALGUARD_CUDA_PYTHON")
@@ -1055,7 +1158,17 @@ def test_on_cudas_dispatch_code_without_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: the tests marked gpu have run on it")
     root = Path(__file__).parents[2]
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", __file__]
+    tests = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "gpu",
+        __file__,
+    ]
     ran = subprocess.run(
         ["bash", str(RIG), *tests],
         cwd=root,

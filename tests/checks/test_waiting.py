@@ -14,9 +14,13 @@ def margins(totals: torch.Tensor) -> by_batch.Margins:
     return totals, totals, totals, totals
 
 
-@pytest.mark.parametrize("sizes", [[5] * 70, [5] * 40 + [2], [3, 0, 9, 1] * 20, [5000, 3, 3, 5000]])
+@pytest.mark.parametrize(
+    "sizes", [[5] * 70, [5] * 40 + [2], [3, 0, 9, 1] * 20, [5000, 3, 3, 5000]]
+)
 @pytest.mark.parametrize("labels", [False, True])
-def test_counts_of_batches_that_waited_are_those_of_each(sizes: list[int], labels: bool) -> None:
+def test_counts_of_batches_that_waited_are_those_of_each(
+    sizes: list[int], labels: bool
+) -> None:
     made = torch.Generator().manual_seed(len(sizes))
     waits, whole = ConfusionMatrix(4), ConfusionMatrix(4)
     each, expected = Batches(), [torch.zeros_like(whole.counts)]

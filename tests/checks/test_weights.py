@@ -27,7 +27,17 @@ Fit = Callable[..., pl.Trainer]
 
 
 def guard() -> EvalGuard:
-    rest = ("modes", "grad", "state", "stochastic", "batch", "data", "scores", "selection", "sync")
+    rest = (
+        "modes",
+        "grad",
+        "state",
+        "stochastic",
+        "batch",
+        "data",
+        "scores",
+        "selection",
+        "sync",
+    )
     return EvalGuard(metrics=None, weights="warn", **dict.fromkeys(rest, "ignore"))  # type: ignore[arg-type]
 
 
@@ -86,7 +96,10 @@ def test_what_a_load_returns_prints_compares_and_pickles_as_before() -> None:
     assert keys == (["bias"], [])
     assert pickle.loads(pickle.dumps(keys)) == keys
     assert copy.deepcopy(keys) == keys
-    assert repr(model.load_state_dict(model.state_dict())) == "<All keys matched successfully>"
+    assert (
+        repr(model.load_state_dict(model.state_dict()))
+        == "<All keys matched successfully>"
+    )
 
 
 def test_watching_twice_is_watching_once() -> None:
@@ -150,7 +163,9 @@ def test_a_prefix_that_makes_the_keys_match_is_named(
     assert "matched 0 of 4 keys (0% of the elements)" in found.fact
 
 
-def test_the_prefix_that_is_named_makes_it_right(tested: Callable[..., list[Finding]]) -> None:
+def test_the_prefix_that_is_named_makes_it_right(
+    tested: Callable[..., list[Finding]],
+) -> None:
     model = TwoLayers()
     state_dict = {"model." + k: v for k, v in checkpoint().items()}
     model.load_state_dict(state_dict, strict=False)
@@ -160,14 +175,18 @@ def test_the_prefix_that_is_named_makes_it_right(tested: Callable[..., list[Find
     assert tested(model) == []
 
 
-def test_a_prefix_that_is_missing_is_named(tested: Callable[..., list[Finding]]) -> None:
+def test_a_prefix_that_is_missing_is_named(
+    tested: Callable[..., list[Finding]],
+) -> None:
     class Wrapped(Classifier):
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Linear(FEATURES, CLASSES))  # type: ignore[assignment]
 
     model = Wrapped()
-    model.load_state_dict(nn.Sequential(nn.Linear(FEATURES, CLASSES)).state_dict(), strict=False)
+    model.load_state_dict(
+        nn.Sequential(nn.Linear(FEATURES, CLASSES)).state_dict(), strict=False
+    )
     (found,) = tested(model)
     assert '{"net." + k: v for k, v in state_dict.items()}' in found.remedy
 
@@ -186,7 +205,9 @@ class ByHand(TwoLayers):
 
 
 @pytest.mark.parametrize("kind", [TwoLayers, ByHand])
-def test_a_test_of_an_untrained_model_is_named(kind: type[TwoLayers], trainer: Fit) -> None:
+def test_a_test_of_an_untrained_model_is_named(
+    kind: type[TwoLayers], trainer: Fit
+) -> None:
     def act(watching: EvalGuard) -> None:
         trainer(callbacks=[watching]).test(kind(), verbose=False)
 
@@ -196,7 +217,9 @@ def test_a_test_of_an_untrained_model_is_named(kind: type[TwoLayers], trainer: F
 
 
 @pytest.mark.parametrize("entry", ["validate", "predict"])
-def test_an_untrained_model_before_its_training_is_a_note(entry: str, trainer: Fit) -> None:
+def test_an_untrained_model_before_its_training_is_a_note(
+    entry: str, trainer: Fit
+) -> None:
     watching = guard()
     run = getattr(trainer(callbacks=[watching]), entry)
     run(TwoLayers(), **({} if entry == "predict" else {"verbose": False}))
@@ -261,7 +284,9 @@ def test_a_head_made_new_after_the_fit_is_named(
 
 
 @pytest.mark.parametrize("entry", ["validate", "test"])
-def test_a_head_beside_an_initialisation_of_the_users_is_silent(entry: str, trainer: Fit) -> None:
+def test_a_head_beside_an_initialisation_of_the_users_is_silent(
+    entry: str, trainer: Fit
+) -> None:
     class Scaled(TwoLayers):
         """Nothing loaded the body: how it was initialised is no torch constructor's."""
 
@@ -398,7 +423,9 @@ def test_a_checkpoint_that_is_not_understood_is_loaded_all_the_same(
 ) -> None:
     monkeypatch.setattr(files, "problems", [])
     weights = Unreadable({"weight": torch.ones(2)})
-    torch.save({"hyper_parameters": {"lr": 1.0}, "state_dict": weights}, tmp_path / "a.ckpt")
+    torch.save(
+        {"hyper_parameters": {"lr": 1.0}, "state_dict": weights}, tmp_path / "a.ckpt"
+    )
     read = torch.load(tmp_path / "a.ckpt", weights_only=False)
     assert torch.equal(read["state_dict"]["weight"], torch.ones(2))
     assert files.problems == ["a checkpoint was not understood: KeyError: 'planted'"]

@@ -49,14 +49,18 @@ def test_any_labels_in_any_batching_give_sklearns_matrix(
         preds = torch.randn(n, classes, *extra, generator=g).to(scores)
         labels = preds.argmax(1)
     if ignore == -100 and integer != torch.uint8:
-        target = torch.where(torch.rand(target.shape, generator=g) < 0.2, -100, target.long())
+        target = torch.where(
+            torch.rand(target.shape, generator=g) < 0.2, -100, target.long()
+        )
     confmat = ConfusionMatrix(classes, ignore_index=-100 if ignore is None else ignore)
     for p, t in zip(preds.chunk(parts), target.chunk(parts), strict=True):
         confmat.update(p, t)
     keep = target.long() != (-100 if ignore is None else ignore)
     expected = np.zeros((classes, classes), dtype=int)
     if keep.any():  # sklearn refuses nothing at all
-        expected = confusion_matrix(target[keep], labels[keep], labels=list(range(classes)))
+        expected = confusion_matrix(
+            target[keep], labels[keep], labels=list(range(classes))
+        )
     result = confmat.result()
     assert result.matrix.tolist() == expected.tolist()
     assert result.total + result.ignored == target.numel()
@@ -71,13 +75,21 @@ def test_any_labels_in_any_batching_give_sklearns_matrix(
     n=st.integers(1, 60),
     kind=st.sampled_from(["logits", "probs", "labels"]),
     threshold=st.sampled_from([0.5, 0.1, 0.73, 0.9]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    dtype=st.sampled_from(
+        [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+    ),
     target_dtype=st.sampled_from([*INTEGERS, torch.bool, torch.float32]),
     labels=st.integers(1, 4),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_any_yes_or_no_answers_give_sklearns_matrix(
-    n: int, kind: str, threshold: float, dtype: Any, target_dtype: Any, labels: int, seed: int
+    n: int,
+    kind: str,
+    threshold: float,
+    dtype: Any,
+    target_dtype: Any,
+    labels: int,
+    seed: int,
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     preds = torch.randn(n, labels, generator=g).mul(2).to(dtype)
@@ -90,12 +102,16 @@ def test_any_yes_or_no_answers_give_sklearns_matrix(
     target = torch.randint(0, 2, (n, labels), generator=g).to(target_dtype)
     expected = multilabel_confusion_matrix(target.long(), exact) if labels > 1 else None
     if expected is not None:
-        many = ConfusionMatrix(labels, "multilabel", preds_are=kind, threshold=threshold)
+        many = ConfusionMatrix(
+            labels, "multilabel", preds_are=kind, threshold=threshold
+        )
         many.update(preds, target)
         assert many.compute().tolist() == expected.tolist()
     first = confusion_matrix(target[:, 0].long(), exact[:, 0], labels=[0, 1])
     for by_batch in (False, kind == "logits"):
-        one = ConfusionMatrix(2, "binary", preds_are=kind, threshold=threshold, by_batch=by_batch)
+        one = ConfusionMatrix(
+            2, "binary", preds_are=kind, threshold=threshold, by_batch=by_batch
+        )
         for p, t in zip(preds[:, 0].split(7), target[:, :1].split(7), strict=True):
             one.update(p, t)
         assert one.compute().tolist() == first.tolist()
@@ -103,7 +119,18 @@ def test_any_yes_or_no_answers_give_sklearns_matrix(
 
 @pytest.mark.parametrize("preds_are", ["logits", "probs", "unknown"])
 def test_many_scores_at_once_fall_where_few_do(preds_are: str) -> None:
-    edges = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.5, 1.0, -1e-30, 1 + 1e-6, 1e-30]
+    edges = [
+        math.nan,
+        math.inf,
+        -math.inf,
+        0.0,
+        -0.0,
+        0.5,
+        1.0,
+        -1e-30,
+        1 + 1e-6,
+        1e-30,
+    ]
     preds = torch.cat((torch.tensor(edges), torch.randn(10_000)))
     target = torch.randint(2, preds.shape)
     few, many = (ConfusionMatrix(2, "binary", preds_are=preds_are) for _ in range(2))
@@ -115,7 +142,9 @@ def test_many_scores_at_once_fall_where_few_do(preds_are: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    batches=st.lists(st.tuples(st.floats(-2, 2), st.floats(0.1, 3)), min_size=1, max_size=5),
+    batches=st.lists(
+        st.tuples(st.floats(-2, 2), st.floats(0.1, 3)), min_size=1, max_size=5
+    ),
     threshold=st.sampled_from([0.5, 0.3, 0.8]),
     labels=st.integers(1, 3),
     ignored=st.booleans(),
@@ -133,7 +162,9 @@ def test_what_a_guess_by_batch_counts_is_torchmetrics_own(
         theirs = MultilabelStatScores(labels, average=None, **common)
     task: Any = "multilabel" if labels > 1 else "binary"
     target = torch.randint(0, 2, (3, labels)[: 1 + (labels > 1)])
-    layout = layout_of(Pair(target.to(dtype), target, "", task), ConfusionMetrics(**common))
+    layout = layout_of(
+        Pair(target.to(dtype), target, "", task), ConfusionMetrics(**common)
+    )
     assert (layout.rounded is None) == (dtype == torch.float32)
     ours = ConfusionMatrix.of(replace(layout, preds_are="logits", by_batch=True))
     inside = 0
@@ -150,7 +181,9 @@ def test_what_a_guess_by_batch_counts_is_torchmetrics_own(
     tp, fp, tn, fn, _ = theirs.compute().unbind(-1)
     expected = torch.stack((tn, fp, fn, tp), -1).unflatten(-1, (2, 2)).tolist()
     found = {misread.how: misread.matrix for misread in ours.result().misread}
-    guessed = [matrix for why, matrix in found.items() if "taken for probabilities" in why]
+    guessed = [
+        matrix for why, matrix in found.items() if "taken for probabilities" in why
+    ]
     if not inside:
         assert guessed == []
         rounded = [matrix for why, matrix in found.items() if "rounded" in why]
@@ -229,7 +262,9 @@ def test_a_bfloat16_logit_just_above_zero_is_positive() -> None:
 
 
 class NoDataDependence(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         assert torch.Tag.data_dependent_output not in func.tags, func
         assert torch.Tag.dynamic_output_shape not in func.tags, func
         return func(*args, **kwargs or {})
@@ -238,9 +273,17 @@ class NoDataDependence(TorchDispatchMode):
 CASES: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = [
     ({"num_classes": 5}, torch.randn(8, 5), torch.randint(5, (8,))),
     ({"num_classes": 5}, torch.randint(5, (8,)), torch.randint(5, (8,))),
-    ({"num_classes": 5, "top_k": (1, 3)}, torch.randn(8, 5, 2), torch.randint(5, (8, 2))),
+    (
+        {"num_classes": 5, "top_k": (1, 3)},
+        torch.randn(8, 5, 2),
+        torch.randint(5, (8, 2)),
+    ),
     ({"num_classes": 5, "full": False}, torch.randn(8, 5), torch.randint(5, (8,))),
-    ({"task": "binary", "preds_are": "unknown"}, torch.randn(8), torch.randint(2, (8,))),
+    (
+        {"task": "binary", "preds_are": "unknown"},
+        torch.randn(8),
+        torch.randint(2, (8,)),
+    ),
     (
         {"task": "binary", "preds_are": "unknown", "by_batch": True},
         torch.randn(5000),
@@ -307,20 +350,32 @@ def test_top_k_counts_targets_among_the_best() -> None:
     confmat = ConfusionMatrix(3, preds_are="logits", top_k=(1, 2))
     confmat.update(scores, torch.tensor([0, 1, 2, 1]))
     result = confmat.result()
-    assert result.scores["top1_accuracy"] == result.scores["accuracy"] == pytest.approx(1 / 3)
+    assert (
+        result.scores["top1_accuracy"]
+        == result.scores["accuracy"]
+        == pytest.approx(1 / 3)
+    )
     assert result.scores["top2_accuracy"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+)
 @pytest.mark.parametrize("classes", [100, 300, 1000, 1024])
-def test_the_highest_of_many_classes_is_torchs_argmax(dtype: torch.dtype, classes: int) -> None:
+def test_the_highest_of_many_classes_is_torchs_argmax(
+    dtype: torch.dtype, classes: int
+) -> None:
     """They are compared block by block: ties, NaN, infinities and strides change nothing."""
     scores = torch.randn(70, classes).to(dtype)
     scores[0, 5] = scores[0, -1] = 99  # a tie in two blocks: the first counts
     scores[1, -1] = torch.nan
     scores[2] = -torch.inf
     scores[3, 63:65] = torch.inf
-    for preds in (scores, torch.randint(3, scores.shape).to(dtype), scores.t().clone().t()):
+    for preds in (
+        scores,
+        torch.randint(3, scores.shape).to(dtype),
+        scores.t().clone().t(),
+    ):
         confmat, expected = (ConfusionMatrix(classes) for _ in range(2))
         target = torch.arange(len(preds))
         confmat.update(preds, target)
@@ -345,7 +400,9 @@ def test_many_classes_keep_exact_vectors_and_exact_confused_pairs() -> None:
     for name in ("support", "predicted", "true_positives"):
         assert torch.equal(getattr(a, name), getattr(b, name))
     assert a.scores == b.scores
-    assert [p.count for p in a.most_confused(9)] == [p.count for p in b.most_confused(9)]
+    assert [p.count for p in a.most_confused(9)] == [
+        p.count for p in b.most_confused(9)
+    ]
     assert sum(p.count for p in a.most_confused(10**6)) == int((target != preds).sum())
 
 
@@ -358,10 +415,14 @@ def test_a_full_key_buffer_is_compacted_without_losing_a_pair(
     for p, t in zip(preds, target, strict=True):
         confmat.update(p, t)
     result = confmat.result()
-    expected = confusion_matrix(target.flatten(), preds.flatten(), labels=list(range(10)))
+    expected = confusion_matrix(
+        target.flatten(), preds.flatten(), labels=list(range(10))
+    )
     for pair in result.most_confused(100):
         assert expected[int(pair.true), int(pair.predicted)] == pair.count
-    assert sum(p.count for p in result.most_confused(100)) == int((preds != target).sum())
+    assert sum(p.count for p in result.most_confused(100)) == int(
+        (preds != target).sum()
+    )
 
 
 def test_128_256_classes_take_tens_of_mebibytes() -> None:
@@ -383,11 +444,20 @@ def test_room_that_was_not_used_is_cut_off() -> None:
         ({"num_classes": 1}, "num_classes=1: expected an integer of 2 or more"),
         ({"num_classes": 2.5}, "num_classes=2.5"),
         ({"num_classes": True}, "num_classes=True"),
-        ({"num_classes": 3, "task": "binary"}, "num_classes=3: expected 2 with task='binary'"),
-        ({"num_classes": 3, "class_names": ["a", "b"]}, "class_names has 2 names, expected 3"),
+        (
+            {"num_classes": 3, "task": "binary"},
+            "num_classes=3: expected 2 with task='binary'",
+        ),
+        (
+            {"num_classes": 3, "class_names": ["a", "b"]},
+            "class_names has 2 names, expected 3",
+        ),
         ({"class_names": ["a"]}, "class_names has 1 names"),
         ({"class_names": ["a", "a"]}, "class_names repeats a name"),
-        ({"task": "regression"}, "task='regression': expected one of 'binary', 'multiclass'"),
+        (
+            {"task": "regression"},
+            "task='regression': expected one of 'binary', 'multiclass'",
+        ),
         ({"preds_are": "scores"}, "preds_are='scores'"),
         ({"threshold": 1.0}, "threshold=1.0: expected a probability between 0 and 1"),
         ({"ignore_index": "x"}, "ignore_index='x'"),
@@ -406,7 +476,9 @@ def test_a_bad_argument_is_named(kwargs: dict[str, Any], message: str) -> None:
 
 
 def test_good_arguments_are_taken() -> None:
-    config = ConfusionMetrics(class_names=["ham", "spam"], top_k=[1, 2], source="metric:val_acc")
+    config = ConfusionMetrics(
+        class_names=["ham", "spam"], top_k=[1, 2], source="metric:val_acc"
+    )
     assert (config.num_classes, config.top_k) == (2, (1, 2))
     ConfusionMetrics(1, task="multilabel")
     ConfusionMetrics(source=lambda outputs, batch: outputs)

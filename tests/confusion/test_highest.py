@@ -32,7 +32,25 @@ def expected(given: Tensor) -> list[int]:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("n", [1, 63, 64, 700, 2_000, 9_000])
 def test_of_rows(n: int, dtype: torch.dtype) -> None:
-    for classes in (1, 2, 3, 10, 33, 63, 64, 65, 100, 127, 128, 191, 255, 256, 300, 1_000, 4_200):
+    for classes in (
+        1,
+        2,
+        3,
+        10,
+        33,
+        63,
+        64,
+        65,
+        100,
+        127,
+        128,
+        191,
+        255,
+        256,
+        300,
+        1_000,
+        4_200,
+    ):
         if n * classes > 2**22:
             continue
         given = scores(n, classes).to(dtype)

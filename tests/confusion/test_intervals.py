@@ -26,7 +26,9 @@ def labels(n: int, classes: int, seed: int = 0, right: float = 0.7) -> tuple[Any
     return torch.where(torch.rand(n, generator=made) < right, target, other), target
 
 
-def result_of(preds: torch.Tensor, target: torch.Tensor, classes: int) -> ConfusionResult:
+def result_of(
+    preds: torch.Tensor, target: torch.Tensor, classes: int
+) -> ConfusionResult:
     confmat = ConfusionMatrix(classes)
     confmat.update(preds, target)
     return confmat.result()
@@ -54,17 +56,26 @@ def test_accuracy_and_the_scores_of_a_class_are_proportions() -> None:
         ("precision_class/1", of_class & (preds == 1), preds == 1),
         ("specificity_class/1", ~of_class & (preds != 1), ~of_class),
     ):
-        expected = binomtest(int(hits.sum()), int(of.sum())).proportion_ci(method="wilson")
-        assert result.interval(name) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        expected = binomtest(int(hits.sum()), int(of.sum())).proportion_ci(
+            method="wilson"
+        )
+        assert result.interval(name) == pytest.approx(
+            (expected.low, expected.high), abs=1e-9
+        )
     row = result.table()[1]
     assert (row["recall_low"], row["recall_high"]) == result.interval("recall_class/1")
     assert (row["f1_low"], row["f1_high"]) == result.interval("f1_class/1")
-    assert result.interval("f1_class/1")[0] < row["f1"] < result.interval("f1_class/1")[1]
+    assert (
+        result.interval("f1_class/1")[0] < row["f1"] < result.interval("f1_class/1")[1]
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    classes=st.integers(2, 6), n=st.integers(1, 80), seed=st.integers(0, 99), right=st.floats(0, 1)
+    classes=st.integers(2, 6),
+    n=st.integers(1, 80),
+    seed=st.integers(0, 99),
+    right=st.floats(0, 1),
 )
 def test_scores_of_many_matrices_are_those_of_each(
     classes: int, n: int, seed: int, right: float
@@ -73,9 +84,17 @@ def test_scores_of_many_matrices_are_those_of_each(
     counts = (result.support, result.predicted, result.true_positives)
     many = intervals.batched(*(torch.stack((x, x)).double() for x in counts))
     for name, values in many.items():
-        assert values.tolist() == pytest.approx([result.scores[name]] * 2, abs=1e-12), name
+        assert values.tolist() == pytest.approx([result.scores[name]] * 2, abs=1e-12), (
+            name
+        )
     named = {name for name in result.scores if "/" not in name}
-    proportions = {"accuracy", "recall_weighted", "majority_baseline", "precision", "recall"}
+    proportions = {
+        "accuracy",
+        "recall_weighted",
+        "majority_baseline",
+        "precision",
+        "recall",
+    }
     assert named - set(many) - proportions <= {"specificity"}
 
 
@@ -84,7 +103,9 @@ def test_scores_of_many_matrices_are_those_of_each(
 def test_scores_of_many_labels_are_those_of_each(each: int, n: int, seed: int) -> None:
     made = torch.Generator().manual_seed(seed)
     confmat = ConfusionMatrix(each, "multilabel", preds_are="probs")
-    confmat.update(torch.rand(n, each, generator=made), torch.randint(2, (n, each), generator=made))
+    confmat.update(
+        torch.rand(n, each, generator=made), torch.randint(2, (n, each), generator=made)
+    )
     result = confmat.result()
     assert result.judged is not None
     counts = (result.support, result.predicted, result.true_positives)
@@ -97,7 +118,9 @@ def test_scores_of_many_labels_are_those_of_each(each: int, n: int, seed: int) -
     } == {name for name in result.scores if "_class/" in name}  # fmt: skip
 
 
-def drawn_again(preds: torch.Tensor, target: torch.Tensor, classes: int, draws: int) -> Any:
+def drawn_again(
+    preds: torch.Tensor, target: torch.Tensor, classes: int, draws: int
+) -> Any:
     """The scores of `draws` bootstrap samples of the raw predictions."""
     made, n = torch.Generator().manual_seed(1), len(target)
     drawn: dict[str, list[float]] = {}
@@ -108,7 +131,10 @@ def drawn_again(preds: torch.Tensor, target: torch.Tensor, classes: int, draws: 
         for name, value in scores.multiclass(*counts).items():
             drawn.setdefault(name, []).append(value)
     at = torch.tensor((0.025, 0.975), dtype=torch.float64)
-    return {k: torch.tensor(v, dtype=torch.float64).quantile(at).tolist() for k, v in drawn.items()}
+    return {
+        k: torch.tensor(v, dtype=torch.float64).quantile(at).tolist()
+        for k, v in drawn.items()
+    }
 
 
 def assert_agree(result: ConfusionResult, expected: Any, share: float) -> None:
@@ -121,13 +147,21 @@ def assert_agree(result: ConfusionResult, expected: Any, share: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "classes"), [(400, 2), (300, 4), (1500, 40)])
-def test_intervals_agree_with_drawing_the_predictions_again(n: int, classes: int) -> None:
+def test_intervals_agree_with_drawing_the_predictions_again(
+    n: int, classes: int
+) -> None:
     preds, target = labels(n, classes)
-    assert_agree(result_of(preds, target, classes), drawn_again(preds, target, classes, 700), 0.15)
+    assert_agree(
+        result_of(preds, target, classes),
+        drawn_again(preds, target, classes, 700),
+        0.15,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "classes"), [(400, 2), (300, 5), (2000, 20), (4000, 100)])
+@pytest.mark.parametrize(
+    ("n", "classes"), [(400, 2), (300, 5), (2000, 20), (4000, 100)]
+)
 def test_intervals_agree_with_ten_thousand_draws(n: int, classes: int) -> None:
     preds, target = labels(n, classes)
     expected = drawn_again(preds, target, classes, 10_000)
@@ -184,7 +218,9 @@ def test_multilabel_results_have_intervals() -> None:
 
 def test_binary_results_have_intervals() -> None:
     confmat = ConfusionMatrix(2, "binary", preds_are="probs")
-    confmat.update(torch.rand(90, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 2)
+    confmat.update(
+        torch.rand(90, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 2
+    )
     result = confmat.result()
     assert set(result.intervals) == set(result.scores)
     low, high = result.interval("f1")

@@ -128,7 +128,10 @@ def test_predictions_that_are_not_one_a_sample_are_not_kept() -> None:
     outcomes = Outcomes()
     outcomes.see("val", (torch.rand(4, 3), torch.arange(4)))
     assert outcomes.of("val", torch.ones(16, dtype=torch.bool)) is None
-    assert outcomes.unknown["val"] == "there are 16 predictions of 4 samples, expected one each"
+    assert (
+        outcomes.unknown["val"]
+        == "there are 16 predictions of 4 samples, expected one each"
+    )
     assert Outcomes().of("val", None) is None
 
 
@@ -149,11 +152,17 @@ class Net(pl.LightningModule):
         return {"preds": (y + missed.long()) % 3, "target": y} if self.returns else None
 
 
-def run(trainer: Make, folder: Path, net: Net, outcomes: bool = True, n: int = 120) -> EvalGuard:
+def run(
+    trainer: Make, folder: Path, net: Net, outcomes: bool = True, n: int = 120
+) -> EvalGuard:
     x, y = torch.arange(n).float().view(-1, 1), torch.arange(n) % 3
-    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(len(net.wrong)))
+    shuffled = torch.randperm(
+        n, generator=torch.Generator().manual_seed(len(net.wrong))
+    )
     data = TensorDataset(x[shuffled], y[shuffled])
-    guard = EvalGuard(outcomes=outcomes, weights="ignore", sync="ignore", record=str(folder))
+    guard = EvalGuard(
+        outcomes=outcomes, weights="ignore", sync="ignore", record=str(folder)
+    )
     made = trainer(callbacks=[guard], logger=CSVLogger(folder))
     made.test(net, DataLoader(data, batch_size=8 + len(net.wrong) % 5), verbose=False)
     return guard
@@ -176,7 +185,11 @@ def test_a_record_keeps_one_bit_a_sample(trainer: Make, tmp_path: Path) -> None:
 def test_show_compares_two_runs_sample_by_sample(
     trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, wrong in (("a", range(4, 24)), ("b", range(20, 30)), ("c", range(18, 36))):
+    for name, wrong in (
+        ("a", range(4, 24)),
+        ("b", range(20, 30)),
+        ("c", range(18, 36)),
+    ):
         run(trainer, tmp_path / name, Net(wrong))
     capsys.readouterr()
     said = shown(capsys, tmp_path / "a", tmp_path / "b")
@@ -184,8 +197,9 @@ def test_show_compares_two_runs_sample_by_sample(
         "test: accuracy 0.8333 and 0.9167 differ by more than chance: of 120 samples 6 are right "
         "in a alone and 16 in b alone (McNemar's exact test, p = 0.052)"
     ).replace("more than", "no more than")
-    assert "no more than chance: of 120 samples 12 are right in a alone and 14 in c alone" in shown(
-        capsys, tmp_path / "a", tmp_path / "c"
+    assert (
+        "no more than chance: of 120 samples 12 are right in a alone and 14 in c alone"
+        in shown(capsys, tmp_path / "a", tmp_path / "c")
     )
 
 
@@ -195,7 +209,9 @@ def test_show_compares_by_intervals_where_no_outcomes_are(
     for name, wrong in (("a", range(60)), ("b", range(10)), ("c", range(12))):
         run(trainer, tmp_path / name, Net(wrong), outcomes=name == "c")
     capsys.readouterr()
-    assert "differ by more than chance: +0.4167, " in shown(capsys, tmp_path / "a", tmp_path / "b")
+    assert "differ by more than chance: +0.4167, " in shown(
+        capsys, tmp_path / "a", tmp_path / "b"
+    )
     assert "differ by no more than chance: -0.0167, " in shown(
         capsys, tmp_path / "b", tmp_path / "c"
     )
@@ -216,7 +232,9 @@ def test_a_record_from_before_outcomes_is_shown(
             del one["confusion"]["test"]["intervals"]
         path.write_text(json.dumps(record))
     capsys.readouterr()
-    assert "differ by no more than chance" in shown(capsys, tmp_path / "a", tmp_path / "b")
+    assert "differ by no more than chance" in shown(
+        capsys, tmp_path / "a", tmp_path / "b"
+    )
 
 
 def test_without_predictions_nothing_is_kept(trainer: Make, tmp_path: Path) -> None:

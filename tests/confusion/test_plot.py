@@ -54,7 +54,8 @@ def test_one_wrong_sample_in_forty_is_not_the_loudest_thing() -> None:
     (ax,) = figure(result_of(matrix)).axes
     pale = ax.images[0].get_array()[0, 1]
     assert pale.min() > 0.7
-    matrix[2] = [20, 0, 20]  # a second error leaves the first one's colour, as between epochs
+    # a second error leaves the first one's colour, as between epochs
+    matrix[2] = [20, 0, 20]
     (ax,) = figure(result_of(matrix)).axes
     assert np.allclose(ax.images[0].get_array()[0, 1], pale)
 
@@ -82,7 +83,9 @@ def test_a_name_that_no_font_draws_is_numbered() -> None:
 
 
 def test_long_names_keep_both_ends_and_stay_apart() -> None:
-    names = [f"a very long class name that goes on and {end}" for end in ("on", "off", "on ")]
+    names = [
+        f"a very long class name that goes on and {end}" for end in ("on", "off", "on ")
+    ]
     assert labels(names) == [
         "a very lon…n and on (0)",
         "a very lon… and off",
@@ -118,7 +121,11 @@ def test_every_class_is_chosen_once_and_in_order() -> None:
 
 
 def test_a_clean_matrix_and_an_empty_one_are_drawn() -> None:
-    for matrix in (np.diag([5] * 30), np.zeros((30, 30), dtype=int), np.zeros((2, 2), dtype=int)):
+    for matrix in (
+        np.diag([5] * 30),
+        np.zeros((30, 30), dtype=int),
+        np.zeros((2, 2), dtype=int),
+    ):
         assert png(figure(result_of(matrix), "val")).startswith(b"\x89PNG")
 
 
@@ -128,22 +135,35 @@ def test_many_classes_without_a_matrix_show_their_pairs() -> None:
     fig = figure(confmat.result())
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["7 → 1"]
-    assert png(figure(ConfusionMatrix(5000, full=False).result())).startswith(b"\x89PNG")
+    assert png(figure(ConfusionMatrix(5000, full=False).result())).startswith(
+        b"\x89PNG"
+    )
 
 
 def test_a_multilabel_result_has_a_row_a_label() -> None:
     confmat = ConfusionMatrix(3, "multilabel")
-    confmat.update(torch.tensor([[1, 0, 1], [0, 0, 1]]), torch.tensor([[1, 1, 1], [0, 0, 1]]))
+    confmat.update(
+        torch.tensor([[1, 0, 1], [0, 0, 1]]), torch.tensor([[1, 1, 1], [0, 0, 1]])
+    )
     fig = figure(confmat.result(["cat", "dog", "fox"]))
     (ax,) = fig.axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["cat  1", "dog  1", "fox  2"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "cat  1",
+        "dog  1",
+        "fox  2",
+    ]
     assert len(ax.texts) == 12
 
 
 def test_names_are_shortened_and_not_read_as_mathtext() -> None:
-    fig = figure(result_of(np.eye(2, dtype=int), ["$x_", "a name that is far too long to show"]))
+    fig = figure(
+        result_of(np.eye(2, dtype=int), ["$x_", "a name that is far too long to show"])
+    )
     (ax,) = fig.axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == [r"\$x_", "a name tha… to show"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == [
+        r"\$x_",
+        "a name tha… to show",
+    ]
     png(fig)
 
 

@@ -30,9 +30,13 @@ from lightning_evalguard.confusion.recorder import Recorder
 from two_ranks import CLASSES, Counted, data, rank_of_two
 
 
-def test_each_epoch_starts_from_zero_and_the_sanity_check_is_not_in_it(trainer: Any) -> None:
+def test_each_epoch_starts_from_zero_and_the_sanity_check_is_not_in_it(
+    trainer: Any,
+) -> None:
     drive, net = Drive(), Net()
-    trainer(callbacks=[drive], max_epochs=3, num_sanity_val_steps=2).fit(net, loader(), loader())
+    trainer(callbacks=[drive], max_epochs=3, num_sanity_val_steps=2).fit(
+        net, loader(), loader()
+    )
     assert [r.results["val"].total for r in drive.recorded] == [101, 101, 101]
     assert drive.results["val"].matrix.tolist() == expected(net, data())
     assert (drive.results["val"].epoch, drive.results["val"].step) == (2, 21)
@@ -60,7 +64,9 @@ def test_what_was_inferred_is_said_once(trainer: Any) -> None:
 
 
 class TwoLoaders(Net):
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         return super().validation_step(batch, batch_idx)
 
 
@@ -76,7 +82,9 @@ def test_each_loader_has_a_matrix_of_its_own(trainer: Any) -> None:
 class Returns(Net):
     """Returns whatever `make` says of the batch and the logits."""
 
-    def __init__(self, make: Callable[[Any, torch.Tensor], Any], classes: int = CLASSES) -> None:
+    def __init__(
+        self, make: Callable[[Any, torch.Tensor], Any], classes: int = CLASSES
+    ) -> None:
         super().__init__(classes)
         self.make = make
 
@@ -88,9 +96,20 @@ DICTS = {
     "preds": lambda b, z: {"preds": z.argmax(1), "target": b[1]},
     "scores as preds": lambda b, z: {"preds": z, "targets": b[1]},
     "probs": lambda b, z: {"probs": z.softmax(1), "labels": b[1].int()},
-    "logits beside a loss": lambda b, z: {"loss": F.cross_entropy(z, b[1]), "logits": z, "y": b[1]},
-    "preds and logits": lambda b, z: {"preds": z.argmax(1), "logits": z, "target": b[1]},
-    "numbers in uint8": lambda b, z: {"preds": z.argmax(1), "target": b[1].to(torch.uint8)},
+    "logits beside a loss": lambda b, z: {
+        "loss": F.cross_entropy(z, b[1]),
+        "logits": z,
+        "y": b[1],
+    },
+    "preds and logits": lambda b, z: {
+        "preds": z.argmax(1),
+        "logits": z,
+        "target": b[1],
+    },
+    "numbers in uint8": lambda b, z: {
+        "preds": z.argmax(1),
+        "target": b[1].to(torch.uint8),
+    },
     "half": lambda b, z: {"logits": z.double(), "target": b[1][:, None][:, 0]},
 }
 
@@ -120,15 +139,30 @@ def test_an_explicit_source_gives_sklearns_matrix(trainer: Any, style: str) -> N
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "one value": ({"source": lambda out, batch: out["logits"]}, "source returned Tensor"),
-    "three values": ({"source": lambda out, batch: (1, 2, 3)}, "source returned 3 values"),
-    "no tensors": ({"source": lambda out, batch: (None, out)}, "source gave NoneType and dict"),
+    "one value": (
+        {"source": lambda out, batch: out["logits"]},
+        "source returned Tensor",
+    ),
+    "three values": (
+        {"source": lambda out, batch: (1, 2, 3)},
+        "source returned 3 values",
+    ),
+    "no tensors": (
+        {"source": lambda out, batch: (None, out)},
+        "source gave NoneType and dict",
+    ),
     "shapes": (
         {"source": lambda out, batch: (out["logits"], batch[1][:-1])},
         r"source gave preds \(16, 5\)",
     ),
-    "no such key": ({"source": "outputs:x,target"}, "source='outputs:x,target': the step returned"),
-    "number of classes": ({"num_classes": 4}, "num_classes=4: `logits` and `target` of the return"),
+    "no such key": (
+        {"source": "outputs:x,target"},
+        "source='outputs:x,target': the step returned",
+    ),
+    "number of classes": (
+        {"num_classes": 4},
+        "num_classes=4: `logits` and `target` of the return",
+    ),
     "names": ({"class_names": list("abc")}, "num_classes=3"),
     "task": ({"task": "multilabel"}, "task='multilabel'"),
 }
@@ -146,7 +180,9 @@ def test_what_does_not_fit_stops_at_the_first_batch_naming_the_argument(
 
 def test_one_logit_is_binary_and_cut_in_logit_space(trainer: Any) -> None:
     drive = Drive(ConfusionMetrics(class_names=["ham", "spam"], threshold=0.8))
-    net = Returns(lambda b, z: {"logits": z, "target": b[1].float()[:, None]}, classes=1)
+    net = Returns(
+        lambda b, z: {"logits": z, "target": b[1].float()[:, None]}, classes=1
+    )
     dataset = data(classes=2)
     trainer(callbacks=[drive]).validate(net, loader(dataset), verbose=False)
     x, y = dataset.tensors
@@ -203,7 +239,9 @@ NOTHING: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("case", NOTHING)
-def test_where_nothing_is_usable_one_sentence_says_what_was_seen(trainer: Any, case: str) -> None:
+def test_where_nothing_is_usable_one_sentence_says_what_was_seen(
+    trainer: Any, case: str
+) -> None:
     for config in (None, ConfusionMetrics()):
         drive = Drive(config)
         made = trainer(callbacks=[drive])
@@ -229,7 +267,9 @@ def test_the_sentence_names_the_keys(trainer: Any) -> None:
     ]
 
 
-def test_out_of_range_targets_and_nan_are_reported_once_with_their_number(trainer: Any) -> None:
+def test_out_of_range_targets_and_nan_are_reported_once_with_their_number(
+    trainer: Any,
+) -> None:
     def make(batch: Any, logits: torch.Tensor) -> Any:
         logits, target = logits.clone(), batch[1].clone()
         logits[0], target[1] = math.nan, 99
@@ -368,7 +408,9 @@ def test_a_loss_under_vmap_is_counted_as_without() -> None:
         recorded = recorder.stop()
         assert (
             recorded.results["val"].matrix.tolist()
-            == confusion_matrix(y, net(x).argmax(1), labels=list(range(CLASSES))).tolist()
+            == confusion_matrix(
+                y, net(x).argmax(1), labels=list(range(CLASSES))
+            ).tolist()
         )
         assert recorded.warnings == []
 
@@ -387,7 +429,9 @@ def test_a_loss_of_several_models_under_vmap_costs_the_matrix_nothing() -> None:
     assert recorded.findings == []
 
 
-def test_a_tap_that_fails_leaves_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tap_that_fails_leaves_the_step_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     recorder, net = Recorder(), nn.Linear(8, CLASSES)
     x, y = data(16).tensors
     monkeypatch.setattr(recorder._first, "consider", lambda *_: 1 / 0)
@@ -429,7 +473,9 @@ def test_scores_that_grow_between_evaluations_are_counted_in_the_wider_matrix() 
         F.cross_entropy(x[:, :classes], y)
         recorder.after_step(None, (x, y))
         recorded = recorder.stop()
-        once = confusion_matrix(y, x[:, :classes].argmax(1), labels=list(range(classes)))
+        once = confusion_matrix(
+            y, x[:, :classes].argmax(1), labels=list(range(classes))
+        )
         assert recorded.results["val"].matrix.tolist() == once.tolist()
         assert recorded.findings == []
     assert f"(which had {CLASSES} classes before)" in recorded.notes[0]
@@ -460,7 +506,9 @@ def test_a_value_that_differs_is_explained_where_it_can_be() -> None:
     said = {
         "micro": result.difference("f1_macro", result.scores["accuracy"]),
         "percent": result.difference("accuracy", 100 * result.scores["accuracy"]),
-        "absent": result.difference("recall_macro", result.scores["recall_macro"] * 3 / 4),
+        "absent": result.difference(
+            "recall_macro", result.scores["recall_macro"] * 3 / 4
+        ),
         "weighted": result.difference("f1_macro", result.scores["f1_weighted"]),
         "unknown": result.difference("accuracy", 0.123),
         "rounded": result.difference("accuracy", round(result.scores["accuracy"], 4)),
@@ -481,7 +529,10 @@ def test_a_value_that_differs_is_explained_where_it_can_be() -> None:
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
 def test_the_scores_of_each_batch_are_those_of_its_own_matrix(task: Any) -> None:
     made = torch.Generator().manual_seed(0)
-    whole, batches = ConfusionMatrix(3, task, ignore_index=1 if task == "multiclass" else -1), []
+    whole, batches = (
+        ConfusionMatrix(3, task, ignore_index=1 if task == "multiclass" else -1),
+        [],
+    )
     each = Batches()
     for _ in range(4):
         shape = (7, 3) if task == "multilabel" else (7,)
@@ -494,7 +545,17 @@ def test_the_scores_of_each_batch_are_those_of_its_own_matrix(task: Any) -> None
         batches.append(alone.result())
     each.close(task, partial(margins, whole.layout, whole.layout.num_classes, "labels"))
     assert each.totals() == [one.total for one in batches]
-    for family in ("accuracy", "f1", "precision", "recall", "specificity", "mcc", "kappa"):
+    for family in (
+        "accuracy",
+        "f1",
+        "precision",
+        "recall",
+        "specificity",
+        "mcc",
+        "kappa",
+    ):
         claim = Claim(family, "", "")
         for name, values in each.series(claim).items():
-            assert values == pytest.approx([candidates(one, claim)[name] for one in batches])
+            assert values == pytest.approx(
+                [candidates(one, claim)[name] for one in batches]
+            )

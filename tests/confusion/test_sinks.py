@@ -72,7 +72,9 @@ def test_csv_holds_picture_matrix_and_table(tmp_path: Path) -> None:
             ["dog", "0", "1", "0"],
             ["fox", "0", "1", "1"],
         ]
-    with (folder / "val_dataloader_idx_1-step=20-classes.csv").open(encoding="utf-8") as file:
+    with (folder / "val_dataloader_idx_1-step=20-classes.csv").open(
+        encoding="utf-8"
+    ) as file:
         rows = list(csv.DictReader(file))
     assert [(r["class"], r["support"], r["confused_with"]) for r in rows] == [
         ("cat", "1", ""),
@@ -151,7 +153,9 @@ def test_mlflow_holds_picture_matrix_and_table(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import MLFlowLogger
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
+    logger = MLFlowLogger(
+        tracking_uri=uri, artifact_location=str(tmp_path / "artifacts")
+    )
     assert write([logger], "val", result(), 20) == []
     assert write([logger], "val", result(), 40) == []
     client = mlflow.MlflowClient(tracking_uri=uri)
@@ -163,7 +167,9 @@ def test_mlflow_holds_picture_matrix_and_table(tmp_path: Path) -> None:
     ]
     local = client.download_artifacts(logger.run_id, "confusion_matrix/val-step=40.csv")
     assert Path(local).read_text().splitlines()[3] == "fox,0,1,1"
-    picture = client.download_artifacts(logger.run_id, "confusion_matrix/val-step=40.png")
+    picture = client.download_artifacts(
+        logger.run_id, "confusion_matrix/val-step=40.png"
+    )
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -185,8 +191,12 @@ def test_comet_holds_its_own_matrix(tmp_path: Path) -> None:
     logger.experiment.end()
     (archive,) = tmp_path.rglob("*.zip")
     with zipfile.ZipFile(archive) as file:
-        assets = [file.read(name) for name in file.namelist() if name != "messages.json"]
-    matrices = [json.loads(a) for a in assets if a.startswith(b"{") and b'"rowLabel"' in a]
+        assets = [
+            file.read(name) for name in file.namelist() if name != "messages.json"
+        ]
+    matrices = [
+        json.loads(a) for a in assets if a.startswith(b"{") and b'"rowLabel"' in a
+    ]
     small = next(m for m in matrices if m["labels"] == ["cat", "dog", "fox"])
     assert small["matrix"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
     assert small["rowLabel"] == "true"
@@ -200,7 +210,11 @@ def test_aim_holds_picture_and_table_at_their_step(tmp_path: Path) -> None:
     from aim.pytorch_lightning import AimLogger
     from aim.storage.context import Context
 
-    quiet = {"repo": str(tmp_path), "system_tracking_interval": None, "log_system_params": False}
+    quiet = {
+        "repo": str(tmp_path),
+        "system_tracking_interval": None,
+        "log_system_params": False,
+    }
     logger = AimLogger(**quiet, capture_terminal_logs=False)
     assert write([logger], "val", result(), 20) == []
     assert write([logger], "val", result(), 40) == []
@@ -218,7 +232,9 @@ def test_aim_holds_picture_and_table_at_their_step(tmp_path: Path) -> None:
 
 
 @dashboard
-def test_trackio_holds_picture_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_holds_picture_and_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     trackio = pytest.importorskip("trackio")
     from lightning.pytorch.loggers.logger import Logger
@@ -242,7 +258,9 @@ def test_trackio_holds_picture_and_table(tmp_path: Path, monkeypatch: pytest.Mon
     assert write([logger], "val", result(), 20) == []
     logger.experiment.finish()
     with sqlite3.connect(next(tmp_path.rglob("p.db"))) as store:
-        ((step, logged),) = store.execute("select step, metrics from metrics").fetchall()
+        ((step, logged),) = store.execute(
+            "select step, metrics from metrics"
+        ).fetchall()
     found = json.loads(logged)
     assert step == 20
     assert found["val/per_class"]["_value"][2]["confused_with"] == "dog"
@@ -327,7 +345,8 @@ def colours_of(address: str, folder: Path) -> dict[tuple[int, int, int], int]:
 
 
 def shows_the_matrix(colours: dict[tuple[int, int, int], int]) -> bool:
-    right, wrong = (11, 37, 69), (127, 39, 4)  # 100 % on the diagonal, the strongest error
+    # 100 % on the diagonal, the strongest error
+    right, wrong = (11, 37, 69), (127, 39, 4)
     return colours.get(right, 0) > 5000 and colours.get(wrong, 0) > 2500
 
 
@@ -346,14 +365,20 @@ def test_tensorboards_page_shows_the_matrix(tmp_path: Path) -> None:
 @dashboard
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which .ci/run installs")
-def test_mlflows_page_shows_the_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflows_page_shows_the_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow.server")
     from lightning.pytorch.loggers import MLFlowLogger
 
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
+    logger = MLFlowLogger(
+        tracking_uri=uri, artifact_location=str(tmp_path / "artifacts")
+    )
     write([logger], "val", result(), 20)
     page = f"#/experiments/{logger.experiment_id}/runs/{logger.run_id}/artifacts/confusion_matrix/"
-    with served("mlflow", "server", "--backend-store-uri", uri, "--workers", "1") as address:
+    with served(
+        "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"
+    ) as address:
         assert shows_the_matrix(colours_of(f"{address}{page}val-step=20.png", tmp_path))

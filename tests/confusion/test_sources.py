@@ -136,7 +136,9 @@ class BothTwice(Hydra):
         logits = self(batch[0])
         self.val_acc(logits.argmax(1), batch[1])
         self.val_acc.update(logits.argmax(dim=1), batch[1].view(-1))
-        return self.criterion(logits, batch[1]) + 0.4 * self.criterion(logits * 2, batch[1])
+        return self.criterion(logits, batch[1]) + 0.4 * self.criterion(
+            logits * 2, batch[1]
+        )
 
 
 class Chunks(Hydra):
@@ -217,7 +219,8 @@ def test_every_style_gives_sklearns_matrix(trainer: Any, style: type[Net]) -> No
         assert drive.results["val"].matrix.tolist() == expected(net, data())
         assert drive.results["val"].total == 101
         assert drive.recorded[-1].warnings == []
-    if not isinstance(net, (Collection, OwnMetric)):  # whose states torchmetrics#1993 breaks
+    # whose states torchmetrics#1993 breaks
+    if not isinstance(net, (Collection, OwnMetric)):
         made.fit(net, loader(), loader())
     assert drive.results["val"].matrix.tolist() == expected(net, data())
     assert drive.recorded[-1].notes == []
@@ -230,7 +233,9 @@ def test_every_style_works_with_a_bare_guard(trainer: Any, style: type[Net]) -> 
     made.fit(net, loader(), loader())
     result = guard.report.confusion["val"]
     assert result.matrix.tolist() == expected(net, data())
-    assert float(made.callback_metrics["val/accuracy"]) == pytest.approx(result.scores["accuracy"])
+    assert float(made.callback_metrics["val/accuracy"]) == pytest.approx(
+        result.scores["accuracy"]
+    )
     assert guard.report.findings == []
 
 
@@ -259,7 +264,9 @@ def test_a_hugging_face_model_that_returns_its_loss(trainer: Any) -> None:
     guard, net = EvalGuard(data="ignore"), HuggingFace()
     x, y = torch.randint(0, 30, (20, 7)), torch.randint(0, C, (20, 7))
     y[:, 5:] = -100
-    trainer(callbacks=[guard]).validate(net, loader(TensorDataset(x, y), 8), verbose=False)
+    trainer(callbacks=[guard]).validate(
+        net, loader(TensorDataset(x, y), 8), verbose=False
+    )
     with torch.no_grad():
         preds = net.eval().model(input_ids=x).logits.argmax(-1)
     keep = y != -100
@@ -277,7 +284,9 @@ class Degenerate(CollectionUpdated):
         self.many.update(logits, batch[1])
 
 
-def test_compute_groups_merged_on_a_degenerate_first_batch_lose_nothing(trainer: Any) -> None:
+def test_compute_groups_merged_on_a_degenerate_first_batch_lose_nothing(
+    trainer: Any,
+) -> None:
     drive, net = Drive(), Degenerate()
     trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
     x, y = data().tensors
@@ -293,13 +302,17 @@ def test_the_source_is_named_where_it_stands(trainer: Any) -> None:
         drive = Drive()
         trainer(callbacks=[drive]).validate(style(), loader(), verbose=False)
         (said[style],) = drive.recorded[0].notes
-    assert said[Hydra] == "val: multiclass, 5 classes, from `val_acc` (MulticlassAccuracy)"
+    assert (
+        said[Hydra] == "val: multiclass, 5 classes, from `val_acc` (MulticlassAccuracy)"
+    )
     assert "from `many.MulticlassAUROC` (MulticlassAUROC)" in said[Collection]
     line = Functional.validation_step.__code__.co_firstlineno + 4
     assert said[Functional].endswith(
         f"from `cross_entropy` at tests/confusion/test_sources.py:{line}"
     )
-    assert "from `cross_entropy` at tests/confusion/test_sources.py:" in said[LossModule]
+    assert (
+        "from `cross_entropy` at tests/confusion/test_sources.py:" in said[LossModule]
+    )
 
 
 class Binary(pl.LightningModule):
@@ -335,7 +348,9 @@ class BinaryMetricSigmoid(BinaryMetric):
         self.acc(self.net(batch[0]).sigmoid(), batch[1][:, None])
 
 
-@pytest.mark.parametrize("style", [Binary, BinaryMetric, BinarySigmoid, BinaryMetricSigmoid])
+@pytest.mark.parametrize(
+    "style", [Binary, BinaryMetric, BinarySigmoid, BinaryMetricSigmoid]
+)
 def test_a_single_logit_is_binary(trainer: Any, style: Any) -> None:
     drive, net, dataset = Drive(), style(), data(classes=2)
     made = trainer(callbacks=[drive])
@@ -345,8 +360,13 @@ def test_a_single_logit_is_binary(trainer: Any, style: Any) -> None:
             preds = net.net(dataset.tensors[0])[:, 0] > 0
         result = drive.results["val"]
         assert result.task == "binary"
-        assert result.matrix.tolist() == confusion_matrix(dataset.tensors[1], preds).tolist()
-        assert result.preds_are == ("probs" if "Sigmoid" in style.__name__ else "logits")
+        assert (
+            result.matrix.tolist()
+            == confusion_matrix(dataset.tensors[1], preds).tolist()
+        )
+        assert result.preds_are == (
+            "probs" if "Sigmoid" in style.__name__ else "logits"
+        )
 
 
 class Beginner(Binary):
@@ -365,8 +385,14 @@ class Beginner(Binary):
 LOSS = F.binary_cross_entropy_with_logits
 BEGINNERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "metric": (lambda m, z, y: m.acc(z, y), ["probs", "logits"]),
-    "metric and loss": (lambda m, z, y: (m.acc(z, y), LOSS(z, y.float())), ["logits"] * 2),
-    "loss and metric": (lambda m, z, y: (LOSS(z, y.float()), m.acc(z, y)), ["logits"] * 2),
+    "metric and loss": (
+        lambda m, z, y: (m.acc(z, y), LOSS(z, y.float())),
+        ["logits"] * 2,
+    ),
+    "loss and metric": (
+        lambda m, z, y: (LOSS(z, y.float()), m.acc(z, y)),
+        ["logits"] * 2,
+    ),
     "of sigmoid": (
         lambda m, z, y: (LOSS(z, y.float()), m.acc(z.sigmoid(), y)),
         ["probs"] * 2,
@@ -412,7 +438,9 @@ def test_logits_of_a_beginner_are_told_by_the_loss_or_as_soon_as_one_lies_outsid
 
 
 def test_an_evaluation_of_nothing_settles_no_doubt(trainer: Any) -> None:
-    net = Beginner(lambda m, z, y: {"preds": z, "target": y if m.counts else y * 0 - 100})
+    net = Beginner(
+        lambda m, z, y: {"preds": z, "target": y if m.counts else y * 0 - 100}
+    )
     drive = Drive()
     made = trainer(callbacks=[drive])
     for net.counts in (True, False, True):
@@ -429,14 +457,18 @@ class TwoBinary(Binary):
         super().__init__()
         self.acc = BinaryAccuracy()
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         logits = self.net(batch[0])[:, 0]
         self.acc(logits * 9 if dataloader_idx else logits.tanh() / 10 + 0.3, batch[1])
 
 
 def test_what_one_loader_shows_of_a_source_holds_for_the_other(trainer: Any) -> None:
     drive, net, dataset = Drive(), TwoBinary(), data(classes=2)
-    trainer(callbacks=[drive]).validate(net, [loader(dataset), loader(dataset)], verbose=False)
+    trainer(callbacks=[drive]).validate(
+        net, [loader(dataset), loader(dataset)], verbose=False
+    )
     with torch.no_grad():
         logits = net.net(dataset.tensors[0])[:, 0]
     inside, beyond = logits.tanh() / 10 + 0.3, logits * 9
@@ -444,7 +476,10 @@ def test_what_one_loader_shows_of_a_source_holds_for_the_other(trainer: Any) -> 
         result = drive.results[key]
         assert ((scores < 0) | (scores > 1)).any() == (key != "val")
         assert result.preds_are == "logits"
-        assert result.matrix.tolist() == confusion_matrix(dataset.tensors[1], scores > 0).tolist()
+        assert (
+            result.matrix.tolist()
+            == confusion_matrix(dataset.tensors[1], scores > 0).tolist()
+        )
 
 
 class Multilabel(Binary):
@@ -470,7 +505,10 @@ def test_many_labels_are_multilabel(trainer: Any, style: Any) -> None:
         preds = net.net(dataset.tensors[0]) > 0
     result = drive.results["val"]
     assert result.task == "multilabel"
-    assert result.matrix.tolist() == multilabel_confusion_matrix(dataset.tensors[1], preds).tolist()
+    assert (
+        result.matrix.tolist()
+        == multilabel_confusion_matrix(dataset.tensors[1], preds).tolist()
+    )
     assert result.total == 150
 
 
@@ -483,11 +521,15 @@ class Segmentation(pl.LightningModule):
         return F.cross_entropy(self.net(batch[0]), batch[1], ignore_index=255)
 
 
-def test_a_segmentation_net_counts_pixels_and_ignores_what_its_loss_ignores(trainer: Any) -> None:
+def test_a_segmentation_net_counts_pixels_and_ignores_what_its_loss_ignores(
+    trainer: Any,
+) -> None:
     drive, net = Drive(), Segmentation()
     x, y = torch.randn(10, 3, 6, 7), torch.randint(0, 4, (10, 6, 7)).to(torch.uint8)
     y[:, 0] = 255
-    trainer(callbacks=[drive]).validate(net, loader(TensorDataset(x, y.long()), 4), verbose=False)
+    trainer(callbacks=[drive]).validate(
+        net, loader(TensorDataset(x, y.long()), 4), verbose=False
+    )
     with torch.no_grad():
         preds = net.net(x).argmax(1)
     result = drive.results["val"]
@@ -525,7 +567,9 @@ def test_a_token_classifier_ignores_padding(trainer: Any, style: Any) -> None:
     drive, net = Drive(), style()
     x, y = torch.randn(10, 6, 8), torch.randint(0, C, (10, 6))
     y[:, 4:] = -100
-    trainer(callbacks=[drive]).validate(net, loader(TensorDataset(x, y), 4), verbose=False)
+    trainer(callbacks=[drive]).validate(
+        net, loader(TensorDataset(x, y), 4), verbose=False
+    )
     with torch.no_grad():
         preds = net.net(x).argmax(-1)
     result = drive.results["val"]
@@ -543,7 +587,9 @@ class TwoLoaders(Hydra):
         super().__init__()
         self.accs = nn.ModuleList([MulticlassAccuracy(C), MulticlassAccuracy(C)])
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.accs[dataloader_idx](self(batch[0]), batch[1])
 
 
@@ -561,7 +607,9 @@ class Heads(Net):
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         logits = self(batch[0])
-        return F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits[:, :3], batch[1] % 3)
+        return F.cross_entropy(logits, batch[1]) + F.cross_entropy(
+            logits[:, :3], batch[1] % 3
+        )
 
 
 def test_a_second_head_is_not_mixed_in_and_is_named(trainer: Any) -> None:
@@ -588,7 +636,9 @@ def test_a_metric_can_be_named(trainer: Any) -> None:
 
 def test_a_metric_that_is_not_there_is_refused(trainer: Any) -> None:
     drive = Drive(ConfusionMetrics(source="metric:val_f1"))
-    with pytest.raises(ValueError, match="source='metric:val_f1': the module has val_acc"):
+    with pytest.raises(
+        ValueError, match="source='metric:val_f1': the module has val_acc"
+    ):
         trainer(callbacks=[drive]).validate(Hydra(), loader(), verbose=False)
 
 
@@ -606,12 +656,16 @@ NEAR: dict[str, Callable[[Any, Any], Any]] = {
         b[0] * 2, (b[0] > 0).float() / 2
     ),
     "regression": lambda m, b: F.mse_loss(m(b[0])[:, 0], b[1].float()),
-    "its own input": lambda m, b: F.binary_cross_entropy_with_logits(b[0] * 3, b[0].clamp_(1, 1)),
+    "its own input": lambda m, b: F.binary_cross_entropy_with_logits(
+        b[0] * 3, b[0].clamp_(1, 1)
+    ),
 }
 
 
 @pytest.mark.parametrize("case", NEAR)
-def test_what_is_no_classification_gives_no_matrix_and_no_warning(trainer: Any, case: str) -> None:
+def test_what_is_no_classification_gives_no_matrix_and_no_warning(
+    trainer: Any, case: str
+) -> None:
     drive, net = Drive(), silent(NEAR[case])()
     trainer(callbacks=[drive]).validate(net, loader(), verbose=False)
     assert drive.results == {}
@@ -647,7 +701,9 @@ def test_metrics_behave_as_without_a_tap(trainer: Any) -> None:
         made.validate(net, loader(), verbose=False)
         with torch.inference_mode():
             net.many.update(net(data().tensors[0]), data().tensors[1])
-        logged.append((net.many.compute(), net.many.compute_groups, list(net.state_dict())))
+        logged.append(
+            (net.many.compute(), net.many.compute_groups, list(net.state_dict()))
+        )
         assert "update" not in vars(net.many["MulticlassAccuracy"]) or not hasattr(
             net.many["MulticlassAccuracy"].update, "__evalguard_wrap__"
         )
@@ -677,7 +733,9 @@ class Fails(Hydra):
         raise RuntimeError("no")
 
 
-def test_nothing_stays_tapped_after_an_evaluation_nor_an_exception(trainer: Any) -> None:
+def test_nothing_stays_tapped_after_an_evaluation_nor_an_exception(
+    trainer: Any,
+) -> None:
     before = F.cross_entropy, cross_entropy
     for net, fails in ((LossModule(), False), (Hydra(), False), (Fails(), True)):
         drive = Drive()

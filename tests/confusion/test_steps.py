@@ -27,8 +27,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("name", "step", "how"), TABLE, ids=[name for name, *_ in TABLE])
-def test_a_step_is_counted_right_or_reported(name: str, step: Any, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "step", "how"), TABLE, ids=[name for name, *_ in TABLE]
+)
+def test_a_step_is_counted_right_or_reported(
+    name: str, step: Any, how: dict[str, Any]
+) -> None:
     guards: list[EvalGuard] = []
     verdict, why = run(step, **how, guards=guards)
     assert verdict in ("ok", "reported"), why
@@ -48,7 +52,9 @@ def seen(step: Any, **keywords: Any) -> tuple[EvalGuard, list[str]]:
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             return step(self, batch, batch_idx)
 
-    guard = EvalGuard(data="ignore", sync="ignore", stochastic="ignore", record=None, **keywords)
+    guard = EvalGuard(
+        data="ignore", sync="ignore", stochastic="ignore", record=None, **keywords
+    )
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[guard],
@@ -61,7 +67,9 @@ def seen(step: Any, **keywords: Any) -> tuple[EvalGuard, list[str]]:
 
 def test_a_batch_that_shows_nothing_is_reported_with_both_numbers() -> None:
     def step(module: Any, batch: Any, batch_idx: int) -> Any:
-        return None if batch_idx == 3 else {"logits": module(batch[0]), "target": batch[1]}
+        return (
+            None if batch_idx == 3 else {"logits": module(batch[0]), "target": batch[1]}
+        )
 
     guard, said = seen(step)
     assert guard.report.confusion["val"].total == 101 - 16
@@ -72,7 +80,9 @@ def test_a_batch_that_shows_nothing_is_reported_with_both_numbers() -> None:
 
 def test_the_scores_policy_holds_for_what_is_found_of_the_sources() -> None:
     def step(module: Any, batch: Any, batch_idx: int) -> Any:
-        return None if batch_idx == 3 else {"logits": module(batch[0]), "target": batch[1]}
+        return (
+            None if batch_idx == 3 else {"logits": module(batch[0]), "target": batch[1]}
+        )
 
     guard, said = seen(step, scores="ignore")
     assert [text for text in said if "counts 85" in text] == []
@@ -92,14 +102,30 @@ def test_what_is_not_found_is_a_warning_where_there_is_something_to_count(
             module.log("val_acc", (own >= out.amax(1)).float().mean())
 
     _, said = seen(step)
-    assert len([text for text in said if "no confusion matrix" in text]) == (not regression)
+    assert len([text for text in said if "no confusion matrix" in text]) == (
+        not regression
+    )
 
 
 def entries() -> list[Any]:
     """What the taps of a first step replace, as it stands now."""
-    names = "sigmoid", "gather", "softmax", "log_softmax", "eq", "ne", "__eq__", "__ne__"
+    names = (
+        "sigmoid",
+        "gather",
+        "softmax",
+        "log_softmax",
+        "eq",
+        "ne",
+        "__eq__",
+        "__ne__",
+    )
     held = [vars(owner).get(name) for owner in (torch, torch.Tensor) for name in names]
-    return [*held, F.one_hot, F.cross_entropy.__code__, vars(torch._C._nn)["cross_entropy_loss"]]
+    return [
+        *held,
+        F.one_hot,
+        F.cross_entropy.__code__,
+        vars(torch._C._nn)["cross_entropy_loss"],
+    ]
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -131,7 +157,10 @@ def test_two_recorders_see_the_losses_and_comparisons_of_one_step(first: int) ->
     results = [recorder.stop().results["val"].matrix for recorder in recorders]
     assert torch.equal(results[0], results[1])
     assert int(results[0].sum()) == 8
-    assert before == (vars(torch._C._nn)["cross_entropy_loss"], vars(torch.Tensor).get("__eq__"))
+    assert before == (
+        vars(torch._C._nn)["cross_entropy_loss"],
+        vars(torch.Tensor).get("__eq__"),
+    )
 
 
 @pytest.mark.filterwarnings("error::lightning_evalguard.EvalGuardWarning")
@@ -151,9 +180,15 @@ def test_where_a_filter_makes_errors_of_warnings_ours_is_the_error() -> None:
         trainer.validate(Module(), loader(), verbose=False)
 
 
-def test_what_another_recorder_follows_is_found_and_a_refused_step_leaves_nothing() -> None:
-    step = next(step for name, step, _ in TABLE if name == "focal_loss_by_hand_in_a_partial")
-    how = next(how for name, _, how in TABLE if name == "focal_loss_by_hand_in_a_partial")
+def test_what_another_recorder_follows_is_found_and_a_refused_step_leaves_nothing() -> (
+    None
+):
+    step = next(
+        step for name, step, _ in TABLE if name == "focal_loss_by_hand_in_a_partial"
+    )
+    how = next(
+        how for name, _, how in TABLE if name == "focal_loss_by_hand_in_a_partial"
+    )
     other, x = Recorder(), torch.randn(4, 3)
     other.start("val", nn.Linear(3, 3))
     other.before_step((x, torch.tensor([0, 1, 2, 0])))

@@ -17,7 +17,12 @@ import torch
 import torch.ao.quantization as quantization
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_module, init_device_mesh
+from torch.distributed.tensor import (
+    DTensor,
+    Replicate,
+    distribute_module,
+    init_device_mesh,
+)
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -32,11 +37,14 @@ pytestmark = [
         r"torch.ao.quantization is deprecated:DeprecationWarning",
         r"Please use quant_min and quant_max",
         r"torch.quantize_per_tensor",
-        r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`",  # it takes bf16 there
+        # it takes bf16 there
+        r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`",
         r"DTensor random operators may not have complete support",
-        r"The .grad attribute of a Tensor that is not a leaf",  # Dynamo's own, of a traced input
+        # Dynamo's own, of a traced input
+        r"The .grad attribute of a Tensor that is not a leaf",
         r"None of the inputs have requires_grad",
-        r"It is recommended to use `self.log\('loss'",  # Distributed is a group of one process
+        # Distributed is a group of one process
+        r"It is recommended to use `self.log\('loss'",
         r"Total length of `CombinedLoader`",
     )
 ]
@@ -215,7 +223,9 @@ class Exported(Dropping):
 
     def build(self) -> nn.Module:
         batch = {0: torch.export.Dim.DYNAMIC}
-        program = torch.export.export(net().eval(), (torch.zeros(8, 4),), dynamic_shapes=(batch,))
+        program = torch.export.export(
+            net().eval(), (torch.zeros(8, 4),), dynamic_shapes=(batch,)
+        )
         self.kept = [program.module().requires_grad_(False)]
         return nn.Linear(3, 3)
 
@@ -292,7 +302,11 @@ class Lazy(Lit):
 
     def build(self) -> nn.Module:
         return nn.Sequential(
-            nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Dropout(0.5), nn.LazyLinear(3)
+            nn.LazyLinear(8),
+            nn.LazyBatchNorm1d(),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.LazyLinear(3),
         )
 
     def setup(self, stage: str) -> None:
@@ -329,7 +343,9 @@ class Checkpointed(Lit):
     reentrant = False
 
     def forward(self, x: Any) -> Any:
-        return checkpoint(self.net, x.requires_grad_(self.training), use_reentrant=self.reentrant)
+        return checkpoint(
+            self.net, x.requires_grad_(self.training), use_reentrant=self.reentrant
+        )
 
 
 @case()
@@ -351,7 +367,9 @@ class Distributed(Lit):
 
     def build(self) -> nn.Module:
         self.mesh = [init_device_mesh("cpu", (1,))]
-        made = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+        made = nn.Sequential(
+            nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+        )
         return distribute_module(made, self.mesh[0])
 
     def forward(self, x: Any) -> Any:
@@ -452,7 +470,8 @@ class GraphBatches(Lit):
         geometric = pytest.importorskip("torch_geometric")
         edge = torch.tensor([[0, 1], [1, 0]])
         graphs = [
-            geometric.data.Data(torch.stack([x, -x]), edge, y=y) for x, y in samples(seed=seed)
+            geometric.data.Data(torch.stack([x, -x]), edge, y=y)
+            for x, y in samples(seed=seed)
         ]
         return geometric.loader.DataLoader(graphs, batch_size=8)
 
@@ -588,7 +607,9 @@ class CombinedSequential(Combined):
     def read(self, batch: Any) -> Any:
         return batch
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         return super().validation_step(batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -670,7 +691,9 @@ def run(lit: type[Lit], make: Make, guards: list[EvalGuard], bug: bool = False) 
     made = make(callbacks=guards, max_epochs=2, **lit.settings)
     predicted: Any = []
     for stage in lit.stages:
-        given = getattr(made, stage)(handed, **({"verbose": False} if stage in STAGES[:2] else {}))
+        given = getattr(made, stage)(
+            handed, **({"verbose": False} if stage in STAGES[:2] else {})
+        )
         predicted = given if stage == "predict" else predicted
     weights = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     return weights, torch.get_rng_state(), predicted
@@ -685,7 +708,11 @@ def same(a: Any, b: Any) -> bool:
         a, b = a.full_tensor(), b.full_tensor()
     if nn.parameter.is_lazy(a):
         return nn.parameter.is_lazy(b)
-    return torch.equal(a.dequantize(), b.dequantize()) if a.is_quantized else torch.equal(a, b)
+    return (
+        torch.equal(a.dequantize(), b.dequantize())
+        if a.is_quantized
+        else torch.equal(a, b)
+    )
 
 
 @pytest.mark.parametrize("lit", CASES)

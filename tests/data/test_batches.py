@@ -87,7 +87,9 @@ def test_every_consumer_sees_the_same_tensors(kind: str) -> None:
     seen = tensors(batch)
     assert any(t is X or t is Y for t in seen)
     assert [id(t) for t in moved_tensors(batch)] == [id(t) for t in seen]
-    assert [id(t) for t in leaves(batch) if isinstance(t, Tensor)] == [id(t) for t in seen]
+    assert [id(t) for t in leaves(batch) if isinstance(t, Tensor)] == [
+        id(t) for t in seen
+    ]
     assert [id(t) for t in columns(batch) if t.dtype != torch.int64 or t is Y] == [
         id(t) for t in seen if t.dtype != torch.int64 or t is Y
     ]
@@ -150,7 +152,9 @@ def test_a_samplers_padding_is_cut_in_every_kind_of_batch(kind: str) -> None:
     assert whole(hashed) == whole([alone.part()])
 
 
-def test_two_processes_count_five_samples_in_every_kind_of_batch(tmp_path: Path) -> None:
+def test_two_processes_count_five_samples_in_every_kind_of_batch(
+    tmp_path: Path,
+) -> None:
     """With padding of one, of which nothing is counted twice."""
     mp.spawn(count_on_two_ranks, (free_port(), str(tmp_path)), nprocs=2)
     for rank in range(2):
@@ -177,7 +181,11 @@ def test_the_shares_of_ranks_are_what_the_sampler_deals(
     assert owned(loader) == (None if drop_last else shares(dealt[0])[0])
     assert repeated(loader)[0] == (0 if drop_last else sum(map(len, lists)) - n)
     lost = n - len(distinct)
-    assert left_out(loader).startswith(f"{lost} of {n} samples") if lost else not left_out(loader)
+    assert (
+        left_out(loader).startswith(f"{lost} of {n} samples")
+        if lost
+        else not left_out(loader)
+    )
 
 
 # --- odd ones -------------------------------------------------------------------------------------
@@ -215,7 +223,15 @@ def test_a_batch_that_holds_itself_ends() -> None:
 
 
 def test_what_is_no_batch_holds_nothing() -> None:
-    for thing in (None, print, nn.Linear(2, 2), torch.float32, torch.Size([3]), int, object()):
+    for thing in (
+        None,
+        print,
+        nn.Linear(2, 2),
+        torch.float32,
+        torch.Size([3]),
+        int,
+        object(),
+    ):
         assert tensors(thing) == []
         assert sample_count(thing) is None
     assert sample_count("text") is None
@@ -233,7 +249,9 @@ def test_a_packed_sequence_counts_its_sequences() -> None:
 def test_detections_are_counted_by_image() -> None:
     """Lists of images and of dicts, an item a sample, of as many boxes as there are."""
     images = [torch.zeros(3, 8, 8) for _ in range(4)]
-    targets = [{"boxes": torch.zeros(k, 4), "labels": torch.zeros(k)} for k in (1, 2, 5, 3)]
+    targets = [
+        {"boxes": torch.zeros(k, 4), "labels": torch.zeros(k)} for k in (1, 2, 5, 3)
+    ]
     assert sample_count((images, targets)) == 4
     assert sample_count({"image": images, "target": targets}) == 4
 
@@ -241,7 +259,12 @@ def test_detections_are_counted_by_image() -> None:
 def test_texts_and_arrays_are_counted_where_no_tensor_is() -> None:
     assert sample_count({"text": ["a", "b", "c"], "label": [0, 1, 0]}) == 3
     assert sample_count((np.zeros((5, 2)), np.zeros(5))) == 5
-    assert sample_count({"text": ["a", "b"], "x": torch.zeros(2, 3), "size": [224, 224, 3]}) == 2
+    assert (
+        sample_count(
+            {"text": ["a", "b"], "x": torch.zeros(2, 3), "size": [224, 224, 3]}
+        )
+        == 2
+    )
 
 
 def test_numbers_beside_the_samples_do_not_count() -> None:

@@ -19,21 +19,25 @@ _ran: dict[int, list[dict[str, Any]]] = {}
 
 
 @pytest.fixture(scope="module")
-def happened(world: int, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def happened(
+    world: int, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What each rank of `world` found in each case."""
     if world not in _ran:
         folder = tmp_path_factory.mktemp("ranks")
         done = script("ranks_on_data.py", world, free_port(), folder)
         assert done.returncode == 0, done.stdout + done.stderr
         _ran[world] = [
-            torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)
+            torch.load(folder / f"{rank}.pt", weights_only=False)
+            for rank in range(world)
         ]
     return _ran[world]
 
 
 @WORLDS
 @pytest.mark.parametrize(
-    "case", ["apart", "apart, in streams", "apart, by workers", "training watched beside"]
+    "case",
+    ["apart", "apart, in streams", "apart, by workers", "training watched beside"],
 )
 def test_sets_that_are_shared_out_are_silent(
     happened: list[dict[str, Any]], world: int, case: str
@@ -44,7 +48,9 @@ def test_sets_that_are_shared_out_are_silent(
 
 
 @WORLDS
-def test_a_padded_tail_is_no_repetition_of_ours(happened: list[dict[str, Any]], world: int) -> None:
+def test_a_padded_tail_is_no_repetition_of_ours(
+    happened: list[dict[str, Any]], world: int
+) -> None:
     found, total, _ = happened[0]["apart, with a padded tail"]
     assert total == 117
     assert [fact for _, _, fact in found if "repetitions" in fact] == []
@@ -62,12 +68,15 @@ def test_samples_that_every_rank_evaluates_are_counted(
     for rank in happened:
         facts = [fact for check, _, fact in rank[case][0] if check == "data"]
         assert any(
-            f"{again} of the {total} samples that all ranks evaluate are repetitions" in fact
+            f"{again} of the {total} samples that all ranks evaluate are repetitions"
+            in fact
             and f"each of {world} ranks evaluates all of them" in fact
             for fact in facts
         )
     facts = [fact for *_, fact in happened[0][case][0]]
-    assert any("2 workers reads the whole" in fact for fact in facts) == ("worker" in case)
+    assert any("2 workers reads the whole" in fact for fact in facts) == (
+        "worker" in case
+    )
 
 
 @WORLDS
@@ -77,7 +86,10 @@ def test_samples_that_every_rank_evaluates_are_counted(
         ("a set twice", "120 of the 240 samples that it gives are repetitions"),
         ("a leak", "100 of its 120 samples stand in the training set too"),
         ("a leak of streams", "samples stand in the training set too"),
-        ("tested on the training set", "400 of its 400 samples stand in the training set of an"),
+        (
+            "tested on the training set",
+            "400 of its 400 samples stand in the training set of an",
+        ),
     ],
 )
 def test_what_one_process_finds_several_find(
@@ -94,7 +106,9 @@ def test_replicas_with_other_weights_are_named_on_every_rank(
 ) -> None:
     for rank in happened:
         facts = [fact for check, _, fact in rank["replicas"][0] if check == "weights"]
-        assert any("has other weights on rank 1 than on rank 0" in fact for fact in facts)
+        assert any(
+            "has other weights on rank 1 than on rank 0" in fact for fact in facts
+        )
 
 
 def test_outcomes_of_two_ranks_are_those_of_one(

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, multilabel_confusion_matrix
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    multilabel_confusion_matrix,
+)
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -41,14 +46,18 @@ CLASSES = 3
 class Texts(Dataset):
     """Token ids, each text labelled by its first word; `labels` may be of any kind."""
 
-    def __init__(self, n: int = 21, seed: int = 0, kind: str = "sequence", length: int = 7) -> None:
+    def __init__(
+        self, n: int = 21, seed: int = 0, kind: str = "sequence", length: int = 7
+    ) -> None:
         g = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(3, 50, (n, length), generator=g)
         if kind == "tokens":
             self.labels = self.ids % CLASSES
             self.labels[:, 0] = self.labels[::2, -1] = -100
         elif kind == "multilabel":
-            self.labels = torch.stack([(self.ids[:, 0] % k == 0).float() for k in (2, 3, 5)], 1)
+            self.labels = torch.stack(
+                [(self.ids[:, 0] % k == 0).float() for k in (2, 3, 5)], 1
+            )
         elif kind == "regression":
             self.labels = self.ids[:, 0].float()
         else:
@@ -59,7 +68,11 @@ class Texts(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ids = self.ids[i]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": self.labels[i]}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": self.labels[i],
+        }
 
 
 def config(**options: Any) -> BertConfig:
@@ -85,7 +98,9 @@ class Classifier(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.faults = faults
 
-    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+    def forward(
+        self, input_ids: Any, attention_mask: Any = None, labels: Any = None
+    ) -> Any:
         hidden = self.norm(self.words(input_ids).mean(1))
         if self.faults.get("functional_dropout"):
             hidden = nn.functional.dropout(hidden, 0.5)
@@ -98,7 +113,9 @@ class Classifier(nn.Module):
                 logits = self.head(self.drop(hidden))
         else:
             logits = self.head(self.drop(hidden))
-        loss = nn.functional.cross_entropy(logits, labels) if labels is not None else None
+        loss = (
+            nn.functional.cross_entropy(logits, labels) if labels is not None else None
+        )
         return {"loss": loss, "logits": logits}
 
 
@@ -107,7 +124,9 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def trainer(model: nn.Module, *callbacks: Any, kind: Any = Trainer, **options: Any) -> Trainer:
+    def trainer(
+        model: nn.Module, *callbacks: Any, kind: Any = Trainer, **options: Any
+    ) -> Trainer:
         torch.set_num_threads(1)
         ours = {"compute_metrics", "train_dataset", "eval_dataset"}
         given = {k: options.pop(k) for k in ours & options.keys()}
@@ -129,7 +148,10 @@ def make(tmp_path: Path) -> Make:
             arguments["evaluation_strategy"] = arguments.pop("eval_strategy")
         data = {"train_dataset": Texts(24, 1), "eval_dataset": Texts(21, 2), **given}
         return kind(
-            model=model, args=TrainingArguments(**arguments), callbacks=list(callbacks), **data
+            model=model,
+            args=TrainingArguments(**arguments),
+            callbacks=list(callbacks),
+            **data,
         )
 
     return trainer
@@ -157,7 +179,13 @@ def test_a_guarded_run_is_the_bare_run_bit_for_bit_and_says_nothing(
         trainer = make(bert(), *callbacks, num_train_epochs=2)
         trainer.train()
         trainer.evaluate()
-        runs.append((trainer.model.state_dict(), trainer.state.log_history, torch.get_rng_state()))
+        runs.append(
+            (
+                trainer.model.state_dict(),
+                trainer.state.log_history,
+                torch.get_rng_state(),
+            )
+        )
     (weights, history, generator), (our_weights, our_history, our_generator) = runs
     assert all(torch.equal(weights[name], our_weights[name]) for name in weights)
     assert torch.equal(generator, our_generator)
@@ -171,14 +199,17 @@ def test_a_guarded_run_is_the_bare_run_bit_for_bit_and_says_nothing(
     assert not [w for w in recwarn if issubclass(w.category, EvalGuardWarning)]
 
 
-def test_nothing_of_the_guard_stays_on_the_trainer_once_the_callback_is_removed(make: Make) -> None:
+def test_nothing_of_the_guard_stays_on_the_trainer_once_the_callback_is_removed(
+    make: Make,
+) -> None:
     guard = EvalGuardCallback()
     trainer = make(bert(), guard)
     assert "evaluation_loop" in vars(trainer)
     trainer.remove_callback(guard)
     assert "eval_accuracy" not in trainer.evaluate()
     assert (
-        not {"train", "evaluation_loop", "prediction_step", "compute_loss"} & vars(trainer).keys()
+        not {"train", "evaluation_loop", "prediction_step", "compute_loss"}
+        & vars(trainer).keys()
     )
 
 
@@ -203,7 +234,9 @@ def test_one_trainer_has_one_guard(make: Make) -> None:
     trainer.add_callback(second)
     trainer.train()
     assert first.report.checked["evaluations"] == 1
-    assert second.report.notes == ["another EvalGuardCallback guards this Trainer already"]
+    assert second.report.notes == [
+        "another EvalGuardCallback guards this Trainer already"
+    ]
 
 
 # --- the matrix ----------------------------------------------------------------------------------
@@ -230,7 +263,10 @@ def test_tokens_that_are_ignored_are_not_counted(make: Make, length: int) -> Non
     trainer = make(bert(BertForTokenClassification), guard, eval_dataset=data)
     trainer.evaluate()
     predicted = trainer.predict(data)
-    target, preds = predicted.label_ids.ravel(), predicted.predictions.argmax(-1).ravel()
+    target, preds = (
+        predicted.label_ids.ravel(),
+        predicted.predictions.argmax(-1).ravel(),
+    )
     kept = target != -100
     expected = confusion_matrix(target[kept], preds[kept], labels=range(CLASSES))
     assert guard.report.confusion["eval"].matrix.tolist() == expected.tolist()
@@ -269,7 +305,9 @@ def test_a_key_of_compute_metrics_is_never_overwritten(make: Make) -> None:
     computed = {"f1_macro": 0.123, "accuracy": 0.0}
 
     def scores(predicted: Any) -> dict[str, float]:
-        computed["accuracy"] = accuracy_score(predicted.label_ids, predicted.predictions.argmax(1))
+        computed["accuracy"] = accuracy_score(
+            predicted.label_ids, predicted.predictions.argmax(1)
+        )
         return computed
 
     trainer = make(bert(), guard, compute_metrics=scores)
@@ -395,7 +433,9 @@ class LogsItsMode(Trainer):
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
-def test_what_the_trainer_logs_by_its_mode_is_what_the_bare_one_logs(make: Make) -> None:
+def test_what_the_trainer_logs_by_its_mode_is_what_the_bare_one_logs(
+    make: Make,
+) -> None:
     modes = []
     for guards in ([], [EvalGuardCallback()]):
         model = bert()
@@ -417,12 +457,16 @@ def test_a_loop_that_is_called_by_itself_puts_back_every_mode(make: Make) -> Non
     assert flags(model) == before
 
 
-def test_a_frozen_batch_norm_whose_statistics_the_trainer_moves_is_found(make: Make) -> None:
+def test_a_frozen_batch_norm_whose_statistics_the_trainer_moves_is_found(
+    make: Make,
+) -> None:
     guard, model = EvalGuardCallback(modes="warn"), Classifier()
     model.norm.eval().requires_grad_(False)
     trainer = make(model, guard)
     trainer.model_accepts_loss_kwargs = False
-    with pytest.warns(EvalGuardWarning, match=r"`norm` \(BatchNorm1d\): is frozen but in train"):
+    with pytest.warns(
+        EvalGuardWarning, match=r"`norm` \(BatchNorm1d\): is frozen but in train"
+    ):
         trainer.train()
 
 
@@ -473,7 +517,9 @@ def test_a_violation_is_found_with_its_line_at_the_first_step(
 
 
 def test_a_finding_is_silent_where_it_is_allowed_or_only_warned_of(make: Make) -> None:
-    allowed = EvalGuardCallback(weights="ignore", allow={"stochastic": ["*"]}, batch="ignore")
+    allowed = EvalGuardCallback(
+        weights="ignore", allow={"stochastic": ["*"]}, batch="ignore"
+    )
     make(Classifier(functional_dropout=True), allowed).evaluate()
     assert allowed.report.findings == []
     warns = EvalGuardCallback(weights="ignore", state="warn")
@@ -484,7 +530,9 @@ def test_a_finding_is_silent_where_it_is_allowed_or_only_warned_of(make: Make) -
 class Wakes(TrainerCallback):
     """Puts dropout back in train mode in the midst of an evaluation."""
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         kwargs["model"].drop.train()
 
 
@@ -512,7 +560,11 @@ class Forgets(Trainer):
     """Its own prediction step has no `no_grad`."""
 
     def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: Any, ignore_keys: Any = None
+        self,
+        model: Any,
+        inputs: Any,
+        prediction_loss_only: Any,
+        ignore_keys: Any = None,
     ) -> Any:
         outputs = model(**inputs)
         return outputs["loss"], outputs["logits"], inputs["labels"]
@@ -526,7 +578,9 @@ class Remembers(Forgets):
         return super().prediction_step(*args, **kwargs)
 
 
-def test_a_prediction_step_of_ones_own_that_records_a_graph_is_found(make: Make) -> None:
+def test_a_prediction_step_of_ones_own_that_records_a_graph_is_found(
+    make: Make,
+) -> None:
     guard = EvalGuardCallback(weights="ignore")
     with pytest.raises(EvalGuardError, match="autograd graph"):
         make(Classifier(), guard, kind=Forgets).evaluate()

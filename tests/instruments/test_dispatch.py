@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, Watch
 
-MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+MODES = pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, torch.enable_grad]
+)
 
 
 class Log(Subscriber):
@@ -77,7 +79,9 @@ INERT: dict[str, Callable[[], Any]] = {
 
 @MODES
 @pytest.mark.parametrize("name", DRAWING)
-def test_a_draw_is_seen(name: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
+def test_a_draw_is_seen(
+    name: str, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
     lstm.train()
     with mode():
         assert drew(DRAWING[name])
@@ -97,7 +101,10 @@ def test_what_draws_nothing_is_not_taken_for_a_draw(
 
 # Below a mode torch excludes the keys above it, and operators that arrive whole take other paths.
 WHOLE = {
-    "Linear of a transposed batch": (nn.Linear(8, 20), (torch.randn(2, 8, 8).transpose(0, 1),)),
+    "Linear of a transposed batch": (
+        nn.Linear(8, 20),
+        (torch.randn(2, 8, 8).transpose(0, 1),),
+    ),
     "GRU": (nn.GRU(24, 20, 2, batch_first=True), (torch.randn(3, 7, 24),)),
     "RNN": (nn.RNN(16, 8), (torch.randn(5, 2, 16).transpose(0, 1),)),
     "LSTM": (nn.LSTM(16, 8, 2, bidirectional=True), (torch.randn(5, 2, 16),)),
@@ -108,7 +115,10 @@ WHOLE = {
         (torch.randn(3, 9, 16),),
     ),
     "bilinear": (nn.Bilinear(8, 6, 5), (torch.randn(3, 8), torch.randn(3, 6))),
-    "decoder": (nn.TransformerDecoderLayer(16, 2), (torch.randn(9, 3, 16), torch.randn(5, 3, 16))),
+    "decoder": (
+        nn.TransformerDecoderLayer(16, 2),
+        (torch.randn(9, 3, 16), torch.randn(5, 3, 16)),
+    ),
 }
 
 
@@ -133,7 +143,11 @@ def test_results_are_the_same_to_the_bit(
                 once = leaves(module(*args))
                 with Watch(Log(lambda op: op.name)):
                     twice = leaves(module(*args))
-        assert [t.dtype for t in bare] == [t.dtype for t in once] == [t.dtype for t in twice]
+        assert (
+            [t.dtype for t in bare]
+            == [t.dtype for t in once]
+            == [t.dtype for t in twice]
+        )
         assert all(map(torch.equal, bare, once))
         assert all(map(torch.equal, bare, twice))
 
@@ -150,7 +164,10 @@ def test_what_kernels_call_is_cast_as_without_a_mode(grad: bool) -> None:
 @pytest.mark.parametrize("grad", [False, True])
 def test_what_kernels_call_sees_a_conjugate_as_one(grad: bool) -> None:
     matrix = torch.randn(5, 3, dtype=torch.complex64, requires_grad=grad)
-    bare = torch.linalg.pinv(matrix), *torch.linalg.lstsq(matrix, matrix + 1, driver="gels")[:2]
+    bare = (
+        torch.linalg.pinv(matrix),
+        *torch.linalg.lstsq(matrix, matrix + 1, driver="gels")[:2],
+    )
     with Watch(Log(lambda op: op.name)):
         inside = (
             torch.linalg.pinv(matrix),
@@ -170,28 +187,35 @@ def test_an_operator_knows_where_it_stands() -> None:
         torch.no_grad()(lambda: net(torch.ones(1, 2))),
         lambda op: (op.name, names.nearest(op.modules())[0]),
     )
-    assert [s for s in said if s[0] in ("addmm", "exp")] == [("addmm", "0"), ("exp", "1")]
+    assert [s for s in said if s[0] in ("addmm", "exp")] == [
+        ("addmm", "0"),
+        ("exp", "1"),
+    ]
 
 
 def test_the_root_answers_for_what_runs_in_no_module() -> None:
     net = nn.Linear(2, 2)
-    assert watched(lambda: x.exp(), lambda op: ModuleNames(net).nearest(op.modules())) == [
-        ("", net)
-    ]
+    assert watched(
+        lambda: x.exp(), lambda op: ModuleNames(net).nearest(op.modules())
+    ) == [("", net)]
 
 
 def test_writes_are_seen_also_where_the_schema_hides_them() -> None:
     norm = nn.BatchNorm1d(3)
     written: list[Tensor] = [
-        t for op in watched(lambda: norm(torch.randn(4, 3)), lambda op: op.written) for t in op
+        t
+        for op in watched(lambda: norm(torch.randn(4, 3)), lambda op: op.written)
+        for t in op
     ]
     held = {t.data_ptr() for t in written}
     assert {b.data_ptr() for b in norm.buffers()} == held
-    assert not any(watched(lambda: norm.eval()(torch.randn(4, 3)), lambda op: op.written))
-    target = torch.zeros(3)
-    assert watched(lambda: target.data.add_(1), lambda op: op.written)[-1][0].data_ptr() == (
-        target.data_ptr()
+    assert not any(
+        watched(lambda: norm.eval()(torch.randn(4, 3)), lambda op: op.written)
     )
+    target = torch.zeros(3)
+    assert watched(lambda: target.data.add_(1), lambda op: op.written)[-1][
+        0
+    ].data_ptr() == (target.data_ptr())
 
 
 def test_a_subscriber_that_fails_is_dropped_and_the_operator_runs_on() -> None:

@@ -87,7 +87,9 @@ def _from_within(batch: Any) -> tuple[Tensor, Tensor]:
     return inner, batch["labels"].popleft()
 
 
-FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Tensor, Tensor]]]] = {
+FORMS: dict[
+    str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Tensor, Tensor]]]
+] = {
     "popped": (lambda b: {"x": b[0], "y": b[1]}, _popped),
     "deleted": (lambda b: {"x": b[0], "y": b[1]}, _deleted),
     "updated": (lambda b: {"x": b[0], "y": b[1]}, _updated),
@@ -96,14 +98,19 @@ FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Tensor, Tenso
     "assigned": (lambda b: Batch(*b), _assigned),
     "unslotted": (lambda b: Slots(*b), _unslotted),
     "popped from an encoding": (lambda b: Encoding(x=b[0], y=b[1]), _popped),
-    "from within": (lambda b: {"inputs": {"x": b[0]}, "labels": deque([b[1]])}, _from_within),
+    "from within": (
+        lambda b: {"inputs": {"x": b[0]}, "labels": deque([b[1]])},
+        _from_within,
+    ),
 }
 
 
 class Taking(pl.LightningModule):
     """Takes its samples out of its batch; `mixes` centres them by the batch."""
 
-    def __init__(self, take: Callable[[Any], tuple[Tensor, Tensor]], mixes: bool) -> None:
+    def __init__(
+        self, take: Callable[[Any], tuple[Tensor, Tensor]], mixes: bool
+    ) -> None:
         super().__init__()
         self.net = nn.Linear(4, 3)
         self.take, self.mixes = take, mixes
@@ -122,7 +129,9 @@ class Taking(pl.LightningModule):
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         held = batch if isinstance(batch, (list, dict, UserDict)) else None
-        self.left.append(str(held) if held is not None else str(getattr(batch, "y", "gone")))
+        self.left.append(
+            str(held) if held is not None else str(getattr(batch, "y", "gone"))
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -155,7 +164,11 @@ def _fitted(name: str, mixes: bool, guarded: bool = True) -> tuple[EvalGuard, Ta
 def test_a_step_that_takes_from_its_batch_is_run_again(name: str) -> None:
     guard, module = _fitted(name, mixes=True)
     assert [f.check for f in guard.report.findings] == ["batch"]
-    assert not [note for note in guard.report.notes if "not run" in note or "does not run" in note]
+    assert not [
+        note
+        for note in guard.report.notes
+        if "not run" in note or "does not run" in note
+    ]
     _, bare = _fitted(name, mixes=True, guarded=False)
     assert module.left == bare.left
     assert torch.equal(module.net.weight, bare.net.weight)
@@ -167,7 +180,11 @@ def test_an_honest_step_that_takes_from_its_batch_is_silent(name: str) -> None:
     guard, _ = _fitted(name, mixes=False)
     assert guard.report.findings == []
     assert guard.report.checked["replayed_steps"] == 1
-    assert not [note for note in guard.report.notes if "not run" in note or "does not run" in note]
+    assert not [
+        note
+        for note in guard.report.notes
+        if "not run" in note or "does not run" in note
+    ]
 
 
 def test_a_step_whose_containers_stay_is_known_as_such() -> None:

@@ -80,7 +80,9 @@ def test_what_does_not_change_has_no_line() -> None:
 # --- following what counts ------------------------------------------------------------------------
 
 
-def test_a_trace_names_the_last_line_and_what_changes_outside_of_it_is_nobodys() -> None:
+def test_a_trace_names_the_last_line_and_what_changes_outside_of_it_is_nobodys() -> (
+    None
+):
     box = Box()
     trace = LineTrace(lambda: {"flag": box.flag, "x": box.x.tolist()}, live=True)
 
@@ -115,7 +117,10 @@ def test_what_is_found_apart_wins_and_stands_alone_meanwhile() -> None:
         with trace:
             second()
         assert list(trace.found) == ["flag"]
-    assert {n: s.function for n, s in trace.found.items()} == {"flag": "second", "x": "first"}
+    assert {n: s.function for n, s in trace.found.items()} == {
+        "flag": "second",
+        "x": "first",
+    }
 
 
 def test_a_trace_within_itself_ends_with_the_outer_one() -> None:
@@ -205,4 +210,6 @@ def test_following_hooks_leaves_nothing_behind_and_syncs_nothing(fit: Any) -> No
     trainer = fit(module, guard)
     assert sys.gettrace() is tracing
     assert not {"start", "stop"} & vars(trainer.profiler).keys()
-    assert [s for s in guard.report.syncs if s.owner in ("user", "lightning_evalguard")] == []
+    assert [
+        s for s in guard.report.syncs if s.owner in ("user", "lightning_evalguard")
+    ] == []

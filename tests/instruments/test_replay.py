@@ -28,10 +28,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_evalguard import EvalGuard
 from lightning_evalguard.instruments.dispatch import Op, Subscriber
 from lightning_evalguard.instruments.effects import Effects
-from lightning_evalguard.instruments.generators import Generators, generator_state, same_state
+from lightning_evalguard.instruments.generators import (
+    Generators,
+    generator_state,
+    same_state,
+)
 from lightning_evalguard.instruments.replay import CannotReplay, Look, replaying
 
-MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+MODES = pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, torch.enable_grad]
+)
 
 
 @dataclass
@@ -148,7 +154,12 @@ def privates(m: Busy) -> tuple[Any, ...]:
 
 def everything(m: Busy, batch: Tensor) -> dict[str, Any]:
     """The model, its surroundings and the process, as values."""
-    held = [*m.named_parameters(), *m.named_buffers(), ("plain", m.plain), ("batch", batch)]
+    held = [
+        *m.named_parameters(),
+        *m.named_buffers(),
+        ("plain", m.plain),
+        ("batch", batch),
+    ]
     return {
         "contents": {n: t.detach().clone().tolist() for n, t in held},
         "identities": {n: (id(t), t.data_ptr(), t.shape, t.stride()) for n, t in held},
@@ -205,12 +216,18 @@ def test_a_graph_that_waits_for_its_backward_still_can_run_it() -> None:
 
 
 @given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=4))
-def test_any_steps_one_after_the_other_are_undone(steps: list[Callable[..., Any]]) -> None:
+def test_any_steps_one_after_the_other_are_undone(
+    steps: list[Callable[..., Any]],
+) -> None:
     m, batch = Busy(), torch.zeros(2, 4)
 
     def all_of_them(m: Busy, b: Tensor) -> None:
         for step in steps:
-            if hasattr(m, "history") and isinstance(m.net[1], nn.BatchNorm1d) and len(m.plain) == 2:
+            if (
+                hasattr(m, "history")
+                and isinstance(m.net[1], nn.BatchNorm1d)
+                and len(m.plain) == 2
+            ):
                 step(m, b)
 
     with torch.no_grad():
@@ -257,7 +274,11 @@ def test_private_generators_run_on_between_replays_and_are_put_back() -> None:
     states = [generator_state(g) for g in privates(m)]
 
     def step() -> tuple[float, ...]:
-        return torch.rand(1, generator=m.torchs).item(), m.pythons.random(), m.numpys.random()
+        return (
+            torch.rand(1, generator=m.torchs).item(),
+            m.pythons.random(),
+            m.numpys.random(),
+        )
 
     with Look(m, step, (), before=Generators.capture()) as look:
         first, second = look.again().outputs, look.again().outputs
@@ -272,7 +293,9 @@ def test_an_iterator_among_the_arguments_is_left_alone() -> None:
     assert next(batches) == 1
 
 
-def test_a_write_that_cannot_be_saved_does_not_happen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_cannot_be_saved_does_not_happen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(storage: Any) -> Tensor:
         raise torch.OutOfMemoryError("no room")
 
@@ -306,7 +329,9 @@ def test_what_a_subscriber_raises_is_raised_after_all_is_undone() -> None:
     assert batch.sum() == 0
 
 
-def test_a_replay_says_that_it_is_one_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_replay_says_that_it_is_one_and_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def step() -> bool:
         print("twice")
         warnings.warn("twice", stacklevel=1)
@@ -335,7 +360,9 @@ def test_a_compiled_module_runs_its_python_code_and_is_not_recompiled() -> None:
     model = torch.compile(net, backend=backend)
     with torch.no_grad():
         expected = model(torch.ones(1, 2))
-        with Look(model, model, (torch.ones(1, 2),), before=Generators.capture()) as look:
+        with Look(
+            model, model, (torch.ones(1, 2),), before=Generators.capture()
+        ) as look:
             assert torch.equal(look.again(Names()).outputs, expected)
         assert torch.equal(model(torch.ones(1, 2)), expected)
     assert len(compiled) == 1
@@ -350,7 +377,9 @@ class Logs(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)
+        )
         self.accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=3)
         self.mean = torchmetrics.MeanMetric()
         self.outputs: list[Tensor] = []
@@ -391,7 +420,9 @@ def test_a_guarded_run_is_the_bare_run_bit_for_bit(
         torch.manual_seed(0)
         module = Logs()
         logger = CSVLogger(tmp_path, name=name, version="0")
-        made = trainer(callbacks=list(callbacks), logger=logger, max_epochs=2, log_every_n_steps=1)
+        made = trainer(
+            callbacks=list(callbacks), logger=logger, max_epochs=2, log_every_n_steps=1
+        )
         if entry == "fit":
             made.fit(module, loader(shuffle=True), loader())
         else:
@@ -399,7 +430,12 @@ def test_a_guarded_run_is_the_bare_run_bit_for_bit(
         return module, made, (tmp_path / name / "0" / "metrics.csv").read_text()
 
     guard = EvalGuard(
-        data="ignore", scores="ignore", audit=audit, metrics=None, sync="ignore", grad="ignore"
+        data="ignore",
+        scores="ignore",
+        audit=audit,
+        metrics=None,
+        sync="ignore",
+        grad="ignore",
     )
     bare, bare_trainer, bare_log = run("bare")
     module, made, log = run("guarded", guard)
@@ -428,7 +464,9 @@ def test_a_step_that_does_not_run_twice_costs_one_note(
                 made.mkdir()  # fails where it exists
             return super().validation_step(batch, batch_idx)
 
-    guard = EvalGuard(data="ignore", scores="ignore", metrics=None, sync="ignore", grad="ignore")
+    guard = EvalGuard(
+        data="ignore", scores="ignore", metrics=None, sync="ignore", grad="ignore"
+    )
     trainer(callbacks=[guard]).fit(Once(), loader(), loader())
     assert guard.report.findings == []
     assert [n for n in guard.report.notes if "changes files" in n]
@@ -444,7 +482,9 @@ def test_a_check_that_fails_while_it_watches_costs_one_warning(
         raise AttributeError("our own bug")
 
     monkeypatch.setattr(Draws, "after", broken)
-    guard = EvalGuard(data="ignore", scores="ignore", metrics=None, sync="ignore", grad="ignore")
+    guard = EvalGuard(
+        data="ignore", scores="ignore", metrics=None, sync="ignore", grad="ignore"
+    )
     with pytest.warns(EvalGuardWarning) as said:
         trainer(callbacks=[guard]).fit(Logs(), loader(), loader())
     ours = [str(w.message) for w in said if w.category is EvalGuardWarning]
@@ -457,9 +497,12 @@ def test_a_check_that_fails_while_it_watches_costs_one_warning(
 def test_nothing_is_run_again_where_several_processes_evaluate(
     trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guard = EvalGuard(data="ignore", scores="ignore", metrics=None, sync="ignore", grad="ignore")
+    guard = EvalGuard(
+        data="ignore", scores="ignore", metrics=None, sync="ignore", grad="ignore"
+    )
     monkeypatch.setattr(
-        "lightning_evalguard.callback.why_not", lambda _: "several processes evaluate together"
+        "lightning_evalguard.callback.why_not",
+        lambda _: "several processes evaluate together",
     )
     trainer(callbacks=[guard]).fit(Logs(), loader(), loader())
     assert guard.report.checked["replayed_steps"] == 0
@@ -488,7 +531,9 @@ def test_a_mapping_that_makes_what_it_gives_still_holds_what_it_held() -> None:
             return made
 
     module = Asks()
-    with Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look:
+    with Look(
+        module, module.step, (torch.ones(2),), before=Generators.capture()
+    ) as look:
         assert look.again().error is None
     assert list(OrderedDict.items(MADE)) == [("relu", nn.ReLU), ("gelu", nn.GELU)]
 
@@ -506,7 +551,9 @@ class Decorated(nn.Module):
 
 def test_a_function_that_a_context_manager_decorates_runs_again() -> None:
     module = Decorated()
-    with Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look:
+    with Look(
+        module, module.step, (torch.ones(2),), before=Generators.capture()
+    ) as look:
         outcome = look.again()
     assert outcome.error is None
     assert torch.equal(outcome.outputs, torch.full((2,), 2.0))
@@ -537,7 +584,9 @@ def test_what_the_garbage_collector_ends_is_no_act_of_the_step(tmp_path: Path) -
     Leftover(tmp_path / "file")
     module = Collects()
     with (
-        Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look,
+        Look(
+            module, module.step, (torch.ones(2),), before=Generators.capture()
+        ) as look,
         Effects() as effects,
     ):
         outcome = look.again()
@@ -565,5 +614,7 @@ def test_a_module_is_touched_where_it_is_imported_alone(
     monkeypatch.syspath_prepend(str(tmp_path))
     with importlib.import_module("leftover").step:
         module = NamesAModule()
-        with Look(module, module.step, (torch.ones(2),), before=Generators.capture()) as look:
+        with Look(
+            module, module.step, (torch.ones(2),), before=Generators.capture()
+        ) as look:
             assert look.again().error is None

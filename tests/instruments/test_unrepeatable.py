@@ -192,7 +192,9 @@ class SavesTensors(Honest):
     """Saves to a path that is numbered by what is there already."""
 
     def act(self, batch_idx: int) -> None:
-        torch.save(torch.ones(1), self.folder / f"{len(list(self.folder.iterdir()))}.pt")
+        torch.save(
+            torch.ones(1), self.folder / f"{len(list(self.folder.iterdir()))}.pt"
+        )
 
     def state(self) -> Any:
         return sorted(path.name for path in self.folder.iterdir())
@@ -273,7 +275,12 @@ class DrawsInPrivate(Honest):
         torch.rand(1, generator=self.torch)
 
     def state(self) -> Any:
-        return self.random.random(), self.draw(), self.numpy.random(), self.torch.get_state().sum()
+        return (
+            self.random.random(),
+            self.draw(),
+            self.numpy.random(),
+            self.torch.get_state().sum(),
+        )
 
 
 class AsksTheSystem(Honest):
@@ -412,7 +419,9 @@ def test_a_guarded_run_leaves_what_the_bare_run_leaves(
 
     guard = EvalGuard(sync="ignore", scores="ignore", data="ignore", metrics=None)
     assert run("bare") == run("guarded", guard)
-    findings = [f for f in guard.report.findings if f.check != "stochastic" or f.certain]
+    findings = [
+        f for f in guard.report.findings if f.check != "stochastic" or f.certain
+    ]
     assert findings == []
     notes = [n for n in guard.report.notes if n.startswith("a step was not run again")]
     if program in PUT_BACK:

@@ -9,7 +9,11 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F  # noqa: F401 - for the tables
 import torchmetrics  # noqa: F401
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint  # noqa: F401
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)  # noqa: F401
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset  # noqa: F401
@@ -20,7 +24,11 @@ X, Y = (torch.tensor(a) for a in load_digits(return_X_y=True))
 X = X.float() / 16
 _order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
 X, Y = X[_order], Y[_order]
-TRAIN, VAL, TEST = (X[:1000], Y[:1000]), (X[1000:1301], Y[1000:1301]), (X[1301:1600], Y[1301:1600])
+TRAIN, VAL, TEST = (
+    (X[:1000], Y[:1000]),
+    (X[1000:1301], Y[1000:1301]),
+    (X[1301:1600], Y[1301:1600]),
+)
 TABLE = []
 GUARDED = [True]  # False: Lightning alone
 
@@ -39,7 +47,9 @@ def loader(data, shuffle=False, batch_size=64, **kw):
 class Net(pl.LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 10))
+        self.net = nn.Sequential(
+            nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 10)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -50,7 +60,11 @@ class Net(pl.LightningModule):
     def validation_step(self, batch, i):
         z = self(batch[0])
         self.log("val_loss", F.cross_entropy(z, batch[1]), batch_size=len(batch[1]))
-        self.log("val_acc", (z.argmax(1) == batch[1]).float().mean(), batch_size=len(batch[1]))
+        self.log(
+            "val_acc",
+            (z.argmax(1) == batch[1]).float().mean(),
+            batch_size=len(batch[1]),
+        )
 
     test_step = validation_step
 
@@ -60,7 +74,8 @@ class Net(pl.LightningModule):
 
 def trainer(*callbacks, guard=None, epochs=2, **kw):
     guard = guard or EvalGuard(
-        sync="ignore", **{c: "warn" for c in ("modes", "grad", "state", "stochastic", "batch")}
+        sync="ignore",
+        **{c: "warn" for c in ("modes", "grad", "state", "stochastic", "batch")},
     )
     folder = tempfile.mkdtemp()
     options = dict(
@@ -83,7 +98,9 @@ def fitted(net, *callbacks, train=None, val=None, guard=None, **kwargs):
     """Fit under a fresh guard, and give that."""
     made, guard = trainer(*callbacks, guard=guard, **kwargs)
     made.fit(
-        net, loader(TRAIN, True) if train is None else train, loader(VAL) if val is None else val
+        net,
+        loader(TRAIN, True) if train is None else train,
+        loader(VAL) if val is None else val,
     )
     return guard
 

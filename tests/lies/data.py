@@ -21,7 +21,9 @@ def rgb(d):  # colourful
 class Conv(Net):
     def __init__(self, c=3):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(c, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+        self.net = nn.Sequential(
+            nn.Conv2d(c, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+        )
 
     def forward(self, x):
         return self.net(x.float())
@@ -51,7 +53,10 @@ def pair(name, lie_f, twin_f, train_f=None, data=rgb, net=Conv, **kw):
     return lie(f)
 
 
-M, S = torch.tensor([0.5, 0.4, 0.7])[:, None, None], torch.tensor([0.3, 0.2, 0.05])[:, None, None]
+M, S = (
+    torch.tensor([0.5, 0.4, 0.7])[:, None, None],
+    torch.tensor([0.3, 0.2, 0.05])[:, None, None],
+)
 pair("bgr_in_validation", lambda x: x.flip(0), lambda x: x)
 pair("bgr_normalised", lambda x: (x.flip(0) - M) / S, lambda x: (x - M) / S)
 pair("normalised_on_one_side", lambda x: x, lambda x: (x - M) / S)
@@ -88,9 +93,16 @@ pair(
     "augmented_train_only",
     lambda x: x * 255,
     lambda x: x,
-    train_f=lambda x: (x.flip(2) if torch.rand(()) < 0.5 else x) + 0.05 * torch.randn_like(x),
+    train_f=lambda x: (
+        (x.flip(2) if torch.rand(()) < 0.5 else x) + 0.05 * torch.randn_like(x)
+    ),
 )
-pair("channels_last_on_one_side", lambda x: x.permute(1, 2, 0), lambda x: x, net=lambda: ChanAny())
+pair(
+    "channels_last_on_one_side",
+    lambda x: x.permute(1, 2, 0),
+    lambda x: x,
+    net=lambda: ChanAny(),
+)
 
 
 class ChanAny(Net):
@@ -127,7 +139,13 @@ pair(
     data=lambda d: (d[0] * 16, d[1]),
     net=Flat,
 )
-pair("table_standardised_on_raw_stats", lambda x: x * 16, std(TRAIN), data=table, net=Flat)
+pair(
+    "table_standardised_on_raw_stats",
+    lambda x: x * 16,
+    std(TRAIN),
+    data=table,
+    net=Flat,
+)
 
 
 # classes
@@ -176,7 +194,9 @@ def label_encoder_fitted_twice(fixed):
     keep = VAL[1] != 3
     v = (VAL[0][keep], VAL[1][keep])
     tr = D(TRAIN)
-    return fitted(Net(), train=loader(tr, True), val=loader(D(v, tr.enc if fixed else None)))
+    return fitted(
+        Net(), train=loader(tr, True), val=loader(D(v, tr.enc if fixed else None))
+    )
 
 
 @lie
@@ -221,10 +241,14 @@ def vocabulary_built_on_each_side(fixed):
     class T(Net):
         def __init__(self):
             super().__init__()
-            self.net = nn.Sequential(nn.Embedding(40, 8), nn.Flatten(), nn.Linear(512, 10))
+            self.net = nn.Sequential(
+                nn.Embedding(40, 8), nn.Flatten(), nn.Linear(512, 10)
+            )
 
     tr = Text(TRAIN)
-    return fitted(T(), train=loader(tr, True), val=loader(Text(VAL, tr.vocab if fixed else None)))
+    return fitted(
+        T(), train=loader(tr, True), val=loader(Text(VAL, tr.vocab if fixed else None))
+    )
 
 
 # groups
@@ -266,7 +290,8 @@ who("groups", np.array)
 def group_by_file_name(fixed):
     a = [f"/d/patient{i % 50:03d}_slice{i}.png" for i in range(1000)]
     b = [
-        f"/d/patient{(i % 20) + (100 if fixed else 0):03d}_slice{i + 5000}.png" for i in range(301)
+        f"/d/patient{(i % 20) + (100 if fixed else 0):03d}_slice{i + 5000}.png"
+        for i in range(301)
     ]
     return fitted(
         Net(),
@@ -321,7 +346,11 @@ def sampler_with_replacement(fixed):
     return fitted(
         Net(),
         val=DataLoader(
-            ds, 64, sampler=None if fixed else RandomSampler(ds, replacement=True, num_samples=301)
+            ds,
+            64,
+            sampler=None
+            if fixed
+            else RandomSampler(ds, replacement=True, num_samples=301),
         ),
     )
 
@@ -374,7 +403,10 @@ def subset_with_repeated_indices(fixed):
     return fitted(
         Net(),
         val=loader(
-            Subset(TensorDataset(*VAL), list(range(301)) + ([] if fixed else list(range(100))))
+            Subset(
+                TensorDataset(*VAL),
+                list(range(301)) + ([] if fixed else list(range(100))),
+            )
         ),
     )
 
@@ -416,7 +448,10 @@ def validated_on_train_alone(fixed):
 def leak_through_a_transform(fixed):
     a = Tr((X[:1000], Y[:1000]), lambda x: (x - 0.3) / 0.4)
     b = Tr(
-        (X[1000:1301] if fixed else X[800:1101], Y[1000:1301] if fixed else Y[800:1101]),
+        (
+            X[1000:1301] if fixed else X[800:1101],
+            Y[1000:1301] if fixed else Y[800:1101],
+        ),
         lambda x: (x - 0.3) / 0.4,
     )
     return fitted(Net(), train=loader(a, True), val=loader(b))
@@ -480,7 +515,9 @@ def earlier_process_training_set(fixed):
         n2,
         loader(TEST)
         if fixed
-        else loader((TRAIN[0][torch.randperm(1000)[:0].tolist() + list(range(1000))], TRAIN[1])),
+        else loader(
+            (TRAIN[0][torch.randperm(1000)[:0].tolist() + list(range(1000))], TRAIN[1])
+        ),
         verbose=False,
     )
     return g
@@ -511,6 +548,10 @@ def second_loader_is_the_training_set(fixed):
 
     t, g = trainer()
     t.fit(
-        N(), tr, [loader(VAL), loader(tr.dataset)] if fixed else [loader(tr.dataset), loader(VAL)]
+        N(),
+        tr,
+        [loader(VAL), loader(tr.dataset)]
+        if fixed
+        else [loader(tr.dataset), loader(VAL)],
     )
     return g

@@ -57,7 +57,8 @@ def partial_filter_by_shape(fixed):
     b = Wide()
     own = b.state_dict()
     b.load_state_dict(
-        {k: v for k, v in a.state_dict().items() if v.shape == own[k].shape}, strict=False
+        {k: v for k, v in a.state_dict().items() if v.shape == own[k].shape},
+        strict=False,
     )
     return tested(b)
 
@@ -150,7 +151,13 @@ def heads_differ_in_number(fixed):
     p = tempfile.mktemp(suffix=".ckpt")
     t.save_checkpoint(p)
     t, g = trainer()
-    t.test(H(2 if fixed else 4), loader(TEST), ckpt_path=p, verbose=False, weights_only=False)
+    t.test(
+        H(2 if fixed else 4),
+        loader(TEST),
+        ckpt_path=p,
+        verbose=False,
+        weights_only=False,
+    )
     return g
 
 
@@ -218,7 +225,9 @@ def gumbel_hard_without_straight_through(fixed):
         def forward(self, x):
             s = self.g(x)
             hard = F.one_hot(s.argmax(1), 16).float()
-            return self.e(hard + (s.softmax(1) - s.softmax(1).detach()) if fixed else hard)
+            return self.e(
+                hard + (s.softmax(1) - s.softmax(1).detach()) if fixed else hard
+            )
 
     return fitted(N())
 
@@ -239,7 +248,9 @@ def running_mean_teacher_never_moved(fixed):
 
         def validation_step(self, b, i):
             z = self.teacher(b[0])
-            self.log("val_acc", (z.argmax(1) == b[1]).float().mean(), batch_size=len(b[1]))
+            self.log(
+                "val_acc", (z.argmax(1) == b[1]).float().mean(), batch_size=len(b[1])
+            )
 
         def configure_optimizers(self):
             return torch.optim.Adam(self.net.parameters(), 1e-2)
@@ -251,7 +262,9 @@ def running_mean_teacher_never_moved(fixed):
 def dataset_leak_by_random_split_twice(fixed):
     full = TensorDataset(X[:1000], Y[:1000])
     a, b = random_split(full, [800, 200], torch.Generator().manual_seed(0))
-    c, d = random_split(full, [800, 200], torch.Generator().manual_seed(0 if fixed else 1))
+    c, d = random_split(
+        full, [800, 200], torch.Generator().manual_seed(0 if fixed else 1)
+    )
     return fitted(Net(), train=loader(a, True), val=loader(d))
 
 
@@ -304,7 +317,13 @@ def test_set_in_training_of_an_earlier_logger_run(fixed):
     p = root + "/m.ckpt"
     t.save_checkpoint(p)
     t, g = trainer(guard=EvalGuard(sync="ignore"), logger=CSVLogger(root))
-    t.test(Net(), loader(TEST if fixed else TRAIN), ckpt_path=p, verbose=False, weights_only=False)
+    t.test(
+        Net(),
+        loader(TEST if fixed else TRAIN),
+        ckpt_path=p,
+        verbose=False,
+        weights_only=False,
+    )
     return g
 
 
@@ -340,7 +359,11 @@ def groups_keyword_by_key(fixed):
             return len(self.d[1])
 
         def __getitem__(self, i):
-            return {"x": self.d[0][i], "y": self.d[1][i], "site_visit": i % 40 + self.off}
+            return {
+                "x": self.d[0][i],
+                "y": self.d[1][i],
+                "site_visit": i % 40 + self.off,
+            }
 
     class N(Net):
         def training_step(self, b, i):
@@ -379,7 +402,9 @@ def pad_id_differs(fixed):
             from torch.nn.utils.rnn import pad_sequence
 
             d = collate(b)
-            d["ids"] = pad_sequence([t for t, _ in b], batch_first=True, padding_value=pad)
+            d["ids"] = pad_sequence(
+                [t for t, _ in b], batch_first=True, padding_value=pad
+            )
             return d
 
         return c
@@ -406,7 +431,9 @@ def stop_by_loss_named_score(fixed):
             self.log("val_loss", l, batch_size=len(b[1]))
 
     return fitted(
-        N(), EarlyStopping("val_score", mode="min" if fixed else "max", patience=9), epochs=3
+        N(),
+        EarlyStopping("val_score", mode="min" if fixed else "max", patience=9),
+        epochs=3,
     )
 
 

@@ -35,7 +35,9 @@ def train_beside_val():
 def transfer_head_new():
     a, _ = trained()
     n = Net()
-    n.load_state_dict({k: v for k, v in a.state_dict().items() if "net.0" in k}, strict=False)
+    n.load_state_dict(
+        {k: v for k, v in a.state_dict().items() if "net.0" in k}, strict=False
+    )
     return fitted(n)
 
 
@@ -133,7 +135,10 @@ def folds_on_record():
     gs = []
     nets = []
     for k in range(3):
-        tr, va = [i for i in range(900) if i % 3 != k], [i for i in range(900) if i % 3 == k]
+        tr, va = (
+            [i for i in range(900) if i % 3 != k],
+            [i for i in range(900) if i % 3 == k],
+        )
         t, g = trainer(
             ModelCheckpoint(folder + f"/{k}", monitor="val_acc", mode="max"),
             guard=EvalGuard(sync="ignore", record=folder),
@@ -146,7 +151,11 @@ def folds_on_record():
     for k, (n, p) in enumerate(nets):
         va = [i for i in range(900) if i % 3 == k]
         t, g = trainer(guard=EvalGuard(sync="ignore", record=folder))
-        t.validate(Net.load_from_checkpoint(p), loader(TensorDataset(X[va], Y[va])), verbose=False)
+        t.validate(
+            Net.load_from_checkpoint(p),
+            loader(TensorDataset(X[va], Y[va])),
+            verbose=False,
+        )
         gs.append(g)
     gs[0].report.findings += [f for g in gs[1:] for f in g.report.findings]
     return gs[0]
@@ -187,7 +196,9 @@ def few_valued_streams():
     x = (torch.rand(1300, 64, generator=g) < 0.5).float()
     x[:, 9:] = 0
     y = torch.randint(0, 2, (1300,), generator=g)
-    return fitted(Net(), train=loader(St(x[:1000], y[:1000])), val=loader(St(x[1000:], y[1000:])))
+    return fitted(
+        Net(), train=loader(St(x[:1000], y[:1000])), val=loader(St(x[1000:], y[1000:]))
+    )
 
 
 @honest
@@ -196,7 +207,11 @@ def few_valued_table():
     x = (torch.rand(1300, 64, generator=g) < 0.5).float()
     x[:, 9:] = 0
     y = torch.randint(0, 2, (1300,), generator=g)
-    return fitted(Net(), train=loader((x[:1000], y[:1000]), True), val=loader((x[1000:], y[1000:])))
+    return fitted(
+        Net(),
+        train=loader((x[:1000], y[:1000]), True),
+        val=loader((x[1000:], y[1000:])),
+    )
 
 
 @honest
@@ -204,9 +219,15 @@ def numbers_of_files_start_anew():
     return fitted(
         Net(),
         train=loader(
-            W(TRAIN, files=[f"/d/train/video_{i // 20:04d}/f{i}.png" for i in range(1000)]), True
+            W(
+                TRAIN,
+                files=[f"/d/train/video_{i // 20:04d}/f{i}.png" for i in range(1000)],
+            ),
+            True,
         ),
-        val=loader(W(VAL, files=[f"/d/val/video_{i // 20:04d}/f{i}.png" for i in range(301)])),
+        val=loader(
+            W(VAL, files=[f"/d/val/video_{i // 20:04d}/f{i}.png" for i in range(301)])
+        ),
     )
 
 
@@ -214,7 +235,9 @@ def numbers_of_files_start_anew():
 def frames_numbered_alone():
     return fitted(
         Net(),
-        train=loader(W(TRAIN, files=[f"/d/case_{i:04d}.png" for i in range(1000)]), True),
+        train=loader(
+            W(TRAIN, files=[f"/d/case_{i:04d}.png" for i in range(1000)]), True
+        ),
         val=loader(W(VAL, files=[f"/d/case_{i:04d}.png" for i in range(1000, 1301)])),
     )
 
@@ -300,11 +323,19 @@ def best_and_last():
 @honest
 def resume():
     folder = tempfile.mkdtemp()
-    t, g = trainer(ModelCheckpoint(folder, monitor="val_acc", mode="max", save_last=True), epochs=2)
+    t, g = trainer(
+        ModelCheckpoint(folder, monitor="val_acc", mode="max", save_last=True), epochs=2
+    )
     t.fit(Net(), loader(TRAIN, True), loader(VAL))
-    t, g = trainer(ModelCheckpoint(folder, monitor="val_acc", mode="max", save_last=True), epochs=4)
+    t, g = trainer(
+        ModelCheckpoint(folder, monitor="val_acc", mode="max", save_last=True), epochs=4
+    )
     t.fit(
-        Net(), loader(TRAIN, True), loader(VAL), ckpt_path=folder + "/last.ckpt", weights_only=False
+        Net(),
+        loader(TRAIN, True),
+        loader(VAL),
+        ckpt_path=folder + "/last.ckpt",
+        weights_only=False,
     )
     return g
 
@@ -353,7 +384,9 @@ def padded_collate_with_packed_rnn():
             from torch.nn.utils.rnn import pack_padded_sequence
 
             return self.r(
-                pack_padded_sequence(h, b["lengths"], batch_first=True, enforce_sorted=False)
+                pack_padded_sequence(
+                    h, b["lengths"], batch_first=True, enforce_sorted=False
+                )
             )[1][0]
 
     return fitted(

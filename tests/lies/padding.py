@@ -114,7 +114,11 @@ class mean_over_max_length(S):
 @seq
 class max_over_padding(S):
     def pool(self, h, b):
-        return (h.masked_fill(~b["mask"][..., None], -1e9) if self.fixed else h).max(1).values
+        return (
+            (h.masked_fill(~b["mask"][..., None], -1e9) if self.fixed else h)
+            .max(1)
+            .values
+        )
 
 
 @seq
@@ -183,7 +187,9 @@ class bidirectional_rnn(S):
     def pool(self, h, b):
         if self.fixed:
             _, s = self.r(
-                pack_padded_sequence(h, b["lengths"], batch_first=True, enforce_sorted=False)
+                pack_padded_sequence(
+                    h, b["lengths"], batch_first=True, enforce_sorted=False
+                )
             )
         else:
             _, s = self.r(h)
@@ -207,7 +213,9 @@ class reversed_by_flip(S):
 
     def pool(self, h, b):
         if self.fixed:
-            idx = (b["lengths"][:, None] - 1 - torch.arange(h.shape[1])[None]) % h.shape[1]
+            idx = (
+                b["lengths"][:, None] - 1 - torch.arange(h.shape[1])[None]
+            ) % h.shape[1]
             h = h.gather(1, idx[..., None].expand_as(h))
             o, _ = self.r(h)
             return o[torch.arange(len(o)), b["lengths"] - 1]
@@ -222,7 +230,11 @@ class positions_over_left_padding(S):
 
     def pool(self, h, b):
         m = b["mask"]
-        p = (m.cumsum(1) - 1).clamp(min=0) if self.fixed else torch.arange(h.shape[1]).expand_as(m)
+        p = (
+            (m.cumsum(1) - 1).clamp(min=0)
+            if self.fixed
+            else torch.arange(h.shape[1]).expand_as(m)
+        )
         h = (h + self.pos(p)) * m[..., None]
         return h.sum(1) / m.sum(1, keepdim=True)
 
@@ -270,7 +282,9 @@ class token_loss_over_padding(S):
     def loss(self, b):
         z = self(b)
         t = b["ids"] % 3
-        l = F.cross_entropy(z.flatten(0, 1), t.flatten(), reduction="none").view(t.shape)
+        l = F.cross_entropy(z.flatten(0, 1), t.flatten(), reduction="none").view(
+            t.shape
+        )
         return (l * b["mask"]).sum() / b["mask"].sum() if self.fixed else l.mean()
 
     def validation_step(self, b, i):
@@ -297,5 +311,7 @@ class last_token_index(S):
     def pool(self, h, b):
         c = h.cumsum(1)
         return (
-            c[torch.arange(len(h)), b["lengths"] - 1] if self.fixed else (h + 0.1).cumsum(1)[:, -1]
+            c[torch.arange(len(h)), b["lengths"] - 1]
+            if self.fixed
+            else (h + 0.1).cumsum(1)[:, -1]
         )

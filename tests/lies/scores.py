@@ -32,7 +32,9 @@ acc = lambda z, y: (z.argmax(1) == y).float().mean()
 
 def keep(self, b, i, fixed):
     z = self(b[0])
-    self.outs.append({"acc": acc(z, b[1]), "n": len(b[1]), "loss": F.cross_entropy(z, b[1])})
+    self.outs.append(
+        {"acc": acc(z, b[1]), "n": len(b[1]), "loss": F.cross_entropy(z, b[1])}
+    )
 
 
 def clear(self, fixed):
@@ -93,7 +95,9 @@ val(
 val(
     "divided_by_batches_times_size",
     count,
-    lambda self, fixed: self.log("val_acc", self.right / (self.total if fixed else 64 * 5)),
+    lambda self, fixed: self.log(
+        "val_acc", self.right / (self.total if fixed else 64 * 5)
+    ),
     lambda self, f: setattr(self, "right", 0) or setattr(self, "total", 0),
 )
 
@@ -279,13 +283,19 @@ def training_values_in_the_validation_mean(fixed):
 
         def validation_step(self, b, i):
             z = self(b[0])
-            self.outs.append(float(F.cross_entropy(z, b[1])) * (len(b[1]) if fixed else 1))
+            self.outs.append(
+                float(F.cross_entropy(z, b[1])) * (len(b[1]) if fixed else 1)
+            )
 
         def on_validation_epoch_end(self):
             self.log(
                 "val_loss_mean",
                 sum(self.outs)
-                / (301 if fixed and not self.trainer.sanity_checking else len(self.outs)),
+                / (
+                    301
+                    if fixed and not self.trainer.sanity_checking
+                    else len(self.outs)
+                ),
             )
             self.outs.clear()
 

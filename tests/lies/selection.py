@@ -42,7 +42,9 @@ chooser(
 chooser(
     "silent_name_percent",
     logs("quality", lambda z, y: 100 * acc(z, y)),
-    lambda fx: EarlyStopping(monitor="quality", mode="max" if fx else "min", patience=5),
+    lambda fx: EarlyStopping(
+        monitor="quality", mode="max" if fx else "min", patience=5
+    ),
 )
 chooser(
     "silent_name_loss",
@@ -57,7 +59,9 @@ chooser(
 chooser(
     "stop_acc_default_mode",
     logs("valid_accuracy", acc),
-    lambda fx: EarlyStopping("valid_accuracy", patience=5, **({"mode": "max"} if fx else {})),
+    lambda fx: EarlyStopping(
+        "valid_accuracy", patience=5, **({"mode": "max"} if fx else {})
+    ),
 )
 
 
@@ -92,7 +96,9 @@ def plateau(name, key, value, strategy):
 
 
 plateau("plateau_of_accuracy", "val_acc", acc, lambda fx: "max" if fx else "min")
-plateau("plateau_of_a_silent_name", "monitor_me", acc, lambda fx: "max" if fx else "min")
+plateau(
+    "plateau_of_a_silent_name", "monitor_me", acc, lambda fx: "max" if fx else "min"
+)
 
 
 @lie
@@ -107,7 +113,9 @@ def torchmetrics_with_silent_name(fixed):
             self.log("target_metric", self.m)
 
     return fitted(
-        N(), ModelCheckpoint(monitor="target_metric", mode="max" if fixed else "min"), epochs=3
+        N(),
+        ModelCheckpoint(monitor="target_metric", mode="max" if fixed else "min"),
+        epochs=3,
     )
 
 
@@ -122,7 +130,9 @@ def regression_r2_silent(fixed):
             self.r2.update(self(b[0])[:, 0], b[1].float())
             self.log("fit", self.r2)
 
-    return fitted(N(), EarlyStopping("fit", mode="max" if fixed else "min", patience=9), epochs=3)
+    return fitted(
+        N(), EarlyStopping("fit", mode="max" if fixed else "min", patience=9), epochs=3
+    )
 
 
 @lie
@@ -141,7 +151,9 @@ def train_time_interval(fixed):
 
     kw = {} if fixed else {"train_time_interval": datetime.timedelta(milliseconds=1)}
     return fitted(
-        logs("val_loss", ce)(), ModelCheckpoint(monitor="val_loss", save_top_k=-1, **kw), epochs=3
+        logs("val_loss", ce)(),
+        ModelCheckpoint(monitor="val_loss", save_top_k=-1, **kw),
+        epochs=3,
     )
 
 
@@ -168,7 +180,9 @@ def monitored_by_training_only(fixed):
             return l
 
     return fitted(
-        N(), ModelCheckpoint(monitor="loss_now", every_n_train_steps=5, save_top_k=-1), epochs=2
+        N(),
+        ModelCheckpoint(monitor="loss_now", every_n_train_steps=5, save_top_k=-1),
+        epochs=2,
     )
 
 
@@ -203,7 +217,9 @@ def validation_set_is_the_test_set(fixed):
 @lie
 def many_checkpoints_tested(fixed):
     folder = tempfile.mkdtemp()
-    ck = ModelCheckpoint(folder, monitor="val_acc", mode="max", save_top_k=-1, filename="{epoch}")
+    ck = ModelCheckpoint(
+        folder, monitor="val_acc", mode="max", save_top_k=-1, filename="{epoch}"
+    )
     t, g = trainer(ck, epochs=4)
     net = Net()
     t.fit(net, loader(TRAIN, True), loader(VAL))
@@ -219,11 +235,18 @@ def resumed_with_stale_best(fixed):
     t, g = trainer(ck, epochs=2)
     t.fit(Net(), loader(TRAIN, True), loader(VAL))
     ck2 = ModelCheckpoint(
-        folder, monitor="val_acc", mode="max", **({} if fixed else {"every_n_train_steps": 3})
+        folder,
+        monitor="val_acc",
+        mode="max",
+        **({} if fixed else {"every_n_train_steps": 3}),
     )
     t, g = trainer(ck2, epochs=4)
     t.fit(
-        Net(), loader(TRAIN, True), loader(VAL), ckpt_path=folder + "/last.ckpt", weights_only=False
+        Net(),
+        loader(TRAIN, True),
+        loader(VAL),
+        ckpt_path=folder + "/last.ckpt",
+        weights_only=False,
     )
     return g
 
@@ -352,7 +375,8 @@ def inside_the_training_step_every_n(fixed):
                     self.eval()
                 with torch.no_grad():
                     self.n = sum(
-                        int((self(x).argmax(1) == y).sum()) for x, y in self.trainer.val_dataloaders
+                        int((self(x).argmax(1) == y).sum())
+                        for x, y in self.trainer.val_dataloaders
                     )
                 self.train()
             return super().training_step(b, i)
@@ -366,6 +390,8 @@ def on_fit_end_with_dropout(fixed):
         def on_train_end(self):
             self.train(not fixed)
             with torch.no_grad():
-                self.n = sum(int((self(x).argmax(1) == y).sum()) for x, y in loader(TEST))
+                self.n = sum(
+                    int((self(x).argmax(1) == y).sum()) for x, y in loader(TEST)
+                )
 
     return fitted(N())

@@ -3,7 +3,11 @@
 import copy, os, tempfile, sys
 from lies.common import *
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging, Callback
+from lightning.pytorch.callbacks import (
+    StochasticWeightAveraging,
+    WeightAveraging,
+    Callback,
+)
 
 
 def prefixed(prefix):
@@ -12,7 +16,8 @@ def prefixed(prefix):
         sd = {prefix + k: v for k, v in net.state_dict().items()}
         fresh = Net()
         fresh.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in sd.items()} if fixed else sd, strict=False
+            {k.removeprefix(prefix): v for k, v in sd.items()} if fixed else sd,
+            strict=False,
         )
         return tested(fresh)
 
@@ -28,7 +33,9 @@ for p in ("module.", "model.", "_orig_mod.", "net.", "student.model."):
 def manual_copy_of_matching_names(fixed):
     net, _ = trained()
     p = tempfile.mktemp()
-    torch.save({("" if fixed else "module.") + k: v for k, v in net.state_dict().items()}, p)
+    torch.save(
+        {("" if fixed else "module.") + k: v for k, v in net.state_dict().items()}, p
+    )
     sd = torch.load(p)
     fresh = Net()
     own = fresh.state_dict()
@@ -82,7 +89,9 @@ def safetensors_prefix(fixed):
 
     net, _ = trained()
     p = tempfile.mktemp(suffix=".safetensors")
-    save_file({("" if fixed else "model.") + k: v for k, v in net.state_dict().items()}, p)
+    save_file(
+        {("" if fixed else "model.") + k: v for k, v in net.state_dict().items()}, p
+    )
     fresh = Net()
     fresh.load_state_dict(load_file(p), strict=False)
     return tested(fresh)
@@ -94,7 +103,9 @@ def safetensors_load_model_not_strict(fixed):
 
     net, _ = trained()
     p = tempfile.mktemp(suffix=".safetensors")
-    save_file({("" if fixed else "model.") + k: v for k, v in net.state_dict().items()}, p)
+    save_file(
+        {("" if fixed else "model.") + k: v for k, v in net.state_dict().items()}, p
+    )
     fresh = Net()
     load_model(fresh, p, strict=False)
     return tested(fresh)
@@ -105,7 +116,9 @@ def only_the_backbone_loaded_and_validated(fixed):
     net, _ = trained()
     sd = net.state_dict()
     fresh = Net()
-    fresh.load_state_dict(sd if fixed else {k: v for k, v in sd.items() if "0" in k}, strict=False)
+    fresh.load_state_dict(
+        sd if fixed else {k: v for k, v in sd.items() if "0" in k}, strict=False
+    )
     t, guard = trainer()
     t.validate(fresh, loader(VAL), verbose=False)
     return guard
@@ -117,7 +130,9 @@ class Hyper(Net):
         self.save_hyperparameters()
         self.scale = scale
         self.act = {"relu": nn.ReLU(), "tanh": nn.Tanh()}[act]
-        self.net = nn.Sequential(nn.Linear(64, 64), self.act, nn.Dropout(0.1), nn.Linear(64, 10))
+        self.net = nn.Sequential(
+            nn.Linear(64, 64), self.act, nn.Dropout(0.1), nn.Linear(64, 10)
+        )
 
     def forward(self, x):
         return self.net(x * self.scale)
@@ -166,7 +181,8 @@ def fine_tuning_whose_load_missed_all(fixed):
     net, _ = trained()
     fresh = Net()
     fresh.load_state_dict(
-        {("" if fixed else "encoder.") + k: v for k, v in net.state_dict().items()}, strict=False
+        {("" if fixed else "encoder.") + k: v for k, v in net.state_dict().items()},
+        strict=False,
     )
     return fitted(fresh)
 
@@ -184,7 +200,10 @@ def fine_tuning_backbone_load_missed(fixed):
             if path:
                 sd = torch.load(path)
                 self.backbone.load_state_dict(
-                    {(k if not fixed else k.removeprefix("backbone.")): v for k, v in sd.items()},
+                    {
+                        (k if not fixed else k.removeprefix("backbone.")): v
+                        for k, v in sd.items()
+                    },
                     strict=False,
                 )
 
@@ -193,7 +212,9 @@ def fine_tuning_backbone_load_missed(fixed):
 
     first, _ = trained(Pre(None))
     p = tempfile.mktemp()
-    torch.save({k: v for k, v in first.state_dict().items() if k.startswith("backbone")}, p)
+    torch.save(
+        {k: v for k, v in first.state_dict().items() if k.startswith("backbone")}, p
+    )
     return fitted(Pre(p))
 
 
@@ -209,7 +230,8 @@ def frozen_backbone_never_loaded(fixed):
             del self._modules["net"]
             if sd:
                 self.backbone.load_state_dict(
-                    {("" if fixed else "module.") + k: v for k, v in sd.items()}, strict=False
+                    {("" if fixed else "module.") + k: v for k, v in sd.items()},
+                    strict=False,
                 )
                 self.backbone.requires_grad_(False)
 
@@ -217,7 +239,9 @@ def frozen_backbone_never_loaded(fixed):
             return self.head(F.relu(self.backbone(x)))
 
         def configure_optimizers(self):
-            return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 1e-2)
+            return torch.optim.Adam(
+                [p for p in self.parameters() if p.requires_grad], 1e-2
+            )
 
     first, _ = trained(Pre(None))
     return fitted(Pre(first.backbone.state_dict()))
@@ -303,7 +327,8 @@ def averaged_model_never_updated(fixed):
 @lie
 def ema_callback_that_starts_late(fixed):
     return fitted(
-        Net(), EMAWeightAveraging(decay=0.9, update_starting_at_step=0 if fixed else 10**6)
+        Net(),
+        EMAWeightAveraging(decay=0.9, update_starting_at_step=0 if fixed else 10**6),
     )
 
 
@@ -323,7 +348,9 @@ def swa_stopped_before_its_end(fixed):
             if t.current_epoch == 2 and not fixed:
                 t.should_stop = True
 
-    return fitted(Net(), StochasticWeightAveraging(1e-2, swa_epoch_start=1), Stop(), epochs=5)
+    return fitted(
+        Net(), StochasticWeightAveraging(1e-2, swa_epoch_start=1), Stop(), epochs=5
+    )
 
 
 # optimizers
@@ -385,7 +412,9 @@ def list_of_layers(fixed):
             self.layers = nn.ModuleList(ls) if fixed else ls
 
         def forward(self, x):
-            return self.net[3](F.relu(self.layers[0](self.net[:2](x)))) + self.layers[1](x)
+            return self.net[3](F.relu(self.layers[0](self.net[:2](x)))) + self.layers[
+                1
+            ](x)
 
     return fitted(L())
 
@@ -465,7 +494,9 @@ def group_missing(fixed):
                     *(
                         [
                             {
-                                "params": [p for n, p in self.named_parameters() if p.ndim < 2],
+                                "params": [
+                                    p for n, p in self.named_parameters() if p.ndim < 2
+                                ],
                                 "weight_decay": 0,
                             }
                         ]
@@ -567,7 +598,9 @@ def best_weights_kept_by_reference(fixed):
 
         def on_validation_epoch_end(self):
             if not self.trainer.sanity_checking and self.best is None:
-                self.best = copy.deepcopy(self.state_dict()) if fixed else self.state_dict()
+                self.best = (
+                    copy.deepcopy(self.state_dict()) if fixed else self.state_dict()
+                )
 
     net = D()
     t, guard = trainer()

@@ -253,7 +253,9 @@ class DistanceToPrototypes(Classifier):
     """Distances to what the model knows, not to who else came."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x * (-torch.cdist(x, self.net.weight)).exp().sum(1, keepdim=True))
+        return self.net(
+            x * (-torch.cdist(x, self.net.weight)).exp().sum(1, keepdim=True)
+        )
 
 
 @near_miss

@@ -18,7 +18,16 @@ from torch.utils.data import (
     random_split,
 )
 
-from models.program import BATCH, CLASSES, FEATURES, SAMPLES, Classifier, bug, near_miss, samples
+from models.program import (
+    BATCH,
+    CLASSES,
+    FEATURES,
+    SAMPLES,
+    Classifier,
+    bug,
+    near_miss,
+    samples,
+)
 
 WARNS: dict[str, Any] = {"guard": {"data": "error"}}
 OUTSIDE: dict[str, Any] = {**WARNS, "inside": False}
@@ -54,7 +63,9 @@ class SeededByIndex(Classifier):
     class Noisy(AugmentedValidation.Noisy):
         def __getitem__(self, i: int) -> Any:
             x, y = self.inner[i]
-            return x + 0.1 * torch.randn(FEATURES, generator=torch.Generator().manual_seed(i)), y
+            return x + 0.1 * torch.randn(
+                FEATURES, generator=torch.Generator().manual_seed(i)
+            ), y
 
     def val_dataloader(self) -> Any:
         return DataLoader(self.Noisy(), batch_size=BATCH)
@@ -80,7 +91,9 @@ class RandomCollate(Classifier):
         return x * (torch.rand_like(x) > 0.3), y
 
     def val_dataloader(self) -> Any:
-        return DataLoader(samples(2), batch_size=BATCH, collate_fn=self.collate)  # <- here
+        return DataLoader(
+            samples(2), batch_size=BATCH, collate_fn=self.collate
+        )  # <- here
 
 
 @near_miss
@@ -277,7 +290,9 @@ class Whole(Classifier):
         self.whole = TensorDataset(x, torch.arange(64) % CLASSES)
 
     def split(self) -> tuple[Any, Any]:
-        return tuple(random_split(self.whole, [48, 16], torch.Generator().manual_seed(0)))
+        return tuple(
+            random_split(self.whole, [48, 16], torch.Generator().manual_seed(0))
+        )
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.split()[0], batch_size=BATCH, shuffle=True)
@@ -313,7 +328,9 @@ class RepeatedBeforeTheSplit(Whole):
         return DataLoader(TensorDataset(self.x[:48], self.y[:48]), batch_size=BATCH)
 
     def val_dataloader(self) -> Any:
-        return DataLoader(TensorDataset(self.x[48:], self.y[48:]), batch_size=BATCH)  # <- here
+        return DataLoader(
+            TensorDataset(self.x[48:], self.y[48:]), batch_size=BATCH
+        )  # <- here
 
 
 @near_miss
@@ -332,10 +349,14 @@ class FewValues(Whole):
         self.whole = TensorDataset((x > 1).float(), y)
 
     def train_dataloader(self) -> Any:
-        return DataLoader(TensorDataset(*(t[:48] for t in self.whole.tensors)), batch_size=BATCH)
+        return DataLoader(
+            TensorDataset(*(t[:48] for t in self.whole.tensors)), batch_size=BATCH
+        )
 
     def val_dataloader(self) -> Any:
-        return DataLoader(TensorDataset(*(t[48:] for t in self.whole.tensors)), batch_size=BATCH)
+        return DataLoader(
+            TensorDataset(*(t[48:] for t in self.whole.tensors)), batch_size=BATCH
+        )
 
 
 class Listed(Dataset[Any]):

@@ -46,7 +46,9 @@ class Form:
     keywords: dict[str, Any] = field(default_factory=dict)
 
 
-def form(must: str = "equal", **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def form(
+    must: str = "equal", **how: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``fn(self, *batch) -> what validation_step returns``.
 
     A step notes its truth with ``self.true(preds, target)``: labels of any shape, or booleans for
@@ -64,7 +66,9 @@ def form(must: str = "equal", **how: Any) -> Callable[[Callable[..., Any]], Call
 class Rows(Dataset[Any]):
     """Samples that a seed makes."""
 
-    def __init__(self, n: int, seed: int, row: Callable[[int, torch.Generator], Any]) -> None:
+    def __init__(
+        self, n: int, seed: int, row: Callable[[int, torch.Generator], Any]
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.rows = [row(i, generator) for i in range(n)]
 
@@ -89,13 +93,18 @@ class Stepping(pl.LightningModule):
 
     def true(self, preds: Tensor, target: Tensor) -> None:
         """Note what this step answers, and what is right."""
-        if not self.trainer.sanity_checking and self.current_epoch == self.trainer.max_epochs - 1:
+        if (
+            not self.trainer.sanity_checking
+            and self.current_epoch == self.trainer.max_epochs - 1
+        ):
             self.truths.append((preds.detach().clone(), target.detach().clone()))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.net(torch.zeros(2, 6)).sum() * 0
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         self.dataloader_idx = dataloader_idx
         items = batch if isinstance(batch, (list, tuple)) else (batch,)
         return self.step(self, *items)
@@ -105,7 +114,9 @@ class Stepping(pl.LightningModule):
 
 
 def _scores(i: int, generator: torch.Generator, classes: int) -> Any:
-    target = int(torch.randint(0, classes, (), generator=generator)) if classes > 1 else 0
+    target = (
+        int(torch.randint(0, classes, (), generator=generator)) if classes > 1 else 0
+    )
     return torch.randn(6, generator=generator) * 3, target
 
 
@@ -155,7 +166,11 @@ def problems(form: Form) -> list[str]:
     wrong = [f"{', '.join(changed)} changed"] if changed else []
     wrong += _wrong_matrix(form, outcome)
     said = outcome.said
-    texts = [f"warned: {text[:300]}" for text in said if not form.says or form.says not in text]
+    texts = [
+        f"warned: {text[:300]}"
+        for text in said
+        if not form.says or form.says not in text
+    ]
     if form.must == "reported":
         texts = [text for text in texts if "no confusion matrix" not in text]
     wrong += texts
@@ -192,7 +207,9 @@ def expected(form: Form, truths: list[tuple[Tensor, Tensor]]) -> Tensor:
     if truths[0][0].dtype == torch.bool and truths[0][0].ndim == 2:
         preds = torch.cat([p for p, _ in truths]).T.long()
         target = torch.cat([t for _, t in truths]).T.long()
-        return torch.stack([_matrix(p, t, 2) for p, t in zip(preds, target, strict=True)])
+        return torch.stack(
+            [_matrix(p, t, 2) for p, t in zip(preds, target, strict=True)]
+        )
     preds = torch.cat([p.reshape(-1).long() for p, _ in truths])
     target = torch.cat([t.reshape(-1).long() for _, t in truths])
     return _matrix(preds, target, max(form.classes, 2))

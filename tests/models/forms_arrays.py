@@ -25,7 +25,11 @@ def _lists(self):
 def np_eq_mean_in_step(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    self.log("val_acc", (z.argmax(1).cpu().numpy() == y.cpu().numpy()).mean(), batch_size=len(y))
+    self.log(
+        "val_acc",
+        (z.argmax(1).cpu().numpy() == y.cpu().numpy()).mean(),
+        batch_size=len(y),
+    )
 
 
 @form()
@@ -58,7 +62,11 @@ def asarray_accuracy_in_percent(self, x, y):
     z = self.net(x)
     p = z.argmax(1)
     self.true(p, y)
-    self.log("val_acc", float(np.mean(np.asarray(p) == np.asarray(y)) * 100), batch_size=len(y))
+    self.log(
+        "val_acc",
+        float(np.mean(np.asarray(p) == np.asarray(y)) * 100),
+        batch_size=len(y),
+    )
 
 
 @form("none")
@@ -68,7 +76,13 @@ def predictions_are_dumped_and_no_score(self, x, y):
     assert rows
 
 
-@form("none", row=lambda i, g: (torch.randn(6, generator=g), torch.randint(0, 9, (), generator=g)))
+@form(
+    "none",
+    row=lambda i, g: (
+        torch.randn(6, generator=g),
+        torch.randint(0, 9, (), generator=g),
+    ),
+)
 def numpy_regression_on_counts(self, x, y):
     z = self.net(x)[:, 0]
     e = np.abs(z.numpy() - y.numpy()).mean()
@@ -88,11 +102,17 @@ def numpy_accuracy_beside_the_loss(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
     self.log("val_loss", F.cross_entropy(z, y))
-    self.log("val_acc", float((z.numpy().argmax(1) == y.numpy()).mean()), batch_size=len(y))
+    self.log(
+        "val_acc", float((z.numpy().argmax(1) == y.numpy()).mean()), batch_size=len(y)
+    )
 
 
 @form(
-    classes=2, row=lambda i, g: (torch.randn(6, generator=g), torch.randint(0, 2, (), generator=g))
+    classes=2,
+    row=lambda i, g: (
+        torch.randn(6, generator=g),
+        torch.randint(0, 2, (), generator=g),
+    ),
 )
 def numpy_f1_by_hand(self, x, y):
     z = self.net(x)

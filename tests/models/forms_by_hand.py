@@ -105,7 +105,9 @@ def topk_accuracy(output, target, topk=(1, 2)):
     """The share of samples whose class is among the k best, as ImageNet's example has it."""
     _, pred = output.topk(max(topk), 1, True, True)
     correct = pred.t().eq(target.view(1, -1).expand_as(pred.t()))
-    return [correct[:k].reshape(-1).float().sum(0) * (100.0 / target.size(0)) for k in topk]
+    return [
+        correct[:k].reshape(-1).float().sum(0) * (100.0 / target.size(0)) for k in topk
+    ]
 
 
 @form()
@@ -145,7 +147,9 @@ def two_columns_of_the_batch_are_compared(self, x, a, b):
     self.log("val_loss", self.net(x).mean() ** 2)
 
 
-@form("none", row=lambda i, g: (torch.randn(6, generator=g), torch.randn((), generator=g)))
+@form(
+    "none", row=lambda i, g: (torch.randn(6, generator=g), torch.randn((), generator=g))
+)
 def signs_of_a_regression_are_compared(self, x, t):
     z = self.net(x)[:, 0]
     self.log("val_loss", F.mse_loss(z, t))
@@ -156,7 +160,9 @@ def signs_of_a_regression_are_compared(self, x, t):
 def accuracy_under_vmap(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    right = torch.vmap(lambda one, label: (one.argmax(0)[None] == label[None]).float())(z, y)
+    right = torch.vmap(lambda one, label: (one.argmax(0)[None] == label[None]).float())(
+        z, y
+    )
     self.log("val_acc", right.mean())
     self.log("val_loss", F.cross_entropy(z, y))
 

@@ -44,7 +44,10 @@ def info_nce_by_logsumexp_with_top1_top5_mean_rank(self, batch, y):
     self.log("val_acc_mean_pos", 1 + rank.float().mean())
 
 
-@form("none", row=lambda i, g: (torch.randn(6, generator=g), torch.randn(6, generator=g), i % 3))
+@form(
+    "none",
+    row=lambda i, g: (torch.randn(6, generator=g), torch.randn(6, generator=g), i % 3),
+)
 def recall_at_one_of_a_retrieval(self, q, d, y):
     s = F.normalize(self.net(q)) @ F.normalize(self.net(d)).T
     hit = s.argmax(1) == torch.arange(len(q))
@@ -52,7 +55,13 @@ def recall_at_one_of_a_retrieval(self, q, d, y):
     self.log("val_recall@1", hit.float().mean())
 
 
-@form("none", row=lambda i, g: (torch.randn(6, generator=g), torch.randint(0, 3, (), generator=g)))
+@form(
+    "none",
+    row=lambda i, g: (
+        torch.randn(6, generator=g),
+        torch.randint(0, 3, (), generator=g),
+    ),
+)
 def supervised_contrastive_with_accuracy(self, x, y):
     z = F.normalize(self.net(x))
     s = z @ z.T / 0.1
@@ -106,7 +115,9 @@ def _head(self):
 @form("none", build=_head, row=lambda i, g: (torch.randn(6, generator=g), i % 3))
 def next_or_random_pairs(self, x, y):
     a, b = self.net(x), self.net(x + 0.1)
-    logits = self.pred(torch.cat([torch.cat([a, b], 1), torch.cat([a, b.roll(1, 0)], 1)]))
+    logits = self.pred(
+        torch.cat([torch.cat([a, b], 1), torch.cat([a, b.roll(1, 0)], 1)])
+    )
     t = torch.cat([torch.ones(len(x)), torch.zeros(len(x))]).long()
     self.log("val_loss", F.cross_entropy(logits, t))
     self.log("val_acc", (logits.argmax(1) == t).float().mean())

@@ -26,7 +26,9 @@ def accuracy_at_the_modules_threshold(self, x, y):
     p = self.net(x)[:, 0].sigmoid()
     self.true(p > 0.5, y.bool())
     self.log("val_loss", F.binary_cross_entropy(p, y.float()))
-    self.log("val_acc", ((p > self.threshold) == y.bool()).float().mean(), batch_size=len(y))
+    self.log(
+        "val_acc", ((p > self.threshold) == y.bool()).float().mean(), batch_size=len(y)
+    )
 
 
 def _tune(self):
@@ -34,7 +36,11 @@ def _tune(self):
 
     def end():
         p, y = (torch.cat(each) for each in zip(*self.kept, strict=True))
-        scores = {t / 20: f1_score(y, p > t / 20, zero_division=0) for t in range(1, 20) if t != 10}
+        scores = {
+            t / 20: f1_score(y, p > t / 20, zero_division=0)
+            for t in range(1, 20)
+            if t != 10
+        }
         self.best_threshold = max(scores, key=scores.get)
         self.log("val_f1", scores[self.best_threshold])
         self.kept.clear()
@@ -62,4 +68,6 @@ def accuracy_that_no_threshold_gives(self, x, y):
     z = self.net(x)[:, 0]
     self.true(z > 0, y.bool())
     self.log("val_loss", F.binary_cross_entropy_with_logits(z, y.float()))
-    self.log("val_acc", ((z > -0.123) == y.bool()).float().mean() * 0.77, batch_size=len(y))
+    self.log(
+        "val_acc", ((z > -0.123) == y.bool()).float().mean() * 0.77, batch_size=len(y)
+    )

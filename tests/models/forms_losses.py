@@ -26,7 +26,11 @@ def smoothed_cross_entropy(self, x, y):
     self.log("val_loss", self.criterion(z, y))
 
 
-@form(build=attribute("criterion", lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3]))))
+@form(
+    build=attribute(
+        "criterion", lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3]))
+    )
+)
 def weighted_cross_entropy(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
@@ -42,7 +46,8 @@ def held_loss_that_ignores_a_class(self, x, y):
 
 @form(
     build=attribute(
-        "losses", lambda: nn.ModuleDict({"ce": nn.CrossEntropyLoss(), "nll": nn.NLLLoss()})
+        "losses",
+        lambda: nn.ModuleDict({"ce": nn.CrossEntropyLoss(), "nll": nn.NLLLoss()}),
     )
 )
 def losses_in_a_module_dict(self, x, y):
@@ -85,7 +90,11 @@ class Helper(nn.Module):
 
     def forward(self, x, labels=None):
         logits = self.inner(x)
-        loss = self.crit(logits.view(-1, 3), labels.view(-1)) if labels is not None else None
+        loss = (
+            self.crit(logits.view(-1, 3), labels.view(-1))
+            if labels is not None
+            else None
+        )
         return SimpleNamespace(loss=loss, logits=logits)
 
 
@@ -153,7 +162,11 @@ def focal_loss_that_inherits_cross_entropy(self, x, y):
     return self.loss_fn(z, y)
 
 
-@form(build=attribute("loss_fn", lambda: functools.partial(F.cross_entropy, label_smoothing=0.2)))
+@form(
+    build=attribute(
+        "loss_fn", lambda: functools.partial(F.cross_entropy, label_smoothing=0.2)
+    )
+)
 def partial_with_smoothing(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
@@ -213,7 +226,10 @@ def binary_with_pos_weight(self, x, y):
     z = self.net(x)
     t = (x[:, :1] > 0).float()
     self.true((z > 0)[:, 0], t.bool()[:, 0])
-    self.log("val_loss", F.binary_cross_entropy_with_logits(z, t, pos_weight=torch.tensor([3.0])))
+    self.log(
+        "val_loss",
+        F.binary_cross_entropy_with_logits(z, t, pos_weight=torch.tensor([3.0])),
+    )
 
 
 @form(classes=1, build=attribute("crit", nn.BCELoss))
@@ -288,7 +304,10 @@ def temperature_before_the_loss(self, x, y):
 
 
 TOKENS = {
-    "row": lambda i, g: (torch.randn(5, 6, generator=g), torch.randint(0, 4, (5,), generator=g)),
+    "row": lambda i, g: (
+        torch.randn(5, 6, generator=g),
+        torch.randint(0, 4, (5,), generator=g),
+    ),
     "classes": 4,
 }
 
@@ -321,7 +340,9 @@ def padded_tokens_are_masked_by_hand(self, x, y):
 
 def _lengths(batch):
     xs, ys = zip(*batch, strict=True)
-    return nn.utils.rnn.pad_sequence(xs, True), nn.utils.rnn.pad_sequence(ys, True, -100)
+    return nn.utils.rnn.pad_sequence(xs, True), nn.utils.rnn.pad_sequence(
+        ys, True, -100
+    )
 
 
 @form(
@@ -342,7 +363,9 @@ Sample = namedtuple("Sample", "image label")
 
 
 @form(
-    row=lambda i, g: Sample(torch.randn(6, generator=g), int(torch.randint(0, 3, (), generator=g)))
+    row=lambda i, g: Sample(
+        torch.randn(6, generator=g), int(torch.randint(0, 3, (), generator=g))
+    )
 )
 def batch_is_a_named_tuple(self, image, label):
     z = self.net(image)
@@ -393,14 +416,21 @@ def batch_holds_one_hot_targets(self, x, y):
     self.log("val_loss", F.cross_entropy(z, y))
 
 
-@form(row=lambda i, g: (torch.randn(6, generator=g), torch.randint(1, 4, (), generator=g)))
+@form(
+    row=lambda i, g: (torch.randn(6, generator=g), torch.randint(1, 4, (), generator=g))
+)
 def labels_begin_at_one(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y - 1)
     self.log("val_loss", F.cross_entropy(z, y - 1))
 
 
-@form(row=lambda i, g: (torch.randn(6, generator=g), torch.randint(0, 3, (1,), generator=g)))
+@form(
+    row=lambda i, g: (
+        torch.randn(6, generator=g),
+        torch.randint(0, 3, (1,), generator=g),
+    )
+)
 def labels_have_a_column(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y[:, 0])
@@ -459,7 +489,10 @@ def loss_in_each_half_of_the_batch(self, x, y):
 def loss_of_each_sample_in_a_loop(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    self.log("val_loss", sum(F.cross_entropy(z[i : i + 1], y[i : i + 1]) for i in range(len(y))))
+    self.log(
+        "val_loss",
+        sum(F.cross_entropy(z[i : i + 1], y[i : i + 1]) for i in range(len(y))),
+    )
 
 
 @form()

@@ -18,7 +18,10 @@ from models.forms_losses import TOKENS, attribute
     build=attribute(
         "metrics",
         lambda: torchmetrics.MetricCollection(
-            {"acc": tmc.MulticlassAccuracy(3, average="micro"), "f1": tmc.MulticlassF1Score(3)}
+            {
+                "acc": tmc.MulticlassAccuracy(3, average="micro"),
+                "f1": tmc.MulticlassF1Score(3),
+            }
         ),
     )
 )
@@ -31,7 +34,8 @@ def collection_logged_as_a_dict(self, x, y):
 
 @form(
     build=attribute(
-        "metrics", lambda: nn.ModuleDict({"val": nn.ModuleList([tmc.MulticlassAccuracy(3)])})
+        "metrics",
+        lambda: nn.ModuleDict({"val": nn.ModuleList([tmc.MulticlassAccuracy(3)])}),
     )
 )
 def metric_deep_in_containers(self, x, y):
@@ -40,7 +44,11 @@ def metric_deep_in_containers(self, x, y):
     self.metrics["val"][0](z.softmax(1), y)
 
 
-@form(build=attribute("acc", lambda: torchmetrics.Accuracy(task="multiclass", num_classes=3)))
+@form(
+    build=attribute(
+        "acc", lambda: torchmetrics.Accuracy(task="multiclass", num_classes=3)
+    )
+)
 def metric_given_labels(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
@@ -49,7 +57,8 @@ def metric_given_labels(self, x, y):
 
 
 @form(
-    build=attribute("acc", lambda: torchmetrics.Accuracy(task="binary", threshold=0.7)), classes=1
+    build=attribute("acc", lambda: torchmetrics.Accuracy(task="binary", threshold=0.7)),
+    classes=1,
 )
 def metric_with_another_threshold_beside_bce(self, x, y):
     z = self.net(x)[:, 0]
@@ -68,7 +77,9 @@ def multilabel_metric_with_a_threshold(self, x, y):
     self.log("val_f1", self.f1)
 
 
-@form(build=attribute("acc", lambda: tmc.MulticlassAccuracy(4, ignore_index=-1)), **TOKENS)
+@form(
+    build=attribute("acc", lambda: tmc.MulticlassAccuracy(4, ignore_index=-1)), **TOKENS
+)
 def token_metric_that_ignores(self, x, y):
     z = self.net(x)
     y = y.masked_fill(x[..., 1] > 0, -1)
@@ -92,7 +103,9 @@ def subclass_that_normalises(self, x, y):
     self.log("val_f1", self.f1)
 
 
-@form(build=attribute("acc", lambda: torchmetrics.MinMaxMetric(tmc.MulticlassAccuracy(3))))
+@form(
+    build=attribute("acc", lambda: torchmetrics.MinMaxMetric(tmc.MulticlassAccuracy(3)))
+)
 def wrapped_in_min_max(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
@@ -101,7 +114,8 @@ def wrapped_in_min_max(self, x, y):
 
 @form(
     build=attribute(
-        "acc", lambda: torchmetrics.ClasswiseWrapper(tmc.MulticlassAccuracy(3, average=None))
+        "acc",
+        lambda: torchmetrics.ClasswiseWrapper(tmc.MulticlassAccuracy(3, average=None)),
     )
 )
 def wrapped_by_class(self, x, y):
@@ -120,7 +134,10 @@ class Evaluator:
         self.accuracy.update(logits, labels)
 
 
-@form(says="it is the mean of 3 batches' accuracy_macro", build=attribute("evaluator", Evaluator))
+@form(
+    says="it is the mean of 3 batches' accuracy_macro",
+    build=attribute("evaluator", Evaluator),
+)
 def metric_in_a_plain_helper(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
@@ -134,7 +151,10 @@ def function_of_torchmetrics_by_keyword(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
     self.log(
-        "val_f1", tmf.f1_score(preds=z, target=y, task="multiclass", num_classes=3, average="micro")
+        "val_f1",
+        tmf.f1_score(
+            preds=z, target=y, task="multiclass", num_classes=3, average="micro"
+        ),
     )
 
 
@@ -182,7 +202,10 @@ def auxiliary_outputs_as_googlenet_has_them(self, x, y):
 
 
 CROPS = {
-    "row": lambda i, g: (torch.randn(5, 6, generator=g), int(torch.randint(0, 3, (), generator=g)))
+    "row": lambda i, g: (
+        torch.randn(5, 6, generator=g),
+        int(torch.randint(0, 3, (), generator=g)),
+    )
 }
 
 
@@ -210,7 +233,9 @@ def crops_with_a_loss_of_each(self, x, y):
     self.log("val_acc", (z.argmax(1) == y).float().mean())
 
 
-@form(build=attribute("heads", lambda: nn.ModuleList([nn.Linear(6, 3) for _ in range(3)])))
+@form(
+    build=attribute("heads", lambda: nn.ModuleList([nn.Linear(6, 3) for _ in range(3)]))
+)
 def ensemble_of_heads(self, x, y):
     zs = [head(x) for head in self.heads]
     z = torch.stack(zs).mean(0)
@@ -348,7 +373,11 @@ def f1_of_swapped_labels(self, x, y):
     return loss
 
 
-@form(build=attribute("cm", lambda: torchmetrics.ConfusionMatrix(task="multiclass", num_classes=3)))
+@form(
+    build=attribute(
+        "cm", lambda: torchmetrics.ConfusionMatrix(task="multiclass", num_classes=3)
+    )
+)
 def a_confusion_matrix_of_its_own(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)

@@ -47,7 +47,10 @@ def a_helper_for_full_batches_only(self, x, y):
 @form(
     n=9,
     classes=4,
-    row=lambda i, g: (torch.randn(3, 6, generator=g), torch.randint(0, 4, (3,), generator=g)),
+    row=lambda i, g: (
+        torch.randn(3, 6, generator=g),
+        torch.randint(0, 4, (3,), generator=g),
+    ),
 )
 def tokens_of_one_sample_squeezed(self, x, y):
     z = self.net(x)
@@ -61,7 +64,10 @@ def tokens_of_one_sample_squeezed(self, x, y):
     classes=5,
     n=15,
     batch=5,
-    row=lambda i, g: (torch.randn(5, 6, generator=g), torch.randint(0, 5, (5,), generator=g)),
+    row=lambda i, g: (
+        torch.randn(5, 6, generator=g),
+        torch.randint(0, 5, (5,), generator=g),
+    ),
 )
 def batch_tokens_and_classes_are_five(self, x, y):
     z = self.net(x)
@@ -73,7 +79,10 @@ def batch_tokens_and_classes_are_five(self, x, y):
     classes=5,
     n=15,
     batch=5,
-    row=lambda i, g: (torch.randn(5, 6, generator=g), torch.randint(0, 5, (5,), generator=g)),
+    row=lambda i, g: (
+        torch.randn(5, 6, generator=g),
+        torch.randint(0, 5, (5,), generator=g),
+    ),
     build=attribute("acc", lambda: tmc.MulticlassAccuracy(5)),
 )
 def metric_of_transposed_tokens(self, x, y):
@@ -87,7 +96,10 @@ def metric_of_transposed_tokens(self, x, y):
     classes=3,
     n=6,
     batch=2,
-    row=lambda i, g: (torch.randn(3, 3, 6, generator=g), torch.randint(0, 3, (3, 3), generator=g)),
+    row=lambda i, g: (
+        torch.randn(3, 3, 6, generator=g),
+        torch.randint(0, 3, (3, 3), generator=g),
+    ),
 )
 def pixels_in_a_square_of_classes(self, x, y):
     z = self.net(x).permute(0, 3, 1, 2)
@@ -135,7 +147,8 @@ def scores_are_overwritten_after_the_loss(self, x, y):
 
 
 @form(
-    says="the batch`: changed in place", build=attribute("acc", lambda: tmc.MulticlassAccuracy(3))
+    says="the batch`: changed in place",
+    build=attribute("acc", lambda: tmc.MulticlassAccuracy(3)),
 )
 def labels_are_remapped_in_place_after_the_metric(self, x, y):
     z = self.net(x)
@@ -182,7 +195,11 @@ def swapped_metric_beside_returned_labels(self, x, y):
     return {"preds": z.argmax(1), "target": y}
 
 
-@form(says="(target, preds)", classes=1, build=attribute("acc", lambda: tmc.BinaryAccuracy()))
+@form(
+    says="(target, preds)",
+    classes=1,
+    build=attribute("acc", lambda: tmc.BinaryAccuracy()),
+)
 def swapped_binary_metric_beside_its_loss(self, x, y):
     z = self.net(x)[:, 0]
     t = (x[:, 0] > 0).long()
@@ -194,7 +211,9 @@ def swapped_binary_metric_beside_its_loss(self, x, y):
 @form(
     build=attribute(
         "metrics",
-        lambda: nn.ModuleDict({"a": tmc.MulticlassAccuracy(3), "b": tmc.MulticlassF1Score(3)}),
+        lambda: nn.ModuleDict(
+            {"a": tmc.MulticlassAccuracy(3), "b": tmc.MulticlassF1Score(3)}
+        ),
     ),
     notes="not from",
 )
@@ -226,7 +245,10 @@ def labels_of_a_teacher_and_of_the_batch(self, x, y):
     self.log("val_loss", F.cross_entropy(z, y))
 
 
-@form(row=lambda i, g: (torch.randn(6, generator=g), i % 3, (i // 3) % 3), says="several answers")
+@form(
+    row=lambda i, g: (torch.randn(6, generator=g), i % 3, (i // 3) % 3),
+    says="several answers",
+)
 def two_targets_for_the_same_scores(self, x, a, b):
     z = self.net(x)
     self.log("val_a", F.cross_entropy(z, a))
@@ -268,7 +290,8 @@ class Encoding(dict):
 
 def _encode(rows):
     return Encoding(
-        input_ids=torch.stack([r[0] for r in rows]), labels=torch.tensor([r[1] for r in rows])
+        input_ids=torch.stack([r[0] for r in rows]),
+        labels=torch.tensor([r[1] for r in rows]),
     )
 
 
@@ -276,7 +299,9 @@ def _encode(rows):
 def batch_is_an_encoding(self, batch):
     z = self.net(batch.input_ids)
     self.true(z.argmax(1), batch.labels)
-    self.log("val_loss", F.cross_entropy(z, batch["labels"]), batch_size=len(batch.labels))
+    self.log(
+        "val_loss", F.cross_entropy(z, batch["labels"]), batch_size=len(batch.labels)
+    )
 
 
 class Base(nn.Module):
@@ -311,7 +336,8 @@ def loss_is_inherited_and_overridden(self, x, y):
 
 @form(
     build=attribute(
-        "loss_fns", lambda: {"main": (functools.partial(F.cross_entropy, reduction="sum"), 1.0)}
+        "loss_fns",
+        lambda: {"main": (functools.partial(F.cross_entropy, reduction="sum"), 1.0)},
     )
 )
 def loss_and_weight_in_a_table(self, x, y):
@@ -327,7 +353,9 @@ class Tversky(nn.Module):
         p = inputs.sigmoid().flatten()
         t = targets.flatten()
         tp = (p * t).sum()
-        return 1 - tp / (tp + alpha * (1 - t).mul(p).sum() + (1 - alpha) * t.mul(1 - p).sum())
+        return 1 - tp / (
+            tp + alpha * (1 - t).mul(p).sum() + (1 - alpha) * t.mul(1 - p).sum()
+        )
 
 
 @form(classes=1, build=attribute("tversky", Tversky))
@@ -338,11 +366,16 @@ def tversky_loss_alone(self, x, y):
     self.log("val_loss", self.tversky(z, t))
 
 
-@form(build=attribute("acc", lambda: torchmetrics.MetricTracker(tmc.MulticlassAccuracy(3))))
+@form(
+    build=attribute(
+        "acc", lambda: torchmetrics.MetricTracker(tmc.MulticlassAccuracy(3))
+    )
+)
 def metric_in_a_tracker(self, x, y):
     if (
         self.acc.n_steps == 0
-        or not self.trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.ready - 1
+        or not self.trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.ready
+        - 1
     ):
         self.acc.increment()
     z = self.net(x)
@@ -397,7 +430,10 @@ def reinforced_by_a_reward(self, x, y):
 
 @form(
     "none",
-    row=lambda i, g: (torch.randn(6, generator=g), torch.randint(0, 100, (), generator=g).float()),
+    row=lambda i, g: (
+        torch.randn(6, generator=g),
+        torch.randint(0, 100, (), generator=g).float(),
+    ),
 )
 def ages_are_regressed_and_rounded(self, x, age):
     z = self.net(x)[:, 0]

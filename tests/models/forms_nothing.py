@@ -104,7 +104,9 @@ def gan_with_bce_loss(self, x):
 )
 def gan_with_smooth_labels(self, x):
     real = self.disc(x[:, :3])
-    self.log("d_loss", F.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.9)))
+    self.log(
+        "d_loss", F.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.9))
+    )
 
 
 @form("none")
@@ -121,7 +123,9 @@ def rotation_pretext(self, x, y):
 
 @form("none")
 def masked_reconstruction(self, x, y):
-    mask = torch.zeros_like(x[:, :3]).bernoulli(0.5, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros_like(x[:, :3]).bernoulli(
+        0.5, generator=torch.Generator().manual_seed(3)
+    )
     loss = ((self.net(x) - x[:, :3]) ** 2 * mask).sum() / mask.sum().clamp(min=1)
     self.log("val_loss", loss)
 

@@ -81,7 +81,9 @@ def a_metric_on_half_of_what_the_loss_is_given(self, x, y):
 
 @form(
     build=attribute("acc", lambda: tmc.MulticlassAccuracy(3)),
-    row=lambda i, g: dict(zip(("x", "y"), _words(i, g), strict=True), n=torch.tensor(2 + i % 4)),
+    row=lambda i, g: dict(
+        zip(("x", "y"), _words(i, g), strict=True), n=torch.tensor(2 + i % 4)
+    ),
     **TOKENS,
 )
 def lengths_mask_the_metric_and_not_the_loss(self, batch):

@@ -24,7 +24,12 @@ def returns_y_hat_and_y(self, x, y):
 def returns_preds_beside_logits(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    return {"loss": F.cross_entropy(z, y), "preds": z.argmax(1), "logits": z, "targets": y}
+    return {
+        "loss": F.cross_entropy(z, y),
+        "preds": z.argmax(1),
+        "logits": z,
+        "targets": y,
+    }
 
 
 @form()
@@ -38,7 +43,11 @@ def returns_prediction_and_label(self, x, y):
 def returns_nested_results(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    return {"loss": F.cross_entropy(z, y), "output": {"logits": z, "hidden": x}, "target": y}
+    return {
+        "loss": F.cross_entropy(z, y),
+        "output": {"logits": z, "hidden": x},
+        "target": y,
+    }
 
 
 Result = namedtuple("Result", "loss preds target")
@@ -63,7 +72,11 @@ def returns_labels_as_floats(self, x, y):
     z = self.net(x)[:, 0]
     t = (x[:, 0] > 0).float()
     self.true(z > 0, t.bool())
-    return {"loss": F.binary_cross_entropy_with_logits(z, t), "preds": (z > 0).float(), "target": t}
+    return {
+        "loss": F.binary_cross_entropy_with_logits(z, t),
+        "preds": (z > 0).float(),
+        "target": t,
+    }
 
 
 @form(classes=1)
@@ -160,9 +173,13 @@ def two_heads_with_their_own_targets(self, x, shape, colour):
 
 
 @form(
-    row=lambda i, g: (torch.randn(6, generator=g), {"shape": i % 3, "colour": (i // 2) % 3}),
+    row=lambda i, g: (
+        torch.randn(6, generator=g),
+        {"shape": i % 3, "colour": (i // 2) % 3},
+    ),
     build=attribute(
-        "heads", lambda: nn.ModuleDict({k: nn.Linear(6, 3) for k in ("shape", "colour")})
+        "heads",
+        lambda: nn.ModuleDict({k: nn.Linear(6, 3) for k in ("shape", "colour")}),
     ),
     says="several answers",
 )
@@ -174,7 +191,9 @@ def heads_in_a_dict(self, x, targets):
         self.log(f"{name}_loss", F.cross_entropy(z, targets[name]))
 
 
-@form(row=lambda i, g: (torch.randn(6, generator=g), i % 3, torch.randn((), generator=g)))
+@form(
+    row=lambda i, g: (torch.randn(6, generator=g), i % 3, torch.randn((), generator=g))
+)
 def classification_beside_a_regression(self, x, y, value):
     z = self.net(x)
     self.true(z.argmax(1), y)
@@ -204,7 +223,9 @@ def an_adversary_of_the_domain(self, x, y):
 def is_an_object_there_and_which(self, x, y):
     z, there = self.net(x), self.binary(x)[:, 0]
     self.true(z.argmax(1), y)
-    loss = F.binary_cross_entropy_with_logits(there, (y > 0).float()) + F.cross_entropy(z, y)
+    loss = F.binary_cross_entropy_with_logits(there, (y > 0).float()) + F.cross_entropy(
+        z, y
+    )
     self.log("val_loss", loss)
     self.log("val_acc", (z.argmax(1) == y).float().mean())
 

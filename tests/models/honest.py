@@ -34,7 +34,9 @@ class Honest(pl.LightningModule):
 
     def __init__(self, body: nn.Module | None = None) -> None:
         super().__init__()
-        self.body = body or nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
+        self.body = body or nn.Sequential(
+            nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2)
+        )
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,13 +82,17 @@ class Values(pl.Callback):
     def __init__(self) -> None:
         self.values: list[dict[str, Tensor]] = []
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self.values.append({k: v.clone() for k, v in trainer.callback_metrics.items()})
 
     on_test_end = on_validation_end
 
 
-def _once(make: Callable[[Path], Program], folder: Path, guard: EvalGuard | None) -> dict[str, Any]:
+def _once(
+    make: Callable[[Path], Program], folder: Path, guard: EvalGuard | None
+) -> dict[str, Any]:
     """Everything that a run leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(0, verbose=False)
@@ -111,7 +117,11 @@ def _once(make: Callable[[Path], Program], folder: Path, guard: EvalGuard | None
         "weights": {k: v.clone() for k, v in program.module.state_dict().items()},
         "modes": [m.training for m in program.module.modules()],
         "more": more,
-        "generators": (torch.random.get_rng_state(), random.random(), np.random.random()),
+        "generators": (
+            torch.random.get_rng_state(),
+            random.random(),
+            np.random.random(),
+        ),
         "files": {path.name: path.read_bytes() for path in folder.rglob("*.txt")},
     }
 
@@ -126,7 +136,9 @@ def disturbances(make: Callable[[Path], Program], folder: Path) -> list[str]:
     wrong += [f"found: {f}" for f in guard.report.findings if not wrong]
     for name, before in bare.items():
         if not _same(before, guarded[name]):
-            wrong.append(f"changed {name}: {str(before)[:200]} -> {str(guarded[name])[:200]}")
+            wrong.append(
+                f"changed {name}: {str(before)[:200]} -> {str(guarded[name])[:200]}"
+            )
     return wrong
 
 

@@ -56,7 +56,9 @@ def stops_early_by_its_own_accuracy(folder):
     class M(Honest):
         def __init__(self):
             super().__init__()
-            self.acc = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+            self.acc = torchmetrics.classification.MulticlassAccuracy(
+                3, average="micro"
+            )
 
         def validation_step(self, batch, batch_idx):
             self.acc.update(self(batch[0]), batch[1])
@@ -149,7 +151,8 @@ def weighted_sampling_in_training(folder):
 @honest
 def folds_of_one_set(folder):
     both = TensorDataset(
-        torch.cat((TRAIN.tensors[0], VAL.tensors[0])), torch.cat((TRAIN.tensors[1], VAL.tensors[1]))
+        torch.cat((TRAIN.tensors[0], VAL.tensors[0])),
+        torch.cat((TRAIN.tensors[1], VAL.tensors[1])),
     )
     train = DataLoader(Subset(both, range(30)), 5, shuffle=True)
     return Program(Honest(), train, DataLoader(Subset(both, range(30, 42)), 5))
@@ -159,7 +162,9 @@ def folds_of_one_set(folder):
 def augmentation_only_in_training(folder):
     class M(Honest):
         def training_step(self, batch, batch_idx):
-            return super().training_step([batch[0] + torch.randn_like(batch[0]), batch[1]], 0)
+            return super().training_step(
+                [batch[0] + torch.randn_like(batch[0]), batch[1]], 0
+            )
 
     return M()
 
@@ -196,7 +201,9 @@ def recurrent_state_that_starts_anew(folder):
 @honest
 def group_norm_and_weight_norm(folder):
     body = nn.Sequential(
-        nn.Linear(8, 8), nn.GroupNorm(2, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        nn.Linear(8, 8),
+        nn.GroupNorm(2, 8),
+        nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
     )
     return Honest(body)
 
@@ -207,7 +214,9 @@ def metrics_that_are_cloned_for_each_stage(folder):
         def __init__(self):
             super().__init__()
             acc = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
-            self.accs = nn.ModuleDict({f"{stage}_acc": acc.clone() for stage in ("train", "val")})
+            self.accs = nn.ModuleDict(
+                {f"{stage}_acc": acc.clone() for stage in ("train", "val")}
+            )
 
         def training_step(self, batch, batch_idx):
             z = self(batch[0])
@@ -234,7 +243,9 @@ def arrays_instead_of_tensors(folder):
 
 @honest
 def accumulates_gradients_and_clips(folder):
-    return Program(Honest(), trainer={"accumulate_grad_batches": 2, "gradient_clip_val": 0.5})
+    return Program(
+        Honest(), trainer={"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
+    )
 
 
 @honest

@@ -73,7 +73,9 @@ def exponential_moving_average_as_the_evaluated_model(folder):
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
             with torch.no_grad():
-                for mine, theirs in zip(self.ema.parameters(), self.head.parameters(), strict=True):
+                for mine, theirs in zip(
+                    self.ema.parameters(), self.head.parameters(), strict=True
+                ):
                     mine.lerp_(theirs, 0.1)
 
         def validation_step(self, batch, batch_idx):
@@ -81,7 +83,9 @@ def exponential_moving_average_as_the_evaluated_model(folder):
             self.log("val_loss", F.cross_entropy(z, batch[1]))
 
         def configure_optimizers(self):
-            return torch.optim.SGD([*self.body.parameters(), *self.head.parameters()], 0.1)
+            return torch.optim.SGD(
+                [*self.body.parameters(), *self.head.parameters()], 0.1
+            )
 
     return M()
 
@@ -137,7 +141,9 @@ def low_rank_adapters(folder):
             super().__init__(nn.Sequential(Lora(nn.Linear(8, 8)), nn.ReLU()))
 
         def configure_optimizers(self):
-            return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
+            return torch.optim.Adam(
+                [p for p in self.parameters() if p.requires_grad], 0.01
+            )
 
     return M()
 
@@ -160,7 +166,9 @@ def gradual_unfreezing(folder):
 def identity_and_norm_without_statistics_are_woken(folder):
     class M(Honest):
         def __init__(self):
-            super().__init__(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Dropout(0.0)))
+            super().__init__(
+                nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Dropout(0.0))
+            )
             self.augment = nn.Identity()
 
         def on_validation_epoch_start(self):
@@ -302,7 +310,9 @@ def another_callback_counts_batches(folder):
             self.numbers = _counting()
             self.seen = []
 
-        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, *_):
+        def on_validation_batch_end(
+            self, trainer, pl_module, outputs, batch, batch_idx, *_
+        ):
             self.seen.append(next(self.numbers))
             pl_module.log("val_seen", float(self.seen[-1]), reduce_fx="max")
 
@@ -448,7 +458,9 @@ def batch_without_a_length(folder):
             self.log("val_loss", loss, batch_size=batch.y.shape[0])
 
     return Program(
-        M(), DataLoader(TRAIN, 4, collate_fn=Batch), DataLoader(VAL, 4, collate_fn=Batch)
+        M(),
+        DataLoader(TRAIN, 4, collate_fn=Batch),
+        DataLoader(VAL, 4, collate_fn=Batch),
     )
 
 
@@ -492,7 +504,9 @@ def fast_development_run(folder):
 
 @honest
 def validation_within_the_epoch(folder):
-    return Program(Honest(), trainer={"val_check_interval": 2, "num_sanity_val_steps": 1})
+    return Program(
+        Honest(), trainer={"val_check_interval": 2, "num_sanity_val_steps": 1}
+    )
 
 
 @honest
@@ -507,7 +521,9 @@ def two_loaders_with_different_tasks(folder):
             if dataloader_idx == 0:
                 self.log("val_ce", F.cross_entropy(self.head(features), batch[1]))
             else:
-                self.log("val_mse", F.mse_loss(self.value(features)[:, 0], batch[0][:, 0]))
+                self.log(
+                    "val_mse", F.mse_loss(self.value(features)[:, 0], batch[0][:, 0])
+                )
 
         def training_step(self, batch, batch_idx):
             features = self.body(batch[0])
@@ -576,7 +592,9 @@ def best_accuracy_so_far(folder):
     class M(Honest):
         def __init__(self):
             super().__init__()
-            self.acc = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+            self.acc = torchmetrics.classification.MulticlassAccuracy(
+                3, average="micro"
+            )
             self.best = torchmetrics.MaxMetric()
 
         def validation_step(self, batch, batch_idx):
@@ -606,7 +624,9 @@ def mean_over_tokens_of_ragged_lengths(folder):
             self.log("val_loss", loss, batch_size=len(batch["y"]))
 
     return Program(
-        M(), DataLoader(TRAIN, 4, collate_fn=tokens), DataLoader(VAL, 4, collate_fn=tokens)
+        M(),
+        DataLoader(TRAIN, 4, collate_fn=tokens),
+        DataLoader(VAL, 4, collate_fn=tokens),
     )
 
 
@@ -635,7 +655,10 @@ def macro_scores_through_a_collection_with_a_prefix(folder):
             super().__init__()
             c = torchmetrics.classification
             metrics = torchmetrics.MetricCollection(
-                {"acc": c.MulticlassAccuracy(3), "f1": c.MulticlassF1Score(3, average="weighted")}
+                {
+                    "acc": c.MulticlassAccuracy(3),
+                    "f1": c.MulticlassF1Score(3, average="weighted"),
+                }
             )
             self.val_metrics = metrics.clone(prefix="val/")
 

@@ -19,7 +19,9 @@ def loader(n: int = 32, batch_size: int = 8, seed: int = 0) -> DataLoader[Any]:
     """Labelled points: (N, 4) float32 and (N,) int64 in 0..2."""
     draw = torch.Generator().manual_seed(seed)
     points = torch.randn(n, 4, generator=draw)
-    return DataLoader(TensorDataset(points, (points[:, 0] > 0).long()), batch_size=batch_size)
+    return DataLoader(
+        TensorDataset(points, (points[:, 0] > 0).long()), batch_size=batch_size
+    )
 
 
 def net() -> nn.Sequential:
@@ -403,7 +405,11 @@ class NoEffect(Honest):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(
-            nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.0), nn.InstanceNorm1d(8), nn.GRU(8, 8)
+            nn.Linear(4, 8),
+            nn.LayerNorm(8),
+            nn.Dropout(0.0),
+            nn.InstanceNorm1d(8),
+            nn.GRU(8, 8),
         )
         self.backbone.eval()
 
@@ -421,7 +427,9 @@ class Teacher(Honest):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         with torch.no_grad():
             aim = self.teacher(batch[0])
-        return super().training_step(batch, batch_idx) + F.mse_loss(self.backbone(batch[0]), aim)
+        return super().training_step(batch, batch_idx) + F.mse_loss(
+            self.backbone(batch[0]), aim
+        )
 
     def on_train_batch_end(self, *_: Any) -> None:
         pairs = zip(self.teacher.parameters(), self.backbone.parameters(), strict=True)
@@ -436,7 +444,9 @@ class TwoOptimizers(Honest):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.generator = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        self.generator = nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        )
         self.critic = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -473,7 +483,9 @@ class UnfrozenByHand(FrozenBackbone):
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 1:
             self.backbone.requires_grad_(True).train()
-            self.trainer.optimizers[0].add_param_group({"params": self.backbone.parameters()})
+            self.trainer.optimizers[0].add_param_group(
+                {"params": self.backbone.parameters()}
+            )
 
 
 class MendsItself(LoadedInEval):
@@ -486,7 +498,10 @@ class MendsItself(LoadedInEval):
 class LazyHead(Honest):
     """A head without any mode-sensitive module, made in the first evaluation."""
 
-    allow: ClassVar[dict[str, list[str]] | None] = {"stochastic": ["*"], "state": ["late*"]}
+    allow: ClassVar[dict[str, list[str]] | None] = {
+        "stochastic": ["*"],
+        "state": ["late*"],
+    }
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if not hasattr(self, "late"):

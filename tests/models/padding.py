@@ -197,7 +197,9 @@ class BackwardsThroughTheWords(BackwardsThroughThePadding):
     """Packed: it begins with the last word."""
 
     def pooled(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
         out, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         return Tokens.pooled(self, out, mask, lengths)
 
@@ -231,7 +233,9 @@ class LastStateAfterThePadding(Tokens):
 @near_miss
 class LastStateOfTheWords(LastStateAfterThePadding):
     def pooled(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
         _, (h, _) = self.lstm(packed)
         return h[-1]
 
@@ -319,7 +323,9 @@ class MaskedMeanBehindConvolutions(Tokens):
         self.conv = nn.Conv1d(FEATURES, FEATURES, 3, padding=1)
 
     def pooled(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        return super().pooled(self.conv(x.transpose(1, 2)).transpose(1, 2), mask, lengths)
+        return super().pooled(
+            self.conv(x.transpose(1, 2)).transpose(1, 2), mask, lengths
+        )
 
 
 @near_miss

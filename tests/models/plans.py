@@ -277,12 +277,16 @@ class Teaches(Honest):
 
     def __init__(self) -> None:
         super().__init__()
-        self.teacher = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5)).requires_grad_(False)
+        self.teacher = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5)).requires_grad_(
+            False
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         with torch.no_grad():
             aim = self.teacher(batch[0])
-        return super().training_step(batch, batch_idx) + F.mse_loss(self.backbone(batch[0]), aim)
+        return super().training_step(batch, batch_idx) + F.mse_loss(
+            self.backbone(batch[0]), aim
+        )
 
 
 class TeachesInEval(Teaches):
@@ -302,7 +306,9 @@ class Averages(Honest):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         aim = self.average(batch[0]).detach()
-        return super().training_step(batch, batch_idx) + F.mse_loss(self.backbone(batch[0]), aim)
+        return super().training_step(batch, batch_idx) + F.mse_loss(
+            self.backbone(batch[0]), aim
+        )
 
     def on_train_batch_end(self, *_: Any) -> None:
         pairs = zip(self.average.parameters(), self.backbone.parameters(), strict=True)

@@ -62,9 +62,13 @@ class Program:
     def location(self) -> str:
         """``file:line`` of the marked line."""
         lines, first = inspect.getsourcelines(self.marked or self.module)
-        marked = [first + i for i, line in enumerate(lines) if line.rstrip().endswith(MARK)]
+        marked = [
+            first + i for i, line in enumerate(lines) if line.rstrip().endswith(MARK)
+        ]
         if len(marked) != 1:
-            raise ValueError(f"{self.module.__name__}: {len(marked)} lines marked, expected 1")
+            raise ValueError(
+                f"{self.module.__name__}: {len(marked)} lines marked, expected 1"
+            )
         return f"{inspect.getsourcefile(self.module)}:{marked[0]}"
 
 
@@ -78,7 +82,9 @@ def bug(
     """Add a program to the zoo; the keywords are `Program`'s."""
 
     def add(module: M) -> M:
-        PROGRAMS.append(Program(module, check, subject, also=frozenset(also), **expected))
+        PROGRAMS.append(
+            Program(module, check, subject, also=frozenset(also), **expected)
+        )
         return module
 
     return add

@@ -36,7 +36,9 @@ class LoaderDrawsABaseSeed(Shuffled):
 @near_miss
 class LoaderWithAGeneratorOfItsOwn(Shuffled):
     def val_dataloader(self) -> Any:
-        return DataLoader(samples(2), batch_size=BATCH, generator=torch.Generator().manual_seed(0))
+        return DataLoader(
+            samples(2), batch_size=BATCH, generator=torch.Generator().manual_seed(0)
+        )
 
 
 @bug("rng", None, **MOVED)
@@ -114,7 +116,9 @@ class DatasetDraws(Shuffled):
 class DatasetDrawsFromItsOwn(Shuffled):
     def val_dataloader(self) -> Any:
         return DataLoader(
-            Noisy(random.Random(0).random), batch_size=BATCH, generator=torch.Generator()
+            Noisy(random.Random(0).random),
+            batch_size=BATCH,
+            generator=torch.Generator(),
         )
 
 

@@ -18,7 +18,11 @@ from torchmetrics.classification import (
 
 from models.program import CLASSES, Classifier, bug, near_miss, samples
 
-LATER: dict[str, Any] = {"guard": {"scores": "error"}, "inside": False, "stage": "validate"}
+LATER: dict[str, Any] = {
+    "guard": {"scores": "error"},
+    "inside": False,
+    "stage": "validate",
+}
 COUNTED: dict[str, Any] = LATER | {"guard": {"scores": "error", "metrics": "auto"}}
 
 # --- how a step's values are weighed ------------------------------------------------------------
@@ -305,7 +309,9 @@ class WeighsByTokens(Uneven):
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         tokens = int((batch[0] > 0).sum())
-        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), batch_size=tokens)
+        self.log(
+            "val_loss", F.cross_entropy(self(batch[0]), batch[1]), batch_size=tokens
+        )
 
 
 @bug("scores", "val_f1", certain=False, **LATER)
@@ -612,7 +618,9 @@ class OneMetricForTwoLoaders(Quarters):
     def val_dataloader(self) -> Any:
         return [DataLoader(samples(seed), batch_size=4) for seed in (2, 3)]
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         self.f1(self(batch[0]), batch[1])
         self.log("val_f1", self.f1)  # <- here
 
@@ -623,7 +631,9 @@ class AMetricForEachLoader(OneMetricForTwoLoaders):
         super().__init__()
         self.each = nn.ModuleList(MulticlassF1Score(CLASSES) for _ in range(2))
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         metric = self.each[dataloader_idx]
         metric(self(batch[0]), batch[1])
         self.log("val_f1", metric)
@@ -633,7 +643,9 @@ class AMetricForEachLoader(OneMetricForTwoLoaders):
 class OneScoreOfBothLoaders(OneMetricForTwoLoaders):
     """One value of all samples."""
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         self.f1.update(self(batch[0]), batch[1])
 
     def on_validation_epoch_end(self) -> None:
@@ -655,7 +667,9 @@ class MergedThresholds(Quarters):
         self.metrics.update(0 * self(batch[0])[:, 0] + share, (batch[1] > 0).long())
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()})
+        self.log_dict(
+            {f"val_{name}": value for name, value in self.metrics.compute().items()}
+        )
         self.metrics.reset()
 
 
@@ -673,7 +687,10 @@ class MergedRightly(MergedThresholds):
 
     def __init__(self) -> None:
         super().__init__()
-        members = {"macro": MulticlassAccuracy(CLASSES), "f1": MulticlassF1Score(CLASSES)}
+        members = {
+            "macro": MulticlassAccuracy(CLASSES),
+            "f1": MulticlassF1Score(CLASSES),
+        }
         self.metrics = MetricCollection(members)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:

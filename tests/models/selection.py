@@ -304,7 +304,9 @@ class SavesByItsOwnTrainingLoss(Scored):
         return loss
 
     def configure_callbacks(self) -> Any:
-        return ModelCheckpoint(monitor="train_loss", save_top_k=-1, every_n_train_steps=1)
+        return ModelCheckpoint(
+            monitor="train_loss", save_top_k=-1, every_n_train_steps=1
+        )
 
 
 @bug("selection", "val_loss", **STEPS)
@@ -336,14 +338,20 @@ class NamesAFileByAnOlderScore(Scored):
 @near_miss
 class NamesAFileByItsStep(Scored):
     def configure_callbacks(self) -> Any:
-        return ModelCheckpoint(filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2)
+        return ModelCheckpoint(
+            filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=2
+        )
 
 
 RARELY: dict[str, Any] = {
     "stage": "fit",
     "inside": False,
     "guard": ERROR,
-    "trainer": {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
+    "trainer": {
+        "max_epochs": 4,
+        "check_val_every_n_epoch": 2,
+        "num_sanity_val_steps": 0,
+    },
 }
 
 
@@ -384,7 +392,10 @@ class SavesByTheMeanOfAnEarlierEpoch(Scored):
 class SavesByTheMeanOfItsEpoch(SavesByTheMeanOfAnEarlierEpoch):
     def configure_callbacks(self) -> Any:
         return ModelCheckpoint(
-            monitor="train_loss", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True
+            monitor="train_loss",
+            every_n_epochs=1,
+            save_top_k=-1,
+            save_on_train_epoch_end=True,
         )
 
 
@@ -393,7 +404,9 @@ class StopsByCountingOneScoreTwice(Scored):
     """Patience runs out on epochs that nobody validated."""
 
     def configure_callbacks(self) -> Any:
-        return EarlyStopping("val_loss", strict=False, check_on_train_epoch_end=True)  # <- here
+        return EarlyStopping(
+            "val_loss", strict=False, check_on_train_epoch_end=True
+        )  # <- here
 
 
 @near_miss
@@ -409,7 +422,12 @@ class RateFallsByCountingOneScoreAtEachStep(Scored):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-        config = {"scheduler": plateau, "monitor": "val_loss", "strict": False, **self.when}
+        config = {
+            "scheduler": plateau,
+            "monitor": "val_loss",
+            "strict": False,
+            **self.when,
+        }
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     when: ClassVar[dict[str, Any]] = {"interval": "step"}  # <- here
@@ -450,7 +468,9 @@ class Smoothed(ModelCheckpoint):
 
     def _save_monitor_checkpoint(self, trainer: Any, monitor_candidates: Any) -> None:
         assert self.monitor
-        monitor_candidates[self.monitor] = monitor_candidates[self.monitor] * self.factor
+        monitor_candidates[self.monitor] = (
+            monitor_candidates[self.monitor] * self.factor
+        )
         super()._save_monitor_checkpoint(trainer, monitor_candidates)
 
 

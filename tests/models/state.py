@@ -74,7 +74,9 @@ class BatchNormTracedInTrain(Classifier):
     def __init__(self) -> None:
         super().__init__()
         example = torch.ones(BATCH, FEATURES)
-        self.bn = torch.jit.trace(nn.BatchNorm1d(FEATURES).train(), example, check_trace=False)
+        self.bn = torch.jit.trace(
+            nn.BatchNorm1d(FEATURES).train(), example, check_trace=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.bn(x))  # <- here
@@ -163,7 +165,9 @@ class WithTeacher(Classifier):
 
     @torch.no_grad()
     def follow(self) -> None:
-        for slow, fast in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+        for slow, fast in zip(
+            self.teacher.parameters(), self.net.parameters(), strict=True
+        ):
             slow.mul_(0.9).add_(fast + 0.01, alpha=0.1)
 
 
@@ -173,7 +177,9 @@ class MomentumEncoder(WithTeacher):
 
     @torch.no_grad()
     def follow(self) -> None:
-        for slow, fast in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+        for slow, fast in zip(
+            self.teacher.parameters(), self.net.parameters(), strict=True
+        ):
             slow.lerp_(fast + 0.01, 0.1)  # <- here
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +210,9 @@ class CodebookUpdate(Classifier):
             return x + (self.embedding[nearest] - x).detach()
 
         def update(self, x: Tensor, nearest: Tensor) -> None:
-            centres = torch.zeros_like(self.embedding).index_add_(0, nearest, x.detach())
+            centres = torch.zeros_like(self.embedding).index_add_(
+                0, nearest, x.detach()
+            )
             self.embedding.mul_(0.99).add_(centres, alpha=0.01)  # <- here
 
     def __init__(self) -> None:
@@ -390,7 +398,10 @@ class WeightsMaskedInPlace(Classifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.net = self.kind(FEATURES, FEATURES), self.kind(CLASSES, FEATURES)
+        self.body, self.net = (
+            self.kind(FEATURES, FEATURES),
+            self.kind(CLASSES, FEATURES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.body(x).relu())
@@ -564,7 +575,9 @@ class WeightsSwappedInTheStep(Classifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self.best = {k: v + 0.1 for k, v in copy.deepcopy(self.net.state_dict()).items()}
+        self.best = {
+            k: v + 0.1 for k, v in copy.deepcopy(self.net.state_dict()).items()
+        }
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         self.net.load_state_dict(self.best)  # <- here
@@ -592,7 +605,9 @@ class BestWeightsNotPutBack(Classifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self.best = {k: v + 0.1 for k, v in copy.deepcopy(self.net.state_dict()).items()}
+        self.best = {
+            k: v + 0.1 for k, v in copy.deepcopy(self.net.state_dict()).items()
+        }
 
     def on_validation_start(self) -> None:
         self.net.load_state_dict(self.best)  # <- here
@@ -634,7 +649,9 @@ class PrecisionLost(Classifier):
         self.net.bfloat16()
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.log("val_loss", F.cross_entropy(self(batch[0].bfloat16()).float(), batch[1]))
+        self.log(
+            "val_loss", F.cross_entropy(self(batch[0].bfloat16()).float(), batch[1])
+        )
 
     def on_validation_end(self) -> None:
         self.net.float()  # <- here
@@ -660,7 +677,9 @@ class CopyInHalfPrecision(Classifier):
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         half = copy.deepcopy(self.net).bfloat16()
-        self.log("val_loss", F.cross_entropy(half(batch[0].bfloat16()).float(), batch[1]))
+        self.log(
+            "val_loss", F.cross_entropy(half(batch[0].bfloat16()).float(), batch[1])
+        )
 
 
 @bug("state", None)
@@ -861,7 +880,9 @@ class ParamGroupAdded(Classifier):
     def on_validation_end(self) -> None:
         optimizer = self.trainer.optimizers[0]
         if len(optimizer.param_groups) == 1 and not self.trainer.sanity_checking:
-            optimizer.add_param_group({"params": list(self.head.parameters())})  # <- here
+            optimizer.add_param_group(
+                {"params": list(self.head.parameters())}
+            )  # <- here
 
 
 @near_miss
@@ -869,7 +890,9 @@ class ParamGroupAddedBeforeTraining(ParamGroupAdded):
     """Unfrozen where `BaseFinetuning` does it: at the start of a training epoch."""
 
     def on_train_epoch_start(self) -> None:
-        self.trainer.optimizers[0].add_param_group({"params": list(self.head.parameters())})
+        self.trainer.optimizers[0].add_param_group(
+            {"params": list(self.head.parameters())}
+        )
 
     def on_validation_end(self) -> None:
         pass
@@ -994,7 +1017,9 @@ class HooksLeaked(Classifier):
 class HooksRemoved(Classifier):
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         seen: list[Tensor] = []
-        hook = self.net.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
+        hook = self.net.register_forward_hook(
+            lambda _m, _i, out: seen.append(out.detach())
+        )
         try:
             return super().validation_step(batch, batch_idx)
         finally:
@@ -1250,7 +1275,9 @@ class CallbackThatPrunes(Classifier):
     """Weights pruned by a callback while the evaluation runs."""
 
     class Prune(pl.Callback):
-        def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        def on_validation_epoch_start(
+            self, trainer: pl.Trainer, pl_module: Any
+        ) -> None:
             with torch.no_grad():
                 pl_module.net.weight[0] = 0  # <- here
 

@@ -30,7 +30,9 @@ def step(must="equal", n=11, bs=4, classes=3, **kw):
     """
 
     def add(fn):
-        TABLE.append((fn.__name__, fn, dict(must=must, n=n, bs=bs, classes=classes, **kw)))
+        TABLE.append(
+            (fn.__name__, fn, dict(must=must, n=n, bs=bs, classes=classes, **kw))
+        )
         return fn
 
     return add
@@ -79,7 +81,17 @@ class Module(pl.LightningModule):
 
 
 def run(
-    fn, must, n, bs, classes, make=None, build=None, collate=None, y_of=None, epochs=1, guards=None
+    fn,
+    must,
+    n,
+    bs,
+    classes,
+    make=None,
+    build=None,
+    collate=None,
+    y_of=None,
+    epochs=1,
+    guards=None,
 ):
     make = make or (
         lambda i, g: (
@@ -114,7 +126,11 @@ def run(
     last = module.seen[-((n + bs - 1) // bs) :]
     result = guard.report.confusion.get("val")
     if must == "none":
-        logged = [k for k in trainer.callback_metrics if "accuracy" in k or "f1" in k or "mcc" in k]
+        logged = [
+            k
+            for k in trainer.callback_metrics
+            if "accuracy" in k or "f1" in k or "mcc" in k
+        ]
         return (
             ("ok", "")
             if result is None and not logged
@@ -131,22 +147,32 @@ def run(
             torch.cat([b.flatten() for _, b in last]).long(),
         )
     else:
-        p, t = torch.cat([a.flatten() for a, _ in last]), torch.cat([b.flatten() for _, b in last])
+        p, t = (
+            torch.cat([a.flatten() for a, _ in last]),
+            torch.cat([b.flatten() for _, b in last]),
+        )
     size = 2 if last[0][0].dtype == torch.bool else max(classes, 2)
     keep = (t >= 0) & (t < size)
-    want = torch.bincount(t[keep].long() * size + p[keep].long(), minlength=size * size).reshape(
-        size, size
-    )
+    want = torch.bincount(
+        t[keep].long() * size + p[keep].long(), minlength=size * size
+    ).reshape(size, size)
     if result is None:
         return (
             ("reported", said[0][:90])
             if must == "equal or reported" and said
-            else ("none", next((x[:120] for x in guard.report.notes if "no confusion" in x), ""))
+            else (
+                "none",
+                next((x[:120] for x in guard.report.notes if "no confusion" in x), ""),
+            )
         )
     got = result.matrix
     if got is not None and got.shape != want.shape and got.dim() == 3:  # (L, 2, 2)
         got = got.sum(0)
-    same = got is not None and got.shape == want.shape and torch.equal(got.long(), want.long())
+    same = (
+        got is not None
+        and got.shape == want.shape
+        and torch.equal(got.long(), want.long())
+    )
     if (
         not same and got is not None and last[0][0].dtype == torch.bool
     ):  # one matrix a label, written as (L, L)-like table
@@ -156,7 +182,9 @@ def run(
     if same:
         return "ok", ""
     told = [
-        s for s in said if "count" in s or "left out" in s or "not counted" in s or "differ" in s
+        s
+        for s in said
+        if "count" in s or "left out" in s or "not counted" in s or "differ" in s
     ]
     if must == "equal or reported" and told:
         return "reported", told[0][:90]
@@ -215,9 +243,13 @@ def two_tasks_in_a_loop_on_one_line(self, x, y):
     bs=4,
     n=16,
     classes=4,
-    make=lambda i, g: (torch.randn((4, 6), generator=g), torch.randint(0, 4, (4,), generator=g)),
+    make=lambda i, g: (
+        torch.randn((4, 6), generator=g),
+        torch.randint(0, 4, (4,), generator=g),
+    ),
 )
-def token_logits_n_t_c_with_t_equal_to_c(self, x, y):  # (N, T, C), T == C in every batch
+# (N, T, C), T == C in every batch
+def token_logits_n_t_c_with_t_equal_to_c(self, x, y):
     z = self.net(x)
     self.true(z.argmax(-1), y)
     return {"logits": z, "labels": y}
@@ -225,8 +257,11 @@ def token_logits_n_t_c_with_t_equal_to_c(self, x, y):  # (N, T, C), T == C in ev
 
 @step("equal or reported", classes=1)
 def sigmoid_twice(
-    self, x, y
-):  # the network's own sigmoid, then a loss that applies another: the answer is cut at 0.5
+    self,
+    x,
+    y,
+    # the network's own sigmoid, then a loss that applies another: the answer is cut at 0.5
+):
     p = torch.sigmoid(self.net(x))[:, 0]
     t = (x[:, 0] > 0).float()
     self.log("l", F.binary_cross_entropy_with_logits(p, t))
@@ -345,7 +380,9 @@ def loss_in_a_table(self, x, y):
     self.log("l", self.table["ce"](z, y))
 
 
-@step(build=lambda self: setattr(self, "crit", partial(F.cross_entropy, ignore_index=2)))
+@step(
+    build=lambda self: setattr(self, "crit", partial(F.cross_entropy, ignore_index=2))
+)
 def loss_in_a_partial_that_ignores(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1)[y != 2], y[y != 2])
@@ -408,7 +445,12 @@ def focal_loss_by_hand_in_a_partial(self, x, y):
 
 
 def get_stats(
-    output, target, mode="multiclass", num_classes=None, threshold=None, ignore_index=None
+    output,
+    target,
+    mode="multiclass",
+    num_classes=None,
+    threshold=None,
+    ignore_index=None,
 ):
     return (output == target).sum()
 
@@ -441,7 +483,11 @@ def _epoch(self):
         self.log(
             "f1",
             float(
-                skm.f1_score(torch.cat(self.t).numpy(), torch.cat(self.p).numpy(), average="macro")
+                skm.f1_score(
+                    torch.cat(self.t).numpy(),
+                    torch.cat(self.p).numpy(),
+                    average="macro",
+                )
             ),
         )
         self.p.clear()
@@ -608,7 +654,10 @@ TOK = dict(
     bs=4,
     n=16,
     classes=4,
-    make=lambda i, g: (torch.randn((4, 6), generator=g), torch.randint(0, 4, (4,), generator=g)),
+    make=lambda i, g: (
+        torch.randn((4, 6), generator=g),
+        torch.randint(0, 4, (4,), generator=g),
+    ),
 )
 
 
@@ -709,7 +758,10 @@ def metric_ignores_and_dict(self, x, y):
     return {"logits": z, "target": y}
 
 
-@step(classes=1, build=lambda s: setattr(s, "net", nn.Sequential(nn.Linear(6, 1), nn.Sigmoid())))
+@step(
+    classes=1,
+    build=lambda s: setattr(s, "net", nn.Sequential(nn.Linear(6, 1), nn.Sigmoid())),
+)
 def sigmoid_module_then_bcewithlogits(self, x, y):
     p = self.net(x).squeeze(1)
     t = (x[:, 0] > 0).float()
@@ -784,7 +836,10 @@ def siglip(self, x, y):
 @step("none", n=12, bs=4, classes=6)
 def supcon_pairs(self, x, y):
     z = F.normalize(self.net(x), dim=1)
-    self.log("l", F.binary_cross_entropy_with_logits(z @ z.T, (y[:, None] == y[None]).float()))
+    self.log(
+        "l",
+        F.binary_cross_entropy_with_logits(z @ z.T, (y[:, None] == y[None]).float()),
+    )
 
 
 @step("none", n=12, bs=4, classes=1)
@@ -825,7 +880,10 @@ def functional_target_first(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
     self.log(
-        "a", torchmetrics.functional.accuracy(y, z.argmax(1), task="multiclass", num_classes=3)
+        "a",
+        torchmetrics.functional.accuracy(
+            y, z.argmax(1), task="multiclass", num_classes=3
+        ),
     )
     self.log("l", F.cross_entropy(z, y))
 
@@ -834,7 +892,9 @@ def functional_target_first(self, x, y):
 def functional_alone(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    self.log("a", torchmetrics.functional.accuracy(z, y, task="multiclass", num_classes=3))
+    self.log(
+        "a", torchmetrics.functional.accuracy(z, y, task="multiclass", num_classes=3)
+    )
 
 
 @step()
@@ -892,7 +952,11 @@ def multilabel_squeezed(self, x, y):
 def keys_change(self, x, y):
     z = self.net(x)
     self.true(z.argmax(1), y)
-    return {"logits": z, "target": y} if len(y) == 4 else {"preds": z.argmax(1), "labels": y}
+    return (
+        {"logits": z, "target": y}
+        if len(y) == 4
+        else {"preds": z.argmax(1), "labels": y}
+    )
 
 
 @step()

@@ -118,7 +118,9 @@ class Dropout2d(Classifier):
 @near_miss
 class Dropout2dFollowsTheMode(Classifier):
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(F.dropout2d(x[:, :, None, None], training=self.training).flatten(1))
+        return self.net(
+            F.dropout2d(x[:, :, None, None], training=self.training).flatten(1)
+        )
 
 
 @bug("stochastic")
@@ -319,7 +321,8 @@ class FunctionalMultiheadAttention(Classifier):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.attend(x[None])[0])  # one token a sample, in a batch of them
+        # one token a sample, in a batch of them
+        return self.net(self.attend(x[None])[0])
 
 
 @near_miss
@@ -544,7 +547,9 @@ class RandomCrop(Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         start = torch.randint(0, 4, ())  # <- here
-        window = (torch.arange(FEATURES) >= start) & (torch.arange(FEATURES) < start + 4)
+        window = (torch.arange(FEATURES) >= start) & (
+            torch.arange(FEATURES) < start + 4
+        )
         return self.net(x * window)
 
 
@@ -605,7 +610,9 @@ class CategoricalMode(Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         policy = Categorical(logits=x)
-        return self.net(F.one_hot(policy.mode, FEATURES).to(x.dtype) * policy.entropy()[:, None])
+        return self.net(
+            F.one_hot(policy.mode, FEATURES).to(x.dtype) * policy.entropy()[:, None]
+        )
 
 
 @bug("stochastic", certain=False)
@@ -621,7 +628,9 @@ class PoissonLoss(Classifier):
     """A name alone is not a draw."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) + F.poisson_nll_loss(x[:, :1], x[:, :1].abs(), reduction="none")
+        return self.net(x) + F.poisson_nll_loss(
+            x[:, :1], x[:, :1].abs(), reduction="none"
+        )
 
 
 @bug("stochastic", "pool", certain=False)
@@ -653,7 +662,9 @@ class BootstrappedMetric(Classifier):
         self.interval = BootStrapper(MeanMetric(), num_bootstraps=2)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.interval.update(F.cross_entropy(self(batch[0]), batch[1], reduction="none"))  # <- here
+        self.interval.update(
+            F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        )  # <- here
 
 
 @near_miss
@@ -969,7 +980,9 @@ class AttentionInADict(Classifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = {"a": nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True)}
+        self.heads = {
+            "a": nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True)
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.heads["a"](x.unflatten(1, (2, 4))).flatten(1))  # <- here
@@ -1201,7 +1214,9 @@ class TracedInTrainMode(Classifier):
 class TracedInEvalMode(TracedInTrainMode):
     def __init__(self) -> None:
         super().__init__()
-        self.tower = torch.jit.trace(Tower().eval(), torch.ones(BATCH, FEATURES)).train()
+        self.tower = torch.jit.trace(
+            Tower().eval(), torch.ones(BATCH, FEATURES)
+        ).train()
 
 
 @bug("stochastic", "tower")
@@ -1222,7 +1237,9 @@ class FxTracedModules(Classifier):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tower = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)))
+        self.tower = torch.fx.symbolic_trace(
+            nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(self.tower(x))

@@ -14,7 +14,11 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from models.program import CLASSES, FEATURES, Classifier, bug, near_miss
 
 HIDDEN = 16
-LOADED: dict[str, Any] = {"guard": {"weights": "error"}, "entry": "test", "stage": "test"}
+LOADED: dict[str, Any] = {
+    "guard": {"weights": "error"},
+    "entry": "test",
+    "stage": "test",
+}
 OUTSIDE: dict[str, Any] = {**LOADED, "inside": False}
 TRAINED: dict[str, Any] = {
     "guard": {"weights": "error"}, "stage": "fit", "inside": False, "trainer": {"max_epochs": 3},
@@ -59,7 +63,9 @@ class PrefixTakenOff(TwoLayers):
     def __init__(self) -> None:
         super().__init__()
         state = {"model." + k: v for k, v in checkpoint().items()}
-        self.load_state_dict({k.removeprefix("model."): v for k, v in state.items()}, strict=False)
+        self.load_state_dict(
+            {k.removeprefix("model."): v for k, v in state.items()}, strict=False
+        )
 
 
 @near_miss
@@ -68,7 +74,9 @@ class KeysToSpare(TwoLayers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.load_state_dict({**checkpoint(), "projection": torch.ones(3)}, strict=False)
+        self.load_state_dict(
+            {**checkpoint(), "projection": torch.ones(3)}, strict=False
+        )
 
 
 @near_miss
@@ -77,7 +85,9 @@ class LoadedInTheEnd(TwoLayers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.load_state_dict({"model." + k: v for k, v in checkpoint().items()}, strict=False)
+        self.load_state_dict(
+            {"model." + k: v for k, v in checkpoint().items()}, strict=False
+        )
         self.load_state_dict(checkpoint())
 
 
@@ -150,7 +160,11 @@ class OtherShapesDropped(TwoLayers):
 
     def __init__(self) -> None:
         super().__init__()
-        state = {**checkpoint(), "head.weight": torch.ones(9, HIDDEN), "head.bias": torch.ones(9)}
+        state = {
+            **checkpoint(),
+            "head.weight": torch.ones(9, HIDDEN),
+            "head.bias": torch.ones(9),
+        }
         own = self.state_dict()
         fitting = {k: v for k, v in state.items() if v.shape == own[k].shape}
         self.load_state_dict(fitting, strict=False)  # <- here
@@ -198,7 +212,9 @@ class SubmoduleLoaded(TwoLayers):
     def __init__(self) -> None:
         super().__init__()
         self.head.load_state_dict(nn.Linear(HIDDEN, CLASSES).state_dict())
-        self.body.load_state_dict(nn.Linear(FEATURES, HIDDEN).state_dict(), strict=False)
+        self.body.load_state_dict(
+            nn.Linear(FEATURES, HIDDEN).state_dict(), strict=False
+        )
 
 
 # --- as initialised -----------------------------------------------------------------------------
@@ -420,7 +436,9 @@ class DetachedForTheSecondLoss(TwoLayers):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x, y = batch
         features = self.body(x).relu()
-        return F.cross_entropy(self.head(features.detach()), y) + features.square().mean()
+        return (
+            F.cross_entropy(self.head(features.detach()), y) + features.square().mean()
+        )
 
 
 @near_miss
@@ -488,7 +506,9 @@ class FrozenTeacherInAList(Classifier):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         wanted = self.teacher[0](batch[0]).softmax(1)
-        return super().training_step(batch, batch_idx) + F.cross_entropy(self(batch[0]), wanted)
+        return super().training_step(batch, batch_idx) + F.cross_entropy(
+            self(batch[0]), wanted
+        )
 
 
 @bug("weights", "heads['cat']", **TRAINED)
@@ -569,7 +589,9 @@ class Averaged(Classifier):
 
     def __init__(self, use_buffers: bool = False) -> None:
         super().__init__()
-        self.net: Any = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.BatchNorm1d(CLASSES))
+        self.net: Any = nn.Sequential(
+            nn.Linear(FEATURES, CLASSES), nn.BatchNorm1d(CLASSES)
+        )
         self.average = AveragedModel(self.net, use_buffers=use_buffers)
         self.average.requires_grad_(False)
 
@@ -639,7 +661,9 @@ if hasattr(pl_callbacks, "EMAWeightAveraging"):  # Lightning >= 2.6
         """The callback validates its copy before it averages anything (PL#21724)."""
 
         def configure_callbacks(self) -> Any:
-            return [pl_callbacks.EMAWeightAveraging(update_starting_at_step=100)]  # <- here
+            return [
+                pl_callbacks.EMAWeightAveraging(update_starting_at_step=100)
+            ]  # <- here
 
     @near_miss
     class AveragedFromTheStart(Classifier):
@@ -665,5 +689,7 @@ class ShadowUpdated(ShadowNeverUpdated):
         super().__init__()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        for slow, fast in zip(self.shadow.parameters(), self.net.parameters(), strict=True):
+        for slow, fast in zip(
+            self.shadow.parameters(), self.net.parameters(), strict=True
+        ):
             slow.data.mul_(0.9).add_(0.1 * fast.data)

@@ -19,20 +19,30 @@ Y = (X[:, 0] > 0).long()
 INLINE: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "cross entropy": lambda net, x, y: F.cross_entropy(net(x), y),
     "nll": lambda net, x, y: F.nll_loss(F.log_softmax(net(x), 1), y),
-    "bce": lambda net, x, y: F.binary_cross_entropy_with_logits(net(x)[:, 1], y.float()),
+    "bce": lambda net, x, y: F.binary_cross_entropy_with_logits(
+        net(x)[:, 1], y.float()
+    ),
     "margin": lambda net, x, y: F.multi_margin_loss(net(x), y),
     "soft margin": lambda net, x, y: F.soft_margin_loss(net(x)[:, 1], 2.0 * y - 1),
     "mse": lambda net, x, y: F.mse_loss(net(x)[:, 1], y.float()),
     "l1": lambda net, x, y: F.l1_loss(net(x)[:, 1], y.float()),
     "huber": lambda net, x, y: F.huber_loss(net(x)[:, 1], y.float()),
-    "gaussian": lambda net, x, y: F.gaussian_nll_loss(net(x)[:, 1], y.float(), torch.ones(len(x))),
-    "labels": lambda net, x, y: F.multilabel_soft_margin_loss(net(x), F.one_hot(y, 2).float()),
-    "divergence": lambda net, x, y: F.kl_div(net(x).log_softmax(1), F.one_hot(y, 2).float()),
+    "gaussian": lambda net, x, y: F.gaussian_nll_loss(
+        net(x)[:, 1], y.float(), torch.ones(len(x))
+    ),
+    "labels": lambda net, x, y: F.multilabel_soft_margin_loss(
+        net(x), F.one_hot(y, 2).float()
+    ),
+    "divergence": lambda net, x, y: F.kl_div(
+        net(x).log_softmax(1), F.one_hot(y, 2).float()
+    ),
     "poisson": lambda net, x, y: F.poisson_nll_loss(net(x)[:, 1], y.float()),
 }
 
 
-def fit(score: Callable[[nn.Module, Tensor, Tensor], Tensor], switches: bool) -> list[float]:
+def fit(
+    score: Callable[[nn.Module, Tensor, Tensor], Tensor], switches: bool
+) -> list[float]:
     """Train two epochs, and score the last twenty at once after each."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
@@ -74,7 +84,9 @@ def test_a_loss_in_one_line_gives_the_matrix() -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")
 def test_the_functions_keep_their_signature_and_their_name() -> None:
-    before = {n: inspect.signature(vars(F)[n]) for n in ("gaussian_nll_loss", "cross_entropy")}
+    before = {
+        n: inspect.signature(vars(F)[n]) for n in ("gaussian_nll_loss", "cross_entropy")
+    }
     with watch():
         for name, signature in before.items():
             function = vars(F)[name]

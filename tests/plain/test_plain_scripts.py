@@ -64,7 +64,9 @@ def without_reads(report: Report) -> Report:
     """Without the numbers that a script reads, where it is not about them."""
     left = Report()
     left.add(
-        f for f in report.findings if f.check != "sync" or not _READS.search(f.expression or "")
+        f
+        for f in report.findings
+        if f.check != "sync" or not _READS.search(f.expression or "")
     )
     return left
 
@@ -79,7 +81,9 @@ def marked(path: Path) -> dict[str, set[tuple[int, str]]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if (mark := _MARK.search(line)) is not None:
             checks = mark[2].replace("sync", "sync?").replace("??", "?").split()
-            faults.setdefault(mark[1], set()).update((number, check) for check in checks)
+            faults.setdefault(mark[1], set()).update(
+                (number, check) for check in checks
+            )
     return faults
 
 
@@ -87,14 +91,20 @@ FAULTS = [(path, name) for path in FAULTY for name in marked(path)]
 
 
 @pytest.mark.parametrize("path", HONEST, ids=lambda path: path.stem)
-def test_an_honest_script_is_silent(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_honest_script_is_silent(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = run(path)
     assert without_reads(report).findings == []
     assert report.checked["evaluations"] + report.checked["training_steps"] > 0
 
 
-@pytest.mark.parametrize(("path", "name"), FAULTS, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_fault_is_found_at_its_line_and_its_fixed_twin_is_silent(path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "name"), FAULTS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_a_fault_is_found_at_its_line_and_its_fixed_twin_is_silent(
+    path: Path, name: str
+) -> None:
     expected = marked(path)[name]
     reads = any(check == "sync?" for _, check in expected)
     report, fixed = run(path, name), run(path, name, "--fixed")
@@ -112,7 +122,9 @@ def test_the_spam_case_comes_out_without_a_line_changed() -> None:
     result = run(SCRIPTS / "honest" / "spam.py").confusion["evaluate"]
     assert result.matrix is not None
     assert result.matrix.tolist() == [[154, 6], [10, 30]]
-    scores = {k: round(result.scores[k], 4) for k in ("accuracy", "recall", "precision")}
+    scores = {
+        k: round(result.scores[k], 4) for k in ("accuracy", "recall", "precision")
+    }
     assert scores == {"accuracy": 0.92, "recall": 0.75, "precision": 0.8333}
     assert "hides that recall of `1` is 0.75" in result.insight
 
@@ -138,7 +150,9 @@ def test_the_matrix_comes_from_what_the_script_computes(
 
 def trained() -> tuple[nn.Module, torch.Tensor, list[bool]]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)
+    )
     optimizer = torch.optim.Adam(net.parameters(), 0.1)
     loader = DataLoader(torch.randn(64, 4), 8, shuffle=True)
     for _ in range(3):
@@ -150,7 +164,11 @@ def trained() -> tuple[nn.Module, torch.Tensor, list[bool]]:
         net.eval()
         with torch.no_grad():
             outputs = [net(x) for x in loader]
-    return net, torch.cat([*outputs, torch.rand(3, 2)]), [m.training for m in net.modules()]
+    return (
+        net,
+        torch.cat([*outputs, torch.rand(3, 2)]),
+        [m.training for m in net.modules()],
+    )
 
 
 def test_a_watched_script_computes_the_same_bit_for_bit() -> None:
@@ -166,7 +184,13 @@ def test_a_watched_script_computes_the_same_bit_for_bit() -> None:
 
 
 def test_nothing_stays_behind() -> None:
-    places = (nn.Module, torch.Tensor, torch.autograd, torch.inference_mode, nn.functional)
+    places = (
+        nn.Module,
+        torch.Tensor,
+        torch.autograd,
+        torch.inference_mode,
+        nn.functional,
+    )
     before = [dict(vars(place)) for place in places]
     run(SCRIPTS / "honest" / "mnist.py")
     assert [dict(vars(place)) for place in places] == before
@@ -198,11 +222,19 @@ def test_what_is_meant_is_allowed_by_the_name_that_the_finding_gives() -> None:
     assert run(script, "mc_dropout", allow={"modes": ["drop"]}).findings == []
     literature = SCRIPTS / "faulty" / "literature.py"
     (finding,) = run(literature, "no_eval").findings
-    assert run(literature, "no_eval", allow={"modes": [finding.pattern or ""]}).findings == []
+    assert (
+        run(literature, "no_eval", allow={"modes": [finding.pattern or ""]}).findings
+        == []
+    )
 
 
 def test_unknown_policies_are_refused() -> None:
-    for given in ({"policy": "fix"}, {"modes": "fix"}, {"mode": "warn"}, {"allow": {"mode": []}}):
+    for given in (
+        {"policy": "fix"},
+        {"modes": "fix"},
+        {"mode": "warn"},
+        {"allow": {"mode": []}},
+    ):
         with pytest.raises((ValueError, KeyError)):
             watch(**given)  # type: ignore[arg-type]
 
@@ -225,15 +257,24 @@ def command(
     return act
 
 
-def test_run_guards_a_plain_script(command: Callable[..., tuple[int, str, str]]) -> None:
+def test_run_guards_a_plain_script(
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
     script = SCRIPTS / "faulty" / "literature.py"
     (line,) = (number for number, _ in marked(script)["no_eval"])
-    status, out, err = command("run", "--json", "f.json", "--sarif", "f.sarif", script, "no_eval")
+    status, out, err = command(
+        "run", "--json", "f.json", "--sarif", "f.sarif", script, "no_eval"
+    )
     assert status == 1
     assert out.count("accuracy") == 3
     summary = err[err.index("lightning-evalguard:") :]
-    assert f"literature.py:{line} in `Sequential` (the whole model): is in train mode" in summary
-    assert "Call `model.eval()` before this loop and `model.train()` after it." in summary
+    assert (
+        f"literature.py:{line} in `Sequential` (the whole model): is in train mode"
+        in summary
+    )
+    assert (
+        "Call `model.eval()` before this loop and `model.train()` after it." in summary
+    )
     assert "evaluate_without_eval: accuracy 0.8" in summary
     written = record.read(Path("f.json"))
     assert written["runs"][0]["run"] == "script"
@@ -249,7 +290,9 @@ def test_a_clean_plain_script_passes_and_shows_its_matrix(
 ) -> None:
     status, out, err = command("run", SCRIPTS / "honest" / "spam.py")
     assert (status, out) == (0, "accuracy 0.92\n")
-    shown = "lightning-evalguard: 0 findings\nevaluate: accuracy 0.9200, precision 0.8333"
+    shown = (
+        "lightning-evalguard: 0 findings\nevaluate: accuracy 0.9200, precision 0.8333"
+    )
     assert err.startswith(shown)
 
 
@@ -257,8 +300,12 @@ def test_the_public_name_is_a_function() -> None:
     assert lightning_evalguard.watch is watch
 
 
-@pytest.mark.parametrize("form", ["sum of equal arrays", "lists of arrays", "lists of numbers"])
-def test_labels_that_a_script_compares_in_numpy_are_counted(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form", ["sum of equal arrays", "lists of arrays", "lists of numbers"]
+)
+def test_labels_that_a_script_compares_in_numpy_are_counted(
+    form: str, tmp_path: Path
+) -> None:
     loops = {
         "sum of equal arrays": "hits += np.sum(net(a).argmax(1).cpu().numpy() == b.numpy())",
         "lists of arrays": "P.append(net(a).argmax(1).numpy()); T.append(b.numpy())",
@@ -305,6 +352,8 @@ def test_a_block_without_an_accelerator_counts_what_it_scores() -> None:
         for a, _ in loader:
             net(a).softmax(1)
     for report in (compared, lost, in_numpy):
-        assert report.confusion["evaluate"].scores["accuracy"] == pytest.approx(right / 50)
+        assert report.confusion["evaluate"].scores["accuracy"] == pytest.approx(
+            right / 50
+        )
     assert unscored.confusion == {}
     assert not any("confusion" in note for note in unscored.notes)

@@ -46,7 +46,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Experiment logs directory")
 class Awake(Scored):
     """Evaluates in train mode."""
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         self.train()
         return super().validation_step(batch, batch_idx)
 
@@ -58,7 +60,9 @@ def written(folder: str | Path, name: str = "evalguard.json") -> Any:
 
 
 def ours(told: Any) -> list[Any]:
-    return [warning for warning in told if issubclass(warning.category, EvalGuardWarning)]
+    return [
+        warning for warning in told if issubclass(warning.category, EvalGuardWarning)
+    ]
 
 
 @pytest.fixture
@@ -86,7 +90,10 @@ def test_a_fit_and_the_test_after_it_stand_in_one_file(logged: Make) -> None:
     assert test["evaluated_on"]["test"]["samples"] == 24
     assert [h["epoch"] for h in fit["history"]] == [0, 1]
     assert {"val/loss", "val/accuracy"} <= set(fit["history"][0]["scores"])
-    assert fit["confusion"]["val"]["matrix"] == guard.report.confusion["val"].matrix.tolist()
+    assert (
+        fit["confusion"]["val"]["matrix"]
+        == guard.report.confusion["val"].matrix.tolist()
+    )
     assert fit["precision"] == "32-true"
     assert fit["error"] is None
     assert fit["versions"]["torch"] == torch.__version__
@@ -105,7 +112,9 @@ def test_a_record_loads_into_an_equal_report(logged: Make) -> None:
     assert loaded != guard.report
 
 
-@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel", "many classes", "empty"])
+@pytest.mark.parametrize(
+    "task", ["multiclass", "binary", "multilabel", "many classes", "empty"]
+)
 def test_every_kind_of_result_survives(task: str) -> None:
     torch.manual_seed(0)
     if task == "multilabel":
@@ -180,7 +189,9 @@ def test_without_a_logger_nothing_is_written(trainer: Make, tmp_path: Path) -> N
 
 
 def test_a_trial_run_writes_nothing(trainer: Make, tmp_path: Path) -> None:
-    run = trainer(callbacks=[EvalGuard(record=str(tmp_path / "here"))], fast_dev_run=True)
+    run = trainer(
+        callbacks=[EvalGuard(record=str(tmp_path / "here"))], fast_dev_run=True
+    )
     run.fit(Scored(), zoo.loader(), zoo.loader(seed=1))
     assert list(tmp_path.iterdir()) == []
 
@@ -212,24 +223,34 @@ def test_predict_alone_writes_nothing(logged: Make) -> None:
     assert not list(Path(run.log_dir).glob("evalguard*"))
 
 
-def test_a_logger_without_a_log_dir_has_it_beside_its_checkpoints(tmp_path: Path) -> None:
+def test_a_logger_without_a_log_dir_has_it_beside_its_checkpoints(
+    tmp_path: Path,
+) -> None:
     class Remote:
         save_dir, name, version = str(tmp_path), "project", 3
 
     assert record._folder_of(Remote()) == tmp_path / "project" / "version_3"
-    assert record._folder_of(TensorBoardLogger(tmp_path, name="tb")) == tmp_path / "tb/version_0"
+    assert (
+        record._folder_of(TensorBoardLogger(tmp_path, name="tb"))
+        == tmp_path / "tb/version_0"
+    )
     assert record._folder_of(object()) is None
 
 
 def test_a_second_guard_in_the_same_folder_has_its_own_file(logged: Make) -> None:
     run = logged(callbacks=[EvalGuard(), EvalGuard()])
     run.validate(Scored(), zoo.loader(), verbose=False)
-    assert [len(written(run.log_dir, f)["runs"]) for f in ("evalguard.json", "evalguard-2.json")]
+    assert [
+        len(written(run.log_dir, f)["runs"])
+        for f in ("evalguard.json", "evalguard-2.json")
+    ]
     assert not list(Path(run.log_dir).glob(".evalguard*"))
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)])
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    )
 
 
 def test_two_processes_never_write_the_same_file(tmp_path: Path) -> None:
@@ -262,7 +283,9 @@ def test_a_file_system_without_hard_links_is_good_enough(
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_a_process_killed_while_it_writes_leaves_the_old_file(moment: str, tmp_path: Path) -> None:
+def test_a_process_killed_while_it_writes_leaves_the_old_file(
+    moment: str, tmp_path: Path
+) -> None:
     path = tmp_path / "evalguard.json"
     path.write_text("old")
     code = """
@@ -278,11 +301,15 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(moment: str, tmp_p
     assert path.read_text() == "new"
 
 
-def test_what_cannot_be_written_costs_one_warning(trainer: Make, tmp_path: Path) -> None:
+def test_what_cannot_be_written_costs_one_warning(
+    trainer: Make, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     guard = EvalGuard(record=str(tmp_path / "file" / "below"))
     run = trainer(callbacks=[guard])
-    with pytest.warns(EvalGuardWarning, match=r"evalguard\.json was not written") as told:
+    with pytest.warns(
+        EvalGuardWarning, match=r"evalguard\.json was not written"
+    ) as told:
         run.fit(Scored(), zoo.loader(), zoo.loader(seed=1))
         run.validate(Scored(), zoo.loader(seed=1), verbose=False)
     assert len(ours(told)) == 1
@@ -299,7 +326,9 @@ def test_what_cannot_be_written_costs_one_warning(trainer: Make, tmp_path: Path)
 )  # fmt: skip
 def test_what_is_named_like_a_secret_is_masked_at_any_depth(name: str) -> None:
     value = "hunter2"
-    shown = json.dumps(plain({"a": [{"b": {name: value}}], name: {"inner": value}, "c": 1}))
+    shown = json.dumps(
+        plain({"a": [{"b": {name: value}}], name: {"inner": value}, "c": 1})
+    )
     assert value not in shown
     assert MASK in shown
 
@@ -407,9 +436,14 @@ def hashed(*batches: Any) -> Any:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 5))
-def test_neither_order_nor_batches_change_the_hash(seed: int, n: int, size: int) -> None:
+def test_neither_order_nor_batches_change_the_hash(
+    seed: int, n: int, size: int
+) -> None:
     make = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(n, 3, 5, 7, generator=make), torch.randint(4, (n,), generator=make)
+    x, y = (
+        torch.randn(n, 3, 5, 7, generator=make),
+        torch.randint(4, (n,), generator=make),
+    )
     order = torch.randperm(n, generator=make)
     batches = [(x[i], y[i]) for i in order.split(size)]
     assert hashed((x, y)) == hashed(*batches)
@@ -475,7 +509,9 @@ def test_only_the_first_evaluation_of_a_stage_is_hashed(
 # Test-set uses
 
 
-def test_the_third_use_of_a_test_set_is_told_with_the_runs(tmp_path: Path, trainer: Make) -> None:
+def test_the_third_use_of_a_test_set_is_told_with_the_runs(
+    tmp_path: Path, trainer: Make
+) -> None:
     def test_it(seed: int) -> Report:
         guard = EvalGuard(weights="ignore")  # nothing trains them here
         run = trainer(callbacks=[guard], logger=CSVLogger(tmp_path))
@@ -491,7 +527,10 @@ def test_the_third_use_of_a_test_set_is_told_with_the_runs(tmp_path: Path, train
         notes = test_it(1).notes
     assert len(ours(told)) == 1
     (note,) = [n for n in notes if "times" in n]
-    assert "the test set of 32 samples was used 3 times, by version_0, version_1, version_4" in note
+    assert (
+        "the test set of 32 samples was used 3 times, by version_0, version_1, version_4"
+        in note
+    )
     assert len(_files.read_lines(book)) == 5
     loaded = Report.load(tmp_path / "lightning_logs" / "version_4" / "evalguard.json")
     assert note in loaded.notes
@@ -530,14 +569,20 @@ def test_metrics_may_be_off(logged: Make) -> None:
 
 def test_each_loader_has_its_own_set(logged: Make) -> None:
     metrics = ConfusionMetrics(num_classes=3)
-    run = logged(callbacks=[EvalGuard(metrics=metrics, weights="ignore")])  # nothing trains them
+    # nothing trains them
+    run = logged(callbacks=[EvalGuard(metrics=metrics, weights="ignore")])
     run.test(Scored(), [zoo.loader(), zoo.loader(24, seed=3)], verbose=False)
     sets = written(run.log_dir)["runs"][0]["evaluated_on"]
-    assert {k: v["samples"] for k, v in sets.items()} == {"test": 32, "test/dataloader_idx_1": 24}
+    assert {k: v["samples"] for k, v in sets.items()} == {
+        "test": 32,
+        "test/dataloader_idx_1": 24,
+    }
 
 
 @pytest.mark.slow
-def test_two_processes_leave_one_record_that_hashes_what_one_would(tmp_path: Path) -> None:
+def test_two_processes_leave_one_record_that_hashes_what_one_would(
+    tmp_path: Path,
+) -> None:
     script = tmp_path / "two.py"
     script.write_text(
         "import sys, torch, lightning.pytorch as pl\n"
@@ -552,7 +597,9 @@ def test_two_processes_leave_one_record_that_hashes_what_one_would(tmp_path: Pat
         "        logger=CSVLogger('.'), enable_progress_bar=False,\n"
         "    ).test(Scored(), DataLoader(data, 5), verbose=False)\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", script], check=True, cwd=tmp_path, timeout=240)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", script], check=True, cwd=tmp_path, timeout=240
+    )
     (path,) = tmp_path.rglob("evalguard*.json")
     (run,) = written(path.parent)["runs"]
     data = TensorDataset(torch.arange(132.0).view(33, 4), torch.arange(33) % 3)

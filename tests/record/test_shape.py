@@ -17,7 +17,20 @@ from lightning_evalguard.__main__ import main
 from lightning_evalguard.record import files
 from models import modes as zoo
 
-HOSTILE = [None, True, -1, 2**70, 0.5, "\x1b[2J\x9b31m\u202e", [], {}, [[]], {"a": None}, "", ["x"]]
+HOSTILE = [
+    None,
+    True,
+    -1,
+    2**70,
+    0.5,
+    "\x1b[2J\x9b31m\u202e",
+    [],
+    {},
+    [[]],
+    {"a": None},
+    "",
+    ["x"],
+]
 
 
 class Scored(zoo.Honest):
@@ -30,7 +43,9 @@ class Scored(zoo.Honest):
 @pytest.fixture
 def record(tmp_path: Path, trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:
     guard = EvalGuard()
-    guard.report.add([Finding("modes", "validate", "is so", "Do so.", "net", location="a.py:1")])
+    guard.report.add(
+        [Finding("modes", "validate", "is so", "Do so.", "net", location="a.py:1")]
+    )
     logger = CSVLogger(tmp_path / "run")
     run = trainer(logger=logger, log_every_n_steps=1, callbacks=[guard])
     run.fit(Scored(), zoo.loader(), zoo.loader(seed=1))

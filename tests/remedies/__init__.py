@@ -13,7 +13,17 @@ from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning, Rep
 Make = Callable[..., pl.Trainer]
 Applied = Callable[[Make, bool], Report]
 APPLIED: dict[str, list[Applied]] = {}
-ALL = ("modes", "grad", "state", "stochastic", "batch", "data", "sync", "weights", "scores")
+ALL = (
+    "modes",
+    "grad",
+    "state",
+    "stochastic",
+    "batch",
+    "data",
+    "sync",
+    "weights",
+    "scores",
+)
 CHECKS = (*ALL, "selection")
 
 
@@ -45,7 +55,9 @@ def heard(guard: EvalGuard, act: Callable[[], Any]) -> Report:
     return guard.report
 
 
-def fitted(make: Make, guard: EvalGuard, module: pl.LightningModule, **kwargs: Any) -> Report:
+def fitted(
+    make: Make, guard: EvalGuard, module: pl.LightningModule, **kwargs: Any
+) -> Report:
     """What a guard reports of a fit."""
     callbacks = [*kwargs.pop("callbacks", ()), guard]
     return heard(guard, lambda: make(callbacks=callbacks, **kwargs).fit(module))

@@ -97,7 +97,9 @@ def patients_in_both_sets(make: Make, fixed: bool) -> Report:
     return data(make, OfPatients(*sets), groups="patient")
 
 
-@applied("Keep a set for the test alone: what was chosen by a score is fitted to its samples.")
+@applied(
+    "Keep a set for the test alone: what was chosen by a score is fitted to its samples."
+)
 def tested_on_what_was_validated(make: Make, fixed: bool) -> Report:
     module = On(Rows(1), Rows(2), Rows(3 if fixed else 2))
     guard = alone("data")

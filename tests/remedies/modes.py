@@ -226,12 +226,16 @@ def _asleep_in_a_hook(make: Make, how: str) -> Report:
     return fitted(make, guard, Sleeps())
 
 
-@applied("Write `guard.expect_modes(eval={})` if that is the plan, else call `.train()`.")
+@applied(
+    "Write `guard.expect_modes(eval={})` if that is the plan, else call `.train()`."
+)
 def a_plan_of_the_users(make: Make, fixed: bool) -> Report:
     return _asleep_in_a_hook(make, "plan" if fixed else "")
 
 
-@applied("Write `guard.expect_modes(eval={})` if that is the plan, else call `.train()`.")
+@applied(
+    "Write `guard.expect_modes(eval={})` if that is the plan, else call `.train()`."
+)
 def no_plan_of_the_users(make: Make, fixed: bool) -> Report:
     return _asleep_in_a_hook(make, "train" if fixed else "")
 

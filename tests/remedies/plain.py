@@ -141,7 +141,10 @@ def asleep_by_hand_while_it_trains(make: Make, fixed: bool) -> Report:
 @applied("Put it back in eval mode after this line.")
 def a_frozen_part_that_is_woken(make: Make, fixed: bool) -> Report:
     def act() -> None:
-        body, head = model_of(), nn.Sequential(nn.Dropout(0.1), nn.Linear(CLASSES, CLASSES))
+        body, head = (
+            model_of(),
+            nn.Sequential(nn.Dropout(0.1), nn.Linear(CLASSES, CLASSES)),
+        )
         model = nn.Sequential(body, head)
         body.requires_grad_(False)
         body.eval()

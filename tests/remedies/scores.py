@@ -25,7 +25,9 @@ def many() -> DataLoader[Any]:
     """Enough samples that no two scores are equal by chance."""
     made = torch.Generator().manual_seed(3)
     x = torch.randn(100, FEATURES, generator=made)
-    return DataLoader(TensorDataset(x, torch.randint(CLASSES, (100,), generator=made)), BATCH)
+    return DataLoader(
+        TensorDataset(x, torch.randint(CLASSES, (100,), generator=made)), BATCH
+    )
 
 
 class Binary(Classifier):
@@ -36,7 +38,9 @@ class Binary(Classifier):
         self.net = nn.Linear(FEATURES, 1)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], (batch[1] > 0).float())
+        return F.binary_cross_entropy_with_logits(
+            self(batch[0])[:, 0], (batch[1] > 0).float()
+        )
 
 
 class Unclear(Binary):
@@ -66,7 +70,9 @@ def logits_taken_for_probabilities(make: Make, fixed: bool) -> Report:
 
 
 @applied("Give it `logits.sigmoid()`, {}")
-def logits_taken_for_probabilities_under_a_name_of_ones_own(make: Make, fixed: bool) -> Report:
+def logits_taken_for_probabilities_under_a_name_of_ones_own(
+    make: Make, fixed: bool
+) -> Report:
     class Metric(Unclear):
         def __init__(self) -> None:
             super().__init__()
@@ -220,7 +226,8 @@ def _by_hand(make: Make, how: str) -> Report:
     class ByHand(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             preds = self(batch[0]).argmax(1)
-            pairs = zip(preds, batch[1], strict=True)  # sample by sample: no comparison is heard
+            # sample by sample: no comparison is heard
+            pairs = zip(preds, batch[1], strict=True)
             hits = sum(int(p.item()) == int(y.item()) for p, y in pairs)
             self.log("val_acc", hits / len(preds), batch_size=len(preds))
             if how == "returned":
@@ -230,7 +237,11 @@ def _by_hand(make: Make, how: str) -> Report:
     def source(outputs: Any, batch: Any) -> Any:
         return outputs["answers"], batch[1]
 
-    metrics = ConfusionMetrics(source=source, num_classes=CLASSES) if how == "source" else "auto"
+    metrics = (
+        ConfusionMetrics(source=source, num_classes=CLASSES)
+        if how == "source"
+        else "auto"
+    )
     report = _of_matrix(make, ByHand(), metrics)
     assert not how or report.confusion["val"].total == 16
     return report

@@ -96,7 +96,11 @@ def a_branch_on_a_tensor(make: Make, fixed: bool) -> Report:
 def a_branch_on_what_the_host_has(make: Make, fixed: bool) -> Report:
     class Branches(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            few = len(batch[1]) < BATCH if fixed else torch.ones_like(batch[1]).sum() < BATCH
+            few = (
+                len(batch[1]) < BATCH
+                if fixed
+                else torch.ones_like(batch[1]).sum() < BATCH
+            )
             if few:
                 return
             self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
@@ -147,13 +151,21 @@ def a_constant_made_in_each_step(make: Make, fixed: bool) -> Report:
             self.register_buffer("weights", torch.tensor([1.0, 2.0, 3.0]))
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            weights = self.weights if fixed else torch.tensor([1.0, 2.0, 3.0], device=self.device)
-            self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1], weight=weights))
+            weights = (
+                self.weights
+                if fixed
+                else torch.tensor([1.0, 2.0, 3.0], device=self.device)
+            )
+            self.log(
+                "val_loss", F.cross_entropy(self(batch[0]), batch[1], weight=weights)
+            )
 
     return waits(make, Weighs)
 
 
-@applied("Count with torch.zeros(n, device=x.device).scatter_add_(0, x, ones): its size is known.")
+@applied(
+    "Count with torch.zeros(n, device=x.device).scatter_add_(0, x, ones): its size is known."
+)
 def counted_by_bincount(make: Make, fixed: bool) -> Report:
     class Counts(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
@@ -200,7 +212,10 @@ def ctc_with_long_targets(make: Make, fixed: bool) -> Report:
         def __init__(self) -> None:
             super().__init__()
             kind = torch.int32 if fixed else torch.int64
-            self.lengths = torch.full((BATCH,), 4, dtype=kind), torch.full((BATCH,), 2, dtype=kind)
+            self.lengths = (
+                torch.full((BATCH,), 4, dtype=kind),
+                torch.full((BATCH,), 2, dtype=kind),
+            )
             self.targets = torch.ones(BATCH * 2, dtype=kind)
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
@@ -224,7 +239,9 @@ def a_distribution_that_validates(make: Make, fixed: bool) -> Report:
 def clipping_that_checks(make: Make, fixed: bool) -> Report:
     class Clips(Classifier):
         def on_before_optimizer_step(self, optimizer: Any) -> None:
-            nn.utils.clip_grad_norm_(self.parameters(), 1.0, error_if_nonfinite=not fixed)
+            nn.utils.clip_grad_norm_(
+                self.parameters(), 1.0, error_if_nonfinite=not fixed
+            )
 
     return waits(make, Clips)
 
@@ -383,8 +400,12 @@ def a_loss_over_the_padding(make: Make, fixed: bool) -> Report:
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             ids, mask, _, _ = batch
             logits = self.net(self.embedding(ids))
-            loss = F.cross_entropy(logits.transpose(1, 2), ids % CLASSES, reduction="none")
-            self.log("val_loss", (loss * mask).sum() / mask.sum() if fixed else loss.mean())
+            loss = F.cross_entropy(
+                logits.transpose(1, 2), ids % CLASSES, reduction="none"
+            )
+            self.log(
+                "val_loss", (loss * mask).sum() / mask.sum() if fixed else loss.mean()
+            )
 
     return fitted(make, alone("batch"), Tags())
 

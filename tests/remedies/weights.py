@@ -135,7 +135,9 @@ def an_average_that_is_not_put_in_place(make: Make, fixed: bool) -> Report:
                 trainer.should_stop = True
 
     swa = pl_callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2)
-    return fitted(make, alone("weights"), Classifier(), callbacks=[swa, Stops()], max_epochs=5)
+    return fitted(
+        make, alone("weights"), Classifier(), callbacks=[swa, Stops()], max_epochs=5
+    )
 
 
 class Tempered(TwoLayers):
@@ -168,9 +170,13 @@ def other_settings_than_the_record(make: Make, fixed: bool) -> Report:
     return _other_than_the_record(make, Tempered(1.0 if fixed else 3.0), str(fixed))
 
 
-@applied("Look for what the weights do not hold: an attribute, a global, an order, a clock.")
+@applied(
+    "Look for what the weights do not hold: an attribute, a global, an order, a clock."
+)
 def another_score_than_the_record(make: Make, fixed: bool) -> Report:
-    return _other_than_the_record(make, Tempered(hidden=1.0 if fixed else 3.0), str(fixed))
+    return _other_than_the_record(
+        make, Tempered(hidden=1.0 if fixed else 3.0), str(fixed)
+    )
 
 
 def _plain(make: Make, many: bool, fixed: bool) -> Report:
@@ -224,7 +230,9 @@ def one_stop_for_two_fits(make: Make, fixed: bool) -> Report:
     return heard(guard, act)
 
 
-@applied("Choose among them with `trainer.validate(ckpt_path=...)` and test the chosen one.")
+@applied(
+    "Choose among them with `trainer.validate(ckpt_path=...)` and test the chosen one."
+)
 def checkpoints_chosen_on_the_test_set(make: Make, fixed: bool) -> Report:
     guard, module = alone("selection"), Scored()
 

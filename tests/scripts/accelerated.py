@@ -66,7 +66,10 @@ def counted(accelerator, model, loader, score):
     assert [module.training for module in model.modules()] == before
     assert "gather" not in vars(accelerator)
     result = report.confusion["evaluate"]
-    return {"matrix": result.matrix.tolist(), "findings": [str(f) for f in report.findings]}
+    return {
+        "matrix": result.matrix.tolist(),
+        "findings": [str(f) for f in report.findings],
+    }
 
 
 def raised(accelerator, model, loader):

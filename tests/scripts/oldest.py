@@ -36,7 +36,10 @@ class Module(pl.LightningModule):
 
 def loader(seed):
     draw = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(32, 4, generator=draw), torch.randint(0, 3, (32,), generator=draw)
+    x, y = (
+        torch.randn(32, 4, generator=draw),
+        torch.randint(0, 3, (32,), generator=draw),
+    )
     return DataLoader(TensorDataset(x, y), 8)
 
 
@@ -65,4 +68,6 @@ except EvalGuardError as error:
 assert "`net.1` (BatchNorm1d): is in train mode" in said
 with evaluating(nn.Dropout()) as report:
     pass
-print(f"torch {torch.__version__}, lightning {pl.__version__}: guarded; the planted bug is found")
+print(
+    f"torch {torch.__version__}, lightning {pl.__version__}: guarded; the planted bug is found"
+)

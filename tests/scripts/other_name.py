@@ -23,7 +23,9 @@ class Net(LightningModule):
 
 
 if __name__ == "__main__":
-    train, val = (TensorDataset(torch.randn(32, 4), torch.arange(32) % 3) for _ in range(2))
+    train, val = (
+        TensorDataset(torch.randn(32, 4), torch.arange(32) % 3) for _ in range(2)
+    )
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

@@ -34,7 +34,9 @@ if __name__ == "__main__":
     parser.add_argument("--status", type=int, default=0)
     given = parser.parse_args()
     torch.manual_seed(0)
-    train, val = (TensorDataset(torch.randn(32, 4), torch.arange(32) % 3) for _ in range(2))
+    train, val = (
+        TensorDataset(torch.randn(32, 4), torch.arange(32) % 3) for _ in range(2)
+    )
     callbacks = []
     if given.guard:
         from lightning_evalguard import EvalGuard
@@ -45,5 +47,8 @@ if __name__ == "__main__":
         enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
     )  # fmt: skip
     trainer.fit(Net(given.bug), DataLoader(train, 8), DataLoader(val, 8))
-    print("guards:", sorted(type(c).__name__ for c in trainer.callbacks if "Guard" in str(type(c))))
+    print(
+        "guards:",
+        sorted(type(c).__name__ for c in trainer.callbacks if "Guard" in str(type(c))),
+    )
     sys.exit(given.status)

@@ -24,8 +24,14 @@ def guards(run: pl.Trainer) -> list[EvalGuard]:
 
 
 def test_both_packages_know_the_factory() -> None:
-    for group in ("lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory"):
-        assert entry_points(group=group, name="evalguard")["evalguard"].load() is _factory.callbacks
+    for group in (
+        "lightning.pytorch.callbacks_factory",
+        "pytorch_lightning.callbacks_factory",
+    ):
+        assert (
+            entry_points(group=group, name="evalguard")["evalguard"].load()
+            is _factory.callbacks
+        )
 
 
 def test_gated_off_it_loads_nothing() -> None:
@@ -36,7 +42,9 @@ def test_gated_off_it_loads_nothing() -> None:
         "assert not {'torch', 'numpy', 'lightning'} & set(sys.modules)\n"
         "assert before == set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -55,7 +63,8 @@ def test_with_it_every_trainer_is(
 
 
 @pytest.mark.parametrize(
-    ("given", "policy"), [("1", "error"), ("TRUE", "error"), (" on ", "error"), ("WARN", "warn")]
+    ("given", "policy"),
+    [("1", "error"), ("TRUE", "error"), (" on ", "error"), ("WARN", "warn")],
 )
 def test_the_variable_has_many_spellings(
     given: str, policy: str, trainer: Make, monkeypatch: pytest.MonkeyPatch
@@ -66,12 +75,16 @@ def test_the_variable_has_many_spellings(
 
 
 @pytest.mark.parametrize("given", ["0", "off", "False", ""])
-def test_it_can_be_switched_off(given: str, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_can_be_switched_off(
+    given: str, trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EVALGUARD", given)
     assert guards(trainer()) == []
 
 
-def test_a_guard_in_the_script_acts_alone(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guard_in_the_script_acts_alone(
+    trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EVALGUARD", "error")
     own = EvalGuard(audit="off")
     run = trainer(callbacks=[own])

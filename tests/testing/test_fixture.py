@@ -39,7 +39,9 @@ def validate(guard, bug=""):
 
 @pytest.fixture
 def inner(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makeini("[pytest]\naddopts = --strict-markers -p no:cacheprovider -p no:xdist\n")
+    pytester.makeini(
+        "[pytest]\naddopts = --strict-markers -p no:cacheprovider -p no:xdist\n"
+    )
     return pytester
 
 

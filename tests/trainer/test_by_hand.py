@@ -78,7 +78,9 @@ def fitted(trainer: Make, module: Net, *callbacks: Any, guard: bool = True) -> R
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvalGuardWarning)
-        made = trainer(callbacks=[*callbacks, *([guards] if guard else [])], max_epochs=2)
+        made = trainer(
+            callbacks=[*callbacks, *([guards] if guard else [])], max_epochs=2
+        )
         made.fit(module, DataLoader(TRAIN, 4))
     return guards.report
 
@@ -122,7 +124,12 @@ FOUND: dict[str, tuple[Callable[[], Net], Any, Any, str]] = {
     "with a graph": (Net, AtEpochEnd, with_a_graph, "grad"),
     "a sample with a graph": (Net, AtBatchEnd, samples_with_a_graph, "grad"),
     "train() forgotten": (Net, AtEpochEnd, forgets_train, "modes"),
-    "dropout that ignores the mode": (lambda: Net(drops=True), AtEpochEnd, honest, "stochastic"),
+    "dropout that ignores the mode": (
+        lambda: Net(drops=True),
+        AtEpochEnd,
+        honest,
+        "stochastic",
+    ),
     "a buffer that counts": (lambda: Net(counts=True), AtEpochEnd, honest, "state"),
 }
 
@@ -186,7 +193,11 @@ class FrozenPart(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.part = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval().requires_grad_(False)
+        self.part = (
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+            .eval()
+            .requires_grad_(False)
+        )
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(self.part(x))
@@ -216,7 +227,9 @@ def test_monte_carlo_is_a_suspicion_with_its_switch(trainer: Make) -> None:
     assert "mc_dropout" in report.findings[0].switch
 
 
-def test_the_trainers_own_validation_set_in_train_mode_is_certain(trainer: Make) -> None:
+def test_the_trainers_own_validation_set_in_train_mode_is_certain(
+    trainer: Make,
+) -> None:
     class Validated(Net):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self(batch[0])
@@ -246,7 +259,9 @@ SILENT: dict[str, Any] = {
 
 @pytest.mark.parametrize("hook", [AtEpochEnd, AtBatchEnd])
 @pytest.mark.parametrize("case", SILENT)
-def test_an_honest_one_is_silent_and_changes_nothing(case: str, hook: Any, trainer: Make) -> None:
+def test_an_honest_one_is_silent_and_changes_nothing(
+    case: str, hook: Any, trainer: Make
+) -> None:
     bare, guarded = Net(), Net()
     guarded.load_state_dict(bare.state_dict())
     one, two = hook(SILENT[case]), hook(SILENT[case])
@@ -255,7 +270,9 @@ def test_an_honest_one_is_silent_and_changes_nothing(case: str, hook: Any, train
     report = fitted(trainer, guarded, two)
     assert report.findings == []
     assert nn.Module.__call__ is call
-    assert all(map(torch.equal, bare.state_dict().values(), guarded.state_dict().values()))
+    assert all(
+        map(torch.equal, bare.state_dict().values(), guarded.state_dict().values())
+    )
     assert len(one.kept) == len(two.kept)
     for a, b in zip(map(as_tensor, one.kept), map(as_tensor, two.kept), strict=True):
         assert torch.equal(a, b)

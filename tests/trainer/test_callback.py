@@ -28,18 +28,24 @@ Make = Callable[..., pl.Trainer]
 class Returns(zoo.Honest):
     """Returns logits and target from its evaluation steps."""
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         return {"logits": self(batch[0]), "target": batch[1]}
 
     test_step = validation_step
 
 
-def counted_by_hand(module: pl.LightningModule, loader: Any) -> tuple[list[int], list[int]]:
+def counted_by_hand(
+    module: pl.LightningModule, loader: Any
+) -> tuple[list[int], list[int]]:
     module.eval()
     with torch.no_grad():
         pairs = [(module(x).argmax(1), y) for x, y in loader]
     module.train()
-    return torch.cat([y for _, y in pairs]).tolist(), torch.cat([p for p, _ in pairs]).tolist()
+    return torch.cat([y for _, y in pairs]).tolist(), torch.cat(
+        [p for p, _ in pairs]
+    ).tolist()
 
 
 def test_the_scores_are_sklearns_and_can_be_monitored_in_either_order(
@@ -49,7 +55,10 @@ def test_the_scores_are_sklearns_and_can_be_monitored_in_either_order(
     saved = ModelCheckpoint(tmp_path, monitor="val/f1_macro", mode="max")
     stops = EarlyStopping("val/recall_macro", mode="max")
     run = trainer(
-        callbacks=[stops, guard, saved], max_epochs=2, enable_checkpointing=True, logger=False
+        callbacks=[stops, guard, saved],
+        max_epochs=2,
+        enable_checkpointing=True,
+        logger=False,
     )
     run.fit(module, zoo.loader(), zoo.loader(seed=1))
     run.validate(module, zoo.loader(seed=1), verbose=False)
@@ -86,19 +95,26 @@ def test_the_user_chooses_which_scores_are_logged(
     guard = EvalGuard(metrics=config)
     run = trainer(callbacks=[guard], limit_train_batches=1)
     run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
-    keys = sorted(key.removeprefix("val/") for key in run.callback_metrics if "val/" in key)
+    keys = sorted(
+        key.removeprefix("val/") for key in run.callback_metrics if "val/" in key
+    )
     assert keys == logged
-    assert "specificity_macro" in guard.report.confusion["val"].scores  # computed in any case
+    # computed in any case
+    assert "specificity_macro" in guard.report.confusion["val"].scores
 
 
 class YesOrNo(zoo.Honest):
     """One logit a sample."""
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Any:
         return {"logits": self(batch[0])[:, 0], "target": (batch[1] > 0).long()}
 
 
-def test_of_a_binary_task_the_scores_of_the_positive_class_are_logged(trainer: Make) -> None:
+def test_of_a_binary_task_the_scores_of_the_positive_class_are_logged(
+    trainer: Make,
+) -> None:
     run = trainer(callbacks=[EvalGuard()], limit_train_batches=1)
     run.fit(YesOrNo(), zoo.loader(), zoo.loader(seed=1))
     keys = {key.removeprefix("val/") for key in run.callback_metrics if "val/" in key}
@@ -106,11 +122,18 @@ def test_of_a_binary_task_the_scores_of_the_positive_class_are_logged(trainer: M
     assert len(keys) == 8
 
 
-def test_a_score_that_a_callback_monitors_is_logged(trainer: Make, tmp_path: Path) -> None:
+def test_a_score_that_a_callback_monitors_is_logged(
+    trainer: Make, tmp_path: Path
+) -> None:
     saved = ModelCheckpoint(
-        tmp_path, monitor="val/f1_class/1", mode="max", filename="{epoch}-{val/recall_min:.2f}"
+        tmp_path,
+        monitor="val/f1_class/1",
+        mode="max",
+        filename="{epoch}-{val/recall_min:.2f}",
     )
-    run = trainer(callbacks=[EvalGuard(), saved], limit_train_batches=1, enable_checkpointing=True)
+    run = trainer(
+        callbacks=[EvalGuard(), saved], limit_train_batches=1, enable_checkpointing=True
+    )
     run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     assert saved.best_model_score is not None
     assert {"val/f1_class/1", "val/recall_min"} <= set(run.callback_metrics)
@@ -123,7 +146,9 @@ def test_scores_that_are_no_list_of_names_are_refused(given: Any) -> None:
 
 
 def test_a_misspelt_score_is_refused_with_the_one_that_is_meant() -> None:
-    with pytest.raises(ValueError, match=r"'f1_marco' is no score. Did you mean: f1_macro"):
+    with pytest.raises(
+        ValueError, match=r"'f1_marco' is no score. Did you mean: f1_macro"
+    ):
         ConfusionMetrics(scores=["f1_marco"])
 
 
@@ -135,9 +160,13 @@ def test_nothing_is_counted_in_the_sanity_check(trainer: Make) -> None:
     assert guard.report.checked["batches"] == 4 + 2
 
 
-def test_tensorboard_and_csv_hold_the_scalars_and_the_figure(trainer: Make, tmp_path: Path) -> None:
+def test_tensorboard_and_csv_hold_the_scalars_and_the_figure(
+    trainer: Make, tmp_path: Path
+) -> None:
     loggers = [TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")]
-    run = trainer(callbacks=[EvalGuard()], logger=loggers, max_epochs=2, log_every_n_steps=1)
+    run = trainer(
+        callbacks=[EvalGuard()], logger=loggers, max_epochs=2, log_every_n_steps=1
+    )
     run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     events = EventAccumulator(loggers[0].log_dir, size_guidance={"images": 0}).Reload()
     tags = events.Tags()
@@ -158,7 +187,9 @@ def test_tensorboard_and_csv_hold_the_scalars_and_the_figure(trainer: Make, tmp_
 
 def test_a_key_that_the_module_logs_itself_stands(trainer: Make) -> None:
     class LogsItsOwn(Returns):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> Any:
             self.log("val/mcc", torch.tensor(0.25))
             return super().validation_step(batch, batch_idx)
 
@@ -179,7 +210,9 @@ def test_a_key_that_the_module_logs_itself_stands(trainer: Make) -> None:
 
 def test_a_key_that_the_module_logs_right_is_no_finding(trainer: Make) -> None:
     class LogsTheSame(Returns):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> Any:
             outputs = super().validation_step(batch, batch_idx)
             right = (outputs["logits"].argmax(1) == batch[1]).float().mean()
             self.log("val/accuracy", right, batch_size=len(batch[1]))
@@ -215,14 +248,18 @@ def test_an_extractor_says_where_predictions_come_from(trainer: Make) -> None:
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             return self(batch[0]), batch[1]
 
-    config = ConfusionMetrics(source=lambda outputs, batch: outputs, class_names=["a", "b", "c"])
+    config = ConfusionMetrics(
+        source=lambda outputs, batch: outputs, class_names=["a", "b", "c"]
+    )
     guard = EvalGuard(metrics=config)
     trainer(callbacks=[guard]).validate(ReturnsAPair(), zoo.loader(), verbose=False)
     assert guard.report.confusion["val"].class_names == ("a", "b", "c")
 
 
 def test_an_extractor_that_returns_one_value_is_refused(trainer: Make) -> None:
-    guard = EvalGuard(metrics=ConfusionMetrics(source=lambda outputs, batch: outputs["logits"]))
+    guard = EvalGuard(
+        metrics=ConfusionMetrics(source=lambda outputs, batch: outputs["logits"])
+    )
     with pytest.raises(ValueError, match="source"):
         trainer(callbacks=[guard]).validate(Returns(), zoo.loader(), verbose=False)
 
@@ -244,12 +281,16 @@ def test_nothing_usable_is_one_sentence(trainer: Make) -> None:
 
 def test_an_empty_evaluation_gives_nan_and_one_warning(trainer: Make) -> None:
     class AllIgnored(Returns):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        def validation_step(
+            self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> Any:
             return {"logits": self(batch[0]), "target": torch.full_like(batch[1], -100)}
 
     guard = EvalGuard()
     with pytest.warns(EvalGuardWarning, match="no sample was counted") as told:
-        trainer(callbacks=[guard], max_epochs=2).fit(AllIgnored(), zoo.loader(), zoo.loader(seed=1))
+        trainer(callbacks=[guard], max_epochs=2).fit(
+            AllIgnored(), zoo.loader(), zoo.loader(seed=1)
+        )
     assert sum(issubclass(w.category, EvalGuardWarning) for w in told) == 1
     result = guard.report.confusion["val"]
     assert result.total == 0
@@ -271,7 +312,9 @@ def test_a_figure_that_cannot_be_written_costs_one_warning_an_epoch(
     logger = CSVLogger(tmp_path)
     Path(logger.log_dir).mkdir(parents=True)
     (Path(logger.log_dir) / "confusion_matrix").write_text("in the way")
-    with pytest.warns(EvalGuardWarning, match="CSVLogger did not take the confusion matrix"):
+    with pytest.warns(
+        EvalGuardWarning, match="CSVLogger did not take the confusion matrix"
+    ):
         run = trainer(callbacks=[EvalGuard()], logger=logger, log_every_n_steps=1)
         run.fit(Returns(), zoo.loader(), zoo.loader(seed=1))
     assert run.state.finished
@@ -285,7 +328,9 @@ def test_a_figure_that_cannot_be_written_costs_one_warning_an_epoch(
         ({"metrics": 3}, "metrics=3"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+def test_bad_arguments_are_refused_by_name(
+    arguments: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         EvalGuard(**arguments)
 
@@ -318,7 +363,11 @@ def test_the_callback_works_in_the_packages_other_name(tmp_path: Path) -> None:
             return {"logits": self.net(batch[0]), "target": batch[1]}
 
     guard = EvalGuard()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     run = old.Trainer(
         accelerator="cpu", callbacks=[guard], enable_checkpointing=False,
         default_root_dir=tmp_path, **quiet,
@@ -341,7 +390,11 @@ def cli(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_cli_takes_the_callback_from_yaml(tmp_path: Path) -> None:
     done = cli(
-        "fit", "--config", str(CLI / "config.yaml"), "--trainer.max_epochs=1", where=tmp_path
+        "fit",
+        "--config",
+        str(CLI / "config.yaml"),
+        "--trainer.max_epochs=1",
+        where=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("lightning_logs/version_*")
@@ -352,7 +405,9 @@ def test_the_cli_takes_the_callback_from_yaml(tmp_path: Path) -> None:
 
 def test_the_cli_takes_an_override_and_refuses_a_wrong_policy(tmp_path: Path) -> None:
     config = ("fit", "--config", str(CLI / "config.yaml"))
-    printed = cli(*config, "--trainer.callbacks.modes=warn", "--print_config", where=tmp_path)
+    printed = cli(
+        *config, "--trainer.callbacks.modes=warn", "--print_config", where=tmp_path
+    )
     assert "modes: warn" in printed.stdout, printed.stderr
     refused = cli(*config, "--trainer.callbacks.modes=loud", where=tmp_path)
     assert refused.returncode != 0
@@ -363,12 +418,18 @@ def test_the_cli_takes_an_override_and_refuses_a_wrong_policy(tmp_path: Path) ->
 
 
 def test_the_clis_help_is_the_docstring(tmp_path: Path) -> None:
-    shown = cli("fit", "--trainer.callbacks.help=lightning_evalguard.EvalGuard", where=tmp_path)
-    assert "Policy for a module in the wrong mode" in " ".join(shown.stdout.split()), shown.stderr
+    shown = cli(
+        "fit", "--trainer.callbacks.help=lightning_evalguard.EvalGuard", where=tmp_path
+    )
+    assert "Policy for a module in the wrong mode" in " ".join(shown.stdout.split()), (
+        shown.stderr
+    )
 
 
 @pytest.mark.slow
-def test_two_processes_count_each_sample_once_and_are_given_no_advice(tmp_path: Path) -> None:
+def test_two_processes_count_each_sample_once_and_are_given_no_advice(
+    tmp_path: Path,
+) -> None:
     script = tmp_path / "two.py"
     script.write_text(
         "import sys\n"

@@ -27,8 +27,12 @@ from models import modes as zoo
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings(
+        "ignore:Checkpoint directory .* exists and is not empty"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:You're resuming from a checkpoint that ended before"
+    ),
     pytest.mark.filterwarnings("ignore:`SIGTERM`"),
 ]
 Make = Callable[..., pl.Trainer]
@@ -41,7 +45,12 @@ class Net(zoo.Honest):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         x, y = batch
-        x = x + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.rand_like(x)
+        x = (
+            x
+            + 0.1 * random.random()
+            + 0.1 * np.random.rand()
+            + 0.1 * torch.rand_like(x)
+        )
         return F.cross_entropy(self(x), y)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
@@ -108,7 +117,9 @@ _SHARED = (
 def shared() -> dict[str, Any]:
     """What the whole process shares and a guard touches while a run lasts."""
     found: dict[str, Any] = {
-        getattr(owner, "__name__", ""): {name: id(value) for name, value in vars(owner).items()}
+        getattr(owner, "__name__", ""): {
+            name: id(value) for name, value in vars(owner).items()
+        }
         for owner in _SHARED
     }
     found["kernels"] = {op: torch._C._dispatch_dump(f"aten::{op}") for op in _KERNELS}
@@ -117,10 +128,18 @@ def shared() -> dict[str, Any]:
         for name, hooks in vars(registrations).items()
         if name.startswith("_global_") and name.endswith("_hooks")
     ]
-    found["modes"] = (torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack())
+    found["modes"] = (
+        torch._C._len_torch_dispatch_stack(),
+        torch._C._len_torch_function_stack(),
+    )
     found["grad"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     found["dtype"] = torch.get_default_dtype()
-    found["output"] = (id(sys.stdout), id(sys.stderr), logging.root.manager.disable, sys.gettrace())
+    found["output"] = (
+        id(sys.stdout),
+        id(sys.stderr),
+        logging.root.manager.disable,
+        sys.gettrace(),
+    )
     return found
 
 
@@ -129,13 +148,20 @@ def held(thing: Any) -> Any:
     if not isinstance(thing, nn.Module):
         return sorted(vars(thing))
     return {
-        name: (sorted(vars(m)), [len(h) for k, h in vars(m).items() if k.endswith("_hooks")])
+        name: (
+            sorted(vars(m)),
+            [len(h) for k, h in vars(m).items() if k.endswith("_hooks")],
+        )
         for name, m in thing.named_modules()
     }
 
 
 def parts_of(trainer: pl.Trainer) -> list[Any]:
-    fitting = [trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop]
+    fitting = [
+        trainer.fit_loop,
+        trainer.fit_loop.epoch_loop,
+        trainer.fit_loop.epoch_loop.val_loop,
+    ]
     evaluating = [trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
     return [trainer, trainer.strategy, trainer.precision_plugin, *fitting, *evaluating]
 
@@ -176,7 +202,9 @@ class Play:
                 {k: v.item() for k, v in t.callback_metrics.items() if "/" not in k}
                 for t in self.trainers
             ],
-            "steps": [(t.global_step, t.current_epoch, t.state.status) for t in self.trainers],
+            "steps": [
+                (t.global_step, t.current_epoch, t.state.status) for t in self.trainers
+            ],
         }
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -187,7 +215,11 @@ Scenario = Callable[[Play], None]
 
 
 def play(
-    scenario: Scenario, make: Make, guards: list[EvalGuard], net: Callable[[], Net], folder: Path
+    scenario: Scenario,
+    make: Make,
+    guards: list[EvalGuard],
+    net: Callable[[], Net],
+    folder: Path,
 ) -> Play:
     torch.manual_seed(0)
     random.seed(0)
@@ -218,12 +250,16 @@ def compare(
     there = run.left()
     for what in left:
         assert there[what] == left[what], what
-    assert {k for k, v in run.weights().items() if not torch.equal(v, weights[k])} == set()
+    assert {
+        k for k, v in run.weights().items() if not torch.equal(v, weights[k])
+    } == set()
     assert guard.report.findings == []
     assert guard._runs == []
     assert not any(run.module.training != m.training for m in run.module.modules())
     if counted:
-        assert set(guard.report.confusion) == {k for k, seen in run.tally.finished.items() if seen}
+        assert set(guard.report.confusion) == {
+            k for k, seen in run.tally.finished.items() if seen
+        }
         for stage, result in guard.report.confusion.items():
             assert result.matrix.tolist() == run.tally.matrix(stage)
     again(run, guard, before)
@@ -234,7 +270,9 @@ def again(run: Play, guard: EvalGuard, before: dict[str, Any]) -> None:
     """The guard serves the next trainer on the same module, and counts from zero."""
     flags = modes(run.module)
     tally = Tally()
-    run.make(callbacks=[tally, guard]).validate(run.module, zoo.loader(12, seed=5), verbose=False)
+    run.make(callbacks=[tally, guard]).validate(
+        run.module, zoo.loader(12, seed=5), verbose=False
+    )
     assert guard.report.confusion["val"].matrix.tolist() == tally.matrix("val")
     assert guard.report.confusion["val"].total == 12
     assert (modes(run.module), shared()) == (flags, before)
@@ -284,7 +322,9 @@ QUICK_IN_FIT = {
 
 def some_quick(names: Sequence[str], quick: Container[str]) -> list[Any]:
     """Parameters of which all but the `quick` ones are marked slow."""
-    return [pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in names]
+    return [
+        pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in names
+    ]
 
 
 class UserError(Exception):
@@ -298,7 +338,9 @@ def failing(base: type[Any], hook: str, error: type[BaseException]) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal raised
         trainer = self.trainer if isinstance(self, pl.LightningModule) else args[0]
-        due = not trainer.sanity_checking or hook == "val_dataloader" or "sanity" in hook
+        due = (
+            not trainer.sanity_checking or hook == "val_dataloader" or "sanity" in hook
+        )
         if due and not raised:
             raised = True
             raise error(hook)
@@ -337,10 +379,15 @@ def test_an_exception_in_a_hook_or_step_of_a_fit(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(
-    "stage", ["validate", *(pytest.param(s, marks=pytest.mark.slow) for s in ("test", "predict"))]
+    "stage",
+    [
+        "validate",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("test", "predict")),
+    ],
 )
 @pytest.mark.parametrize(
-    "hook", some_quick(IN_EVALUATION, {"on_{}_model_eval", "{}_step", "on_{}_epoch_end"})
+    "hook",
+    some_quick(IN_EVALUATION, {"on_{}_model_eval", "{}_step", "on_{}_epoch_end"}),
 )
 def test_an_exception_in_a_hook_or_step_of_an_evaluation(
     hook: str, stage: str, error: type[BaseException], trainer: Make, tmp_path: Path
@@ -348,13 +395,20 @@ def test_an_exception_in_a_hook_or_step_of_an_evaluation(
     hook = hook.format({"validate": "validation"}.get(stage, stage))
     guard = EvalGuard(weights="ignore")  # a test of weights that nothing trained
     run, _ = compare(
-        evaluate(stage), trainer, tmp_path, lambda: failing(Net, hook, error), guard=guard
+        evaluate(stage),
+        trainer,
+        tmp_path,
+        lambda: failing(Net, hook, error),
+        guard=guard,
     )
     assert run.error is not None
 
 
 @pytest.mark.parametrize(
-    "hook", some_quick(OF_CALLBACKS, {"setup", "on_sanity_check_end", "on_train_end", "teardown"})
+    "hook",
+    some_quick(
+        OF_CALLBACKS, {"setup", "on_sanity_check_end", "on_train_end", "teardown"}
+    ),
 )
 @pytest.mark.parametrize(
     "first",
@@ -452,9 +506,12 @@ class RunsALoopByHand(Net):
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 @pytest.mark.parametrize(
-    "net", [Stops, StopsInValidation, Terminated, SkipsSteps, SkipsEpochs, RunsALoopByHand]
+    "net",
+    [Stops, StopsInValidation, Terminated, SkipsSteps, SkipsEpochs, RunsALoopByHand],
 )
-def test_a_fit_that_ends_by_itself(net: type[Net], trainer: Make, tmp_path: Path) -> None:
+def test_a_fit_that_ends_by_itself(
+    net: type[Net], trainer: Make, tmp_path: Path
+) -> None:
     compare(fit, trainer, tmp_path, net)
 
 
@@ -518,13 +575,16 @@ def test_barebones_has_a_matrix_and_logs_nothing(tmp_path: Path) -> None:
     ("method", "mode"),
     [
         *(
-            pytest.param(method, mode, marks=pytest.mark.slow)  # each trial collects garbage
+            # each trial collects garbage
+            pytest.param(method, mode, marks=pytest.mark.slow)
             for method in STAGES
             for mode in ("power", "binsearch")
         ),
     ],
 )
-def test_the_batch_size_scaler(method: str, mode: str, trainer: Make, tmp_path: Path) -> None:
+def test_the_batch_size_scaler(
+    method: str, mode: str, trainer: Make, tmp_path: Path
+) -> None:
     class Sized(Net):
         batch_size = 2
 
@@ -548,7 +608,9 @@ def test_the_batch_size_scaler(method: str, mode: str, trainer: Make, tmp_path: 
 
 
 @pytest.mark.parametrize("early", [4.0, None])
-def test_the_learning_rate_finder(early: float | None, trainer: Make, tmp_path: Path) -> None:
+def test_the_learning_rate_finder(
+    early: float | None, trainer: Make, tmp_path: Path
+) -> None:
     class Rated(Net):
         lr = 0.01
 
@@ -566,7 +628,12 @@ def test_the_learning_rate_finder(early: float | None, trainer: Make, tmp_path: 
 
 # several at once
 
-IN_TRAINING = ("on_train_start", "on_train_batch_end", "training_step", "on_train_epoch_end")
+IN_TRAINING = (
+    "on_train_start",
+    "on_train_batch_end",
+    "training_step",
+    "on_train_epoch_end",
+)
 WITHIN = (*IN_TRAINING, "on_validation_epoch_start", "on_validation_batch_end",
           "on_validation_epoch_end")  # fmt: skip
 QUICK = {("training_step", "one in both"), ("on_validation_batch_end", "one in each")}
@@ -580,11 +647,15 @@ QUICK = {("training_step", "one in both"), ("on_validation_batch_end", "one in e
         for g in ("outer", "inner", "one in both", "one in each")
     ],
 )
-def test_a_trainer_inside_another(hook: str, guarded: str, trainer: Make, tmp_path: Path) -> None:
+def test_a_trainer_inside_another(
+    hook: str, guarded: str, trainer: Make, tmp_path: Path
+) -> None:
     def scenario(run: Play) -> None:
         inner, done = Net(), []
         guards, run.guards = run.guards, [] if guarded == "inner" else run.guards
-        within = {"outer": [], "one in each": [EvalGuard()] if guards else []}.get(guarded, guards)
+        within = {"outer": [], "one in each": [EvalGuard()] if guards else []}.get(
+            guarded, guards
+        )
 
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not done and not self.trainer.sanity_checking:
@@ -628,7 +699,9 @@ def test_a_trainer_that_validates_inside_its_own_fit_fails_as_it_does_bare(
 
 
 @pytest.mark.parametrize("audit", ["auto", "full"])
-def test_two_guards_on_one_trainer_say_the_same(audit: Any, trainer: Make, tmp_path: Path) -> None:
+def test_two_guards_on_one_trainer_say_the_same(
+    audit: Any, trainer: Make, tmp_path: Path
+) -> None:
     other = EvalGuard(audit=audit)
 
     def scenario(run: Play) -> None:
@@ -640,18 +713,27 @@ def test_two_guards_on_one_trainer_say_the_same(audit: Any, trainer: Make, tmp_p
     assert run.error is None
     assert other.report.confusion["val"].matrix.tolist() == run.tally.matrix("val")
     assert other.report.findings == []
-    assert other.report.checked["batches"] == guard.report.checked["batches"] - 2  # of `again`
+    # of `again`
+    assert other.report.checked["batches"] == guard.report.checked["batches"] - 2
 
 
 @pytest.mark.parametrize("stage", ["validate", "fit"])
 def test_a_breach_under_two_guards_leaves_nothing(stage: str, trainer: Make) -> None:
-    before, guards, module = shared(), [EvalGuard(), EvalGuard()], zoo.WokenInEveryStep()
+    before, guards, module = (
+        shared(),
+        [EvalGuard(), EvalGuard()],
+        zoo.WokenInEveryStep(),
+    )
     flags = modes(module)
     with pytest.raises(EvalGuardError):
         getattr(trainer(callbacks=guards), stage)(
             module, *[zoo.loader()] * (1 if stage == "validate" else 2)
         )
-    assert (shared(), modes(module), [g._runs for g in guards]) == (before, flags, [[], []])
+    assert (shared(), modes(module), [g._runs for g in guards]) == (
+        before,
+        flags,
+        [[], []],
+    )
 
 
 class ChoosesByTheTestSet(Net):
@@ -667,7 +749,9 @@ def test_a_breach_before_the_run_begins_leaves_nothing(trainer: Make) -> None:
     before, guards = shared(), [EvalGuard(), EvalGuard(selection="error")]
     others = pl.callbacks.LambdaCallback(on_exception=breaks)
     made = trainer(callbacks=[others, *guards], enable_checkpointing=True)
-    with pytest.raises((EvalGuardError, RuntimeError), match=r"test_loss|a callback that breaks"):
+    with pytest.raises(
+        (EvalGuardError, RuntimeError), match=r"test_loss|a callback that breaks"
+    ):
         made.fit(ChoosesByTheTestSet())
     assert (shared(), guards[1]._runs) == (before, [])
 
@@ -685,7 +769,9 @@ def test_of_two_guards_each_finds_what_it_finds_alone(
     def found(n: int) -> list[tuple[list[tuple[str, str | None, str]], list[str]]]:
         torch.manual_seed(seed)
         guards = [EvalGuard(modes=policy, state="warn", batch="warn") for _ in range(n)]
-        trainer(callbacks=guards).validate(zoo.WokenInEveryStep(), zoo.loader(), verbose=False)
+        trainer(callbacks=guards).validate(
+            zoo.WokenInEveryStep(), zoo.loader(), verbose=False
+        )
         reports = [guard.report for guard in guards]
         return [
             ([(f.check, f.location, f.fact) for f in report.findings], followed(report))
@@ -701,7 +787,9 @@ def test_of_two_guards_each_finds_what_it_finds_alone(
     assert found(2) == [alone, alone]
 
 
-def test_one_guard_serves_one_trainer_after_another(trainer: Make, tmp_path: Path) -> None:
+def test_one_guard_serves_one_trainer_after_another(
+    trainer: Make, tmp_path: Path
+) -> None:
     def scenario(run: Play) -> None:
         for settings in ({"max_epochs": 1}, {"fast_dev_run": 1}, {"max_epochs": 1}):
             made = run.trainer(**settings)
@@ -734,7 +822,8 @@ def test_validate_after_fit_is_counted_by_its_own_loader(trainer: Make) -> None:
     made = trainer(callbacks=[guard])
     made.fit(module)
     assert guard.report.confusion["val"].class_names == ("0", "1", "2")
-    made.validate(module, named, verbose=False)  # `trainer.val_dataloaders` are those of the fit
+    # `trainer.val_dataloaders` are those of the fit
+    made.validate(module, named, verbose=False)
     assert guard.report.confusion["val"].class_names == ("ant", "bee", "cat")
 
 
@@ -743,30 +832,49 @@ def test_validate_after_fit_is_counted_by_its_own_loader(trainer: Make) -> None:
 
 class SavesInValidation(pl.Callback):
     def on_validation_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: Any,
+        module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *_: Any,
     ) -> None:
-        if not trainer.sanity_checking and batch_idx == 1 and trainer.current_epoch == 0:
+        if (
+            not trainer.sanity_checking
+            and batch_idx == 1
+            and trainer.current_epoch == 0
+        ):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "within.ckpt")
 
 
 @pytest.mark.parametrize("within", ["epoch", "evaluation"])
-def test_a_checkpoint_resumed_in_the_middle(within: str, trainer: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_resumed_in_the_middle(
+    within: str, trainer: Make, tmp_path: Path
+) -> None:
     def scenario(run: Play) -> None:
         saves: pl.Callback = SavesInValidation()
         if within == "epoch":
             saves = ModelCheckpoint(run.folder, "within", every_n_train_steps=2)
-        settings = {"default_root_dir": run.folder, "enable_checkpointing": within == "epoch"}
+        settings = {
+            "default_root_dir": run.folder,
+            "enable_checkpointing": within == "epoch",
+        }
         run.trainer(saves, **settings, max_epochs=1).fit(run.module)
         run.module = Net()
         run.trainer(**settings | {"enable_checkpointing": False}).fit(
             run.module, ckpt_path=run.folder / "within.ckpt"
         )
-        run.trainer().validate(run.module, ckpt_path=run.folder / "within.ckpt", verbose=False)
+        run.trainer().validate(
+            run.module, ckpt_path=run.folder / "within.ckpt", verbose=False
+        )
 
     run, _ = compare(scenario, trainer, tmp_path)
     assert run.error is None
     bare, guarded = (
-        repr(torch.load(tmp_path / who / "within.ckpt", weights_only=True)).replace(who, "")
+        repr(torch.load(tmp_path / who / "within.ckpt", weights_only=True)).replace(
+            who, ""
+        )
         for who in ("bare", "guarded")
     )
     assert guarded == bare  # the guard leaves nothing in a checkpoint
@@ -777,9 +885,13 @@ def test_weights_only_loading(trainer: Make, tmp_path: Path) -> None:
         made = run.trainer()
         made.fit(run.module)
         made.save_checkpoint(run.folder / "weights.ckpt", weights_only=True)
-        loaded = Net.load_from_checkpoint(run.folder / "weights.ckpt", weights_only=True)
+        loaded = Net.load_from_checkpoint(
+            run.folder / "weights.ckpt", weights_only=True
+        )
         run.module = loaded
-        run.trainer().validate(loaded, ckpt_path=run.folder / "weights.ckpt", verbose=False)
+        run.trainer().validate(
+            loaded, ckpt_path=run.folder / "weights.ckpt", verbose=False
+        )
 
     run, _ = compare(scenario, trainer, tmp_path)
     assert run.error is None

@@ -23,7 +23,9 @@ Make = Callable[..., pl.Trainer]
 ALONE: dict[str, Any] = {"metrics": None, "sync": "ignore"}
 
 
-def run(make: Make, module: pl.LightningModule, guard: EvalGuard, **kwargs: Any) -> pl.Trainer:
+def run(
+    make: Make, module: pl.LightningModule, guard: EvalGuard, **kwargs: Any
+) -> pl.Trainer:
     made = make(callbacks=[guard], **({"max_epochs": 2} | kwargs))
     made.fit(module)
     return made
@@ -80,7 +82,9 @@ def test_its_own_policy_switches_it_off_and_no_other(
     assert [f.check for f in guard.report.findings] == ["scores"]
 
 
-def test_a_score_is_one_finding_a_run_with_the_last_epochs_numbers(trainer: Make) -> None:
+def test_a_score_is_one_finding_a_run_with_the_last_epochs_numbers(
+    trainer: Make,
+) -> None:
     guard = EvalGuard(**ALONE)
     with pytest.warns(EvalGuardWarning, match="is not reset") as warned:
         run(trainer, zoo.NeverReset(), guard, max_epochs=3)
@@ -106,7 +110,9 @@ def test_a_difference_from_the_matrix_is_told_with_its_reason(trainer: Make) -> 
 class Spam(pl.LightningModule):
     """Its one feature is the logit; of its three batches the last has all of them in [0, 1]."""
 
-    def __init__(self, score: Callable[[Any, Tensor, Tensor], Any], labels: int = 1) -> None:
+    def __init__(
+        self, score: Callable[[Any, Tensor, Tensor], Any], labels: int = 1
+    ) -> None:
         super().__init__()
         self.acc, self.f1 = BinaryAccuracy(), MultilabelF1Score(2)
         self.scale = nn.Parameter(torch.ones(()))
@@ -154,7 +160,9 @@ def metric_of_probabilities(net: Any, logits: Tensor, target: Tensor) -> None:
 def test_a_value_that_is_no_number_breaks_nothing(value: float, trainer: Make) -> None:
     class Empty(Classifier):
         def on_validation_epoch_end(self) -> None:
-            self.log_dict({"calibration": value, "val_perplexity": value, "val_auroc": value})
+            self.log_dict(
+                {"calibration": value, "val_perplexity": value, "val_auroc": value}
+            )
 
     guard = EvalGuard(scores="warn", **ALONE)
     run(trainer, Empty(), guard)
@@ -172,7 +180,11 @@ def test_a_value_that_is_no_number_breaks_nothing(value: float, trainer: Make) -
         ),
         (metric_of_logits_beside_outputs, 1, "the logits of 4 samples were taken for"),
         (metric_of_many_labels, 2, "the logits of 8 answers were taken for"),
-        (cut_by_hand, 1, "expected 1.0000 (accuracy); it cuts logits at 0.5, expected 0. Give it"),
+        (
+            cut_by_hand,
+            1,
+            "expected 1.0000 (accuracy); it cuts logits at 0.5, expected 0. Give it",
+        ),
         (metric_of_probabilities, 1, ""),
     ],
 )
@@ -193,13 +205,19 @@ def test_what_only_16_bits_round_is_noted_and_warned_of_by_nobody(
     trainer: Make, dtype: torch.dtype
 ) -> None:
     def score(net: Any, logits: Tensor, target: Tensor) -> None:
-        metric_of_logits(net, torch.where(logits == 0.3, 0.0005, logits).to(dtype), target)
+        metric_of_logits(
+            net, torch.where(logits == 0.3, 0.0005, logits).to(dtype), target
+        )
 
     guard, spam = EvalGuard(sync="ignore"), Spam(score)
     spam.data = TensorDataset(spam.data.tensors[0][:8], spam.data.tensors[1][:8])
     trainer(callbacks=[guard]).validate(spam, verbose=False)
     assert guard.report.findings == []
-    noted = [note for note in guard.report.notes if "`val/accuracy` is 0.8750, expected 1" in note]
+    noted = [
+        note
+        for note in guard.report.notes
+        if "`val/accuracy` is 0.8750, expected 1" in note
+    ]
     assert [note.partition("; ")[2] for note in noted] == [
         "of 1 sample the sigmoid, in 16 bits, is rounded to the other side of 0.5"
     ]

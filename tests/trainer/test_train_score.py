@@ -30,7 +30,10 @@ class Scored(Classifier):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, CLASSES)
+            nn.Linear(FEATURES, 16),
+            nn.BatchNorm1d(16),
+            nn.Dropout(0.5),
+            nn.Linear(16, CLASSES),
         )
         self.acc = MulticlassAccuracy(CLASSES)
         self.own = MeanMetric()
@@ -63,7 +66,9 @@ def state_of(module: pl.LightningModule) -> list[Any]:
     return [*held, torch.get_rng_state(), random.getstate(), numpy]
 
 
-def fitted(make: Make, guard: EvalGuard, module: Any = None, **kwargs: Any) -> pl.Trainer:
+def fitted(
+    make: Make, guard: EvalGuard, module: Any = None, **kwargs: Any
+) -> pl.Trainer:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
@@ -85,16 +90,26 @@ def test_the_score_is_what_validate_gives_on_the_same_batches(trainer: Make) -> 
     module = run.lightning_module
     plain = trainer(callbacks=[EvalGuard(**QUIET)])
     (other,) = plain.validate(module, DataLoader(some, batch_size=4), verbose=False)
-    for score, key in (("loss", "val_loss"), ("acc", "val/acc"), ("f1_macro", "val/f1_macro")):
+    for score, key in (
+        ("loss", "val_loss"),
+        ("acc", "val/acc"),
+        ("f1_macro", "val/f1_macro"),
+    ):
         assert held[f"train_eval/{score}"].item() == other[key]
-        assert held[f"train_eval/{score}_gap"] == held[f"train_eval/{score}"] - held[key]
+        assert (
+            held[f"train_eval/{score}_gap"] == held[f"train_eval/{score}"] - held[key]
+        )
 
 
 def test_training_and_validation_are_the_same_bit_for_bit(trainer: Make) -> None:
-    runs = [fitted(trainer, EvalGuard(train_score=n, **QUIET), max_epochs=3) for n in (0, 2)]
+    runs = [
+        fitted(trainer, EvalGuard(train_score=n, **QUIET), max_epochs=3) for n in (0, 2)
+    ]
     modules = [run.lightning_module for run in runs]
     assert same(*map(state_of, modules))
-    assert [m.training for m in modules[0].modules()] == [m.training for m in modules[1].modules()]
+    assert [m.training for m in modules[0].modules()] == [
+        m.training for m in modules[1].modules()
+    ]
     without, beside = (dict(run.callback_metrics) for run in runs)
     assert {k for k in beside if not k.startswith("train_eval/")} == set(without)
     assert all(torch.equal(beside[k], v) for k, v in without.items())
@@ -137,10 +152,14 @@ def noisy(x: Tensor) -> Tensor:
     return x + torch.randn_like(x)
 
 
-def test_augmentation_is_taken_off_where_the_validation_set_says_how(trainer: Make) -> None:
+def test_augmentation_is_taken_off_where_the_validation_set_says_how(
+    trainer: Make,
+) -> None:
     class Split(Scored):
         def train_dataloader(self) -> Any:
-            return DataLoader(Subset(Augmented(noisy, 1), range(16)), batch_size=4, shuffle=True)
+            return DataLoader(
+                Subset(Augmented(noisy, 1), range(16)), batch_size=4, shuffle=True
+            )
 
         def val_dataloader(self) -> Any:
             return DataLoader(Augmented(None, 2), batch_size=4)
@@ -173,7 +192,9 @@ def test_augmentation_that_stays_is_told_and_the_same_each_time(trainer: Make) -
     guard, seen = EvalGuard(train_score=4, **QUIET), []
 
     class Reads(pl.Callback):
-        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def on_validation_end(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule
+        ) -> None:
             seen.append(trainer.callback_metrics.get("train_eval/acc"))
 
     run = trainer(callbacks=[guard, Reads()], max_epochs=2, num_sanity_val_steps=0)
@@ -183,7 +204,9 @@ def test_augmentation_that_stays_is_told_and_the_same_each_time(trainer: Make) -
 
 
 @pytest.mark.parametrize("loaders", ["stream", "two"])
-def test_where_it_cannot_be_taken_one_sentence_says_so(trainer: Make, loaders: str) -> None:
+def test_where_it_cannot_be_taken_one_sentence_says_so(
+    trainer: Make, loaders: str
+) -> None:
     class Other(Scored):
         def train_dataloader(self) -> Any:
             if loaders == "stream":
@@ -191,7 +214,9 @@ def test_where_it_cannot_be_taken_one_sentence_says_so(trainer: Make, loaders: s
             return [DataLoader(samples(s), batch_size=4) for s in (1, 3)]
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return super().training_step(batch if loaders == "stream" else batch[0], batch_idx)
+            return super().training_step(
+                batch if loaders == "stream" else batch[0], batch_idx
+            )
 
     guard = EvalGuard(train_score=1, data="ignore", **QUIET)
     with pytest.warns(EvalGuardWarning, match="no training score: TypeError"):

@@ -25,12 +25,16 @@ class Asks(pl.Callback):
         self.gone: list[str] = []
 
     def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.gone = [path for path in _lightning.PRIVATE if not _lightning.has(trainer, path)]
+        self.gone = [
+            path for path in _lightning.PRIVATE if not _lightning.has(trainer, path)
+        ]
 
 
 def test_this_lightning_has_every_private_attribute_that_is_used(trainer: Make) -> None:
     asks = Asks()
-    trainer(callbacks=[asks], num_sanity_val_steps=0).fit(zoo.Honest(), zoo.loader(), zoo.loader())
+    trainer(callbacks=[asks], num_sanity_val_steps=0).fit(
+        zoo.Honest(), zoo.loader(), zoo.loader()
+    )
     gone = [f"`trainer.{path}`, so {_lightning.PRIVATE[path]}" for path in asks.gone]
     assert not gone, f"Lightning {pl.__version__} has no longer " + "; ".join(gone)
 
@@ -46,9 +50,13 @@ def hide(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lightning, "_walk", blind)
 
 
-def test_the_test_before_can_fail(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_before_can_fail(
+    trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hide("_active_loop._results", monkeypatch)
-    with pytest.raises(AssertionError, match=r"has no longer `trainer._active_loop._results`, so"):
+    with pytest.raises(
+        AssertionError, match=r"has no longer `trainer._active_loop._results`, so"
+    ):
         test_this_lightning_has_every_private_attribute_that_is_used(trainer)
 
 
@@ -88,8 +96,13 @@ def test_with_all_of_it_nothing_is_missing(trainer: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
-def test_either_name_of_the_package_works_and_only_that_one_is_loaded(name: str) -> None:
-    other = {"lightning.pytorch": "pytorch_lightning", "pytorch_lightning": "lightning.pytorch"}
+def test_either_name_of_the_package_works_and_only_that_one_is_loaded(
+    name: str,
+) -> None:
+    other = {
+        "lightning.pytorch": "pytorch_lightning",
+        "pytorch_lightning": "lightning.pytorch",
+    }
     code = (
         f"import sys, torch, {name} as pl\n"
         "from torch.utils.data import DataLoader, TensorDataset\n"
@@ -109,5 +122,7 @@ def test_either_name_of_the_package_works_and_only_that_one_is_loaded(name: str)
         f"print(guard.report.confusion['val'].total, {other[name]!r} in sys.modules)\n"
     )
     pytest.importorskip(name)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.stdout.splitlines()[-1:] == ["10 False"], done.stderr

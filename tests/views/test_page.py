@@ -94,7 +94,9 @@ def rich() -> dict[str, Any]:
         ]
     )  # fmt: skip
     report.confusion = {"val": result(10), "test": result(3)}
-    report.syncs = [Sync("src/model.py:57", "loss.item()", "user", "fit", "item", 1.0, 0.31)]
+    report.syncs = [
+        Sync("src/model.py:57", "loss.item()", "user", "fit", "item", 1.0, 0.31)
+    ]
     report.note("val: multiclass, from `logits`")
     runs = [run(), run(run="test", history=[], checkpoint=None, step=41)]
     return record.content(report, runs)
@@ -142,7 +144,10 @@ def test_a_second_run_says_only_what_differs() -> None:
 
 def test_a_notebook_shows_report_and_result_in_a_frame() -> None:
     report = Report.from_dict(rich()["report"])
-    for shown, heading in ((report, "Findings"), (report.confusion["val"], "Confusion matrix")):
+    for shown, heading in (
+        (report, "Findings"),
+        (report.confusion["val"], "Confusion matrix"),
+    ):
         html = shown._repr_html_()
         (frame,) = Outline(html).of("iframe")
         assert frame["sandbox"] == ""
@@ -168,12 +173,20 @@ def test_names_are_text_and_never_markup() -> None:
     text = page(record.content(report, [nasty, run(history=moments)]), NASTY)
     outline = Outline(text)
     assert not outline.of("script")
-    assert not [attrs for _, attrs in outline.tags if "onerror" in attrs or "co" in attrs]
+    assert not [
+        attrs for _, attrs in outline.tags if "onerror" in attrs or "co" in attrs
+    ]
 
 
 @pytest.mark.parametrize(
     "one",
-    [result(2), result(40), result(4, "multilabel"), result(30, full=False), result(400)],
+    [
+        result(2),
+        result(40),
+        result(4, "multilabel"),
+        result(30, full=False),
+        result(400),
+    ],
     ids=["binary", "pooled", "multilabel", "no matrix", "many"],
 )
 def test_every_kind_of_result_has_a_page(one: Any) -> None:
@@ -181,7 +194,9 @@ def test_every_kind_of_result_has_a_page(one: Any) -> None:
     report.confusion["val"] = one
     text = page(record.content(report, []))
     outline = Outline(text)
-    assert len(outline.of("table")) == 1 + (one.matrix is not None and one.task != "multilabel")
+    assert len(outline.of("table")) == 1 + (
+        one.matrix is not None and one.task != "multilabel"
+    )
     if one.num_classes > 20 and one.matrix is not None:
         assert f"{one.num_classes - 19} others" in text
     assert len(text) < 400_000
@@ -195,8 +210,12 @@ def test_a_long_class_name_is_cut_to_its_column_and_whole_in_a_tooltip() -> None
     report.confusion["val"] = state.result([long, "b"])
     outline = Outline(page(record.content(report, [])))
     heads = [attrs for attrs in outline.of("th") if attrs.get("title") == long]
-    assert len(heads) == 3  # its row and its column of the matrix, its row of the classes
-    assert len([attrs for attrs in outline.of("span") if attrs.get("class") == "name"]) == 4
+    # its row and its column of the matrix, its row of the classes
+    assert len(heads) == 3
+    assert (
+        len([attrs for attrs in outline.of("span") if attrs.get("class") == "name"])
+        == 4
+    )
 
 
 def test_curves_join_what_is_measured_on_two_sets() -> None:
@@ -225,7 +244,9 @@ def contrast(one: str, other: str) -> float:
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        r, g, b = (
+            p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+        )
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
@@ -260,7 +281,8 @@ def test_a_browser_draws_it(width: int, dark: bool, tmp_path: Path) -> None:
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=240, capture_output=True)
     with Image.open(tmp_path / "page.png") as drawn:
-        assert drawn.width == width  # nothing but a table's own box is wider than the window
+        # nothing but a table's own box is wider than the window
+        assert drawn.width == width
         found = {c: n for n, c in drawn.convert("RGB").getcolors(1 << 24) or ()}
     paper, right, wrong = (
         ((15, 19, 23), (47, 111, 191), (189, 82, 22)) if dark else

@@ -73,7 +73,9 @@ def test_a_location_alone_opens_the_line() -> None:
 
 
 def test_the_model_itself_is_named_by_its_class() -> None:
-    assert str(awake("")).startswith("`BatchNorm2d` (the whole model): is in train mode")
+    assert str(awake("")).startswith(
+        "`BatchNorm2d` (the whole model): is in train mode"
+    )
 
 
 def test_equal_findings_collapse_and_count() -> None:
@@ -134,12 +136,14 @@ def test_a_warning_points_at_the_line() -> None:
 
 
 def test_a_path_below_the_working_directory_is_shown_relative() -> None:
-    assert shown_path(os.path.join(os.getcwd(), "src", "model.py") + ":3") == os.path.join(
-        "src", "model.py:3"
-    )
+    assert shown_path(
+        os.path.join(os.getcwd(), "src", "model.py") + ":3"
+    ) == os.path.join("src", "model.py:3")
     assert shown_path("/elsewhere/model.py:3") == "/elsewhere/model.py:3"
 
 
 def test_an_unknown_policy_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="sync='fix': expected one of 'error', 'warn', 'ignore'"):
+    with pytest.raises(
+        ValueError, match="sync='fix': expected one of 'error', 'warn', 'ignore'"
+    ):
         check_policy("sync", "fix", Policy)

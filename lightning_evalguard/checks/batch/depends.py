@@ -81,7 +81,11 @@ class Padding:
         self, batch: Padded, now: Moment, look: Look, whole: Own, place: tuple[str, int]
     ) -> list[Finding]:
         findings = _Culprit(whole, self._root, place)
-        return [] if self._run(look, findings) is not None else [_finding(now, batch, findings)]
+        return (
+            []
+            if self._run(look, findings) is not None
+            else [_finding(now, batch, findings)]
+        )
 
     def _run(self, look: Look, run: Own, times: int = 2) -> Exception | None:
         run.clear()

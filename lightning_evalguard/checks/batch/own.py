@@ -16,11 +16,18 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.batch.padding import Padded
 from lightning_evalguard.data.batches import tensors
-from lightning_evalguard.instruments.dispatch import Op, Subscriber, aside, storage_key, tensors_in
+from lightning_evalguard.instruments.dispatch import (
+    Op,
+    Subscriber,
+    aside,
+    storage_key,
+    tensors_in,
+)
 from lightning_evalguard.model.tensors import is_metric
 
 _FEW = 8  # elements kept along a dimension that padding does not make longer
-_NEAR = 16  # elements by which a dimension may be longer than the padded one: borders, a [CLS]
+# elements by which a dimension may be longer than the padded one: borders, a [CLS]
+_NEAR = 16
 _MOST = 1 << 20  # elements of one kept result
 # What is scored: the first argument of each.
 _SCORES = (
@@ -120,7 +127,9 @@ class Own(Subscriber):
             self._scored(op)
         self._summed(op, out)
         stop = self.draws or "backward" in op.name or allowed("batch")
-        self.ops.append(KeptElements(op.func, op.name, None if stop else self._some(out), stop))
+        self.ops.append(
+            KeptElements(op.func, op.name, None if stop else self._some(out), stop)
+        )
 
     def returned(self, outputs: Any) -> None:
         """Keep what the step returned."""
@@ -134,7 +143,8 @@ class Own(Subscriber):
         if scored is not None:
             with torch.no_grad(), aside:
                 if op.name.startswith("nll_loss") and scored.dim() > 1:
-                    scored = scored - scored.mean(1, keepdim=True)  # the logits, up to a constant
+                    # the logits, up to a constant
+                    scored = scored - scored.mean(1, keepdim=True)
                 self._result(scored)
 
     def _summed(self, op: Op, out: Tensor | None) -> None:
@@ -168,7 +178,10 @@ class Own(Subscriber):
             if is_metric(module):
                 return
             with aside:
-                kept = [KeptElements(type(module), "", self._some(t)) for t in tensors(outputs)]
+                kept = [
+                    KeptElements(type(module), "", self._some(t))
+                    for t in tensors(outputs)
+                ]
             self._calls[id(module)] += 1
             key = (id(module), self._calls[id(module)])
             self.modules.append(Returned(key, len(self.ops), self._depth == 0, kept))
@@ -206,7 +219,11 @@ class Own(Subscriber):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    plain = tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+    plain = (
+        tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+    )
     return plain and tensor.numel() > 0 and not is_traceable_wrapper_subclass(tensor)
 
 
@@ -249,7 +266,9 @@ class Comparison:
         return None
 
     def _last_returned(self) -> list[tuple[Tensor, Tensor]]:
-        for x, y in zip(reversed(self._outer(self.a)), reversed(self._outer(self.b)), strict=False):
+        for x, y in zip(
+            reversed(self._outer(self.a)), reversed(self._outer(self.b)), strict=False
+        ):
             if x.key[0] != y.key[0]:
                 break
             pairs = [(p.values, q.values) for p, q in zip(x.kept, y.kept, strict=False)]
@@ -278,9 +297,13 @@ class Comparison:
         end = len(self.a.ops), len(self.b.ops)
         return self._between(start, end) or self._last_state(end[1])
 
-    def _between(self, start: tuple[int, int], end: tuple[int, int]) -> tuple[str, int] | None:
+    def _between(
+        self, start: tuple[int, int], end: tuple[int, int]
+    ) -> tuple[str, int] | None:
         """The first operator that differs, as long as both runs do the same."""
-        ops = zip(self.a.ops[start[0] : end[0]], self.b.ops[start[1] : end[1]], strict=False)
+        ops = zip(
+            self.a.ops[start[0] : end[0]], self.b.ops[start[1] : end[1]], strict=False
+        )
         for index, (x, y) in enumerate(ops, start[1]):
             if x.giver is not y.giver or x.stop or y.stop:
                 return None
@@ -294,7 +317,11 @@ class Comparison:
         by_key = {r.key: r for r in self.a.modules}
         for index, there in enumerate(self.b.modules):
             here = by_key.get(there.key)
-            if here is not None and there.ops <= ops and self._differs(here.kept, there.kept):
+            if (
+                here is not None
+                and there.ops <= ops
+                and self._differs(here.kept, there.kept)
+            ):
                 return "module", index
         return None
 
@@ -317,7 +344,9 @@ class Comparison:
 
     def _apart(self, a: Tensor, b: Tensor) -> float | None:
         """Relative distance at own positions; None where the two have no common shape."""
-        found = [d for x, y in self._aligned(a, b) if (d := _distance(x, y)) is not None]
+        found = [
+            d for x, y in self._aligned(a, b) if (d := _distance(x, y)) is not None
+        ]
         return min(found, default=None)
 
     def _aligned(self, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -327,7 +356,8 @@ class Comparison:
         yield self._cut(a, b)
         if a.shape[0] == b.shape[0]:
             return
-        for own, ends_a in self.a.ends:  # sample after sample in one dimension, or by position
+        # sample after sample in one dimension, or by position
+        for own, ends_a in self.a.ends:
             for other, ends_b in self.b.ends:
                 fits = a.shape[0] % ends_a == 0 and b.shape[0] % ends_b == 0
                 if own == other and fits:

@@ -70,7 +70,10 @@ class Padded:
     @property
     def longest(self) -> Cut:
         """Where there is most padding."""
-        return max((c for cuts in self.cuts.values() for c in cuts), key=lambda c: c.whole - c.own)
+        return max(
+            (c for cuts in self.cuts.values() for c in cuts),
+            key=lambda c: c.whole - c.own,
+        )
 
     def at(self, share: float, times: int = 2, beside: bool = False) -> Any:
         """The sample so many times, with a share of the padding.
@@ -110,7 +113,9 @@ def padded(batch: Any, loader: Any, nth: int = 0) -> Padded | None:
         loader: What gave it.
         nth: Which of the short samples, the shortest one first.
     """
-    if graph_count(batch) is not None or any(type(p) is PackedSequence for p in pieces(batch)):
+    if graph_count(batch) is not None or any(
+        type(p) is PackedSequence for p in pieces(batch)
+    ):
         return None
     made = None if loader is None else _collated(loader, tensors(batch), nth)
     return made or (_marked(batch) if not nth else None)
@@ -155,7 +160,8 @@ def _pair(
         return None
 
     def made(*chosen: int) -> Any:
-        return collate([copy.deepcopy(samples[i]) for i in chosen])  # some empty what they get
+        # some empty what they get
+        return collate([copy.deepcopy(samples[i]) for i in chosen])
 
     two, three, among = made(short, short), made(short, short, short), made(short, long)
     found = _dims(tensors(two), tensors(three), tensors(among))
@@ -194,8 +200,11 @@ def _dims(two: list[Tensor], three: list[Tensor], among: list[Tensor]) -> Dims |
         if not x.dim() == y.dim() == z.dim():
             return None
         by_sample = [d for d in range(x.dim()) if x.shape[d] != y.shape[d]]
-        longer = [Cut(d, x.shape[d], z.shape[d]) for d in range(x.dim())
-                  if x.shape[d] != z.shape[d]]  # fmt: skip
+        longer = [
+            Cut(d, x.shape[d], z.shape[d])
+            for d in range(x.dim())
+            if x.shape[d] != z.shape[d]
+        ]
         shared = any(cut.dim in by_sample for cut in longer)
         if len(by_sample) > 1 or shared or any(cut.own > cut.whole for cut in longer):
             return None
@@ -256,7 +265,9 @@ def _moved(
     for tensor, example in zip(found, like, strict=True):
         dtype = example.dtype if tensor.is_floating_point() else tensor.dtype
         there[id(tensor)] = tensor.to(example.device, dtype, copy=True)
-    batch = map_samples(among, 2, lambda t: there[id(t)] if isinstance(t, Tensor) else t)
+    batch = map_samples(
+        among, 2, lambda t: there[id(t)] if isinstance(t, Tensor) else t
+    )
     by_id = {id(there[id(t)]): i for i, t in enumerate(found)}
     return Padded(
         batch,
@@ -286,7 +297,11 @@ def _marked(batch: Any) -> Padded | None:
     samples = common_length(batch)
     if samples is None or samples < 2:
         return None
-    found = [t for t in tensors(batch) if t.dim() and t.layout is torch.strided and not t.is_meta]
+    found = [
+        t
+        for t in tensors(batch)
+        if t.dim() and t.layout is torch.strided and not t.is_meta
+    ]
     for marks in _candidates(found, samples):
         inside = marks.lengths < marks.whole
         long_enough = marks.lengths >= min(2, int(marks.lengths.max()))
@@ -305,7 +320,9 @@ def _marked(batch: Any) -> Padded | None:
 
 
 def _candidates(found: list[Tensor], samples: int) -> Iterator[_Marks]:
-    sizes = sorted({size for t in found for size in t.shape[1:] if size > 1}, reverse=True)
+    sizes = sorted(
+        {size for t in found for size in t.shape[1:] if size > 1}, reverse=True
+    )
     for tensor in found:
         plain = tensor.dtype == torch.bool or not tensor.is_complex()
         if tensor.dim() == 2 and tensor.shape[1] > 1 and plain:
@@ -353,7 +370,9 @@ def _is_padded(tensor: Tensor, marks: _Marks) -> bool:
     return False
 
 
-def _cuts(found: list[Tensor], marks: _Marks, row: int, own: int) -> dict[int, list[Cut]] | None:
+def _cuts(
+    found: list[Tensor], marks: _Marks, row: int, own: int
+) -> dict[int, list[Cut]] | None:
     """The dimensions of each tensor along which the sample in `row` ends with a constant."""
     cuts: dict[int, list[Cut]] = {}
     for tensor in found:

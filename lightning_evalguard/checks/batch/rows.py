@@ -15,7 +15,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.data.batches import tensors
-from lightning_evalguard.instruments.dispatch import Op, Subscriber, aside, tensors_in, unseen
+from lightning_evalguard.instruments.dispatch import (
+    Op,
+    Subscriber,
+    aside,
+    tensors_in,
+    unseen,
+)
 
 _ROWS, _COLUMNS = 8, 32  # of each result, kept for comparison
 _COARSE = (torch.float16, torch.bfloat16)
@@ -51,14 +57,21 @@ class Rows(Subscriber):
             that mixes samples, and costs several operators for each.
     """
 
-    def __init__(self, samples: int, start: int | None = None, of_operators: bool = False) -> None:
+    def __init__(
+        self, samples: int, start: int | None = None, of_operators: bool = False
+    ) -> None:
         self.samples = samples
         self.ops: list[Row] = []
-        self.modules: list[tuple[int, Row]] = []  # with the number of operators until then
+        # with the number of operators until then
+        self.modules: list[tuple[int, Row]] = []
         self._of_operators = of_operators
         # index in the whole batch -> index in this one
-        self._starts = {0: 0, samples // 2: samples // 2} if start is None else {start: 0}
-        self._last: tuple[weakref.ref[Tensor], int, int, dict[int, Tensor]] | None = None
+        self._starts = (
+            {0: 0, samples // 2: samples // 2} if start is None else {start: 0}
+        )
+        self._last: tuple[weakref.ref[Tensor], int, int, dict[int, Tensor]] | None = (
+            None
+        )
 
     def at(self, place: Place) -> Row:
         """What stands at a place; an empty row where the replay did not get there."""
@@ -142,7 +155,8 @@ def first_mixing(whole: Rows, part: Rows, start: int) -> Place | None:
         if a.stop or b.stop:
             end = compared = index
             break
-        if a.giver is not b.giver:  # a loop over dim 0: only what modules return still compares
+        # a loop over dim 0: only what modules return still compares
+        if a.giver is not b.giver:
             end = next((i for i, r in enumerate(whole.ops) if r.stop), len(whole.ops))
             compared = index
             break
@@ -167,7 +181,9 @@ def first_differing(pairs: Sequence[tuple[Row, Row]], start: int) -> int | None:
         both = _both(a, b, start)
         if both is not None:
             found.append((index, *both))
-    groups: dict[tuple[torch.dtype, torch.device], list[tuple[int, Tensor, Tensor]]] = {}
+    groups: dict[
+        tuple[torch.dtype, torch.device], list[tuple[int, Tensor, Tensor]]
+    ] = {}
     for one in found:
         groups.setdefault((one[1].dtype, one[1].device), []).append(one)
     unequal: set[int] = set()

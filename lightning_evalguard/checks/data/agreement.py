@@ -22,8 +22,12 @@ _MAPPING = re.compile(
     r"stoi)$",
     re.IGNORECASE,
 )
-_PADDING = re.compile(r"(?:^|_)pad(?:ding)?(?:_?(?:token)?_?(?:id|idx|index|ix|value))?$", re.I)
-_CLASSES = re.compile(r"^(?:num|n|nb|number_of)_?(?:classes|labels)$|^nclasses$", re.IGNORECASE)
+_PADDING = re.compile(
+    r"(?:^|_)pad(?:ding)?(?:_?(?:token)?_?(?:id|idx|index|ix|value))?$", re.I
+)
+_CLASSES = re.compile(
+    r"^(?:num|n|nb|number_of)_?(?:classes|labels)$|^nclasses$", re.IGNORECASE
+)
 _NESTED = 3  # datasets in datasets, and the objects that they hold
 _NAMES = 200_000  # of one mapping that is compared
 
@@ -41,7 +45,8 @@ def disagreements_of(one: EvaluatedSet, training: Iterable[Any]) -> list[Fact]:
         for name, mine in _facts_of(part.root, 0):
             others = [other[name] for other in theirs if name in other]
             differences = [_difference(name, mine, other) for other in others]
-            if differences and all(differences):  # of several training sets one agrees: no fault
+            # of several training sets one agrees: no fault
+            if differences and all(differences):
                 found.setdefault(name, one.fact(*differences[0]))  # type: ignore[misc]
     return list(found.values())[:1] or []
 
@@ -66,7 +71,14 @@ def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
         held = dict(vars(thing))
     else:
         held = dict(attributes_of(thing, type(thing)) or {})
-    for name in ("classes", "class_to_idx", "CLASSES", "vocab", "num_classes", "pad_id"):
+    for name in (
+        "classes",
+        "class_to_idx",
+        "CLASSES",
+        "vocab",
+        "num_classes",
+        "pad_id",
+    ):
         value = inspect.getattr_static(type(thing), name, None)
         if name not in held and isinstance(value, (list, tuple, dict, int)):
             held[name] = value
@@ -83,7 +95,12 @@ def _holds_facts(value: Any) -> bool:
 
 def _mapping(value: Any) -> dict[Any, int] | None:
     """Index by name, of a mapping in either direction or a list of names; None for others."""
-    if is_array(value) and value.ndim == 1 and value.dtype.kind in "UO" and len(value) <= _NAMES:
+    if (
+        is_array(value)
+        and value.ndim == 1
+        and value.dtype.kind in "UO"
+        and len(value) <= _NAMES
+    ):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         if not 1 < len(value) <= _NAMES or not all(type(v) is str for v in value):
@@ -107,7 +124,11 @@ def _difference(name: str, mine: Any, theirs: Any) -> tuple[str, str, bool] | No
     if type(mine) is not int or type(theirs) is not int or mine == theirs:
         return None
     remedy = f"Give both sets one `{name}`."
-    return f"has `{name}` {mine}, expected {theirs} as the training set has", remedy, False
+    return (
+        f"has `{name}` {mine}, expected {theirs} as the training set has",
+        remedy,
+        False,
+    )
 
 
 def _of_mappings(
@@ -118,7 +139,9 @@ def _of_mappings(
     differ = [key for key in common if mine[key] != theirs[key]]
     if differ:
         key = differ[0]
-        number = f", {len(differ)} of {len(common)} names differ" if len(differ) > 1 else ""
+        number = (
+            f", {len(differ)} of {len(common)} names differ" if len(differ) > 1 else ""
+        )
         fact = (
             f"gives {key!r} the index {mine[key]} in `{name}`, expected {theirs[key]} as in the "
             f"training set{number}"

@@ -96,11 +96,15 @@ class Appearance:
 
     def spreads(self) -> Tensor:
         """``(N,)`` on the host."""
-        return torch.cat([look.spreads.double().cpu() for look in self._looks] or [torch.zeros(0)])
+        return torch.cat(
+            [look.spreads.double().cpu() for look in self._looks] or [torch.zeros(0)]
+        )
 
     def padding(self) -> set[int] | None:
         """The ids in which padded rows end; None where too few are padded."""
-        tails = torch.cat([look.tails.cpu() for look in self._looks] or [torch.zeros(0, 2)])
+        tails = torch.cat(
+            [look.tails.cpu() for look in self._looks] or [torch.zeros(0, 2)]
+        )
         padded = tails[tails[:, 1] > 0][:, 0]
         return {int(token) for token in padded} if len(padded) >= _PADDED else None
 
@@ -121,9 +125,13 @@ def _look(rows: Tensor) -> _Look:
         if rows.ndim == 2:
             if not rows.is_floating_point() and rows.shape[1] > _TAIL:
                 last = rows[:, -1:]
-                padded = (rows[:, -_TAIL:] == last).all(1) & (rows[:, :1] != last).squeeze(1)
+                padded = (rows[:, -_TAIL:] == last).all(1) & (
+                    rows[:, :1] != last
+                ).squeeze(1)
                 tails = torch.stack([last.squeeze(1), padded], 1).to(torch.int64)
-            return _Look(rows.float() if rows.is_floating_point() else rows, empty, tails)
+            return _Look(
+                rows.float() if rows.is_floating_point() else rows, empty, tails
+            )
         channels = rows.shape[1] if rows.shape[1] <= 4 else 1
         values = rows.reshape(len(rows), channels, -1)
         values = values[:, :, :: -(-values.shape[2] // _VALUES)].float()
@@ -134,7 +142,9 @@ def difference_in_looks(mine: Appearance, theirs: Appearance) -> str:
     """How an evaluated set's batches look otherwise than training's; empty where they do not."""
     if mine.dtype is None or theirs.dtype is None or mine.place != theirs.place:
         return ""
-    return _of_type(mine, theirs) or _of_layout(mine, theirs) or _of_values(mine, theirs)
+    return (
+        _of_type(mine, theirs) or _of_layout(mine, theirs) or _of_values(mine, theirs)
+    )
 
 
 def _of_type(mine: Appearance, theirs: Appearance) -> str:
@@ -222,6 +232,12 @@ def _range(values: Tensor) -> str:
 
 def _of_padding(mine: Appearance, theirs: Appearance) -> str:
     ours, training = mine.padding(), theirs.padding()
-    if ours is None or training is None or ours & training or len(ours) > 1 or len(training) > 1:
+    if (
+        ours is None
+        or training is None
+        or ours & training
+        or len(ours) > 1
+        or len(training) > 1
+    ):
         return ""
     return f"pads its rows with {ours.pop()}, expected {training.pop()} as in training"

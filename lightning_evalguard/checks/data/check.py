@@ -9,7 +9,13 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.data import agreement, appearance, groups, ranks, repeats
+from lightning_evalguard.checks.data import (
+    agreement,
+    appearance,
+    groups,
+    ranks,
+    repeats,
+)
 from lightning_evalguard.checks.data.history import History, Side, SplitKind
 from lightning_evalguard.checks.data.leaks import Leak, by_batches, by_portraits
 from lightning_evalguard.checks.data.loader_facts import (
@@ -106,7 +112,9 @@ class DataCheck(Check):
         self._opaque = self._fits = self._trains = self._looks = self.thins = False
         self._broke_at: str | None = None
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+    def before_train_step(
+        self, now: Moment, args: tuple[Any, ...]
+    ) -> Iterable[Finding]:
         if not self._trains:
             self._trains = True
             self._begin_fit()
@@ -131,7 +139,9 @@ class DataCheck(Check):
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches for itself
-        self._opaque = not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator))
+        self._opaque = not args or (
+            type(args[0]) not in _PLAIN and isinstance(args[0], Iterator)
+        )
         if not is_scored(now.stage):
             return ()
         facts: list[Fact] = []
@@ -152,7 +162,11 @@ class DataCheck(Check):
 
     def broke_off(self, now: Moment, trace: TracebackType | None) -> Iterable[Finding]:
         """A step raised StopIteration, which its loop takes for the end of the data."""
-        limits = self._evaluated.limits[: now.dataloader] if self._evaluated is not None else []
+        limits = (
+            self._evaluated.limits[: now.dataloader]
+            if self._evaluated is not None
+            else []
+        )
         before = sum(limit for limit in limits if limit < float("inf"))
         self._ended_at, self._broke_at = int(before) + now.batch, _raised_at(trace)
         return ()
@@ -198,13 +212,17 @@ class DataCheck(Check):
             "evaluated": fresh,
             "trained": {} if trained is None else {"train": ranks.say(trained)},
             "found": self._leaky,
-            "watched": [key for key, one in self._sets.items() if id(one) in self._watched],
+            "watched": [
+                key for key, one in self._sets.items() if id(one) in self._watched
+            ],
         }
 
     def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
         evaluated = ranks.of_all(everyone, "evaluated")
         trained = [*ranks.of_all(everyone, "trained").get("train", {}).values()]
-        words = "the training set" if now.fitting else "the training set of an earlier fit"
+        words = (
+            "the training set" if now.fitting else "the training set of an earlier fit"
+        )
         known = any(theirs["found"] for theirs in everyone.values())
         known |= self._evaluated is not None and self._evaluated.debugging
         watched = {key for theirs in everyone.values() for key in theirs["watched"]}
@@ -229,7 +247,9 @@ class DataCheck(Check):
         for i, loader in enumerate(evaluated.loaders):
             one = self._sets.get((stage, i))
             if one is None or one.loader is not loader:
-                one = self._sets[stage, i] = set_of(loader, stage, i, len(evaluated.loaders))
+                one = self._sets[stage, i] = set_of(
+                    loader, stage, i, len(evaluated.loaders)
+                )
                 facts += list(plain_facts(one, evaluated))
                 one.varies |= one.order in ("shuffled", "drawn")
                 facts += self._watch_repeats(one)
@@ -239,7 +259,9 @@ class DataCheck(Check):
         facts += combined(evaluated, f"{stage}_dataloader")
         return facts
 
-    def _same_as_before(self, one: EvaluatedSet, now: Moment, whole: bool) -> list[Fact]:
+    def _same_as_before(
+        self, one: EvaluatedSet, now: Moment, whole: bool
+    ) -> list[Fact]:
         """Compare what this evaluation got with what the one before got."""
         found = []
         streams = _loaders.is_iterable_style(one.loader)
@@ -254,7 +276,10 @@ class DataCheck(Check):
         elif not one.varies and not all(map(Sketch.same, one.known, one.sketches)):
             one.varies = True
             if streams:
-                said, remedy = "it does not start over", "Start anew in each call of `__iter__`"
+                said, remedy = (
+                    "it does not start over",
+                    "Start anew in each call of `__iter__`",
+                )
             else:
                 said = "its samples, its collate function or a transfer hook is random"
                 remedy = "Keep random transforms out of evaluation, or draw from a seeded generator"
@@ -301,7 +326,11 @@ class DataCheck(Check):
                     f"the samples of `{one.name}` were not read twice, because its workers read "
                     "them"
                 )
-        if is_sanity_check(now.stage) or self._evaluated is None or self._evaluated.debugging:
+        if (
+            is_sanity_check(now.stage)
+            or self._evaluated is None
+            or self._evaluated.debugging
+        ):
             return found
         for one in sets:
             for side in self._sides(now):
@@ -310,7 +339,11 @@ class DataCheck(Check):
                 found += self._of_records(one)
             if id(one) not in self._compared:
                 self._compared.add(id(one))
-                roots = [part.root for side in self._sides(now, "train") for part in side.parts]
+                roots = [
+                    part.root
+                    for side in self._sides(now, "train")
+                    for part in side.parts
+                ]
                 found += agreement.disagreements_of(one, roots)
                 found += self._looks_other(one)
                 for side in self._sides(now, "train"):
@@ -323,10 +356,14 @@ class DataCheck(Check):
         if now.fitting and evaluated is not None:
             for loader in evaluated.training:
                 self._history.add("train", loader)
-        both: tuple[SplitKind, ...] = ("train", "val") if now.stage == "test" else ("train",)
+        both: tuple[SplitKind, ...] = (
+            ("train", "val") if now.stage == "test" else ("train",)
+        )
         wanted = kinds or both
         return [
-            side for kind in wanted for side in self._history.sides(kind, self._root, now.fitting)
+            side
+            for kind in wanted
+            for side in self._history.sides(kind, self._root, now.fitting)
         ]
 
     def _leaks_of(self, one: EvaluatedSet, side: Side, fitting: bool) -> list[Fact]:
@@ -363,7 +400,9 @@ class DataCheck(Check):
 
     def _looks_other(self, one: EvaluatedSet) -> list[Fact]:
         said = appearance.difference_in_looks(one.appearance, self._history.appearance)
-        remedy = "Give both sets the same preprocessing, but for what is random in training."
+        remedy = (
+            "Give both sets the same preprocessing, but for what is random in training."
+        )
         return [one.fact(said, remedy, certain=False)] if said else []
 
     def _groups_of(self, one: EvaluatedSet, side: Side) -> list[Fact]:
@@ -373,7 +412,10 @@ class DataCheck(Check):
         try:
             found, why_not = groups.shared_groups(one, side, self._groups, reads)
         except Exception as error:  # noqa: BLE001 - a sample or a callable that cannot be read so
-            found, why_not = [], f"groups were not compared: {type(error).__name__}: {error}"
+            found, why_not = (
+                [],
+                f"groups were not compared: {type(error).__name__}: {error}",
+            )
         if why_not:
             self._note(why_not)
         return found
@@ -387,7 +429,11 @@ class DataCheck(Check):
         return evaluated // _SHARE
 
     def _reads_cheaply(self, one: EvaluatedSet) -> bool:
-        if workers(one.loader) or one.order == "unknown" or not _loaders.length(one.loader.dataset):
+        if (
+            workers(one.loader)
+            or one.order == "unknown"
+            or not _loaders.length(one.loader.dataset)
+        ):
             return False
         dataset = one.loader.dataset
         try:

@@ -78,7 +78,9 @@ def shared_groups(
     if not shared or (asked is None and _are_labels(mine, one.loader.dataset)):
         return [], ""
     samples = sum(len(mine.places[group]) for group in shared)
-    few = ", ".join(repr(group) for group in shared[:3]) + (", ..." if len(shared) > 3 else "")
+    few = ", ".join(repr(group) for group in shared[:3]) + (
+        ", ..." if len(shared) > 3 else ""
+    )
     least = "" if mine.whole and theirs.whole else "at least "
     n = _loaders.length(one.loader.dataset)
     by = mine.name if mine.name == _FILE_NAMES else f"`{mine.name}`"
@@ -116,7 +118,9 @@ def _tells_groups(theirs: Grouped) -> bool:
     return len(sizes) >= _FEWEST and max(sizes) <= sum(sizes) / 2
 
 
-def _grouped(parts: Sequence[Part], dataset: Any, asked: Asked, reads: int) -> Grouped | None:
+def _grouped(
+    parts: Sequence[Part], dataset: Any, asked: Asked, reads: int
+) -> Grouped | None:
     if not parts:
         return None
     if not callable(asked):
@@ -160,7 +164,9 @@ def _by_file_names(parts: Sequence[Part]) -> Grouped | None:
     return Grouped(_FILE_NAMES, places, whole=True) if places else None
 
 
-def _columns(root: Any, asked: str | None) -> Iterator[tuple[str, Callable[[int], Any]]]:
+def _columns(
+    root: Any, asked: str | None
+) -> Iterator[tuple[str, Callable[[int], Any]]]:
     """What a dataset holds that gives the group of each of its samples, by name."""
     if not isinstance(root, Dataset):
         return

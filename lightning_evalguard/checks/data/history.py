@@ -57,7 +57,8 @@ class _Seen:
     places: list[tuple[Tensor, Tensor]]
     workers: int
     portraits: list[Portrait] = field(default_factory=list)
-    hashes: list[Tensor] = field(default_factory=list)  # of samples of its first batches
+    # of samples of its first batches
+    hashes: list[Tensor] = field(default_factory=list)
 
     def batches(self) -> Portrait | None:
         """Its samples as training steps got them; waits for the device."""
@@ -74,7 +75,15 @@ class _Seen:
                 parts.append(Part(root, indices, at))
         words = "the training set" if self.kind == "train" else "the validation set"
         words = words if running else f"{words} of an earlier fit"
-        return Side(key, words, parts, self.dataset(), self.workers, self.portraits, self.batches())
+        return Side(
+            key,
+            words,
+            parts,
+            self.dataset(),
+            self.workers,
+            self.portraits,
+            self.batches(),
+        )
 
 
 class History:
@@ -125,13 +134,18 @@ class History:
         found = []
         for seen in self._trained():
             of_batches = seen.batches()
-            found += [*seen.portraits, *([of_batches] if of_batches is not None else [])]
+            found += [
+                *seen.portraits,
+                *([of_batches] if of_batches is not None else []),
+            ]
         return found
 
     def add(self, kind: SplitKind, loader: Any) -> None:
         """The running fit trains or validates with `loader`."""
         fit = len(self._fits)
-        if any(s.loader() is loader and s.kind == kind and s.fit == fit for s in self._sets):
+        if any(
+            s.loader() is loader and s.kind == kind and s.fit == fit for s in self._sets
+        ):
             return
         parts = _loaders.parts(loader)
         seen = _Seen(
@@ -143,10 +157,14 @@ class History:
             [(part.indices, part.at) for part in parts],
             workers(loader),
         )
-        seen.portraits = [p for part in parts if (p := portrait(rows(part.root, part.indices)))]
+        seen.portraits = [
+            p for part in parts if (p := portrait(rows(part.root, part.indices)))
+        ]
         self._sets = [*self._sets, seen][-_SETS:]
 
-    def sides(self, kind: SplitKind, module: nn.Module | None, fitting: bool) -> list[Side]:
+    def sides(
+        self, kind: SplitKind, module: nn.Module | None, fitting: bool
+    ) -> list[Side]:
         """The sets of the fits that made `module` what it is: its own, else the last one."""
         fits = [i for i, one in enumerate(self._fits, 1) if one() is module]
         if fitting or not fits:

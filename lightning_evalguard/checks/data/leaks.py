@@ -33,9 +33,7 @@ _NATURAL = 1024  # rows of the other set that are looked for in it
 _HASHED = 20_000  # samples of the other set whose hashes are kept
 _FEW = 3  # as many may be equal by chance
 _UNSEEN = 3.0  # equal samples that a portrait may hide which shows none
-_SPLIT = (
-    "Split once, before anything is drawn or repeated, and evaluate what training does not see."
-)
+_SPLIT = "Split once, before anything is drawn or repeated, and evaluate what training does not see."
 _CHOSEN = "Keep a set for the test alone: what was chosen by a score is fitted to its samples."
 
 
@@ -118,7 +116,9 @@ class Leak:
                 compared = True
                 hit = self._hits(queries, theirs, budget)
                 step = max(1, -(-len(part.at) // _QUERIES))
-                places |= set(part.at[::step][hit].tolist()) if hit is not None else set()
+                places |= (
+                    set(part.at[::step][hit].tolist()) if hit is not None else set()
+                )
             for kept in self._side.portraits if not self._side.parts else ():
                 compared = True
                 hit = kept.holds(queries)
@@ -132,10 +132,14 @@ class Leak:
         return self._fact(sorted(places), f"stand in {self._side.words} too", exact)
 
     def _tables(self, mine: Part) -> list[SampleRows]:
-        held = [rows(b.root, b.indices) for b in self._side.parts if b.root is not mine.root]
+        held = [
+            rows(b.root, b.indices) for b in self._side.parts if b.root is not mine.root
+        ]
         return [table for table in held if table is not None]
 
-    def _hits(self, queries: SampleRows, theirs: SampleRows, budget: Budget) -> Tensor | None:
+    def _hits(
+        self, queries: SampleRows, theirs: SampleRows, budget: Budget
+    ) -> Tensor | None:
         """Which queries are leaks, as a mask; None where there are no more than by nature."""
         hit = twins(queries, theirs, 1, budget)
         if not bool(hit.any()):
@@ -175,7 +179,11 @@ class Leak:
             # In step, so that copies in one order meet.
             k, self._next = self._next, self._next + 1
             at = spread(k, n)
-            if k < n and len(ours) < _QUERIES and (held := content_hash(dataset[at])) is not None:
+            if (
+                k < n
+                and len(ours) < _QUERIES
+                and (held := content_hash(dataset[at])) is not None
+            ):
                 ours.setdefault(held[0], (at, held[1]))
             if k < m and (held := content_hash(other[spread(k, m)])) is not None:
                 self._seen[held[0]] += 1
@@ -196,7 +204,9 @@ class Leak:
             return []
         n = _loaders.length(self._one.loader.dataset)
         self.is_whole = len(places) >= min(n or 0, _QUERIES)
-        number = f"{len(places)}" if exact or len(places) == n else f"at least {len(places)}"
+        number = (
+            f"{len(places)}" if exact or len(places) == n else f"at least {len(places)}"
+        )
         return [
             self._one.fact(
                 f"{number} of its {n} samples {said} ({listed_places(places)}), expected none",
@@ -221,7 +231,9 @@ def by_batches(one: EvaluatedSet, theirs: Portrait | None, words: str) -> list[F
     return [one.fact(fact, _SPLIT if "training" in words else _CHOSEN)]
 
 
-def by_portraits(one: EvaluatedSet, theirs: Sequence[Portrait], words: str) -> list[Fact]:
+def by_portraits(
+    one: EvaluatedSet, theirs: Sequence[Portrait], words: str
+) -> list[Fact]:
     """Which evaluated samples stand in a set of which a record holds hashes."""
     places, exact = set[int](), True
     for part in _loaders.parts(one.loader):
@@ -240,7 +252,9 @@ def by_portraits(one: EvaluatedSet, theirs: Sequence[Portrait], words: str) -> l
         of_batches = next((kept for kept in theirs if kept.kind == BATCHES), None)
         return by_batches(one, of_batches, words)
     n = _loaders.length(one.loader.dataset)
-    number = str(len(places)) if exact or len(places) == n else f"at least {len(places)}"
+    number = (
+        str(len(places)) if exact or len(places) == n else f"at least {len(places)}"
+    )
     which = listed_places(sorted(places))
     fact = f"{number} of its {n} samples stand in {words} too ({which}), expected none"
     return [one.fact(fact, _SPLIT)]

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, listed_places, workers
+from lightning_evalguard.checks.data.loader_facts import (
+    EvaluatedSet,
+    listed_places,
+    workers,
+)
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.fingerprint import Blocks, sample_hashes
 from lightning_evalguard.data.loaders import Fact
@@ -45,7 +49,12 @@ def _given(loader: Any) -> Tensor | None:
     """The indices that an evaluation takes from the loader's dataset, in order."""
     n = _loaders.length(getattr(loader, "dataset", None))
     order = _loaders.order(loader)
-    if _loaders.is_iterable_style(loader) or n is None or n > _INDICES or order == "drawn":
+    if (
+        _loaders.is_iterable_style(loader)
+        or n is None
+        or n > _INDICES
+        or order == "drawn"
+    ):
         return None
     sampler = _loaders.sampler_of(loader)
     batches = getattr(loader, "batch_sampler", None)
@@ -64,7 +73,10 @@ def _given(loader: Any) -> Tensor | None:
 def _iterated(loader: Any, sampler: Any) -> Tensor | None:
     """What a sampler of the user's own gives in one pass, which leaves no trace."""
     batches = getattr(loader, "batch_sampler", None)
-    own = isinstance(batches, BatchSampler) and type(batches).__iter__ is BatchSampler.__iter__
+    own = (
+        isinstance(batches, BatchSampler)
+        and type(batches).__iter__ is BatchSampler.__iter__
+    )
     source = sampler if own else batches
     if not isinstance(source, Sampler) or torch.distributed.is_initialized():
         return None
@@ -95,7 +107,9 @@ class Repeats:
         counts: Whether samples given twice are looked for, or the hashes alone are of use.
     """
 
-    def __init__(self, one: EvaluatedSet, owned: int | None, counts: bool = True) -> None:
+    def __init__(
+        self, one: EvaluatedSet, owned: int | None, counts: bool = True
+    ) -> None:
         self._one = one
         self.counts = counts
         self._left = owned
@@ -170,11 +184,15 @@ def is_repeated(counts: Tensor) -> bool:
     return bool(several * rate / (k + 1) >= _SURE)
 
 
-def _fact(one: EvaluatedSet, again: int, of: int, places: list[int], certain: bool) -> Fact:
+def _fact(
+    one: EvaluatedSet, again: int, of: int, places: list[int], certain: bool
+) -> Fact:
     cause = ""
     if not certain and workers(one.loader) > 1:
         cause = f": each of its {workers(one.loader)} workers reads the whole stream"
-    remedy = "Give each sample once: leave the sampler out, or drop the copy of the set."
+    remedy = (
+        "Give each sample once: leave the sampler out, or drop the copy of the set."
+    )
     if cause:
         remedy = "Share the stream out in `__iter__` by `torch.utils.data.get_worker_info()`."
     which = listed_places(places)

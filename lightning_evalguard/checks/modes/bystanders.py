@@ -13,7 +13,12 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.effect import effect_of, tracks_statistics
 from lightning_evalguard.checks.modes.learning import Learning
 from lightning_evalguard.checks.modes.plans import Repair, planned
-from lightning_evalguard.checks.modes.words import common, kinds_of, mode_finding, patterns
+from lightning_evalguard.checks.modes.words import (
+    common,
+    kinds_of,
+    mode_finding,
+    patterns,
+)
 from lightning_evalguard.model.tensors import is_metric, version
 from lightning_evalguard.model.tree import Modes, parent
 
@@ -86,7 +91,9 @@ class Bystanders:
         self._reported: set[int] = set()
         self._handles: list[Any] = []
         self._left = 0
-        self._trained_at_open = {id(p) for p in modes.root.parameters() if p.requires_grad}
+        self._trained_at_open = {
+            id(p) for p in modes.root.parameters() if p.requires_grad
+        }
 
     def consider(self, flags: Sequence[bool], learning: Learning) -> None:
         """Choose the modules to look at in the next steps."""
@@ -100,7 +107,9 @@ class Bystanders:
             top = learning.idle_part(name)
             if top is None or effect_of(module) is None:
                 continue
-            if planned(self._expected, name) is not None or self._in_metric(name, modules):
+            if planned(self._expected, name) is not None or self._in_metric(
+                name, modules
+            ):
                 continue
             around: list[Tensor] = list(modules[top].parameters())
             held = learning.is_held(top)
@@ -139,7 +148,9 @@ class Bystanders:
         at: str | None = name
         while at is not None:
             module = modules.get(at)
-            compiled = type(module).__module__.startswith(("torch.jit.", "torch._dynamo."))
+            compiled = type(module).__module__.startswith(
+                ("torch.jit.", "torch._dynamo.")
+            )
             if compiled or isinstance(module, _FAST):
                 return False
             at = parent(at)
@@ -193,13 +204,17 @@ class Bystanders:
                 subject = names[0]
             fact = self._fact(group, moving, follows)
             # a pattern may take in what has no mode of its own, and what is in train mode anyway
-            others = [n for n, m in modules.items() if n not in names and self._is_other(m)]
+            others = [
+                n for n, m in modules.items() if n not in names and self._is_other(m)
+            ]
             listed = patterns(names, others, [part] if part else [])
             remedy = (
                 "Call `.eval()` on it and override `train()` to keep it so, or write "
                 f"`guard.expect_modes(train={listed})` if that is the plan."
             )
-            found = mode_finding(now, subject, modules[subject], fact, remedy, None, certain=False)
+            found = mode_finding(
+                now, subject, modules[subject], fact, remedy, None, certain=False
+            )
             beside = [b for b in self._candidates if b.top in {g.top for g in group}]
             teaches = follows or not all(tracks_statistics(b.module) for b in beside)
             yield found, [] if teaches else [(b.module, False) for b in group]
@@ -214,7 +229,9 @@ class Bystanders:
             acts.append("running statistics still move")
         if len(moving) < len(group):
             acts.append("it is used with dropout or the like switched on")
-        return f"{what} but in train mode{many}: {' and '.join(acts)}, expected eval mode"
+        return (
+            f"{what} but in train mode{many}: {' and '.join(acts)}, expected eval mode"
+        )
 
 
 class _Called:

@@ -14,10 +14,17 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.allow import allowed
-from lightning_evalguard.instruments.source import PLUMBING, Site, nearest, owner_of, site_at
+from lightning_evalguard.instruments.source import (
+    PLUMBING,
+    Site,
+    nearest,
+    owner_of,
+    site_at,
+)
 
 LOOPS = frozenset({"lightning", "pytorch_lightning", "lightning_fabric"})
-_TRAINERS = frozenset({"trl", "sentence_transformers", "setfit"})  # built on that of transformers
+# built on that of transformers
+_TRAINERS = frozenset({"trl", "sentence_transformers", "setfit"})
 # Lightning's own methods that a user calls to set modes: the line is that of the caller.
 _FREEZES = frozenset({"freeze", "unfreeze"})
 _EVALUATES = ("on_validation_", "on_test_", "on_predict_", "on_sanity_check_")
@@ -50,7 +57,11 @@ class ModeCall:
     @property
     def site(self) -> Site | None:
         """The user's line; None where Lightning called."""
-        return site_at(self.code, self.lasti, self.lineno) if self.code is not None else None
+        return (
+            site_at(self.code, self.lasti, self.lineno)
+            if self.code is not None
+            else None
+        )
 
     @property
     def is_plan(self) -> bool:
@@ -145,7 +156,9 @@ class _Calls:
 calls = _Calls()
 
 
-def _outside(frame: FrameType | None, module: nn.Module, code: CodeType) -> FrameType | None:
+def _outside(
+    frame: FrameType | None, module: nn.Module, code: CodeType
+) -> FrameType | None:
     """The first frame outside `eval()` and overrides of `train()` of this very module."""
     while (
         frame is not None
@@ -157,7 +170,9 @@ def _outside(frame: FrameType | None, module: nn.Module, code: CodeType) -> Fram
     return frame
 
 
-def _call_at(frame: FrameType | None, mode: bool, number: int, receiver: int) -> ModeCall:
+def _call_at(
+    frame: FrameType | None, mode: bool, number: int, receiver: int
+) -> ModeCall:
     meant = allowed("modes")
     at = nearest(frame, PLUMBING)
     while at is not None and at.f_code.co_name in _FREEZES and _is_loops(at):
@@ -169,9 +184,16 @@ def _call_at(frame: FrameType | None, mode: bool, number: int, receiver: int) ->
     if _is_loops(at):
         return ModeCall(bool(mode), number, receiver, meant, by_train, None, None, 0, 0)
     return ModeCall(
-        bool(mode), number, receiver, meant, by_train, _hook_around(at),
-        at.f_code, at.f_lasti, at.f_lineno,
-    )  # fmt: skip
+        bool(mode),
+        number,
+        receiver,
+        meant,
+        by_train,
+        _hook_around(at),
+        at.f_code,
+        at.f_lasti,
+        at.f_lineno,
+    )
 
 
 def _is_loops(frame: FrameType) -> bool:

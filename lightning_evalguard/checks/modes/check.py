@@ -9,12 +9,27 @@ from torch import nn
 
 from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.modes.callers import ModeCall, Override, calls, override_of, who
-from lightning_evalguard.checks.modes.effect import effect_of, is_dropout, read_by_others
+from lightning_evalguard.checks.modes.callers import (
+    ModeCall,
+    Override,
+    calls,
+    override_of,
+    who,
+)
+from lightning_evalguard.checks.modes.effect import (
+    effect_of,
+    is_dropout,
+    read_by_others,
+)
 from lightning_evalguard.checks.modes.plans import Repair, plan_modes
 from lightning_evalguard.checks.modes.training import TrainingModes
 from lightning_evalguard.checks.modes.window import ModesWindow, Unrestored
-from lightning_evalguard.checks.modes.words import mode_finding, with_others, with_siblings, word
+from lightning_evalguard.checks.modes.words import (
+    mode_finding,
+    with_others,
+    with_siblings,
+    word,
+)
 from lightning_evalguard.model.tensors import is_metric
 from lightning_evalguard.model.tree import Modes, collapse, registrations
 from lightning_evalguard.report import Finding
@@ -67,14 +82,18 @@ class ModesCheck(Check):
         self._unrestored = None
         self._first.clear()
         plans = plan_modes(self._callbacks())
-        self._training = TrainingModes(self._modes, self._expected, self._optimizers, plans)
+        self._training = TrainingModes(
+            self._modes, self._expected, self._optimizers, plans
+        )
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
         if self._modes is None:
             return ()
         try:
-            return self._verify_restored(now) + self._offer(self._training.after_backward())
+            return self._verify_restored(now) + self._offer(
+                self._training.after_backward()
+            )
         finally:  # whatever fails, nothing stays wrapped
             self._modes = None
             calls.stop(self._woken)
@@ -90,7 +109,9 @@ class ModesCheck(Check):
 
     def start(self, now: Moment) -> Iterable[Finding]:
         modes = self._tree()
-        findings = self._verify_restored(now) + self._offer(self._training.after_backward())
+        findings = self._verify_restored(now) + self._offer(
+            self._training.after_backward()
+        )
         modes.refresh(force=True)
         self._windows.append(ModesWindow(now.stage, modes))
         self._awake.clear()
@@ -104,7 +125,9 @@ class ModesCheck(Check):
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         findings = self._in_train_mode(now) if self._tree().any_training() else []
         if self._woken:
-            findings += self._put_back_before_the_end(now, {f.subject for f in findings})
+            findings += self._put_back_before_the_end(
+                now, {f.subject for f in findings}
+            )
         return findings
 
     def explains(self, other: Finding) -> Finding | None:
@@ -134,7 +157,9 @@ class ModesCheck(Check):
 
     # training
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+    def before_train_step(
+        self, now: Moment, args: tuple[Any, ...]
+    ) -> Iterable[Finding]:
         if self._unrestored is None and not self._training.waits:
             return ()
         findings = self._verify_restored(now) if self._unrestored is not None else []
@@ -178,7 +203,9 @@ class ModesCheck(Check):
 
     def _once(self, found: Finding) -> Finding:
         """The same finding in each stage and epoch, however often it is seen."""
-        return self._first.setdefault((found.subject, found.fact, found.location), found)
+        return self._first.setdefault(
+            (found.subject, found.fact, found.location), found
+        )
 
     def _with_effect(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """Those of `modules` whose mode changes what the model computes."""
@@ -188,7 +215,9 @@ class ModesCheck(Check):
             if effect_of(module) is None:
                 if others is None:
                     tree = self._tree()
-                    others = read_by_others(dict(zip(tree.names, tree.modules, strict=True)))
+                    others = read_by_others(
+                        dict(zip(tree.names, tree.modules, strict=True))
+                    )
                 if id(module) not in others:
                     continue
             affected[name] = module
@@ -228,7 +257,11 @@ class ModesCheck(Check):
         return self._offer(repairs)
 
     def _found_awake(
-        self, now: Moment, tops: Sequence[str], awake: Mapping[str, nn.Module], every: int
+        self,
+        now: Moment,
+        tops: Sequence[str],
+        awake: Mapping[str, nn.Module],
+        every: int,
     ) -> Finding:
         top, *siblings = tops
         module, others = awake[top], every - len(tops)
@@ -242,21 +275,36 @@ class ModesCheck(Check):
             site = why.site
             fact += f": `{why.name}` is overridden and leaves it so"
             remedy = f"Call `super().{why.method}(...)` in `{why.name}`."
-        elif now.stage == "predict" and site and all(is_dropout(awake[name]) for name in tops):
+        elif (
+            now.stage == "predict"
+            and site
+            and all(is_dropout(awake[name]) for name in tops)
+        ):
             remedy = f"Remove `{why}`, or write `with {_AROUND}` around the draws."
         elif why:
             remedy = f"Remove `{why}`."
-        return self._once(mode_finding(now, top, module, fact, remedy, site, siblings=siblings))
+        return self._once(
+            mode_finding(now, top, module, fact, remedy, site, siblings=siblings)
+        )
 
-    def _put_back_before_the_end(self, now: Moment, reported: set[str | None]) -> list[Finding]:
-        names = {id(m): n for n, m in zip(self._tree().names, self._tree().modules, strict=True)}
+    def _put_back_before_the_end(
+        self, now: Moment, reported: set[str | None]
+    ) -> list[Finding]:
+        names = {
+            id(m): n
+            for n, m in zip(self._tree().names, self._tree().modules, strict=True)
+        }
         woken: dict[str, tuple[nn.Module, ModeCall]] = {}
         for module, call in self._woken:
             name = names.get(id(module))
-            if name is not None and not (module.training or call.allowed or is_metric(module)):
+            if name is not None and not (
+                module.training or call.allowed or is_metric(module)
+            ):
                 woken.setdefault(name, (module, call))
         self._woken.clear()
-        affected = self._with_effect({name: module for name, (module, _) in woken.items()})
+        affected = self._with_effect(
+            {name: module for name, (module, _) in woken.items()}
+        )
         groups = collapse(woken)
         causes: dict[Any, list[str]] = {}
         for top, group in groups.items():
@@ -273,7 +321,9 @@ class ModesCheck(Check):
             )
             remedy = f"Evaluate without it, or write `with {_AROUND}` around it if it is meant."
             module, call = woken[top]
-            made = mode_finding(now, top, module, fact, remedy, call.site, siblings=siblings)
+            made = mode_finding(
+                now, top, module, fact, remedy, call.site, siblings=siblings
+            )
             found = self._once(made)
             self._awake |= {n: (found, woken[n][0]) for n in group if n in affected}
             findings.append(found)
@@ -285,20 +335,32 @@ class ModesCheck(Check):
             return []
         repairs = []
         for before in (True, False):
-            named = {n: m for n, (m, b) in past.wrong.items() if b == before != m.training}
+            named = {
+                n: m for n, (m, b) in past.wrong.items() if b == before != m.training
+            }
             affected = self._with_effect(named)
             for top, group in collapse(named).items():
                 if not affected.keys() & set(group):
-                    self._note(top, named[top], "was left in another mode by an evaluation")
+                    self._note(
+                        top, named[top], "was left in another mode by an evaluation"
+                    )
                     continue
                 self._training.reported.update(id(named[n]) for n in group)
-                found = self._unrestored_words(now, past.stage, top, named[top], group, before)
+                found = self._unrestored_words(
+                    now, past.stage, top, named[top], group, before
+                )
                 repairs.append((found, [(named[n], before) for n in group]))
         repairs += self._undone(now, past)
         return self._offer(repairs)
 
     def _unrestored_words(
-        self, now: Moment, stage: str, top: str, module: nn.Module, group: list[str], before: bool
+        self,
+        now: Moment,
+        stage: str,
+        top: str,
+        module: nn.Module,
+        group: list[str],
+        before: bool,
     ) -> Finding:
         hook = f"on_{spelling(stage).hooks}_model_train"
         override = override_of(type(self._tree().root), hook)
@@ -323,7 +385,9 @@ class ModesCheck(Check):
 
     def _undone(self, now: Moment, past: Unrestored) -> Iterable[Repair]:
         """What was frozen at the end of an evaluation, and woken again by the loop."""
-        undone = {n: m for n, m in past.undone.items() if m.training and n not in past.wrong}
+        undone = {
+            n: m for n, m in past.undone.items() if m.training and n not in past.wrong
+        }
         for top, group in collapse(undone).items():
             site, _ = who(undone[top], False)
             fact = (

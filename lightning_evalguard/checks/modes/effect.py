@@ -31,9 +31,25 @@ _NO_EFFECT = (
     "pytorch_lightning.",
 )
 _NOT_COMPUTING = frozenset(
-    {"__init__", "train", "eval", "extra_repr", "__repr__", "__setstate__", "setup", "teardown"}
+    {
+        "__init__",
+        "train",
+        "eval",
+        "extra_repr",
+        "__repr__",
+        "__setstate__",
+        "setup",
+        "teardown",
+    }
 )
-_SETTINGS = ("configure_", "on_train_", "on_fit_", "on_validation_", "on_test_", "on_predict_")
+_SETTINGS = (
+    "configure_",
+    "on_train_",
+    "on_fit_",
+    "on_validation_",
+    "on_test_",
+    "on_predict_",
+)
 _RATES = (
     "p",
     "drop_prob",
@@ -75,7 +91,8 @@ def _known_effect(module: nn.Module) -> Effect | None:
     elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
         changes = module.track_running_stats and module.running_mean is not None
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        changes = module.running_mean is not None  # without any, both modes take the batch's
+        # without any, both modes take the batch's
+        changes = module.running_mean is not None
     elif isinstance(module, nn.RReLU):
         changes = module.lower != module.upper
     elif isinstance(module, nn.RNNBase):
@@ -122,7 +139,9 @@ def read_by_others(modules: Mapping[str, nn.Module]) -> set[int]:
                 read.add(id(target))
         if reads.unknown:
             below = f"{name}." if name else ""
-            read.update(id(m) for n, m in modules.items() if n.startswith(below) and n != name)
+            read.update(
+                id(m) for n, m in modules.items() if n.startswith(below) and n != name
+            )
     return read
 
 
@@ -135,7 +154,8 @@ def _follow(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
 
 
 def _class(module: nn.Module) -> Any:
-    return type(module)  # untyped: mypy holds that Module's __hash__ does not suit a cache's key
+    # untyped: mypy holds that Module's __hash__ does not suit a cache's key
+    return type(module)
 
 
 def _drops_nothing(module: nn.Module, cls: Any) -> bool:
@@ -175,7 +195,10 @@ def _runs_torchs_forward(cls: Any) -> bool:
         if forward is None:
             continue
         codes = list(_codes(forward))
-        return any({"super", "forward", "training"} & {*c.co_names, *c.co_freevars} for c in codes)
+        return any(
+            {"super", "forward", "training"} & {*c.co_names, *c.co_freevars}
+            for c in codes
+        )
     return True
 
 
@@ -252,7 +275,9 @@ def _functions(member: Any) -> Iterator[FunctionType]:
             waiting.append(thing.fget)
         elif isinstance(thing, (functools.cached_property, functools.partial)):
             waiting.append(thing.func)
-        elif thing is not None and not isinstance(thing, (type, nn.Module, torch.Tensor)):
+        elif thing is not None and not isinstance(
+            thing, (type, nn.Module, torch.Tensor)
+        ):
             waiting.append(inspect.getattr_static(type(thing), "__call__", None))
 
 

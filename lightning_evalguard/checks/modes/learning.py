@@ -115,7 +115,9 @@ class Learning:
             at = parent(at)
         if at is None:
             return None
-        children = [c for c in self._children.get(at, ()) if self._below.get(c, _Count()).learns]
+        children = [
+            c for c in self._children.get(at, ()) if self._below.get(c, _Count()).learns
+        ]
         own = at if self._own[at].learns else None
         return (own, children) if own is not None or children else None
 
@@ -137,7 +139,11 @@ def is_at_or_below(name: str, top: str) -> bool:
 
 def _parameters_of(module: nn.Module) -> Iterator[Tensor]:
     own = module.__dict__.get("_parameters")
-    held = own.values() if isinstance(own, dict) else list(module.parameters(recurse=False))
+    held = (
+        own.values()
+        if isinstance(own, dict)
+        else list(module.parameters(recurse=False))
+    )
     return (p for p in held if p is not None)
 
 
@@ -191,7 +197,13 @@ def held_by(optimizers: Iterable[Any], root: nn.Module) -> set[int] | None:
 def _kept_optimizers(root: nn.Module) -> Iterator[torch.optim.Optimizer]:
     for value in vars(root).values():
         several = isinstance(value, (list, tuple, dict))
-        values = value.values() if isinstance(value, dict) else value if several else (value,)
+        values = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if several
+            else (value,)
+        )
         yield from (v for v in values if isinstance(v, torch.optim.Optimizer))
 
 
@@ -209,7 +221,9 @@ def reached_from(outputs: Any) -> set[int]:
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             reached.add(id(leaf))
-        following = [n for n, _ in node.next_functions if n is not None and n not in known]
+        following = [
+            n for n, _ in node.next_functions if n is not None and n not in known
+        ]
         known.update(following)
         waiting += following
     return reached

@@ -65,7 +65,8 @@ def names_in(code: CodeType, word: str) -> bool:
 
 
 def _class(module: nn.Module) -> Any:
-    return type(module)  # untyped: mypy holds that Module's __hash__ does not suit a cache's key
+    # untyped: mypy holds that Module's __hash__ does not suit a cache's key
+    return type(module)
 
 
 @functools.cache

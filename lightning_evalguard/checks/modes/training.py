@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.bystanders import Bystanders
 from lightning_evalguard.checks.modes.callers import calls, who
-from lightning_evalguard.checks.modes.effect import effect_of, is_norm, tracks_statistics
+from lightning_evalguard.checks.modes.effect import (
+    effect_of,
+    is_norm,
+    tracks_statistics,
+)
 from lightning_evalguard.checks.modes.learning import (
     Gradients,
     Learning,
@@ -36,7 +40,8 @@ from lightning_evalguard.checks.modes.words import (
 from lightning_evalguard.model.tensors import version
 from lightning_evalguard.model.tree import Modes, collapse, parent
 
-_WALKS = 2  # training steps whose graph is searched for the parameters of a part in eval mode
+# training steps whose graph is searched for the parameters of a part in eval mode
+_WALKS = 2
 
 
 @dataclass
@@ -95,7 +100,8 @@ class TrainingModes:
         self._accepted_names: list[str] = []
         self._number = calls.number  # of the last call of `train()` that was looked at
         self._read_at = -1  # and when flags were read last
-        self._learned: dict[str, bool] = {}  # of what was in eval mode, whether it was to learn
+        # of what was in eval mode, whether it was to learn
+        self._learned: dict[str, bool] = {}
         self._batches: dict[int, int | None] = {}
         self._at_open = self._in_eval()
 
@@ -172,7 +178,10 @@ class TrainingModes:
 
     def accept(self, repaired: Iterable[nn.Module] = ()) -> None:
         """Take the modes as they are now for those that the next step is compared with."""
-        self._accepted, self._accepted_names = self._modes.read(), list(self._modes.names)
+        self._accepted, self._accepted_names = (
+            self._modes.read(),
+            list(self._modes.names),
+        )
         self._number = calls.number
         self.reported.difference_update(id(m) for m in repaired)
 
@@ -206,7 +215,9 @@ class TrainingModes:
             if flag:
                 told = id(module) in self.reported
                 self.reported.discard(id(module))
-                if not told and self._is_woken(name, module, learning, learned, bool(before)):
+                if not told and self._is_woken(
+                    name, module, learning, learned, bool(before)
+                ):
                     woken[name] = module
             else:
                 self._learned[name] = learning.learns(name)
@@ -229,7 +240,9 @@ class TrainingModes:
 
     # in eval mode while it learns
 
-    def _suspect(self, now: Moment, asleep: dict[str, nn.Module], learning: Learning) -> None:
+    def _suspect(
+        self, now: Moment, asleep: dict[str, nn.Module], learning: Learning
+    ) -> None:
         modules = dict(zip(self._modes.names, self._modes.modules, strict=True))
         kept = {n for n, m in asleep.items() if is_kept_by_train(n, m, self._modes)}
         tops = {n: self._top_in_eval(n, modules) for n in asleep}
@@ -244,21 +257,31 @@ class TrainingModes:
             if key in self.reported or name in silent:
                 continue
             still[key] = self._asleep.get(key) or _Asleep(
-                name, module, effect_of(module) == "certain", tops[name], name in meant,
-                learning.parameters(name), replace(now),
-            )  # fmt: skip
+                name,
+                module,
+                effect_of(module) == "certain",
+                tops[name],
+                name in meant,
+                learning.parameters(name),
+                replace(now),
+            )
         self._asleep = still if self.due else self._asleep | still
 
     def _is_hooked(self, module: nn.Module) -> bool:
         if is_set_by_a_hook(module):
             return True
         call = calls.last(module)
-        by_nobody = call is None or call.code is None  # the loop's own calls are put back
+        # the loop's own calls are put back
+        by_nobody = call is None or call.code is None
         return self._plans and id(module) in self._at_open and by_nobody
 
     def _top_in_eval(self, name: str, modules: dict[str, nn.Module]) -> str:
         top = name
-        while (up := parent(top)) is not None and up in modules and not modules[up].training:
+        while (
+            (up := parent(top)) is not None
+            and up in modules
+            and not modules[up].training
+        ):
             top = up
         return top
 
@@ -279,7 +302,11 @@ class TrainingModes:
         return found
 
     def _reached(self, reached: set[int]) -> list[Repair]:
-        proven = [a for a in self._asleep.values() if any(id(p) in reached for p in a.parameters)]
+        proven = [
+            a
+            for a in self._asleep.values()
+            if any(id(p) in reached for p in a.parameters)
+        ]
         if not proven:
             return []
         for asleep in proven:
@@ -305,18 +332,28 @@ class TrainingModes:
         names = [a.name for a in group]
         top = tops[0] if len(tops) == 1 else common(tops)
         top = top if top in modules else tops[0]
-        site, _ = who(modules[tops[0]] if tops[0] in modules else group[0].module, False)
+        site, _ = who(
+            modules[tops[0]] if tops[0] in modules else group[0].module, False
+        )
         listed = kinds_of(a.module for a in group)
         if len(tops) == 1:
             over = "" if names == tops else f" together with {listed}"
-            fact = f"is in eval mode{over} while its parameters train, expected train mode"
+            fact = (
+                f"is in eval mode{over} while its parameters train, expected train mode"
+            )
         else:
             fact = f"holds {listed} in eval mode while their parameters train, expected train mode"
         meant = group[0].meant
-        remedy = self._remedy(top, names, tops, site) if meant else self._call_train(top, site)
+        remedy = (
+            self._remedy(top, names, tops, site)
+            if meant
+            else self._call_train(top, site)
+        )
         certain = not meant and any(a.certain for a in group)
         subject = modules.get(top, group[0].module)
-        found = mode_finding(group[0].now, top, subject, fact, remedy, site, certain=certain)
+        found = mode_finding(
+            group[0].now, top, subject, fact, remedy, site, certain=certain
+        )
         if meant:
             return found, []
         flags = [(a.module, True) for a in group]
@@ -333,9 +370,7 @@ class TrainingModes:
         pairs = zip(self._modes.names, self._modes.modules, strict=True)
         others = [n for n, m in pairs if n not in names and effect_of(m) is not None]
         listed = patterns(names, others, tops)
-        return (
-            f"Write `guard.expect_modes(eval={listed})` if that is the plan, else call `.train()`."
-        )
+        return f"Write `guard.expect_modes(eval={listed})` if that is the plan, else call `.train()`."
 
     def _insensitive_in(self, tops: list[str]) -> Iterator[nn.Module]:
         for name, module in zip(self._modes.names, self._modes.modules, strict=True):
@@ -355,10 +390,13 @@ class TrainingModes:
         seen_before: bool,
     ) -> bool:
         """Whether a module that was in eval mode should not be in train mode now."""
-        did_learn = learned.get(name, False) if seen_before else self._at_open[id(module)]
+        did_learn = (
+            learned.get(name, False) if seen_before else self._at_open[id(module)]
+        )
         learns = learning.learns(name)
         back_and_forth = calls.slept(module, self._number)
-        if learns and not did_learn:  # unfrozen: a plan, but not where it was frozen just before
+        # unfrozen: a plan, but not where it was frozen just before
+        if learns and not did_learn:
             return back_and_forth
         if learns:
             return seen_before and not self._is_named(module)
@@ -394,9 +432,14 @@ class TrainingModes:
                 f"steps{frozen}, expected eval mode as in the steps before"
             )
             remedy = "Leave it in eval mode, or declare the plan with `guard.expect_modes(...)`."
-            found = mode_finding(now, top, woken[top], fact, remedy, site, certain=certain)
+            found = mode_finding(
+                now, top, woken[top], fact, remedy, site, certain=certain
+            )
             yield found, [(m, False) for m in group]
 
     def _has_moved(self, module: nn.Module) -> bool:
-        count, before = module._buffers.get("num_batches_tracked"), self._batches.get(id(module))
+        count, before = (
+            module._buffers.get("num_batches_tracked"),
+            self._batches.get(id(module)),
+        )
         return count is None or before is None or version(count) != before

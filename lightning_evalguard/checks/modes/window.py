@@ -66,11 +66,18 @@ class ModesWindow:
         undone = {}
         for name, module in zip(modes.names, modes.modules, strict=True):
             call = calls.last(module)
-            if call is None or call.mode or call.code is None or call.number <= self._number:
+            if (
+                call is None
+                or call.mode
+                or call.code is None
+                or call.number <= self._number
+            ):
                 continue
             if not module.training or effect_of(module) is None:
                 continue
-            if not any(p.requires_grad for p in _part(name, module, modes).parameters()):
+            if not any(
+                p.requires_grad for p in _part(name, module, modes).parameters()
+            ):
                 undone[name] = module
         return undone
 

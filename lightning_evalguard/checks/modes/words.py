@@ -35,7 +35,9 @@ def with_siblings(names: Sequence[str]) -> str:
     listed = [f"`{name}`" for name in names[:_FEW]]
     if len(names) > _FEW:
         listed.append(f"{len(names) - _FEW} more")
-    said = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+    said = " and ".join(
+        [", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed
+    )
     return f", as {'are' if len(names) > 1 else 'is'} {said}"
 
 
@@ -65,7 +67,11 @@ def patterns(names: Sequence[str], others: Collection[str], tops: Sequence[str])
         others: Those that must not be.
         tops: The parts that `names` lie in.
     """
-    by_part = [p for top in tops for p in ([top, f"{top}.*"] if top not in names else [f"{top}*"])]
+    by_part = [
+        p
+        for top in tops
+        for p in ([top, f"{top}.*"] if top not in names else [f"{top}*"])
+    ]
     by_kind = sorted({re.sub(r"\d+", "*", name) for name in names})
     for choice in (by_part, by_kind):
         if choice and len(choice) <= _FEW and _match(choice, names, others):

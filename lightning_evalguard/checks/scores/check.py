@@ -123,7 +123,11 @@ class ScoresCheck(Check):
     def reason(self, key: str, score: str, theirs: float) -> tuple[str, str]:
         """Why a value logged under a name of ours is not that score, and what to do about it."""
         heard = self._of_step.get(key) or self._heard.get(key)
-        return self._claims.reason(heard, key, score, theirs) if heard is not None else ("", "")
+        return (
+            self._claims.reason(heard, key, score, theirs)
+            if heard is not None
+            else ("", "")
+        )
 
     def _hear(self, heard: LogCall) -> None:
         if self._in_steps:
@@ -159,7 +163,9 @@ class ScoresCheck(Check):
     def watch(self, now: Moment) -> Subscriber:
         return LabelsRead(self._labels or set())
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         if isinstance(seen, LabelsRead):
             self._labels_unread = seen.unread
         return ()
@@ -192,7 +198,9 @@ class ScoresCheck(Check):
         if error is not None or not self._follows:
             return ()
         stage = spelling(now.stage)
-        left = stage.words if is_sanity_check(now.stage) else f"the {stage.hooks} before"
+        left = (
+            stage.words if is_sanity_check(now.stage) else f"the {stage.hooks} before"
+        )
         facts = self._metrics.facts(self._tally.records, left, len(self._tally.steps))
         self._metrics.watch_training()
         facts += self._groups.facts()
@@ -201,7 +209,9 @@ class ScoresCheck(Check):
         facts += self._of_keys(facts)
         self._tally.leave(left)
         # the sanity check's scores are thrown away, and the next evaluation's say more
-        return list(self._findings(now, facts if not is_sanity_check(now.stage) else ()))
+        return list(
+            self._findings(now, facts if not is_sanity_check(now.stage) else ())
+        )
 
     def _begin(self, now: Moment) -> None:
         evaluated = self._loop.evaluated()
@@ -230,7 +240,11 @@ class ScoresCheck(Check):
         for key, heard in (self._of_step | self._heard).items():
             in_steps = key in self._of_step
             value = held.get(key) if in_steps else heard.value
-            if key in self._explained or key in wrong or not isinstance(value, (Tensor, float)):
+            if (
+                key in self._explained
+                or key in wrong
+                or not isinstance(value, (Tensor, float))
+            ):
                 continue
             number = float(value)
             if number in told or any(one.metric is heard.value for one in metrics):

@@ -65,12 +65,15 @@ class Claims:
 
     def __init__(self) -> None:
         self.counted: dict[str, LoaderCounts] = {}
-        self.unexplained: list[str] = []  # keys logged after the steps, made of nothing known
-        self._stale: set[str] = set()  # lists of which the mean of all that they hold was logged
+        # keys logged after the steps, made of nothing known
+        self.unexplained: list[str] = []
+        # lists of which the mean of all that they hold was logged
+        self._stale: set[str] = set()
         self._tally = Tally()
         self._stage = "val"
         self._evaluations: dict[str, int] = {}
-        self._before: dict[str, dict[str, list[float]]] = {}  # means of evaluations before
+        # means of evaluations before
+        self._before: dict[str, dict[str, list[float]]] = {}
 
     def begin(self, stage: str, tally: Tally) -> None:
         """An evaluation begins; its steps' numbers will stand in `tally`."""
@@ -115,7 +118,9 @@ class Claims:
         of_numbers = [n.name for n in self._tally.numbers() if n.name.startswith(name)]
         return not of_numbers or any(n in self._stale for n in of_numbers)
 
-    def reason(self, heard: LogCall, key: str, score: str, theirs: float) -> tuple[str, str]:
+    def reason(
+        self, heard: LogCall, key: str, score: str, theirs: float
+    ) -> tuple[str, str]:
         """How a value came about that is logged under `score`, where that can be reproduced."""
         counted, claim = self._counted_of(heard), claim_of(score)
         if counted is None or claim is None or heard.by_metric:
@@ -126,7 +131,9 @@ class Claims:
 
     # by the name
 
-    def _of_name(self, heard: LogCall, value: float, in_steps: bool) -> Fact | str | None:
+    def _of_name(
+        self, heard: LogCall, value: float, in_steps: bool
+    ) -> Fact | str | None:
         claim = claim_of(heard.name)
         if claim is not None and claim.stage not in ("", self._stage):
             return None
@@ -149,11 +156,14 @@ class Claims:
             return Fact(f"{said}; {how.how}", fix, heard.key, certain=False)
         why, remedy = "", ""
         if not heard.by_metric:
-            why, remedy = self._how(heard, value, counted.batches.series(claim), counted)
+            why, remedy = self._how(
+                heard, value, counted.batches.series(claim), counted
+            )
         if why:
             return Fact(f"{said}; {why}", remedy, heard.key, certain=False)
         if result.task == "multilabel" or result.problems():
-            return None  # scores of whole samples, or of other samples, are not in the matrix
+            # scores of whole samples, or of other samples, are not in the matrix
+            return None
         if not in_steps:
             self.unexplained.append(heard.key)
         remedy = CHECK_IT
@@ -168,13 +178,21 @@ class Claims:
         """What was counted of the samples that a key speaks of, where that is known."""
         if heard.loader is not None:
             suffix = f"/dataloader_idx_{heard.loader}" if heard.loader else ""
-            return self.counted.get(f"{self._stage}{suffix}") if heard.key != heard.name else None
+            return (
+                self.counted.get(f"{self._stage}{suffix}")
+                if heard.key != heard.name
+                else None
+            )
         if len(self.counted) != 1 or self._tally.loaders > 1:
             return None
         return self.counted.get(self._stage)
 
     def _how(
-        self, heard: LogCall, value: float, series: dict[str, list[float]], counted: LoaderCounts
+        self,
+        heard: LogCall,
+        value: float,
+        series: dict[str, list[float]],
+        counted: LoaderCounts,
     ) -> tuple[str, str]:
         """Which summary of the batches' scores a value is, in words, and the fix."""
         n = len(counted.batches.totals())
@@ -202,7 +220,9 @@ class Claims:
         updates = len(self._tally.weights_of(heard.key))
         if heard.by_metric or heard.size is None or updates < 2:
             return None
-        if not _NOT_A_MEAN.search(heard.name) or self._tally.of_micro_metrics(heard.name):
+        if not _NOT_A_MEAN.search(heard.name) or self._tally.of_micro_metrics(
+            heard.name
+        ):
             return None
         return Fact(
             f"is the mean of {updates} batches' values, and that score is not a mean",
@@ -226,7 +246,11 @@ class Claims:
         if any(_is_a_score(value, counted.result) for counted in self.counted.values()):
             return None  # of one class, say
         numbers = self._tally.numbers()
-        known = {key: c for key, c in self.counted.items() if self._closely or claim_of(heard.name)}
+        known = {
+            key: c
+            for key, c in self.counted.items()
+            if self._closely or claim_of(heard.name)
+        }
         for counted in known.values():
             numbers += _by_batch(counted)
         summary = summary_of(value, heard.name, numbers)
@@ -294,7 +318,9 @@ class Claims:
 
 def _is_a_score(value: float, result: ConfusionResult) -> bool:
     """Whether a value is a score of all classes or of one."""
-    each = per_class(result.support, result.predicted, result.true_positives, result.judged)
+    each = per_class(
+        result.support, result.predicted, result.true_positives, result.judged
+    )
     every = [*result.scores.values(), *(v for scores in each for v in scores.tolist())]
     return any(close(value, score) for score in every)
 
@@ -311,7 +337,8 @@ def _by_batch(counted: LoaderCounts) -> list[Numbers]:
         series = counted.batches.series(Claim(family, "", ""))
         chosen = [n for n in (family, f"{family}_macro") if n in series]
         made += [
-            Numbers(f"batches' {n}", series[n], answers, answers, by_batch=True) for n in chosen
+            Numbers(f"batches' {n}", series[n], answers, answers, by_batch=True)
+            for n in chosen
         ]
     return made
 

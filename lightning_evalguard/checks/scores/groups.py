@@ -80,19 +80,28 @@ def _merged(root: nn.Module) -> Iterator[tuple[str, Any, Any, str]]:
     """Each metric that a collection does not update itself, and the one that stands for it."""
     for name, module in root.named_modules():
         held = vars(module)
-        if type(module).__name__ != "MetricCollection" or not held.get("_groups_checked"):
+        if type(module).__name__ != "MetricCollection" or not held.get(
+            "_groups_checked"
+        ):
             continue
         members = held.get("_modules", {})
         for group in held.get("_groups", {}).values():
             chosen = [members[n] for n in group if n in members]
             if len(chosen) == len(group) > 1 and not any(_computes(m) for m in chosen):
                 for other in group[1:]:
-                    yield group[0], members[group[0]], members[other], f"{name}.{other}".strip(".")
+                    yield (
+                        group[0],
+                        members[group[0]],
+                        members[other],
+                        f"{name}.{other}".strip("."),
+                    )
 
 
 def _computes(metric: nn.Module) -> bool:
     """Whether a metric holds a network or others of its kind: it is not updated a second time."""
-    return any(True for _ in metric.children()) or any(True for _ in metric.parameters())
+    return any(True for _ in metric.children()) or any(
+        True for _ in metric.parameters()
+    )
 
 
 def _differ(leader: Any, member: Any, args: Any, kwargs: Any) -> bool:

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 _PLACES = 64  # attributes that are followed
 _NUMBERS = 4  # of one item: the values of a dict, the items of a tuple
 _ITEMS = 4096  # of one list
-_LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "builtins", "collections")
-_UNREAD = frozenset({"_parameters", "_buffers", "_modules", "_trainer", "_fabric", "_hparams"})
+_LIBRARIES = (
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "torchmetrics",
+    "builtins",
+    "collections",
+)
+_UNREAD = frozenset(
+    {"_parameters", "_buffers", "_modules", "_trainer", "_fabric", "_hparams"}
+)
 Owner = tuple[str, Any]
 
 
@@ -88,7 +97,9 @@ class KeptValues:
             for place, value in self._all():
                 known = self._places.get((id(place.owner), place.path))
                 if known is None and len(self._places) < _PLACES:
-                    known = self._places.setdefault((id(place.owner), place.path), place)
+                    known = self._places.setdefault(
+                        (id(place.owner), place.path), place
+                    )
                 if known is not None:
                     self._look_at(known, value, step)
             self.rests = self._looks >= 2 and not self._moving
@@ -106,7 +117,11 @@ class KeptValues:
     def series(self) -> list[Series]:
         """What was kept, of places that were not emptied meanwhile."""
         broken = tuple(p.name for p in self._places.values() if p.broken)
-        return [s for s in self._series.values() if not (broken and s.name.startswith(broken))]
+        return [
+            s
+            for s in self._series.values()
+            if not (broken and s.name.startswith(broken))
+        ]
 
     def lists(self) -> dict[str, tuple[int, int]]:
         """Each list: how many items it held when the evaluation began, and how many came."""
@@ -141,7 +156,8 @@ class KeptValues:
         if isinstance(value, (list, deque)):
             n = len(value)
             if n < place.length:
-                place.broken = place.length > place.before  # emptied of what this evaluation kept
+                # emptied of what this evaluation kept
+                place.broken = place.length > place.before
                 place.length = place.before = 0
                 for series in self._series.values():
                     if series.name.startswith(place.name):
@@ -206,7 +222,13 @@ def _has_dict(value: Any) -> bool:
 def _at(owner: Any, path: Iterable[str]) -> Any:
     thing = owner
     for name in path:
-        inside = thing if isinstance(thing, dict) else vars(thing) if _has_dict(thing) else {}
+        inside = (
+            thing
+            if isinstance(thing, dict)
+            else vars(thing)
+            if _has_dict(thing)
+            else {}
+        )
         thing = inside.get(name)
     return thing
 
@@ -217,7 +239,11 @@ def _words(path: tuple[str, ...]) -> str:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex() and not isinstance(value, nn.Parameter)
+        return (
+            value.numel() == 1
+            and not value.is_complex()
+            and not isinstance(value, nn.Parameter)
+        )
     if isinstance(value, (int, float)):
         return not isinstance(value, bool)
     return type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0

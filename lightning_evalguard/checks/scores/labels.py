@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_evalguard.data.batches import tensors
-from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
+from lightning_evalguard.instruments.dispatch import (
+    Op,
+    Subscriber,
+    storage_key,
+    tensors_in,
+)
 
 _SAME = frozenset({"detach", "alias"})  # what a step is handed over with
 

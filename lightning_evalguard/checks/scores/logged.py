@@ -115,7 +115,9 @@ class Tally:
             series.values.append(value.detach().clone())
             series.steps.append(step)
 
-    def ended(self, records: Sequence[Logged], sizes: Mapping[int, Sequence[int]]) -> None:
+    def ended(
+        self, records: Sequence[Logged], sizes: Mapping[int, Sequence[int]]
+    ) -> None:
         """The last step is over, and nothing is reset yet.
 
         Args:
@@ -147,7 +149,9 @@ class Tally:
                 if all(isinstance(h.value, Tensor) for h in heard)
             ]
             known = [(s, True) for s in (*self._returned.values(), *logged)]
-            known += [(s, s.grows or self._is_of_batch(s.name)) for s in self._kept.series()]
+            known += [
+                (s, s.grows or self._is_of_batch(s.name)) for s in self._kept.series()
+            ]
             self._numbers = [n for s, by_batch in known for n in self._of(s, by_batch)]
         return list(self._numbers)
 
@@ -175,7 +179,11 @@ class Tally:
         Micro averages of a multiclass metric are the accuracy, and so is the weighted recall.
         """
         kinds = [kind for word, kind in _OF_MEANS.items() if word in name.lower()]
-        metrics = [m for _, m in metrics_of(self._root) if kinds and kinds[0] in type(m).__name__]
+        metrics = [
+            m
+            for _, m in metrics_of(self._root)
+            if kinds and kinds[0] in type(m).__name__
+        ]
         return bool(metrics) and all(_is_mean(m) for m in metrics)
 
     def of_weights(self, heard: LogCall, answers: Sequence[int]) -> Fact | None:
@@ -200,7 +208,8 @@ class Tally:
         elements = [self._elements[i] for i in steps]
         by_sample = bool(counted) and _apart(counted, samples) < _UNEVEN
         if not by_sample and _apart(weights, elements) < _UNEVEN:
-            return None  # a mean over points, of which each batch has as many as it weighs
+            # a mean over points, of which each batch has as many as it weighs
+            return None
         if constant:
             fact = (
                 f"is the plain mean of {len(weights)} batches' means, though batches have "
@@ -262,7 +271,9 @@ class Tally:
                     read.add(str(at.argval))
                 elif at.opname == "STORE_ATTR":
                     written.add(str(at.argval))
-        moving = {s.name.partition("[")[0].partition(".")[0] for s in self._kept.series()}
+        moving = {
+            s.name.partition("[")[0].partition(".")[0] for s in self._kept.series()
+        }
         metrics = {metric.partition(".")[0] for metric, _ in metrics_of(self._root)}
         return name in written and name not in read and not read & (moving | metrics)
 
@@ -285,7 +296,9 @@ def _scalars_of(outputs: Any) -> Iterable[tuple[str, Tensor]]:
     numbers = [
         (str(name), value)
         for name, value in held.items()
-        if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
+        if isinstance(value, Tensor)
+        and value.numel() == 1
+        and value.is_floating_point()
     ]
     return numbers[:_SCALARS]
 

@@ -103,7 +103,11 @@ class Followed:
 
     def gave(self, value: Any) -> None:
         """Its `forward` gives the value of one batch."""
-        if isinstance(value, Tensor) and value.numel() == 1 and len(self.by_batch) < _BATCHES:
+        if (
+            isinstance(value, Tensor)
+            and value.numel() == 1
+            and len(self.by_batch) < _BATCHES
+        ):
             self.by_batch.append(value.detach().reshape(()))
 
     def computed(self, value: Any) -> None:
@@ -147,7 +151,11 @@ def mean_of_batches(
             continue
         values = [float(v) for v in one.by_batch]
         total = sum(weights)
-        mean = sum(v * w for v, w in zip(values, weights, strict=True)) / total if total else None
+        mean = (
+            sum(v * w for v, w in zip(values, weights, strict=True)) / total
+            if total
+            else None
+        )
         apart = len(set(values)) > 1
         if apart and mean is not None and math.isclose(mean, value, rel_tol=1e-5):
             return Fact(
@@ -187,7 +195,9 @@ class Metrics:
             one.now = one.count()
             self.followed.append(one)
             gave = one.gave if _is_no_mean(metric) else _nothing
-            self._wraps.append(Wrap(metric, "compute", partial(_compute, one.computed, gave)))
+            self._wraps.append(
+                Wrap(metric, "compute", partial(_compute, one.computed, gave))
+            )
 
     def end(self) -> None:
         """Leave the metrics as they were."""
@@ -216,7 +226,11 @@ class Metrics:
         """
         found: list[Fact] = []
         for one in self.followed:
-            fact = self._stale(one) or _missing(one, steps) or _of_two_loaders(one, records)
+            fact = (
+                self._stale(one)
+                or _missing(one, steps)
+                or _of_two_loaders(one, records)
+            )
             if fact is not None:
                 self.wrong.append(one)
                 found.append(fact)
@@ -282,7 +296,9 @@ def _by_collection(facts: Sequence[Fact]) -> list[Fact]:
         first = same[0]
         if len(same) > 1:
             remedy = first.remedy.replace(f"self.{first.subject}.", f"self.{parent}.")
-            first = first._replace(subject=parent, subject_type="MetricCollection", remedy=remedy)
+            first = first._replace(
+                subject=parent, subject_type="MetricCollection", remedy=remedy
+            )
         merged.append(first)
     return merged
 
@@ -295,11 +311,12 @@ def _missing(one: Followed, steps: int) -> Fact | None:
     if held == 1 and lost >= steps - 1:
         fact = f"is reset in every step: its value is the last batch's, of {steps}"
     else:
-        fact = (
-            f"is reset within the evaluation: {lost} of {one.updated} updates are not in its value"
-        )
+        fact = f"is reset within the evaluation: {lost} of {one.updated} updates are not in its value"
     return Fact(
-        fact, f"Call `self.{one.name}.reset()` once, when the epoch begins.", one.name, kind
+        fact,
+        f"Call `self.{one.name}.reset()` once, when the epoch begins.",
+        one.name,
+        kind,
     )
 
 

@@ -24,7 +24,8 @@ _TELLS_A_CHOICE = (
     "worst",
 )
 _UNEVEN = 1e-3  # a mean that is weighed wrongly and differs by less is not worth a line
-_DENOMINATOR = 5040  # ratios of this denominator are values that many scores have by chance
+# ratios of this denominator are values that many scores have by chance
+_DENOMINATOR = 5040
 
 
 @dataclass
@@ -76,21 +77,32 @@ def summary_of(value: float, key: str, known: Iterable[Numbers]) -> Summary | No
 
     An honest reading of any of them comes before every other.
     """
-    numbers = [one for one in known if len(one.values) > 1 and all(map(math.isfinite, one.values))]
+    numbers = [
+        one
+        for one in known
+        if len(one.values) > 1 and all(map(math.isfinite, one.values))
+    ]
     chooses = any(word in key.lower() for word in _TELLS_A_CHOICE)
     for one in numbers:
         if any(exactly(value, mean) for mean in _means(one)):
             return Summary("honest", one)
     for one in numbers:
         at_an_end = exactly(value, one.values[-1]) or exactly(value, one.values[0])
-        others = _other_summaries(one) if one.by_batch and (chooses or not at_an_end) else ()
+        others = (
+            _other_summaries(one) if one.by_batch and (chooses or not at_an_end) else ()
+        )
         if any(exactly(value, other) for other in others):
             return Summary("honest", one)
     for one in numbers:
         plain = mean_of(one.values, [1.0] * len(one.values))
         right = [mean_of(one.values, way) for way in one.weights()]
         apart = right and all(abs(plain - r) > _UNEVEN * abs(r) for r in right)
-        if one.uneven and apart and exactly(value, plain) and not by_chance(value, one.samples):
+        if (
+            one.uneven
+            and apart
+            and exactly(value, plain)
+            and not by_chance(value, one.samples)
+        ):
             return Summary("plain mean", one)
     for one in numbers:
         all_of_it = [*one.stale, *one.values]
@@ -100,7 +112,11 @@ def summary_of(value: float, key: str, known: Iterable[Numbers]) -> Summary | No
     if chooses:
         return None
     for one in numbers:
-        if not one.by_batch or by_chance(value, ()) or exactly(one.values[0], one.values[-1]):
+        if (
+            not one.by_batch
+            or by_chance(value, ())
+            or exactly(one.values[0], one.values[-1])
+        ):
             continue
         if exactly(value, one.values[-1]):
             return Summary("last", one)
@@ -133,4 +149,6 @@ def by_chance(value: float, samples: Sequence[int] = ()) -> bool:
     if not math.isfinite(value):
         return True
     of = [1, 2, sum(samples)] if samples else [_DENOMINATOR]
-    return any(abs(value * n - round(value * n)) < 1e-3 * max(1.0, abs(value)) for n in of if n)
+    return any(
+        abs(value * n - round(value * n)) < 1e-3 * max(1.0, abs(value)) for n in of if n
+    )

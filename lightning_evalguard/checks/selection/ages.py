@@ -61,7 +61,9 @@ class Ages:
             if chooser.kind == "schedule" or best is None or key is None:
                 continue
             # every save is seen, but not every score that only a stop compares
-            if chooser.kind == "stop" and (key not in self._evaluated or key in trained):
+            if chooser.kind == "stop" and (
+                key not in self._evaluated or key in trained
+            ):
                 continue
             known = self._values.get(key)
             if known and not any(is_same(best, value) for value in known):
@@ -144,7 +146,9 @@ class Ages:
         fact = f"{chooser.name} saves a checkpoint under {score:.4f}, while {value:.4f} is logged"
         self._report(chooser, key, fact, "Compare the value that is logged.")
 
-    def _is_fresh(self, chooser: Chooser, key: str, logged: Mapping[str, LoggedNow]) -> None:
+    def _is_fresh(
+        self, chooser: Chooser, key: str, logged: Mapping[str, LoggedNow]
+    ) -> None:
         step = self._desk.step()
         if key in logged:
             since = self._of_training(key, logged[key])
@@ -156,14 +160,20 @@ class Ages:
             since = None if at_each_step else -1
         if since is None or since >= step:
             return
-        age = f"{step - since} steps older" if since >= 0 else "of an earlier epoch, older"
+        age = (
+            f"{step - since} steps older"
+            if since >= 0
+            else "of an earlier epoch, older"
+        )
         age = "1 step older" if age == "1 steps older" else age
         fact = f"is {age} than the weights that {chooser.name} saves under it, expected their own"
         self._report(chooser, key, fact, _remedy(chooser, key))
 
     def _of_training(self, key: str, logged: LoggedNow) -> int | None:
         """Step at which training logged a score last; None where it is of this very step."""
-        if not logged.hook.startswith(("training_step", "on_train_batch", "on_before", "on_after")):
+        if not logged.hook.startswith(
+            ("training_step", "on_train_batch", "on_before", "on_after")
+        ):
             return None
         known = key in self._followed
         self._followed.add(key)

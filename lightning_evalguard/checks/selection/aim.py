@@ -70,8 +70,16 @@ class Aim:
                 continue
             if identity in self._settled or best in _SIMPLE:
                 continue
-            same = [key for key, value in self._desk.values().items() if is_same(value, best)]
-            clear = {key: direction for key in same if (direction := by_name(key)) is not None}
+            same = [
+                key
+                for key, value in self._desk.values().items()
+                if is_same(value, best)
+            ]
+            clear = {
+                key: direction
+                for key in same
+                if (direction := by_name(key)) is not None
+            }
             if len({direction.mode for direction in clear.values()}) == 1:
                 self._settled.add(identity)
                 key, direction = next(iter(clear.items()))
@@ -80,7 +88,9 @@ class Aim:
 
     def _direction(self, key: str, logged: LoggedNow) -> Direction | None:
         if logged.higher_is_better is not None:
-            mode, better = ("max", "higher") if logged.higher_is_better else ("min", "lower")
+            mode, better = (
+                ("max", "higher") if logged.higher_is_better else ("min", "lower")
+            )
             why = f"it is a torchmetrics `{logged.metric}`, of which {better} is better"
             return Direction("max" if mode == "max" else "min", why)
         value = self._desk.value(key)
@@ -90,7 +100,11 @@ class Aim:
         for result in results.values():
             direction = by_matrix(value, result.scores)
             if direction is not None:
-                return direction if self._sure(key, direction, value, result.total) else None
+                return (
+                    direction
+                    if self._sure(key, direction, value, result.total)
+                    else None
+                )
         if by_name(key) is None and value not in _SIMPLE:
             return self._as_other(key, value)
         return None
@@ -115,7 +129,9 @@ class Aim:
 
 
 def _chooses(chooser: Chooser) -> bool:
-    return chooser.key is not None and not (chooser.kind == "checkpoint" and chooser.keeps == 0)
+    return chooser.key is not None and not (
+        chooser.kind == "checkpoint" and chooser.keeps == 0
+    )
 
 
 def _wrong(chooser: Chooser, direction: Direction) -> ChooserFact:
@@ -127,10 +143,16 @@ def _wrong(chooser: Chooser, direction: Direction) -> ChooserFact:
         if chooser.keeps == -1:
             fact += ' (every checkpoint is kept, but `ckpt_path="best"` loads that one)'
     elif chooser.kind == "stop":
-        fact = f"{chooser.written} stops once it does not {fall} any more, expected {rise}"
+        fact = (
+            f"{chooser.written} stops once it does not {fall} any more, expected {rise}"
+        )
     else:
         fact = f"{chooser.written} lowers the rate once it does not {fall}, expected {rise}"
-    return chooser, f"{fact}: {direction.why}", f"Pass `{chooser.with_mode(direction.mode)}`."
+    return (
+        chooser,
+        f"{fact}: {direction.why}",
+        f"Pass `{chooser.with_mode(direction.mode)}`.",
+    )
 
 
 def _of_test(chooser: Chooser) -> ChooserFact:

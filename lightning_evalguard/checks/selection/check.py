@@ -43,7 +43,11 @@ class SelectionCheck(Check):
         if not self._fitting:
             return ()
         self._fit = next(_FIT_NUMBERS)
-        self._aim, self._ages, self._noise = Aim(self._desk), Ages(self._desk), Noise(self._desk)
+        self._aim, self._ages, self._noise = (
+            Aim(self._desk),
+            Ages(self._desk),
+            Noise(self._desk),
+        )
         self._ages.begin()
         self._desk.listen(self._saved)
         return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
@@ -74,7 +78,9 @@ class SelectionCheck(Check):
         self._evaluating = False
         return self._pending(now) if self._fitting else ()
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+    def before_train_step(
+        self, now: Moment, args: tuple[Any, ...]
+    ) -> Iterable[Finding]:
         if not self._fitting:  # a dry run, which saves nothing and stops nothing
             return ()
         ages = self._ages

@@ -53,16 +53,22 @@ class Chooser:
     def best(self) -> float | None:
         """Its best score so far; None before the first one."""
         held = vars(self.itself)
-        best = held.get("best_model_score" if self.kind == "checkpoint" else "best_score")
+        best = held.get(
+            "best_model_score" if self.kind == "checkpoint" else "best_score"
+        )
         if self.kind == "schedule":
             best = held.get("best")
         value = _number(best)
-        return None if value is None or value in (float("inf"), -float("inf")) else value
+        return (
+            None if value is None or value in (float("inf"), -float("inf")) else value
+        )
 
     @property
     def count(self) -> int:
         """How often it looked at the score: since its best one, or in all for a scheduler."""
-        counted = vars(self.itself).get("last_epoch" if self.kind == "schedule" else "wait_count")
+        counted = vars(self.itself).get(
+            "last_epoch" if self.kind == "schedule" else "wait_count"
+        )
         return counted if isinstance(counted, int) else 0
 
     def scored(self, path: str) -> float | None:
@@ -79,7 +85,11 @@ class Chooser:
         held = vars(self.itself)
         if path == held.get("best_model_path") or self.scored(path) is not None:
             return _keys_in(self._template)
-        return _keys_in(self._template_of_last) if path == held.get("last_model_path") else []
+        return (
+            _keys_in(self._template_of_last)
+            if path == held.get("last_model_path")
+            else []
+        )
 
     @property
     def _template(self) -> Any:
@@ -88,7 +98,9 @@ class Chooser:
     @property
     def _template_of_last(self) -> Any:
         own = vars(self.itself).get("CHECKPOINT_NAME_LAST")
-        return own or inspect.getattr_static(type(self.itself), "CHECKPOINT_NAME_LAST", None)
+        return own or inspect.getattr_static(
+            type(self.itself), "CHECKPOINT_NAME_LAST", None
+        )
 
 
 def _keys_in(template: Any) -> list[str]:

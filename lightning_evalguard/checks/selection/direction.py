@@ -82,7 +82,9 @@ def words(key: str) -> list[str]:
         >>> words("val/mIoU"), words("validAcc"), words("valloss/dataloader_idx_1")
         (['val', 'miou'], ['valid', 'acc'], ['val', 'loss'])
     """
-    return [word for part in _PARTS.findall(_LOADER.sub("", key)) for word in _split(part)]
+    return [
+        word for part in _PARTS.findall(_LOADER.sub("", key)) for word in _split(part)
+    ]
 
 
 def _split(part: str) -> Iterator[str]:
@@ -191,7 +193,9 @@ def by_matrix(value: float, scores: Mapping[str, float]) -> Direction | None:
     return next(iter(directions.values()))
 
 
-def _matches(value: float, scores: Mapping[str, float]) -> Iterator[tuple[str, Direction]]:
+def _matches(
+    value: float, scores: Mapping[str, float]
+) -> Iterator[tuple[str, Direction]]:
     for name, score in scores.items():
         if "/" in name or name in _NO_QUALITY or not math.isfinite(score):
             continue
@@ -202,7 +206,11 @@ def _matches(value: float, scores: Mapping[str, float]) -> Iterator[tuple[str, D
             ("min", f"100 x (1 - {name})", 100 * (1 - score)),
             ("min", f"-{name}", -score),
         ):
-            if is_same(value, expected) and not is_same(score, 0.0) and not is_same(score, 1.0):
+            if (
+                is_same(value, expected)
+                and not is_same(score, 0.0)
+                and not is_same(score, 1.0)
+            ):
                 why = f"its value, {value:.4f}, is {text}"
                 yield text, Direction("max" if mode == "max" else "min", why)
 

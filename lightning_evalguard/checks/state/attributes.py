@@ -9,7 +9,9 @@ from torch import Tensor
 from lightning_evalguard.model.tensors import Kept
 
 
-def changed_paths(before: dict[str, dict[str, Kept]], now: dict[str, dict[str, Kept]]) -> set[str]:
+def changed_paths(
+    before: dict[str, dict[str, Kept]], now: dict[str, dict[str, Kept]]
+) -> set[str]:
     """Paths whose tensor was written in place or made way for another; not what only grew."""
     found = set()
     for attribute, paths in before.items():

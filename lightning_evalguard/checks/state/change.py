@@ -20,9 +20,7 @@ from lightning_evalguard.stages import spelling
 
 PUT_BACK = "Put it back before the evaluation ends."
 EVAL = "Call `.eval()` on it."
-PROJECT = (
-    "Compute with the bounded value instead of writing it, e.g. `F.linear(x, self.weight * mask)`."
-)
+PROJECT = "Compute with the bounded value instead of writing it, e.g. `F.linear(x, self.weight * mask)`."
 
 
 @dataclass
@@ -68,16 +66,27 @@ def of_tensor(held: Held, fact: str, expected: str, remedy: str, **more: Any) ->
 
 
 def of_module(
-    name: str, module: nn.Module, fact: str, expected: str, remedy: str, site: Site | None = None
+    name: str,
+    module: nn.Module,
+    fact: str,
+    expected: str,
+    remedy: str,
+    site: Site | None = None,
 ) -> Change:
     """A change of a module."""
-    return Change(name, type(module).__name__, fact, expected, remedy, owner=name, site=site)
+    return Change(
+        name, type(module).__name__, fact, expected, remedy, owner=name, site=site
+    )
 
 
 def finding_of(group: list[Change], now: Moment) -> Finding:
     """One finding of the changes of one owner that are alike."""
     first = group[0]
-    others = [c.name.removeprefix(f"{first.owner}.") for c in group[1:] if c.name != first.name]
+    others = [
+        c.name.removeprefix(f"{first.owner}.")
+        for c in group[1:]
+        if c.name != first.name
+    ]
     site = first.site
     remedy = first.remedy
     if first.writes and site is not None and ".step(" in site.expression:
@@ -112,7 +121,11 @@ def _pattern(group: list[Change], site: Site | None) -> str | None:
     ending = ".".join(parts[0] for parts in reversed(common))
     if not ending:
         return file_pattern(site.location) if site is not None else None
-    return f"*{ending}" if any(change.name == ending for change in group) else f"*.{ending}"
+    return (
+        f"*{ending}"
+        if any(change.name == ending for change in group)
+        else f"*.{ending}"
+    )
 
 
 def _as_did(others: list[str]) -> str:
@@ -157,7 +170,10 @@ def remedy_of(held: Held) -> str:
     module = held.module
     if type(module).__module__.startswith(("torch.ao.quantization", "torchao.")):
         return "Apply `torch.ao.quantization.disable_observer` before evaluating."
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+    if (
+        isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        and module.max_norm is not None
+    ):
         return "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads."
     if isinstance(module, torch.jit.ScriptModule):
         return BEFORE_TRACING

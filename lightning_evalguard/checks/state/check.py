@@ -53,7 +53,8 @@ class StateCheck(Check):
         self.restless: set[str] = set()
         self.calibrated: set[str] = set()
         self._allowed: set[str] = set()
-        self._projected: set[str] = set()  # reported once: each evaluation does it again
+        # reported once: each evaluation does it again
+        self._projected: set[str] = set()
         self.assigned: dict[str, Site | None] = {}
         self._handles: list[Any] = []
         self.pending: list[Change] = []
@@ -93,11 +94,17 @@ class StateCheck(Check):
         self.assigned.clear()
         # Everything at the first evaluation; from then on a piece of each parameter, and all of
         # those that once moved.
-        whole = None if self._evaluations == 0 else frozenset(self.restless) | buffers(inventory)
+        whole = (
+            None
+            if self._evaluations == 0
+            else frozenset(self.restless) | buffers(inventory)
+        )
         self._windows.append(StateWindow(inventory, self, whole, self._evaluations))
         self._evaluations += 1
         for name in inventory.opaque:
-            self.note(f"`{name}` has no version or address: writes to it were not looked for")
+            self.note(
+                f"`{name}` has no version or address: writes to it were not looked for"
+            )
         return ()
 
     def standing(self) -> Mapping[str, Any]:
@@ -133,7 +140,9 @@ class StateCheck(Check):
         """Sees who writes to what the model holds, to its attributes and to the batch."""
         return self._windows[-1].watch() if self._windows else Subscriber()
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         """Name the lines, and find what only the operators show."""
         if isinstance(seen, FirstWrites) and self._windows:
             self._allowed |= seen.allowed
@@ -190,7 +199,14 @@ class StateCheck(Check):
             # one line is one cause, however many modules it runs in
             by_line = change.writes and where is not None and change.remedy != EVAL
             owner = None if by_line else change.owner
-            key = (owner, change.fact, change.expected, change.remedy, change.certain, where)
+            key = (
+                owner,
+                change.fact,
+                change.expected,
+                change.remedy,
+                change.certain,
+                where,
+            )
             groups.setdefault(key, []).append(change)
         if seen is not None:
             self._projected |= seen.projected

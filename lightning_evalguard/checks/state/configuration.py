@@ -10,7 +10,16 @@ from lightning_evalguard.checks.state.change import PUT_BACK, Change, of_module
 from lightning_evalguard.instruments.source import Site, owner_of, site_at
 from lightning_evalguard.model.tensors import Inventory
 
-_KNOBS = ("p", "dropout", "dropout_p", "drop_prob", "drop_rate", "momentum", "eps", "max_norm")
+_KNOBS = (
+    "p",
+    "dropout",
+    "dropout_p",
+    "drop_prob",
+    "drop_rate",
+    "momentum",
+    "eps",
+    "max_norm",
+)
 HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_forward_hooks": "forward hook",
@@ -28,7 +37,11 @@ def hook_counts(module: nn.Module) -> dict[str, int]:
 def is_librarys(hook: Any) -> bool:
     """Whether a library registered a hook."""
     code = getattr(getattr(hook, "__func__", hook), "__code__", None)
-    return code is not None and owner_of(code.co_filename) in ("torch", "lightning", "self")
+    return code is not None and owner_of(code.co_filename) in (
+        "torch",
+        "lightning",
+        "self",
+    )
 
 
 def definition(hook: Any) -> Site | None:
@@ -40,7 +53,11 @@ def definition(hook: Any) -> Site | None:
 def knobs(module: nn.Module) -> dict[str, float | None]:
     """The numbers of a module by which it computes: rates, momentum."""
     own = module.__dict__
-    return {k: v for k in _KNOBS if k in own and isinstance(v := own[k], (int, float, type(None)))}
+    return {
+        k: v
+        for k in _KNOBS
+        if k in own and isinstance(v := own[k], (int, float, type(None)))
+    }
 
 
 class Configuration:

@@ -12,7 +12,8 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.model.hashes import Prints
 from lightning_evalguard.model.tensors import Held, Inventory
 
-AT_EACH_BATCH = 1 << 16  # elements of buffers on the CPU whose contents are looked at then
+# elements of buffers on the CPU whose contents are looked at then
+AT_EACH_BATCH = 1 << 16
 
 
 def glance_at(
@@ -58,9 +59,11 @@ def small_buffers(inventory: Inventory) -> list[str]:
 def is_sharded(inventory: Inventory) -> bool:
     """Whether parameters are sharded over the ranks."""
     return any(
-        type(m).__name__ == "FullyShardedDataParallel" for m in inventory.modules.values()
+        type(m).__name__ == "FullyShardedDataParallel"
+        for m in inventory.modules.values()
     ) or any(
-        h.kind == "parameter" and hasattr(h.tensor, "to_local") for h in inventory.held.values()
+        h.kind == "parameter" and hasattr(h.tensor, "to_local")
+        for h in inventory.held.values()
     )
 
 

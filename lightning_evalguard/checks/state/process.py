@@ -11,7 +11,9 @@ from lightning_evalguard.checks.state.reported import Reported
 from lightning_evalguard.instruments.settings import SETTINGS, settings
 
 
-def setting_changes(before: Mapping[str, Any], when: str, reported: Reported) -> list[Change]:
+def setting_changes(
+    before: Mapping[str, Any], when: str, reported: Reported
+) -> list[Change]:
     """The settings that stand otherwise than `before`."""
     changes = []
     for setting, value in settings().items():

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from lightning_evalguard.checks.state.change import PUT_BACK, Change, of_module, of_tensor
+from lightning_evalguard.checks.state.change import (
+    PUT_BACK,
+    Change,
+    of_module,
+    of_tensor,
+)
 from lightning_evalguard.checks.state.reported import Reported
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tensors import Inventory
@@ -52,10 +57,14 @@ class Structure:
                     fact, expected = f"was added {when}", "the modules as before it"
                     remedy = "Make it in `__init__` or `configure_model`."
                     site = assigned.get(name)
-                    changes.append(of_module(name, module, fact, expected, remedy, site))
+                    changes.append(
+                        of_module(name, module, fact, expected, remedy, site)
+                    )
             elif name in lazy:
                 if name not in still_lazy:
-                    self._reported.update(n for n, h in self._held.items() if h.owner == name)
+                    self._reported.update(
+                        n for n, h in self._held.items() if h.owner == name
+                    )
                     fact, expected = (
                         f"was materialized {when}",
                         "initialized lazy modules before it",
@@ -65,10 +74,14 @@ class Structure:
                     change.certain = False
                     changes.append(change)
             elif module is not old or type(module) is not self._classes[name]:
-                self._reported.update(n for n, h in self._held.items() if h.owner == name)
+                self._reported.update(
+                    n for n, h in self._held.items() if h.owner == name
+                )
                 fact = f"replaced a {self._classes[name].__name__} {when}"
                 expected, remedy = "the modules as before it", PUT_BACK
-                change = of_module(name, module, fact, expected, remedy, assigned.get(name))
+                change = of_module(
+                    name, module, fact, expected, remedy, assigned.get(name)
+                )
                 # The same weights in another module may be another way to compute the same.
                 change.certain = not self._same_tensors(name)
                 changes.append(change)
@@ -80,7 +93,9 @@ class Structure:
 
     def _same_tensors(self, name: str) -> bool:
         """Whether all that a module held, and its submodules, is still there under its name."""
-        old = {n: h.tensor for n, h in self._held.items() if f"{n}.".startswith(f"{name}.")}
+        old = {
+            n: h.tensor for n, h in self._held.items() if f"{n}.".startswith(f"{name}.")
+        }
         new = self._inventory.held
         return all(n in new and new[n].tensor is tensor for n, tensor in old.items())
 
@@ -103,6 +118,9 @@ class Structure:
                 and self._reported.is_new(name)
             ):
                 fact = f"was replaced by another Parameter {when}"
-                expected, remedy = "the one that the optimizer holds", "Copy into it instead."
+                expected, remedy = (
+                    "the one that the optimizer holds",
+                    "Copy into it instead.",
+                )
                 changes.append(of_tensor(h, fact, expected, remedy, writes=True))
         return changes

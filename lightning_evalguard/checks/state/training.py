@@ -32,7 +32,9 @@ class TrainingState:
         self._accumulates = accumulates
         self._sharded = sharded
 
-    def changes(self, before: TrainingTensors, now: TrainingTensors, when: str) -> list[Change]:
+    def changes(
+        self, before: TrainingTensors, now: TrainingTensors, when: str
+    ) -> list[Change]:
         held = self._inventory.held
         changes = []
         old_flips = before.flips()
@@ -59,11 +61,16 @@ class TrainingState:
             if not self._reported.is_new(f"{name}.grad"):
                 continue
             if mark is None:
-                fact, expected = f"lost the gradient accumulated so far {when}", "it to be kept"
+                fact, expected = (
+                    f"lost the gradient accumulated so far {when}",
+                    "it to be kept",
+                )
                 remedy = "Call `zero_grad()` in training only."
             else:
                 fact = f"got {'a' if was_mark is None else 'another'} gradient {when}"
                 expected = "`.grad` to be what it was"
-                remedy = "Use `torch.autograd.grad(...)`, which leaves no `.grad` behind."
+                remedy = (
+                    "Use `torch.autograd.grad(...)`, which leaves no `.grad` behind."
+                )
             changes.append(of_tensor(held[name], fact, expected, remedy, backward=True))
         return changes

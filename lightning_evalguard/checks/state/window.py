@@ -19,7 +19,11 @@ from lightning_evalguard.checks.state.change import (
     of_tensor,
     remedy_of,
 )
-from lightning_evalguard.checks.state.configuration import Configuration, hook_counts, knobs
+from lightning_evalguard.checks.state.configuration import (
+    Configuration,
+    hook_counts,
+    knobs,
+)
 from lightning_evalguard.checks.state.contents import (
     AT_EACH_BATCH,
     broadcasts_buffers,
@@ -36,7 +40,11 @@ from lightning_evalguard.checks.state.reported import Reported
 from lightning_evalguard.checks.state.run import RunFacts
 from lightning_evalguard.checks.state.structure import Structure
 from lightning_evalguard.checks.state.training import TrainingState
-from lightning_evalguard.checks.state.writes import FirstWrites, StoragePlaces, attribute_of
+from lightning_evalguard.checks.state.writes import (
+    FirstWrites,
+    StoragePlaces,
+    attribute_of,
+)
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.lines import lines_that_change
 from lightning_evalguard.instruments.settings import settings
@@ -65,7 +73,11 @@ class StateWindow:
     """What stood when an evaluation began."""
 
     def __init__(
-        self, inventory: Inventory, check: RunFacts, whole: frozenset[str] | None, turn: int
+        self,
+        inventory: Inventory,
+        check: RunFacts,
+        whole: frozenset[str] | None,
+        turn: int,
     ) -> None:
         self._inventory = inventory
         self._check = check
@@ -83,14 +95,20 @@ class StateWindow:
         self._prints = self._hash(self._held)
         self._base = self._prints
         parameters = [n for n, h in self._held.items() if h.kind == "parameter"]
-        self._probed = some(self._held, parameters[:: max(1, len(parameters) // _PROBES)])
+        self._probed = some(
+            self._held, parameters[:: max(1, len(parameters) // _PROBES)]
+        )
         self._probe = self._hash(self._probed, whole=False)
         for name, why in self._prints.unreadable.items():
-            check.note(f"`{name}` could not be read ({why}): what it contains was not checked")
+            check.note(
+                f"`{name}` could not be read ({why}): what it contains was not checked"
+            )
         self._marks = inventory.read()
         self._training = inventory.training()
         self._reported = Reported()
-        self._structure = Structure(inventory, self._reported, check.assigned, self._sharded)
+        self._structure = Structure(
+            inventory, self._reported, check.assigned, self._sharded
+        )
         self._configuration = Configuration(inventory)
         self._trains = TrainingState(
             inventory, self._reported, lambda: check.accumulates(), self._sharded
@@ -119,7 +137,8 @@ class StateWindow:
         marks, training = inventory.read(), inventory.training()
         flips, grads = training.flips(), training.grads()
         standing: dict[str, Any] = {
-            name: (mark, flips.get(name), grads.get(name)) for name, mark in marks.by_name().items()
+            name: (mark, flips.get(name), grads.get(name))
+            for name, mark in marks.by_name().items()
         }
         tensors = {n: h.tensor for n, h in self._held.items() if not h.lazy}
         on_host = all(t.device.type == "cpu" for t in tensors.values())
@@ -142,16 +161,22 @@ class StateWindow:
             moved = self._mark.moved(self._marks)
             # Of the statistics only the count moves a version: the module stands for all of them.
             counts = (self._held.get(name) for name in moved)
-            self._estimated = {h.owner for h in counts if h is not None and is_statistic(h)}
+            self._estimated = {
+                h.owner for h in counts if h is not None and is_statistic(h)
+            }
             self._rebase(moved)
             self._shards = self._shard_versions()
         if self._closely and now.batch < _CLOSELY:
             self._kept_mark = kept(inventory)
             self._settings_mark = settings()
-        self._due = now.batch < _CLOSELY or now.batch % _SPARSELY == 0 or now.batch >= _RARELY
+        self._due = (
+            now.batch < _CLOSELY or now.batch % _SPARSELY == 0 or now.batch >= _RARELY
+        )
         if self._due:
             self._before = self._check.optimization()
-        self._batch = [(weakref.ref(t), version(t)) for t in tensors(args[0] if args else None)]
+        self._batch = [
+            (weakref.ref(t), version(t)) for t in tensors(args[0] if args else None)
+        ]
 
     def _rebase(self, moved: list[str]) -> None:
         """Take what hooks put in before the first step as what the step must leave alone."""
@@ -204,7 +229,9 @@ class StateWindow:
             self._reported.update(c.name for c in stepped)
             changes += stepped
         if self._settings_mark is not None:
-            changes += setting_changes(self._settings_mark, "during the step", self._reported)
+            changes += setting_changes(
+                self._settings_mark, "during the step", self._reported
+            )
             self._settings_mark = None
         return changes
 
@@ -237,7 +264,11 @@ class StateWindow:
         found = [h for n, h in held.items() if n in names and self._reported.is_new(n)]
         return [
             of_tensor(
-                h, "changed during the step", "it to stay as it was", remedy_of(h), writes=True
+                h,
+                "changed during the step",
+                "it to stay as it was",
+                remedy_of(h),
+                writes=True,
             )
             for h in found
         ]
@@ -246,7 +277,10 @@ class StateWindow:
         """Versions of the shards themselves: FSDP2 exchanges them for gathered parameters."""
         # A DTensor counts what is written through it, its local tensor what is written to that.
         return {
-            n: (version(h.tensor), version(getattr(h.tensor, "_local_tensor", h.tensor)))
+            n: (
+                version(h.tensor),
+                version(getattr(h.tensor, "_local_tensor", h.tensor)),
+            )
             for n, h in self._held.items()
             if hasattr(h.tensor, "to_local")
         }
@@ -260,7 +294,10 @@ class StateWindow:
         if before is None or now is None or before.kind != "buffer" or now.persistent:
             return False
         was, is_now = before.tensor, now.tensor
-        return was is not is_now and (was.shape, was.dtype) != (is_now.shape, is_now.dtype)
+        return was is not is_now and (was.shape, was.dtype) != (
+            is_now.shape,
+            is_now.dtype,
+        )
 
     def _trained(self, now: TrainingTensors) -> list[Change]:
         """Gradients and `requires_grad` that a step changed."""
@@ -272,7 +309,9 @@ class StateWindow:
     def _batch_changed(self) -> list[Change]:
         refs = [(t, v) for ref, v in self._batch if (t := ref()) is not None]
         changed = any(version(t) != v for t, v in refs)
-        return [batch_change()] if changed and self._reported.is_new("the batch") else []
+        return (
+            [batch_change()] if changed and self._reported.is_new("the batch") else []
+        )
 
     # the witness
 
@@ -308,12 +347,16 @@ class StateWindow:
             self._forget_rollback()
         return changes
 
-    def _look_for_lines(self, seen: FirstWrites, changes: list[Change], look: Look) -> None:
+    def _look_for_lines(
+        self, seen: FirstWrites, changes: list[Change], look: Look
+    ) -> None:
         """Go through the step line by line for what no operator showed."""
         assigned = self._check.assigned
         dark = {}
         for change in changes:
-            known = change.site or seen.sites.get(change.name) or assigned.get(change.name)
+            known = (
+                change.site or seen.sites.get(change.name) or assigned.get(change.name)
+            )
             if change.writes and known is None:
                 held = self._inventory.held[change.name]
                 if held.tensor.numel() <= AT_EACH_BATCH:
@@ -335,7 +378,9 @@ class StateWindow:
             dark[name].site = site
 
     def _look_for_products(self, seen: FirstWrites, look: Look | None) -> None:
-        fresh = {path: t for path, ref in self._fresh.items() if (t := ref()) is not None}
+        fresh = {
+            path: t for path, ref in self._fresh.items() if (t := ref()) is not None
+        }
         self._fresh = {}
         if not fresh:
             return
@@ -359,7 +404,8 @@ class StateWindow:
                     module, key = attribute_of(self._inventory, path)
                     module.__dict__[key] = tensor
         self._products = {
-            path: (weakref.ref(fresh[path]), site) for path, site in seen.products.items()
+            path: (weakref.ref(fresh[path]), site)
+            for path, site in seen.products.items()
         }
 
     def _forget_rollback(self) -> None:
@@ -409,15 +455,21 @@ class StateWindow:
 
     def _contents(self, when: str) -> list[Change]:
         held = self._inventory.held
-        look_at = some(held, (n for n in self._held if n not in self._reported and n in held))
+        look_at = some(
+            held, (n for n in self._held if n not in self._reported and n in held)
+        )
         look_at = {n: h for n, h in look_at.items() if h.registered}
         changes = []
         for name in self._hash(look_at).differing(self._prints):
             if not self._is_cache(name) and self._reported.is_new(name):
                 h = held[name]
                 remedy = PUT_BACK if h.kind == "parameter" else remedy_of(h)
-                fact, is_plan = f"changed {when}", h.kind == "buffer" and h.owner in self._estimated
-                if is_plan:  # batch norm is calibrated for the weights that are evaluated
+                fact, is_plan = (
+                    f"changed {when}",
+                    h.kind == "buffer" and h.owner in self._estimated,
+                )
+                # batch norm is calibrated for the weights that are evaluated
+                if is_plan:
                     if name in self._check.calibrated:
                         continue  # one plan, one finding, whatever the stage
                     self._check.calibrated.add(name)
@@ -441,5 +493,7 @@ class StateWindow:
             fact = f"kept a product of parameters that was made {when}"
             expected = "training to make its own: no gradient passes through this one"
             remedy = "Set it to None in `train()`."
-            changes.append(Change(path, kind, fact, expected, remedy, certain=False, site=site))
+            changes.append(
+                Change(path, kind, fact, expected, remedy, certain=False, site=site)
+            )
         return changes

@@ -12,13 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.allow import allowed
-from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
+from lightning_evalguard.instruments.dispatch import (
+    Op,
+    Subscriber,
+    storage_key,
+    tensors_in,
+)
 from lightning_evalguard.instruments.source import Site, owner_of, site_of
 from lightning_evalguard.model.tensors import Inventory, Kept
 
 # These join or move values; what they give is still the attribute's own.
 _GATHERING = frozenset(
-    {"cat", "stack", "copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_", "where"}
+    {
+        "cat",
+        "stack",
+        "copy_",
+        "index_put_",
+        "_index_put_impl_",
+        "index_copy_",
+        "scatter_",
+        "where",
+    }
 )
 # What these give is never one of their factors, whatever its shape.
 _CONTRACTING = frozenset(
@@ -30,7 +44,8 @@ _PROJECTIONS = frozenset(
     | {"hardtanh_", "triu_", "tril_", "index_fill_", "nan_to_num_"}
 )
 _FROM_PARAMETER, _FROM_ELSEWHERE = 1, 2
-_FRAMES = 8  # of the user's, from the operator that makes a tensor to the line that assigns it
+# of the user's, from the operator that makes a tensor to the line that assigns it
+_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,9 @@ class StoragePlaces:
                 key = None if tensor is None else storage_key(tensor)
                 if key is not None and key not in held:
                     plain.setdefault(key, []).append((attribute + path, k.ref))
-        given = {key: weakref.ref(t) for t in batch if (key := storage_key(t)) is not None}
+        given = {
+            key: weakref.ref(t) for t in batch if (key := storage_key(t)) is not None
+        }
         return cls(held, plain, given, frozenset(parameters))
 
     def is_batch(self, key: int) -> bool:
@@ -224,7 +241,9 @@ class FirstWrites(Subscriber):
             self._origin[key] = origin
             self._made.pop(key, None)
             if origin == _FROM_PARAMETER and tensor.is_floating_point():
-                frames = (f for f in op.stack() if owner_of(f.f_code.co_filename) == "user")
+                frames = (
+                    f for f in op.stack() if owner_of(f.f_code.co_filename) == "user"
+                )
                 sites = [site_of(f) for f in islice(frames, _FRAMES)]
                 self._made[key] = weakref.ref(tensor), sites
         for path in tuple(self._watched):
@@ -238,15 +257,22 @@ class FirstWrites(Subscriber):
             return 0
         made = self._made.get(key)
         if made is not None and made[0]() is None:
-            return _FROM_ELSEWHERE  # what was made here has gone, and its place may be another's
+            # what was made here has gone, and its place may be another's
+            return _FROM_ELSEWHERE
         return self._origin.get(key, 0)
 
     def judge(self, path: str, tensor: Tensor) -> None:
         """Note in `products` whether the tensor of an attribute is one."""
         key = storage_key(tensor)
         ref, sites = self._made.get(key, (None, [])) if key is not None else (None, [])
-        if ref is not None and ref() is tensor and self._origin_of(key) == _FROM_PARAMETER:
-            assigns = [s for s in sites if f".{path.rpartition('.')[2]} =" in line_of(s)]
+        if (
+            ref is not None
+            and ref() is tensor
+            and self._origin_of(key) == _FROM_PARAMETER
+        ):
+            assigns = [
+                s for s in sites if f".{path.rpartition('.')[2]} =" in line_of(s)
+            ]
             self.products[path] = next(iter(assigns or sites), None)
 
 

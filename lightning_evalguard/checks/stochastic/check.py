@@ -8,7 +8,13 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.stochastic.draws import At, Draw, Draws, equal_at, first_difference
+from lightning_evalguard.checks.stochastic.draws import (
+    At,
+    Draw,
+    Draws,
+    equal_at,
+    first_difference,
+)
 from lightning_evalguard.checks.stochastic.gaps import Gaps
 from lightning_evalguard.checks.stochastic.lines import STATES, Lines
 from lightning_evalguard.checks.stochastic.words import (
@@ -56,7 +62,8 @@ class StochasticCheck(Check):
         self._explained: set[str] = set()
         self._private: list[tuple[Any, Any]] = []
         self._at_move: Generators | None = None
-        self._quiet: dict[str, bool] = {}  # by stage: whether steps that are skipped draw nothing
+        # by stage: whether steps that are skipped draw nothing
+        self._quiet: dict[str, bool] = {}
         self._gaps: Gaps | None = None
         self.before: Generators | None = None
 
@@ -113,7 +120,9 @@ class StochasticCheck(Check):
             if not self._private and not is_sanity_check(now.stage):
                 self._quiet.setdefault(now.stage, True)
             return ()
-        if now.skipped and gaps.moved(now, Generators.capture(host=False), now.batch + 1):
+        if now.skipped and gaps.moved(
+            now, Generators.capture(host=False), now.batch + 1
+        ):
             self._read_every_step(now)
         who = gaps.suspect()
         return [moved_somewhere(now, "torch", who)] if who else ()
@@ -126,7 +135,8 @@ class StochasticCheck(Check):
         states = [(g, generator_state(g)) for g, _ in self._private]
         last, self._private = self._private, states
         same = all(
-            a is None or same_state(a, b) for (_, a), (_, b) in zip(last, states, strict=True)
+            a is None or same_state(a, b)
+            for (_, a), (_, b) in zip(last, states, strict=True)
         )
         return [] if same else ["private"]
 
@@ -158,7 +168,9 @@ class StochasticCheck(Check):
         """The draws of the step, and in a replay what every operator gave."""
         return Draws(self._tree())
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         """Name what was drawn, once for each place."""
         moved, self._moved = self._moved, []
         findings = self._explain(now, seen, moved, look)
@@ -179,7 +191,11 @@ class StochasticCheck(Check):
         if look is not None:
             draws, others = self._run_again(now, seen, moved, look)
         else:
-            others = [moved_somewhere(now, w) for w in moved if w != "torch" or not seen.shared]
+            others = [
+                moved_somewhere(now, w)
+                for w in moved
+                if w != "torch" or not seen.shared
+            ]
         return [*findings_of(now, draws), *others]
 
     def _tree(self) -> nn.Module:
@@ -207,7 +223,9 @@ class StochasticCheck(Check):
             if look.again(reseeded, seed=_OTHER_SEED).error is None:
                 fixed |= equal_at(seen, reseeded, sampled)
         draws = [d for d in seen.draws if d.index not in fixed]
-        by_lines = [w for w in moved if w in STATES and (w != "torch" or seen.shared <= fixed)]
+        by_lines = [
+            w for w in moved if w in STATES and (w != "torch" or seen.shared <= fixed)
+        ]
         if by_lines:
             others += self._name_lines(now, by_lines, look)
         return draws, others
@@ -224,9 +242,13 @@ class StochasticCheck(Check):
             fact = f"{site.quoted} moved {WORDS[which]} in eval mode"
             kind = type(module).__name__
             remedy = DRAW_IN_TRAINING
-            findings.append(draw_finding(now, fact, remedy, subject, kind, site, certain=False))
+            findings.append(
+                draw_finding(now, fact, remedy, subject, kind, site, certain=False)
+            )
         named = {which for which, *_ in lines.found} | lines.allowed
-        return findings + [moved_somewhere(now, which) for which in moved if which not in named]
+        return findings + [
+            moved_somewhere(now, which) for which in moved if which not in named
+        ]
 
 
 _OTHER_SEED = 2_718_281_828

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_evalguard.allow import allowed
-from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber, tensors_in
+from lightning_evalguard.instruments.dispatch import (
+    ModuleNames,
+    Op,
+    Subscriber,
+    tensors_in,
+)
 from lightning_evalguard.instruments.generators import torch_generators
 from lightning_evalguard.instruments.replay import replaying
 from lightning_evalguard.instruments.source import Site, owner_of
@@ -78,7 +83,9 @@ class Draws(Subscriber):
 
 
 _FAMILY = re.compile(r"dropout|rrelu|attention|^_?(lstm|gru|rnn)|_rnn")
-_DROPS = re.compile(r"drop_?path|stochastic_?depth|drop_?block|drop_?connect", re.IGNORECASE)
+_DROPS = re.compile(
+    r"drop_?path|stochastic_?depth|drop_?block|drop_?connect", re.IGNORECASE
+)
 
 
 def _is_dropout(op: Op, module: nn.Module) -> bool:
@@ -109,7 +116,9 @@ def _rescales(op: Op, mask: Any, keep: Any) -> bool:
 
 def _is_private(op: Op) -> bool:
     generator = op.kwargs.get("generator")
-    return generator is not None and all(generator is not g for _, g in torch_generators())
+    return generator is not None and all(
+        generator is not g for _, g in torch_generators()
+    )
 
 
 def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
@@ -166,7 +175,14 @@ def _in_init(frame: FrameType) -> bool:
 
 _SAMPLED = 64
 _EMPTY = frozenset(
-    {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"}
+    {
+        "empty",
+        "empty_like",
+        "new_empty",
+        "empty_strided",
+        "new_empty_strided",
+        "empty_permuted",
+    }
 )
 
 
@@ -185,14 +201,20 @@ class Sample:
         while out is not None and hasattr(out, "__tensor_flatten__"):
             # a wrapper subclass, such as DTensor: the first tensor inside speaks for it
             out = getattr(out, out.__tensor_flatten__()[0][0])
-        if out is None or out.numel() == 0 or out.layout is not torch.strided or out.is_meta:
+        if (
+            out is None
+            or out.numel() == 0
+            or out.layout is not torch.strided
+            or out.is_meta
+        ):
             return cls(op.func, None, meant)
         if isinstance(out, FakeTensor):  # a shape that is computed, without values
             return cls(op.func, None, meant)
         if op.name in ("resize_", "resize_as_") or getattr(op.func, "is_view", False):
             # What is new of it nobody has written yet, and a view of that shows no more.
             return cls(op.func, None, meant)
-        if op.name == "set_":  # onto a storage that is about to be filled, in a deep copy
+        # onto a storage that is about to be filled, in a deep copy
+        if op.name == "set_":
             return cls(op.func, None, meant)
         try:
             if op.name in _EMPTY:
@@ -200,7 +222,8 @@ class Sample:
             flat = out.detach().reshape(-1)
             step = max(1, flat.numel() // _SAMPLED)
             return cls(op.func, flat[::step][:_SAMPLED].clone(), meant)
-        except (RuntimeError, NotImplementedError):  # a layout or a subclass without these
+        except (RuntimeError, NotImplementedError):
+            # a layout or a subclass without these
             return cls(op.func, None, meant)
 
     def differs(self, other: Sample) -> bool:
@@ -262,4 +285,6 @@ class At(Subscriber):
     def after(self, op: Op) -> None:
         if op.index == self._index:
             subject, module = self._names.nearest(op.modules())
-            self.place = Draw(op.index, op.name, False, True, op.site, subject, type(module))
+            self.place = Draw(
+                op.index, op.name, False, True, op.site, subject, type(module)
+            )

@@ -14,7 +14,11 @@ from torch import nn
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.instruments.dispatch import modules_around
-from lightning_evalguard.instruments.generators import numpy_state, same_state, torch_generators
+from lightning_evalguard.instruments.generators import (
+    numpy_state,
+    same_state,
+    torch_generators,
+)
 from lightning_evalguard.instruments.source import LIBRARIES, Site, owner_of
 
 

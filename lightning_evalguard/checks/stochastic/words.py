@@ -20,7 +20,9 @@ def findings_of(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
     groups: dict[tuple[Any, ...], list[Draw]] = {}
     for draw in draws:
         location = draw.site.location if draw.site is not None else draw.subject
-        groups.setdefault((location, draw.module, draw.remedy, draw.dropout), []).append(draw)
+        groups.setdefault(
+            (location, draw.module, draw.remedy, draw.dropout), []
+        ).append(draw)
     for group in groups.values():
         first = replace(group[0], subject=_common([d.subject for d in group]))
         fact = f"{_said(first)} drew random numbers in eval mode"
@@ -36,10 +38,18 @@ def _remedy(draw: Draw) -> str:
     if issubclass(draw.module, torch.fx.GraphModule):
         return "Call `.eval()` on the model before it is traced."
     if draw.site is not None and draw.site.owner != "user":
-        return f"Set the dropout rate of {draw.site.owner}'s module to 0 for evaluation."
-    if "scaled_dot_product" in said or ("attention" in draw.op and "multi_head" not in said):
+        return (
+            f"Set the dropout rate of {draw.site.owner}'s module to 0 for evaluation."
+        )
+    if "scaled_dot_product" in said or (
+        "attention" in draw.op and "multi_head" not in said
+    ):
         return "Pass dropout_p=p if self.training else 0.0."
-    if draw.op.startswith("bern") and "dropout" not in said and "multi_head" not in said:
+    if (
+        draw.op.startswith("bern")
+        and "dropout" not in said
+        and "multi_head" not in said
+    ):
         return "Draw it only `if self.training`."
     return "Pass training=self.training."
 

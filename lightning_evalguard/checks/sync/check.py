@@ -18,7 +18,11 @@ from lightning_evalguard.checks.sync.debug_mode import DebugMode
 from lightning_evalguard.checks.sync.host_or_device import forget_compiled
 from lightning_evalguard.checks.sync.overrides import KEYS, SUPPORTED, WaitWatch
 from lightning_evalguard.checks.sync.owner import Where, where_of
-from lightning_evalguard.checks.sync.remedies import OPERATORS, remedy_of_metric, sync_remedy
+from lightning_evalguard.checks.sync.remedies import (
+    OPERATORS,
+    remedy_of_metric,
+    sync_remedy,
+)
 from lightning_evalguard.data.batches import moved_tensors
 from lightning_evalguard.instruments.dispatch import holds
 from lightning_evalguard.report import Finding, Report, Sync
@@ -61,7 +65,9 @@ class SyncCheck(Check):
             or sync_steps[0] < 0
             or (sync_steps[1] < 1)
         ):
-            raise ValueError(f"sync_steps={sync_steps!r}: expected (first steps, every n-th step)")
+            raise ValueError(
+                f"sync_steps={sync_steps!r}: expected (first steps, every n-th step)"
+            )
         self.notes: list[str] = []
         self._first, self._every = sync_steps
         self._allowed = allowed
@@ -82,21 +88,37 @@ class SyncCheck(Check):
         merged: dict[tuple[Any, ...], list[float]] = {}
         for (stage, at, op, allowed), (count, seconds) in self._sites.items():
             remedy = remedy_of_metric(op, at)
-            key = (at.location, at.expression, at.owner, stage, op, at.via, allowed, remedy)
+            key = (
+                at.location,
+                at.expression,
+                at.owner,
+                stage,
+                op,
+                at.via,
+                allowed,
+                remedy,
+            )
             total = merged.setdefault(key, [0, 0.0])
             total[0] += count
             total[1] += seconds
         found = []
-        for (location, text, owner, stage, op, *rest), (count, seconds) in merged.items():
+        for (location, text, owner, stage, op, *rest), (
+            count,
+            seconds,
+        ) in merged.items():
             n = self._watched[stage]
             spent = None if on_cpu else 1e3 * seconds / n
-            found.append(Sync(location, text, owner, stage, op, count / n, spent, *rest))
+            found.append(
+                Sync(location, text, owner, stage, op, count / n, spent, *rest)
+            )
         return sorted(found, key=_cost)
 
     def write(self, report: Report) -> None:
         """Put the records of this run, and what was not watched, in `report`."""
         records = self.records()
-        key = operator.attrgetter("stage", "location", "expression", "op", "via", "owner")
+        key = operator.attrgetter(
+            "stage", "location", "expression", "op", "via", "owner"
+        )
         again = {key(record) for record in records}
         records += [record for record in report.syncs if key(record) not in again]
         report.syncs = sorted(records, key=_cost)
@@ -134,7 +156,9 @@ class SyncCheck(Check):
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         return self._safely(self._leave)
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+    def before_train_step(
+        self, now: Moment, args: tuple[Any, ...]
+    ) -> Iterable[Finding]:
         return () if self._passes(now) else self._safely(self._step, now, args)
 
     # Windows
@@ -187,7 +211,9 @@ class SyncCheck(Check):
             return
         # a hook of the user's may leave a part of the batch on the host: then nothing is known
         moves = getattr(type(root), "transfer_batch_to_device", None)
-        known = moves is None or moves.__module__.startswith(("lightning.", "pytorch_lightning."))
+        known = moves is None or moves.__module__.startswith(
+            ("lightning.", "pytorch_lightning.")
+        )
         batch = moved_tensors(args) if known else ()
         self._watch.open(itertools.chain(root.parameters(), root.buffers(), batch))
 
@@ -209,12 +235,18 @@ class SyncCheck(Check):
 
     def _ready(self, root: nn.Module, args: tuple[Any, ...]) -> bool:
         if self._watch is None and not self.notes:
-            tensors = itertools.chain(root.parameters(), root.buffers(), moved_tensors(args))
+            tensors = itertools.chain(
+                root.parameters(), root.buffers(), moved_tensors(args)
+            )
             device = next((t.device.type for t in tensors), "cpu")
             if not SUPPORTED:
-                self.notes.append(f"syncs: not watched; torch {torch.__version__} is below 2.9")
+                self.notes.append(
+                    f"syncs: not watched; torch {torch.__version__} is below 2.9"
+                )
             elif device not in KEYS:
-                self.notes.append(f"syncs: not watched on {device}, only on CPU, CUDA and MPS")
+                self.notes.append(
+                    f"syncs: not watched on {device}, only on CPU, CUDA and MPS"
+                )
             else:
                 self._watch = WaitWatch(device, self._hear)
                 self._second = DebugMode() if device == "cuda" else None
@@ -229,7 +261,11 @@ class SyncCheck(Check):
         if at is None or not at.is_a_cost_of_steps:
             return
         op = OPERATORS.get(op, op)
-        if on_cpu and op == "copy to the device" and "apply_func.py:" in (at.via or at.location):
+        if (
+            on_cpu
+            and op == "copy to the device"
+            and "apply_func.py:" in (at.via or at.location)
+        ):
             return  # Lightning copies with non_blocking=True where there is a device
         site = self._sites.setdefault((self._stage, at, op, self._allowed()), [0, 0.0])
         site[0] += 1
@@ -246,7 +282,12 @@ class SyncCheck(Check):
         found: dict[tuple[str, str], tuple[Where, str, list[float]]] = {}
         for (stage, at, op, allowed), (count, seconds) in self._sites.items():
             site = (at.location, at.expression)
-            if at.owner != "user" or allowed or stage != self._stage or site in self._said:
+            if (
+                at.owner != "user"
+                or allowed
+                or stage != self._stage
+                or site in self._said
+            ):
                 continue
             total = found.setdefault(site, (at, op, [0, 0.0]))[2]
             total[0] += count

@@ -63,4 +63,6 @@ class DebugMode:
         elif self._show is not None:
             self._show(message, category, *args, **kwargs)
         else:  # a caller still holds our hook after `close`
-            warnings._showwarnmsg_impl(warnings.WarningMessage(message, category, *args, **kwargs))  # type: ignore[attr-defined]
+            warnings._showwarnmsg_impl(
+                warnings.WarningMessage(message, category, *args, **kwargs)
+            )  # type: ignore[attr-defined]

@@ -25,7 +25,13 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-from lightning_evalguard.checks.sync.listeners import TO_DEVICE, TO_HOST, caller, here, tell
+from lightning_evalguard.checks.sync.listeners import (
+    TO_DEVICE,
+    TO_HOST,
+    caller,
+    here,
+    tell,
+)
 from lightning_evalguard.instruments.dispatch import below, tensors_in
 from lightning_evalguard.instruments.dynamo import skip_dynamo
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest
@@ -33,13 +39,22 @@ from lightning_evalguard.instruments.source import PLUMBING, expression_of, near
 # On the CPU, a number read inside another operator than these says nothing about CUDA's kernel for
 # it: `multinomial`, `embedding(max_norm=)`, `_assert_async`, ...
 _READS = frozenset(
-    {"_local_scalar_dense", "item", "is_nonzero", "allclose", "histc", "_linalg_check_errors"}
+    {
+        "_local_scalar_dense",
+        "item",
+        "is_nonzero",
+        "allclose",
+        "histc",
+        "_linalg_check_errors",
+    }
 )
 # Under inference mode an operator arrives whole. These read numbers of their own beside those that
 # they are given: they are seen into, which moves no bit, for no matrix is multiplied there.
 _SEEN_INTO = frozenset({"one_hot", "narrow", "quantile", "nanquantile"})
 # These read the value they are given, if it is a tensor on the device: `x[mask] = tensor`.
-_VALUES = frozenset({"masked_fill", "masked_fill_", "index_put", "index_put_", "_index_put_impl_"})
+_VALUES = frozenset(
+    {"masked_fill", "masked_fill_", "index_put", "index_put_", "_index_put_impl_"}
+)
 _INDEXES = frozenset({"index", "index_put", "index_put_"})
 # Their gradients torch computes by other formulas below a dispatch mode, whose last bits differ: of
 # a loss where precisions are mixed, of masked_fill where the value is trained.
@@ -55,7 +70,11 @@ _ON_CPU = re.compile(r"""device\s*[=(]\s*(torch\.device\()?\s*["']cpu""")
 def _gives_classes(text: str) -> bool:
     """Whether a call of `one_hot` says how many classes there are: on CUDA nothing is read then."""
     try:
-        calls = [node for node in ast.walk(ast.parse(text.strip())) if isinstance(node, ast.Call)]
+        calls = [
+            node
+            for node in ast.walk(ast.parse(text.strip()))
+            if isinstance(node, ast.Call)
+        ]
     except SyntaxError:  # a part of a statement
         return "," in text.partition("one_hot(")[2]
     given = []
@@ -103,12 +122,17 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._running: Any = None
         self._previous = ""  # the operator that ran before
         self._args: tuple[Any, ...] = ()  # of the operator that runs
-        self.moves_bits = False  # the backward pass of what ran would be computed otherwise here
+        # the backward pass of what ran would be computed otherwise here
+        self.moves_bits = False
 
     def put(self, tensor: Tensor, on_device: bool) -> None:
         """Say where a tensor lives."""
         # a parameter is held: `torch.utils.swap_tensors` refuses one that has weak references
-        refer = _held(tensor) if isinstance(tensor, torch.nn.Parameter) else weakref.ref(tensor)
+        refer = (
+            _held(tensor)
+            if isinstance(tensor, torch.nn.Parameter)
+            else weakref.ref(tensor)
+        )
         self._known[id(tensor)] = (refer, on_device)
 
     def forget(self, tensor: Tensor) -> bool | None:
@@ -155,7 +179,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if within is not None and within not in _READS:
                 return within in _VALUES and True in known
             text = _text_of_call(frame, PLUMBING) if True in known else ""
-            if "one_hot(" in text:  # on the CPU alone it looks whether the labels are in range
+            # on the CPU alone it looks whether the labels are in range
+            if "one_hot(" in text:
                 largest = self._previous in ("max", "aminmax")
                 return largest and not _gives_classes(text)
         if True in known or None not in known:
@@ -165,7 +190,13 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(self.of(tensor) for tensor in inputs) or compiled_anything()
 
     def _is_for_cudnn(
-        self, scores: Tensor, targets: Tensor, lengths: Any, wanted: Any, blank: int = 0, *_: Any
+        self,
+        scores: Tensor,
+        targets: Tensor,
+        lengths: Any,
+        wanted: Any,
+        blank: int = 0,
+        *_: Any,
     ) -> bool:
         """Whether the CTC loss would be cuDNN's on a device: see ``_use_cudnn_ctc_loss``.
 
@@ -176,9 +207,13 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # on the CPU int32 targets arrive as a copy in int64
         small = targets.dtype == torch.int32 or self._previous == "_to_copy"
         joined = targets.dim() == 1 and self.of(targets) is not True
-        return on_host and small and joined and scores.dtype == torch.float32 and not blank
+        return (
+            on_host and small and joined and scores.dtype == torch.float32 and not blank
+        )
 
-    def destination(self, frame: FrameType | None, *args: Any, **kwargs: Any) -> bool | None:
+    def destination(
+        self, frame: FrameType | None, *args: Any, **kwargs: Any
+    ) -> bool | None:
         """Where ``tensor.to(*args, **kwargs)`` would move it; None for a change of dtype."""
         for arg in (*args, *kwargs.values()):
             if isinstance(arg, Tensor):
@@ -277,7 +312,9 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not non_blocking and not here.inside and {target, origin} == {True, False}:
             tell(TO_DEVICE if target else TO_HOST, 0.0, caller(2))
 
-    def _indexed(self, tensor: Tensor, indices: Sequence[Tensor | None], *_: Any) -> None:
+    def _indexed(
+        self, tensor: Tensor, indices: Sequence[Tensor | None], *_: Any
+    ) -> None:
         if self.of(tensor):
             for index in indices:
                 if index is not None and self.of(index) is False and not here.inside:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 
 TO_HOST, TO_DEVICE = "copy to the host", "copy to the device"
-second_ears: list[Callable[[bool], object]] = []  # called as a wait begins, and as it ends
+# called as a wait begins, and as it ends
+second_ears: list[Callable[[bool], object]] = []
 
 
 class WaitListener(Protocol):
@@ -36,7 +37,8 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.watches: list[WaitListener] = []
-        self.inside = False  # a wait that is being counted: what it does inside is part of it
+        # a wait that is being counted: what it does inside is part of it
+        self.inside = False
         self.places: Any = None  # of the CPU: see `host_or_device.Places`
 
 

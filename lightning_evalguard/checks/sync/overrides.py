@@ -84,7 +84,8 @@ class WaitWatch:
         self._is_open = False
         if self.on_cpu:
             self._lasting, self._passing = None, _operators
-        else:  # many windows, and hardly a cost outside them: only copies are frequent there
+        else:
+            # many windows, and hardly a cost outside them: only copies are frequent there
             self._lasting, self._passing = _operators, _copies
             _acquire(self._lasting, self._key)
 
@@ -179,13 +180,17 @@ class _Installed:
     users: int = 0
 
     def override(self, key: str, name: str, around: Callable[..., Any]) -> None:
-        if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"aten::{name}", key):
+        if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(
+            f"aten::{name}", key
+        ):
             return  # MPS has not all of them
         kernel = torch.library.get_kernel(f"aten::{name}", key).call_boxed
         replaced = skip_dynamo(around(name, kernel))
         with warnings.catch_warnings():
             # torch says once a process that a kernel is overridden: here that is meant
-            warnings.filterwarnings("ignore", message="(?s).*verriding a previously registered")
+            warnings.filterwarnings(
+                "ignore", message="(?s).*verriding a previously registered"
+            )
             self.library.impl(name, replaced, key, with_keyset=True)
 
     def patch(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -195,7 +200,8 @@ class _Installed:
 
     def remove(self) -> None:
         self.library._destroy()
-        for method in self.methods:  # one that lies under another's only calls through now
+        # one that lies under another's only calls through now
+        for method in self.methods:
             method.remove()
 
 
@@ -214,7 +220,11 @@ def _operators(installed: _Installed, key: str) -> None:
     for name in ("__repr__", "__format__"):  # one event, not the forty reads inside
         installed.patch(Tensor, name, _reading)
     module = getattr(torch, key.lower())
-    for owner in (module, getattr(module, "Event", None), getattr(module, "Stream", None)):
+    for owner in (
+        module,
+        getattr(module, "Event", None),
+        getattr(module, "Stream", None),
+    ):
         if hasattr(owner, "synchronize"):
             installed.patch(owner, "synchronize", _synchronizing)
     if hasattr(torch, "accelerator"):
@@ -322,7 +332,12 @@ def _copying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(keys: Any, dst: Tensor, src: Any, non_blocking: bool = False) -> Any:
         if not isinstance(src, Tensor):  # a wrapped number arrives as a Python scalar
             return dst.fill_(src)
-        if non_blocking or dst.device.type == src.device.type or here.inside or not heard_by():
+        if (
+            non_blocking
+            or dst.device.type == src.device.type
+            or here.inside
+            or not heard_by()
+        ):
             return call(keys, dst, src, non_blocking)
         op = TO_HOST if dst.device.type == "cpu" else TO_DEVICE
         return _timed(op, True, caller(), call, keys, dst, src, non_blocking)
@@ -386,7 +401,9 @@ def _making_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     return method
 
 
-def _differentiating_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _differentiating_on_cpu(
+    name: str, original: Callable[..., Any]
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         places = here.places
         if places is None or not places.moves_bits:

@@ -24,7 +24,8 @@ _COMPILERS = (
 _DATA = os.path.join("utils", "data")
 _HOOK_CALLS = os.path.join("trainer", "call.py")
 _OPTIMIZATION = os.sep + os.path.join("optimization", "")
-_CPU_BRANCH = frozenset({"normalize_logits_if_needed"})  # torchmetrics: another code on a device
+# torchmetrics: another code on a device
+_CPU_BRANCH = frozenset({"normalize_logits_if_needed"})
 _LISTENING = (
     "overrides.py", "host_or_device.py", "listeners.py", "dispatch.py", "events.py", "arrays.py",
     "patch.py",
@@ -176,7 +177,9 @@ class _Stack:
         metric = _metric_of(near) if owner == "torchmetrics" else ("", False)
         text = _shown(user or near, shown.expression) or shown.function
         location, function = shown.location, shown.function
-        return Where(location, text, function, owner, via, self._inside, self._hook, *metric)
+        return Where(
+            location, text, function, owner, via, self._inside, self._hook, *metric
+        )
 
 
 # Not held by the stack: a circle of references would keep its frames, and with them a graph.
@@ -192,7 +195,8 @@ _RULES = {
 def _shown(frame: FrameType, statement: str) -> str:
     text = expression_of(frame)
     if text.startswith(("if ", "elif ", "while ")):
-        text = statement.rstrip(":")  # Python 3.11 takes the whole statement for its test
+        # Python 3.11 takes the whole statement for its test
+        text = statement.rstrip(":")
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
@@ -202,10 +206,15 @@ def _library_place(frame: FrameType) -> str:
 
 def _metric_of(frame: FrameType | None) -> tuple[str, bool]:
     """What the torchmetrics object that waits could be made with, and whether it classifies."""
-    aggregates = frame is not None and frame.f_code.co_name == "_cast_and_nan_check_input"
+    aggregates = (
+        frame is not None and frame.f_code.co_name == "_cast_and_nan_check_input"
+    )
     while frame is not None and owner_of(frame.f_code.co_filename) == "torchmetrics":
         metric = frame.f_locals.get("self")
-        if isinstance(metric, nn.Module) and frame.f_code.co_name in ("update", "compute"):
+        if isinstance(metric, nn.Module) and frame.f_code.co_name in (
+            "update",
+            "compute",
+        ):
             return _setting_of(metric, aggregates), _classifies(metric)
         frame = frame.f_back
     return "", False
@@ -219,7 +228,9 @@ def _setting_of(metric: nn.Module, aggregates: bool) -> str:
 
 
 def _classifies(metric: nn.Module) -> bool:
-    return any("torchmetrics.classification" in c.__module__ for c in type(metric).mro())
+    return any(
+        "torchmetrics.classification" in c.__module__ for c in type(metric).mro()
+    )
 
 
 __all__ = ["Where", "where_of"]

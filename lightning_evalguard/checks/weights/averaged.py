@@ -108,7 +108,12 @@ class Averages:
     def _as_at_first(self, now: Moment) -> list[Finding]:
         """Whether somebody put back, for this evaluation, what training began with."""
         trained, first = self._trained, self._at_first
-        if trained is None or first is None or trained == first or ("", "first") in self._reported:
+        if (
+            trained is None
+            or first is None
+            or trained == first
+            or ("", "first") in self._reported
+        ):
             return []
         if _probes(self._inventory.root) != first:
             return []
@@ -123,7 +128,9 @@ class Averages:
             )
         ]
 
-    def stepped(self, reads: MemoryReads | None, now: Moment, optimized: bool) -> list[Finding]:
+    def stepped(
+        self, reads: MemoryReads | None, now: Moment, optimized: bool
+    ) -> list[Finding]:
         """An evaluation is over: of the averages that the model holds, judge those it read."""
         findings = []
         for average in self._averages():
@@ -149,8 +156,12 @@ class Averages:
             return []
         findings = []
         for average in self._averages():
-            unlike = average.by_callback and average.updates == 0 and not average.is_loaded
-            if unlike and _probes(average.model.module) == _probes(self._inventory.root):
+            unlike = (
+                average.by_callback and average.updates == 0 and not average.is_loaded
+            )
+            if unlike and _probes(average.model.module) == _probes(
+                self._inventory.root
+            ):
                 findings += self._say(average, "left", _left(average, now))
         for callback in self._callbacks:
             if type(callback).__name__ == "StochasticWeightAveraging":
@@ -234,7 +245,9 @@ def _same_statistics(average: Average, inventory: Inventory) -> str | None:
         for other, twin in candidates:
             if id(twin) in ours or type(twin) is not type(module):
                 continue
-            if (other == name or other.endswith(name) or not name) and _is_twin(module, twin):
+            if (other == name or other.endswith(name) or not name) and _is_twin(
+                module, twin
+            ):
                 return other
     return None
 
@@ -244,7 +257,8 @@ def _is_twin(module: Any, twin: Any) -> bool:
     if twin.running_mean is None or not _equal(module.running_mean, twin.running_mean):
         return False
     counted = twin.num_batches_tracked
-    if counted is None or writes(counted) == 0:  # statistics that are frozen are meant to be equal
+    # statistics that are frozen are meant to be equal
+    if counted is None or writes(counted) == 0:
         return False
     if module.weight is None or twin.weight is None:
         return True
@@ -252,7 +266,9 @@ def _is_twin(module: Any, twin: Any) -> bool:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.detach().cpu(), other.detach().cpu())
+    return one.shape == other.shape and torch.equal(
+        one.detach().cpu(), other.detach().cpu()
+    )
 
 
 def _attributes(callback: object) -> list[Any]:

@@ -85,14 +85,22 @@ class WeightsCheck(Check):
 
     def _optimized(self, now: Moment) -> bool:
         """Whether this run has made a step of an optimizer."""
-        return self._training is not None and self._training.steps > 0 and bool(now.step)
+        return (
+            self._training is not None and self._training.steps > 0 and bool(now.step)
+        )
 
     def watch(self, now: Moment) -> Subscriber:
         return MemoryReads()
 
-    def saw(self, now: Moment, seen: Subscriber | None, look: Look | None) -> Iterable[Finding]:
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> Iterable[Finding]:
         inventory = self._inventory
-        if inventory is None or not isinstance(seen, MemoryReads) or compiles(inventory.root):
+        if (
+            inventory is None
+            or not isinstance(seen, MemoryReads)
+            or compiles(inventory.root)
+        ):
             return ()
         if self._reads is None:
             self._reads = seen
@@ -129,10 +137,14 @@ class WeightsCheck(Check):
         findings += missed.loads_of_itself(self._inventory, now)
         return [
             *findings,
-            *hyper.other_hyper_parameters(self._inventory, self._hyper_parameters(), now),
+            *hyper.other_hyper_parameters(
+                self._inventory, self._hyper_parameters(), now
+            ),
         ]
 
-    def before_train_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+    def before_train_step(
+        self, now: Moment, args: tuple[Any, ...]
+    ) -> Iterable[Finding]:
         training = self._training
         if training is None:
             return ()

@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_evalguard.instruments.rollback import attributes_of
 
 _LAST = "_validate_loaded_sparse_tensors"
-_KEYS = ("hyper_parameters", "hparams")  # the second one as Lightning 1.0 and many scripts have it
+# the second one as Lightning 1.0 and many scripts have it
+_KEYS = ("hyper_parameters", "hparams")
 _WEIGHTS = ("state_dict", "model_state_dict", "model")
 _DEEP = 4  # dictionaries in dictionaries
 _PLAIN = (bool, int, float, str, type(None))

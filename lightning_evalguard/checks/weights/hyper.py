@@ -44,7 +44,15 @@ _OF_DRAWING = """
     confidence tta overlap
 """
 _NEITHER = frozenset(f"{_OF_TRAINING} {_OF_THE_PLACE} {_OF_DRAWING}".split())
-_PHRASES = ("max_len", "max_length", "top_k", "top_p", "num_return", "class_weight", "n_train")
+_PHRASES = (
+    "max_len",
+    "max_length",
+    "top_k",
+    "top_p",
+    "num_return",
+    "class_weight",
+    "n_train",
+)
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 
 
@@ -64,7 +72,9 @@ def other_hyper_parameters(
     if not any(loads.loaded(held.tensor) for held in parameters_of(inventory)):
         return []  # trained since
     mine, theirs = files.flat_values(hyper_parameters), load.hyper_parameters
-    names = [n for n in mine if n in theirs and _matters(n) and _differ(mine[n], theirs[n])]
+    names = [
+        n for n in mine if n in theirs and _matters(n) and _differ(mine[n], theirs[n])
+    ]
     return [_finding(names, mine, theirs, load, now)] if names else []
 
 
@@ -79,14 +89,22 @@ def _differ(mine: Any, theirs: Any) -> bool:
     if mine == theirs:
         return False
     # a place, whatever its name
-    return not any(isinstance(v, str) and re.search(r"[/\\]", v) for v in (mine, theirs))
+    return not any(
+        isinstance(v, str) and re.search(r"[/\\]", v) for v in (mine, theirs)
+    )
 
 
 def _finding(
-    names: list[str], mine: Mapping[str, Any], theirs: Mapping[str, Any], load: Load, now: Moment
+    names: list[str],
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    load: Load,
+    now: Moment,
 ) -> Finding:
     first = names[0]
-    also = [f"`{name}` {mine[name]!r}, not {theirs[name]!r}" for name in names[1:_NAMED]]
+    also = [
+        f"`{name}` {mine[name]!r}, not {theirs[name]!r}" for name in names[1:_NAMED]
+    ]
     others = f"; so are {', '.join(also)}" if also else ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return weights_finding(

@@ -16,15 +16,23 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_evalguard.checks.weights.loads import version_of
 
-_CONSTRUCTED = 2  # writes by a constructor: an embedding's padding is one after the draw
+# writes by a constructor: an embedding's padding is one after the draw
+_CONSTRUCTED = 2
 _TRAINED = 16  # writes from which on it is no initialisation
 _OWN_INIT = 4  # writes where an initialisation of the user's follows
 _ENOUGH = 64  # values from which on a uniform draw comes near its bounds
 _READ = 1 << 16  # values of a tensor that are looked at
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
+_NORMS = (
+    _NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
+)
 
 
-def is_drawn(module: nn.Module, key: str, tensor: Tensor, writes: int | None = None) -> bool:
+def is_drawn(
+    module: nn.Module, key: str, tensor: Tensor, writes: int | None = None
+) -> bool:
     """Whether the parameter `key` of `module` is as torch's own constructor drew it at random.
 
     Args:
@@ -34,7 +42,11 @@ def is_drawn(module: nn.Module, key: str, tensor: Tensor, writes: int | None = N
         writes: How often it was written, where not all writes count.
     """
     written = version_of(tensor) if writes is None else writes
-    if not 1 <= written <= _CONSTRUCTED or isinstance(module, _NORMS) or _unpickled(tensor):
+    if (
+        not 1 <= written <= _CONSTRUCTED
+        or isinstance(module, _NORMS)
+        or _unpickled(tensor)
+    ):
         return False
     bound = _bound(module, key)
     values = _values(tensor)
@@ -68,9 +80,16 @@ def is_own_draw(module: nn.Module) -> bool:
     """
     own = dict(module.named_parameters(recurse=False))
     bias, weight = own.get("bias"), own.get("weight")
-    if bias is None or weight is None or isinstance(module, _NORMS) or _unpickled(weight):
+    if (
+        bias is None
+        or weight is None
+        or isinstance(module, _NORMS)
+        or _unpickled(weight)
+    ):
         return False
-    if not 1 <= version_of(weight) <= _OWN_INIT or not is_constant(module, "bias", bias):
+    if not 1 <= version_of(weight) <= _OWN_INIT or not is_constant(
+        module, "bias", bias
+    ):
         return False
     values = _values(weight)
     if values is None or len(values) < _ENOUGH:
@@ -81,17 +100,21 @@ def is_own_draw(module: nn.Module) -> bool:
     if spread <= 0 or len(different) < _ENOUGH // 2:
         return False  # a filter set by hand
     tails = float(centred.pow(4).mean() / spread.square())
-    return tails < 3 + 5 * math.sqrt(24 / len(values))  # those of trained weights are heavier
+    # those of trained weights are heavier
+    return tails < 3 + 5 * math.sqrt(24 / len(values))
 
 
 def is_from_elsewhere(tensor: Tensor) -> bool:
     """Whether no initialisation gave the values: a file did, or a loop that wrote many times."""
-    return (_unpickled(tensor) and not tensor._backward_hooks) or version_of(tensor) > _TRAINED
+    return (_unpickled(tensor) and not tensor._backward_hooks) or version_of(
+        tensor
+    ) > _TRAINED
 
 
 def _unpickled(tensor: Tensor) -> bool:
     """Whether the parameter was read from a file as a whole, which counts as one write too."""
-    return tensor._backward_hooks is not None  # `torch._utils._rebuild_parameter` sets it
+    # `torch._utils._rebuild_parameter` sets it
+    return tensor._backward_hooks is not None
 
 
 def _bound(module: nn.Module, key: str) -> float | None:

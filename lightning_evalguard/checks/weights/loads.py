@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch
 
 from lightning_evalguard.checks.weights import files
-from lightning_evalguard.instruments.source import LIBRARIES, Site, nearest, owner_of, site_of
+from lightning_evalguard.instruments.source import (
+    LIBRARIES,
+    Site,
+    nearest,
+    owner_of,
+    site_of,
+)
 from lightning_evalguard.model.identity import Identity
 
 _NAMED = 3  # keys that a message names
@@ -110,7 +116,9 @@ class _Marks:
     def drop_those_gone(self) -> None:
         """Forget tensors that are no more, each time that there are twice as many."""
         if len(self._at) > self._many:
-            self._at = {key: mark for key, mark in self._at.items() if not mark.same.gone}
+            self._at = {
+                key: mark for key, mark in self._at.items() if not mark.same.gone
+            }
             self._many = max(_MANY, 2 * len(self._at))
 
 
@@ -143,7 +151,9 @@ def missed(tensor: Tensor) -> Load | None:
     """The load that should have written `tensor` and did not; None where it was written since."""
     mark = _marks.of(tensor)
     return (
-        mark.load if mark is not None and not mark.loaded and not _written(mark, tensor) else None
+        mark.load
+        if mark is not None and not mark.loaded and not _written(mark, tensor)
+        else None
     )
 
 
@@ -211,7 +221,10 @@ def watch_loads() -> None:
                 _over(frame, missing_keys, unexpected_keys)
             return keys
 
-    _IncompatibleKeys.__module__, _IncompatibleKeys.__doc__ = made.__module__, made.__doc__
+    _IncompatibleKeys.__module__, _IncompatibleKeys.__doc__ = (
+        made.__module__,
+        made.__doc__,
+    )
     _IncompatibleKeys.__qualname__ = made.__qualname__  # it pickles by that name
     _torch._IncompatibleKeys = _IncompatibleKeys  # type: ignore[misc]
 
@@ -220,7 +233,14 @@ def _over(frame: FrameType, missing: list[str], unexpected: list[str]) -> None:
     """A load of the module in `frame` is over."""
     try:
         here = frame.f_locals
-        _record(here["self"], here["state_dict"], bool(here["strict"]), missing, unexpected, frame)
+        _record(
+            here["self"],
+            here["state_dict"],
+            bool(here["strict"]),
+            missing,
+            unexpected,
+            frame,
+        )
     except Exception as error:  # noqa: BLE001 - a load of the user's must not fail by ours
         files.problems.append(
             f"a load of weights was not understood: {type(error).__name__}: {error}"
@@ -269,7 +289,9 @@ def _saved(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, nn.Module, st
     for owner, part in module.named_modules(remove_duplicate=False):
         prefix = f"{owner}." if owner else ""
         transient = vars(part).get("_non_persistent_buffers_set", ())
-        for name, tensor in part.named_parameters(recurse=False, remove_duplicate=False):
+        for name, tensor in part.named_parameters(
+            recurse=False, remove_duplicate=False
+        ):
             yield prefix + name, (tensor, part, name)
         for name, tensor in part.named_buffers(recurse=False, remove_duplicate=False):
             if name not in transient:
@@ -284,7 +306,11 @@ def _own(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> set[str]:
     own = set()
     for name, tensor in tensors.items():
         theirs = given.get(name)
-        if isinstance(theirs, Tensor) and _size(tensor) and _is_same_memory(tensor, theirs):
+        if (
+            isinstance(theirs, Tensor)
+            and _size(tensor)
+            and _is_same_memory(tensor, theirs)
+        ):
             own.add(name)
     return own
 
@@ -323,7 +349,9 @@ def _prefix(missing: set[str], unexpected: list[str]) -> str:
     parts = unexpected[0].split(".")
     for n in range(1, len(parts)):
         prefix = ".".join(parts[:n]) + "."
-        stripped = {key.removeprefix(prefix) for key in unexpected if key.startswith(prefix)}
+        stripped = {
+            key.removeprefix(prefix) for key in unexpected if key.startswith(prefix)
+        }
         if len(stripped & missing) >= enough:
             return f"-{prefix}"
     for name in missing:

@@ -13,7 +13,12 @@ from lightning_evalguard.checks.weights.origin import (
     parameters_of,
     trained,
 )
-from lightning_evalguard.checks.weights.words import are, listed_modules, tops, weights_finding
+from lightning_evalguard.checks.weights.words import (
+    are,
+    listed_modules,
+    tops,
+    weights_finding,
+)
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.report import Finding
 
@@ -47,7 +52,11 @@ def frozen(inventory: Inventory, reads: MemoryReads, now: Moment) -> list[Findin
     findings = []
     everything = parameters_of(inventory)
     for load, group in _by_load(everything):
-        random = [held for held in group if _is_frozen_and_random(held) and held.tensor in reads]
+        random = [
+            held
+            for held in group
+            if _is_frozen_and_random(held) and held.tensor in reads
+        ]
         if not random or not _is_new(load):
             continue
         names = tops(random, everything)
@@ -68,10 +77,16 @@ def loads_of_itself(inventory: Inventory, now: Moment) -> list[Finding]:
     findings = []
     for name, module in inventory.modules.items():
         load = loads.loads_of(module)
-        if load is None or not load.changed_nothing or load.written != loads.written(module):
+        if (
+            load is None
+            or not load.changed_nothing
+            or load.written != loads.written(module)
+        ):
             continue
         parameters = list(module.parameters())
-        known = bool(parameters) and all(p in trained or loads.touched(p) for p in parameters)
+        known = bool(parameters) and all(
+            p in trained or loads.touched(p) for p in parameters
+        )
         if known and _is_new(load):
             fact = (
                 "a load gave the model its own tensors and changed nothing: `state_dict()` holds "
@@ -79,7 +94,9 @@ def loads_of_itself(inventory: Inventory, now: Moment) -> list[Finding]:
             )
             remedy = "Keep `copy.deepcopy(model.state_dict())`, and load that."
             findings.append(
-                weights_finding(now, fact, remedy, subject=name, site=load.site, certain=False)
+                weights_finding(
+                    now, fact, remedy, subject=name, site=load.site, certain=False
+                )
             )
     return findings
 

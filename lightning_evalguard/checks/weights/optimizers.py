@@ -15,9 +15,18 @@ from torch import Tensor
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
-from lightning_evalguard.checks.weights.initial import is_constant, is_drawn, is_own_draw
+from lightning_evalguard.checks.weights.initial import (
+    is_constant,
+    is_drawn,
+    is_own_draw,
+)
 from lightning_evalguard.checks.weights.loads import probe, version_of
-from lightning_evalguard.checks.weights.origin import MemoryReads, kind_of, reported, trained
+from lightning_evalguard.checks.weights.origin import (
+    MemoryReads,
+    kind_of,
+    reported,
+    trained,
+)
 from lightning_evalguard.checks.weights.unregistered import (
     Leaves,
     never_trained,
@@ -25,7 +34,12 @@ from lightning_evalguard.checks.weights.unregistered import (
     outermost,
     saves_by_hand,
 )
-from lightning_evalguard.checks.weights.words import are, listed_modules, tops, weights_finding
+from lightning_evalguard.checks.weights.words import (
+    are,
+    listed_modules,
+    tops,
+    weights_finding,
+)
 from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
@@ -91,7 +105,9 @@ class TrainedParameters:
         optimizers: Gives the optimizers of the fit.
     """
 
-    def __init__(self, inventory: Inventory, optimizers: Callable[[], Iterable[Any]]) -> None:
+    def __init__(
+        self, inventory: Inventory, optimizers: Callable[[], Iterable[Any]]
+    ) -> None:
         self._inventory = inventory
         self._optimizers = optimizers
         self._starts: dict[int, _Start] = {}
@@ -185,7 +201,12 @@ class TrainedParameters:
             findings += self._scored_and_still(now)
         if over:
             findings += self._unregistered(optimized, now)
-        if over and (moved or optimized.stepped) and self.steps >= _STEPS and reads is not None:
+        if (
+            over
+            and (moved or optimized.stepped)
+            and self.steps >= _STEPS
+            and reads is not None
+        ):
             findings += self._without_gradient(still, optimized, reads, now)
             findings += self._never_stepped(still, optimized, reads, now)
         return findings
@@ -252,8 +273,10 @@ class TrainedParameters:
                 continue
             if start.training and tensor in reads and _is_as_made(held):
                 reached_none.append(held)
-        if not any(not is_constant(h.module, h.name.rpartition(".")[2], h.tensor)
-                   for h in reached_none):  # fmt: skip
+        if not any(
+            not is_constant(h.module, h.name.rpartition(".")[2], h.tensor)
+            for h in reached_none
+        ):
             return []
         return self._say(
             reached_none,
@@ -278,9 +301,18 @@ class TrainedParameters:
         for held, start in still:
             tensor, key = held.tensor, id(held.tensor)
             held_there = tensor in optimized and key not in optimized.frozen
-            if held_there and key not in optimized.stepped and start.reached and start.training:
+            if (
+                held_there
+                and key not in optimized.stepped
+                and start.reached
+                and start.training
+            ):
                 idle.append(held)
-        idle = [held for held in idle if held.tensor in reads and not loads.touched(held.tensor)]
+        idle = [
+            held
+            for held in idle
+            if held.tensor in reads and not loads.touched(held.tensor)
+        ]
         return self._say(
             idle,
             "{are} as training found {it}: {it} gets gradients, and the optimizer that holds {it} "
@@ -296,7 +328,9 @@ class TrainedParameters:
         if names:
             findings.append(never_trained(names, now, modules=False))
         trained_here = [
-            held for held in self._trainable() if not held.registered and held.tensor in optimized
+            held
+            for held in self._trainable()
+            if not held.registered and held.tensor in optimized
         ]
         if not trained_here or saves_by_hand(self._inventory.root):
             return findings
@@ -307,7 +341,11 @@ class TrainedParameters:
 
     def _scored_and_still(self, now: Moment) -> list[Finding]:
         """An evaluation that reads nothing of what training changes."""
-        scored = [held for held in _parameters(self._inventory) if id(held.tensor) in self._stale]
+        scored = [
+            held
+            for held in _parameters(self._inventory)
+            if id(held.tensor) in self._stale
+        ]
         if not scored or len(scored) < len(self._stale):
             return []
         if any(self._stale[id(h.tensor)].moved(h.tensor) for h in scored):
@@ -328,7 +366,9 @@ class TrainedParameters:
         self._reported.update(new)
         return new
 
-    def _say(self, chosen: list[Held], fact: str, remedy: str, now: Moment) -> list[Finding]:
+    def _say(
+        self, chosen: list[Held], fact: str, remedy: str, now: Moment
+    ) -> list[Finding]:
         for held in chosen:
             reported.add(held)
         names = self._new(tops(chosen, _parameters(self._inventory)))

@@ -17,8 +17,18 @@ from lightning_evalguard.checks.weights.initial import (
 )
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.unregistered import how_to_register
-from lightning_evalguard.checks.weights.words import are, listed_modules, tops, weights_finding
-from lightning_evalguard.instruments.dispatch import Op, Subscriber, storage_key, tensors_in
+from lightning_evalguard.checks.weights.words import (
+    are,
+    listed_modules,
+    tops,
+    weights_finding,
+)
+from lightning_evalguard.instruments.dispatch import (
+    Op,
+    Subscriber,
+    storage_key,
+    tensors_in,
+)
 from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
@@ -140,7 +150,11 @@ def judge(
         notes: Gets a sentence where nothing shows that other weights are meant.
     """
     everything = parameters_of(inventory)
-    used = everything if reads is None else [held for held in everything if held.tensor in reads]
+    used = (
+        everything
+        if reads is None
+        else [held for held in everything if held.tensor in reads]
+    )
     if not used:
         return []
     found = origins(used)
@@ -153,7 +167,9 @@ def judge(
             notes.append(UNTRAINED)
             return []
         return [_nothing_loaded(found, used, now)]
-    findings = [_partly_loaded(found, key, everything, inventory, now) for key in found.missed]
+    findings = [
+        _partly_loaded(found, key, everything, inventory, now) for key in found.missed
+    ]
     # an initialisation of the user's is no load: others must be known to come from elsewhere
     if reads is not None and known:
         new = [held for held in drawn if _counts(held, left_out)]
@@ -181,7 +197,9 @@ def _nothing_loaded(found: Origins, used: list[Held], now: Moment) -> Finding:
     load = next(iter(found.loads.values()), None)
     scored = {"predict": "predicts"}.get(now.stage, "is scored")
     if load is not None:
-        return of_load(load, now, f"the model {scored} as it was initialised", subject="")
+        return of_load(
+            load, now, f"the model {scored} as it was initialised", subject=""
+        )
     n = _elements(used)
     return weights_finding(
         now,
@@ -212,7 +230,9 @@ def _as_drawn(
 ) -> Finding:
     names = tops(drawn, everything)
     others = (
-        f", as {are(names[1:])} {listed_modules(names[1:], inventory.modules)}" if names[1:] else ""
+        f", as {are(names[1:])} {listed_modules(names[1:], inventory.modules)}"
+        if names[1:]
+        else ""
     )
     return weights_finding(
         now,
@@ -253,14 +273,22 @@ def of_load(
     if load.own:
         fact += f"; for {load.own:,} keys the state dict held the model's own tensors"
     return weights_finding(
-        now, fact, _remedy(load), subject=subject, kind=kind, site=load.site, certain=certain
+        now,
+        fact,
+        _remedy(load),
+        subject=subject,
+        kind=kind,
+        site=load.site,
+        certain=certain,
     )
 
 
 def _remedy(load: Load) -> str:
     sign, prefix = load.prefix[:1], load.prefix[1:]
     if sign == "-":
-        return f'Pass `{{k.removeprefix("{prefix}"): v for k, v in state_dict.items()}}`.'
+        return (
+            f'Pass `{{k.removeprefix("{prefix}"): v for k, v in state_dict.items()}}`.'
+        )
     if sign == "+":
         return f'Pass `{{"{prefix}" + k: v for k, v in state_dict.items()}}`.'
     if load.own:

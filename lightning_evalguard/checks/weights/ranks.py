@@ -74,8 +74,13 @@ class Replicas:
         if len(said) < 2:
             return []
         findings = []
-        for what, say in (("weights", _other_weights), ("statistics", _other_statistics)):
-            names, ranks = _differing({rank: theirs[what] for rank, theirs in said.items()})
+        for what, say in (
+            ("weights", _other_weights),
+            ("statistics", _other_statistics),
+        ):
+            names, ranks = _differing(
+                {rank: theirs[what] for rank, theirs in said.items()}
+            )
             if names and what not in self._reported:
                 self._reported.add(what)
                 findings.append(say(names, ranks, self._inventory, now))
@@ -111,7 +116,9 @@ def _digests(prints: Prints) -> dict[str, str]:
         if len(groups) <= _GROUPS:
             break
     return {
-        name: hashlib.blake2b(repr(sorted(group, key=repr)).encode(), digest_size=8).hexdigest()
+        name: hashlib.blake2b(
+            repr(sorted(group, key=repr)).encode(), digest_size=8
+        ).hexdigest()
         for name, group in groups.items()
     }
 
@@ -122,14 +129,18 @@ def _differing(said: Mapping[int, Mapping[str, str]]) -> tuple[list[str], list[i
     names: dict[str, None] = {}
     ranks = []
     for rank, theirs in sorted(said.items()):
-        other = [n for n in {**said[first], **theirs} if said[first].get(n) != theirs.get(n)]
+        other = [
+            n for n in {**said[first], **theirs} if said[first].get(n) != theirs.get(n)
+        ]
         if other:
             ranks.append(rank)
         names.update(dict.fromkeys(other))
     return list(names), ranks
 
 
-def _words(names: list[str], ranks: list[int], inventory: Inventory) -> tuple[str, str, str | None]:
+def _words(
+    names: list[str], ranks: list[int], inventory: Inventory
+) -> tuple[str, str, str | None]:
     module = inventory.modules.get(names[0])
     more = f" ({len(names)} modules in all)" if len(names) > 1 else ""
     on = ", ".join(map(str, ranks))

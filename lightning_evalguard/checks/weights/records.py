@@ -22,7 +22,9 @@ def contradicted(found: Iterable[Disagreement], now: Moment) -> list[Finding]:
     differences = first.differences
     if differences:
         others = len(differences) - _NAMED
-        named = "; ".join(differences[:_NAMED]) + (f"; {others} more" if others > 0 else "")
+        named = "; ".join(differences[:_NAMED]) + (
+            f"; {others} more" if others > 0 else ""
+        )
         why = f"what differs: {named}"
         remedy = "Evaluate with the settings of the record, or train and compare under these."
     else:

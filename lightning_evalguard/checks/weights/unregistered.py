@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights.loads import version_of
-from lightning_evalguard.checks.weights.words import are, listed_modules, weights_finding
+from lightning_evalguard.checks.weights.words import (
+    are,
+    listed_modules,
+    weights_finding,
+)
 from lightning_evalguard.model.tensors import Held, Inventory, kept
 from lightning_evalguard.report import Finding
 
@@ -55,7 +59,9 @@ def _leaves(inventory: Inventory) -> Iterator[tuple[str, Tensor]]:
 def never_trained(names: list[str], now: Moment, *, modules: bool) -> Finding:
     """Layers or tensors that the step uses and that no optimizer gets."""
     others = f", as {are(names[1:])} {listed_modules(names[1:])}" if names[1:] else ""
-    what = "is registered nowhere" if modules else "is a plain tensor, registered nowhere"
+    what = (
+        "is registered nowhere" if modules else "is a plain tensor, registered nowhere"
+    )
     return weights_finding(
         now,
         f"{what}, and used by the step{others}: never trained, saved or moved to the device",
@@ -80,7 +86,9 @@ def how_to_register(name: str, *, modules: bool) -> str:
     match = re.match(r"(.*?)((?:\[[^\]]*\])+)", name)
     path, item = (match.group(1), match.group(2)) if match else (name, "")
     attribute = f"self.{path.rpartition('.')[2]}"
-    kinds = ("ModuleList", "ModuleDict") if modules else ("ParameterList", "ParameterDict")
+    kinds = (
+        ("ModuleList", "ModuleDict") if modules else ("ParameterList", "ParameterDict")
+    )
     if not item:
         made = "nn.Module attribute" if modules else "`nn.Parameter`"
         return f"Make `{attribute}` an {made} of the model."

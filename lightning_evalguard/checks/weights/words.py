@@ -68,7 +68,9 @@ def _upwards(owner: str) -> list[str]:
     return names
 
 
-def listed_modules(names: Sequence[str], modules: dict[str, nn.Module] | None = None) -> str:
+def listed_modules(
+    names: Sequence[str], modules: dict[str, nn.Module] | None = None
+) -> str:
     """`a` (Linear), `b` (Linear) and 2 more."""
     said = []
     for name in names[:_NAMED]:
