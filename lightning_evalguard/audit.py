@@ -176,7 +176,9 @@ class Audit:
         # a check that thins saw nothing of most steps
         tripped = self._guard.any("tripped_skipped" if now.thinned else "tripped")
         if not (showing.again or tripped):
-            return self._watched(now, showing) if showing.watched else []
+            if not showing.watched:
+                return []
+            return self._watched(now, showing)
         why = self._why_not(showing)
         if why is None:
             try:
@@ -288,7 +290,9 @@ class Audit:
 def why_not_again() -> str | None:
     """Why a step must not be run again; None where it may be."""
     # A replay on one rank alone would wait for the others in the step's first collective.
-    return "several processes evaluate together" if processes() > 1 else None
+    if processes() > 1:
+        return "several processes evaluate together"
+    return None
 
 
 __all__ = ["Audit", "Mode", "Replays", "Showing", "why_not_again"]

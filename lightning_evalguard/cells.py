@@ -26,7 +26,9 @@ def cell_of(path: str) -> str | None:
     if _HASHED.search(path) is None:
         return None
     number = _executions().get(path)
-    return "a cell" if number is None else f"cell {number}"
+    if number is None:
+        return "a cell"
+    return f"cell {number}"
 
 
 def _executions() -> dict[str, int]:

@@ -111,7 +111,9 @@ def run(
     print("\n".join(lines), file=sys.stderr)  # noqa: T201
     if outcome.status:
         return outcome.status
-    return 1 if counts else 0 if checked else NOTHING_CHECKED
+    if counts:
+        return 1
+    return 0 if checked else NOTHING_CHECKED
 
 
 def watch_script(command: Sequence[str]) -> ScriptOutcome:
@@ -161,7 +163,9 @@ def _status(command: Sequence[str], environment: dict[str, str]) -> int:
                 break
             except KeyboardInterrupt:
                 continue  # the script got it too, and ends as it likes
-    return status if status >= 0 else 128 - status
+    if status >= 0:
+        return status
+    return 128 - status
 
 
 def _known(baseline: Path, root: Path) -> set[str]:
@@ -174,7 +178,9 @@ def _known(baseline: Path, root: Path) -> set[str]:
 
 def _summary(fresh: Sequence[Finding], known: int) -> str:
     said = f"{len(fresh)} finding{'s' * (len(fresh) != 1)}"
-    return f"{said}, {known} more in the baseline" if known else said
+    if known:
+        return f"{said}, {known} more in the baseline"
+    return said
 
 
 def _named(status: int) -> str:

@@ -140,7 +140,9 @@ class Guard:
 
     def following(self) -> AbstractContextManager[Any]:
         """Follow line by line what runs inside: a hook of the user's in a first evaluation."""
-        return self._lines if self._lines is not None else nullcontext()
+        if self._lines is not None:
+            return self._lines
+        return nullcontext()
 
     def stop(self, now: Moment, error: BaseException | None = None) -> None:
         """The evaluation is over; raises what is found only where no `error` ended it."""
@@ -178,7 +180,9 @@ class Guard:
                 for rank, said in everyone.items()
                 if said and check.name in said
             }
-            return check.hear(now, theirs) if theirs else ()
+            if not theirs:
+                return ()
+            return check.hear(now, theirs)
 
         self._all("hear", ask)
 
@@ -230,7 +234,9 @@ class Guard:
         following: AbstractContextManager[Any], showing: Showing
     ) -> AbstractContextManager[Any]:
         """A step that is watched for good is not followed line by line besides."""
-        return nullcontext() if showing.watched and not showing.again else following
+        if showing.watched and not showing.again:
+            return nullcontext()
+        return following
 
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""

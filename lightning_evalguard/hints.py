@@ -39,4 +39,6 @@ def names_keywords(
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint to append to an error about a misspelt name; empty where nothing is near."""
     near = difflib.get_close_matches(given, list(known), n=1)
-    return f". Did you mean: {near[0]}" if near else ""
+    if not near:
+        return ""
+    return f". Did you mean: {near[0]}"

@@ -221,7 +221,9 @@ class Ranks(Alone):
             raise EvalGuardError(verdict.text, self._report)
         if point == "close":
             self._safely(lambda: self._see_off(key))
-        return verdict.contents if verdict.all_there else None
+        if not verdict.all_there:
+            return None
+        return verdict.contents
 
     def _stand_alone(self) -> None:
         found, self._held = self._held.findings, Report()
@@ -427,16 +429,16 @@ def ranks_of(report: Report, rank: int, world: int) -> Alone:
         )
         return Alone(report)
     store = _store(rank)
-    return (
-        Gathering(report, rank, world, None)
-        if store is None
-        else (Ranks(report, rank, world, store))
-    )
+    if store is None:
+        return Gathering(report, rank, world, None)
+    return Ranks(report, rank, world, store)
 
 
 def processes() -> int:
     """How many processes torch.distributed knows of."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def _store(rank: int) -> Any:

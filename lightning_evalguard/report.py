@@ -96,7 +96,9 @@ class Finding:
         )
         if in_a_cell and self.function and not self.function.startswith("<"):
             return self.function  # a cell has another name each time it is run
-        return "" if self.location is None else file_pattern(self.location)
+        if self.location is None:
+            return ""
+        return file_pattern(self.location)
 
     def __str__(self) -> str:
         times = f" ({self.count}x)" if self.count > 1 else ""
@@ -107,11 +109,9 @@ class Finding:
         who = _module_words(self.subject, self.subject_type)
         if self.leads == "subject" or self.location is None:
             return who or self.location or spelling(self.stage).words
-        return (
-            f"{shown_path(self.location)} in {who}"
-            if who
-            else shown_path(self.location)
-        )
+        if who:
+            return f"{shown_path(self.location)} in {who}"
+        return shown_path(self.location)
 
     def _cause(self) -> str:
         if self.leads != "subject" or self.location is None or self.subject is None:
@@ -125,7 +125,9 @@ class Finding:
 
         The numbers of a logged score are others in each epoch: its key says that it is the same.
         """
-        return "" if self.check == "scores" and self.subject is not None else self.fact
+        if self.check == "scores" and self.subject is not None:
+            return ""
+        return self.fact
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -156,7 +158,9 @@ def _module_words(subject: str | None, subject_type: str | None) -> str:
         return ""
     if not subject:
         return f"`{subject_type or 'model'}` (the whole model)"
-    return f"`{subject}` ({subject_type})" if subject_type else f"`{subject}`"
+    if subject_type:
+        return f"`{subject}` ({subject_type})"
+    return f"`{subject}`"
 
 
 def shown_path(location: str) -> str:
@@ -349,11 +353,9 @@ class Report:
             ) from error
 
     def __eq__(self, other: object) -> bool:
-        return (
-            self.to_dict() == other.to_dict()
-            if isinstance(other, Report)
-            else NotImplemented
-        )
+        if isinstance(other, Report):
+            return self.to_dict() == other.to_dict()
+        return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # it grows
 
@@ -368,16 +370,18 @@ def _record(kind: Any, plain: Mapping[str, Any]) -> Any:
 
 
 def _plain(record: Any) -> Any:
-    return record.to_dict() if hasattr(record, "to_dict") else asdict(record)
+    if hasattr(record, "to_dict"):
+        return record.to_dict()
+    return asdict(record)
 
 
 def _plural(what: str, n: int) -> str:
     words = what.replace("_", " ")
     if n != 1:
         return words
-    return (
-        words.removesuffix("es") if words.endswith("ches") else words.removesuffix("s")
-    )
+    if words.endswith("ches"):
+        return words.removesuffix("es")
+    return words.removesuffix("s")
 
 
 def _message(findings: Sequence[Finding]) -> str:

@@ -281,11 +281,9 @@ class GradCheck(Check):
 
     def _owner(self, attribute: str) -> str:
         module = self._held().modules.get(attribute.rpartition(".")[0])
-        return (
-            f"attribute of {type(module).__name__}"
-            if module is not None
-            else "attribute"
-        )
+        if module is None:
+            return "attribute"
+        return f"attribute of {type(module).__name__}"
 
 
 @dataclass

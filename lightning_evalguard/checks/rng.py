@@ -40,7 +40,9 @@ class RngCheck(Check):
         return ()
 
     def standing(self) -> Mapping[str, Any]:
-        return {} if self._restore else Generators.capture().values()
+        if self._restore:
+            return {}
+        return Generators.capture().values()
 
     def start(self, now: Moment) -> Iterable[Finding]:
         self._steps = set()

@@ -199,4 +199,6 @@ def _pair_of(array: Array, label: Array) -> Pair:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    if len(text) <= 40:
+        return text
+    return f"{text[:37]}..."

@@ -113,11 +113,9 @@ def _scores_of(
     if family == "balanced_accuracy":
         return {"balanced_accuracy": _mean(each.recall, s > 0)}
     if family in ("mcc", "kappa"):
-        return (
-            {}
-            if task == "multilabel"
-            else {family: _chance_corrected(s, p, right, n, family)}
-        )
+        if task == "multilabel":
+            return {}
+        return {family: _chance_corrected(s, p, right, n, family)}
     values, support = getattr(each, family), s.double()
     made = {
         f"{family}_macro": _mean(values, (s + p) > 0),
@@ -155,7 +153,9 @@ def mean_of(values: Sequence[float], weights: Sequence[float]) -> float:
     """The weighted mean, NaN where nothing weighs."""
     total = sum(weights)
     pairs = zip(values, weights, strict=True)
-    return sum(v * w for v, w in pairs) / total if total else math.nan
+    if total:
+        return sum(v * w for v, w in pairs) / total
+    return math.nan
 
 
 def is_summary(

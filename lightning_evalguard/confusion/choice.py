@@ -137,7 +137,9 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
     has_other = any(s.kind == "loss" and s.elements != one.elements for s in streams)
     is_spread = len({tensor.device for tensor in tensors}) > 1
     unclear = is_part if one.kind == "outputs" else has_other
-    return None if unclear or is_spread else one
+    if unclear or is_spread:
+        return None
+    return one
 
 
 def is_stated(question: Question) -> bool:
@@ -195,7 +197,9 @@ def is_logged(question: Question, evidence: Evidence) -> Any:
     logged = [
         s for s in question.streams if any(_is_share(s.accuracy, b) for b in scores)
     ]
-    return 2 if any(s.kind in WEAK for s in logged) else len(logged[:1])
+    if any(s.kind in WEAK for s in logged):
+        return 2
+    return len(logged[:1])
 
 
 def _is_share(accuracy: float, score: float) -> bool:

@@ -152,11 +152,9 @@ class _Comparisons:
         @functools.wraps(original)
         def compared(one: Any, other: Any = None, /, **kwargs: Any) -> Any:
             if kwargs:
-                return (
-                    original(one, **kwargs)
-                    if other is None
-                    else original(one, other, **kwargs)
-                )
+                if other is None:
+                    return original(one, **kwargs)
+                return original(one, other, **kwargs)
             result = original(one, other)
             if is_compiling() or not isinstance(other, Tensor) or other is one:
                 return result
@@ -242,13 +240,13 @@ def _labels(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.ndim > 1 and tensor.shape[1:].numel() == 1:
         tensor = tensor.reshape(len(tensor))
-    return (
-        tensor.long()
-        if tensor.dtype == torch.bool or tensor.is_floating_point()
-        else tensor
-    )
+    if tensor.dtype == torch.bool or tensor.is_floating_point():
+        return tensor.long()
+    return tensor
 
 
 def _memory_of(tensor: Tensor) -> set[int]:
     strided = tensor.layout == torch.strided
-    return {tensor.untyped_storage().data_ptr()} if strided else set()
+    if strided:
+        return {tensor.untyped_storage().data_ptr()}
+    return set()

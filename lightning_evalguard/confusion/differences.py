@@ -97,7 +97,9 @@ def claim_of(key: str) -> Claim | None:
             )
         elif word not in _MEANS_NOTHING:
             return None
-    return Claim(family, average, stage) if family else None
+    if not family:
+        return None
+    return Claim(family, average, stage)
 
 
 # --- which scores it may be ---------------------------------------------------------------------
@@ -187,7 +189,9 @@ def _margins(result: Counts) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mean(values: Tensor, where: Tensor) -> float:
-    return float(values[where].mean()) if bool(where.any()) else math.nan
+    if bool(where.any()):
+        return float(values[where].mean())
+    return math.nan
 
 
 def _weighted_kappas(matrix: Tensor | None) -> dict[str, float]:
@@ -350,9 +354,9 @@ def _reason(result: Counts, score: str, theirs: float, ours: float) -> tuple[str
                 f"Leave out classes that neither occur nor are predicted, {OR}"
             )
     same = [k for k, v in result.scores.items() if "/" not in k and close(v, theirs)]
-    return (
-        (f"{theirs:.4f} is {same[0]}", "Give the key its name.") if same else ("", "")
-    )
+    if same:
+        return (f"{theirs:.4f} is {same[0]}", "Give the key its name.")
+    return ("", "")
 
 
 def close(a: float, b: float) -> bool:

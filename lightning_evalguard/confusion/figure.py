@@ -302,7 +302,9 @@ def _percent(share: float) -> str:
     # What is neither nothing nor everything is not shown as if it were.
     if text == "0" and share > 0:
         return "<1"
-    return ">99" if text == "100" and share < 1 else text
+    if text == "100" and share < 1:
+        return ">99"
+    return text
 
 
 def _depth(share: Any) -> Any:

@@ -177,9 +177,9 @@ class Following:
             and scored
             and arranged.preds.shape[1] != layout.num_classes
         ):
-            return (
-                arranged if is_own and self._regrown(entry, chosen, arranged) else None
-            )
+            if is_own and self._regrown(entry, chosen, arranged):
+                return arranged
+            return None
         if layout.task == "multilabel" and arranged.preds.shape[1:2] != (
             layout.num_classes,
         ):

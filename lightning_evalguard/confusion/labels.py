@@ -36,9 +36,9 @@ def refusal(pair: Pair, from_batch: bool, leaves: Sequence[Tensor]) -> str:
         return "its targets are not only 0 and 1"
     if not from_batch and _is_square_of_samples(preds, target):
         return "its targets say which samples of the batch belong together"
-    return (
-        "its target is the input" if _is_the_input(target, from_batch, leaves) else ""
-    )
+    if _is_the_input(target, from_batch, leaves):
+        return "its target is the input"
+    return ""
 
 
 def _is_the_input(target: Tensor, from_batch: bool, leaves: Sequence[Tensor]) -> bool:

@@ -106,7 +106,9 @@ class Layout:
     @property
     def classes(self) -> int:
         """Values that a target may have."""
-        return self.num_classes if self.task == "multiclass" else 2
+        if self.task != "multiclass":
+            return 2
+        return self.num_classes
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -122,7 +124,9 @@ class Layout:
     @property
     def width(self) -> int:
         """Columns: predictions below, of, and above the classes; or between `cuts`, and NaN."""
-        return self.num_classes + 2 if self.task == "multiclass" else len(self.cuts) + 2
+        if self.task == "multiclass":
+            return self.num_classes + 2
+        return len(self.cuts) + 2
 
     @property
     def bins(self) -> int:

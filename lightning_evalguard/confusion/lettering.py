@@ -44,7 +44,9 @@ def labels(names: Sequence[str]) -> list[str]:
 
 def _cut(name: str) -> str:
     tail = _LONG - _HEAD
-    return name if len(name) <= _LONG + 1 else f"{name[:_HEAD].rstrip()}…{name[-tail:]}"
+    if len(name) <= _LONG + 1:
+        return name
+    return f"{name[:_HEAD].rstrip()}…{name[-tail:]}"
 
 
 def families(names: Iterable[str]) -> tuple[str, ...]:

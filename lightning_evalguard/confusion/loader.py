@@ -385,7 +385,9 @@ class LoaderCount:
         """Which tensor of the batch `target` lies in."""
         here = target.untyped_storage().data_ptr()
         leaves = self.leaves()
-        return leaves.index(here) if here in leaves else None
+        if here not in leaves:
+            return None
+        return leaves.index(here)
 
     def overwritten(self, pair: Pair) -> str:
         """What of a returned pair the step wrote over: ``target``, ``preds`` or nothing.

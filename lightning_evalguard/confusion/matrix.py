@@ -206,11 +206,9 @@ class ConfusionMatrix(Metric):
 
     def _predicted(self, preds: Tensor, target: Tensor) -> Tensor:
         scored = self._is_scored(preds, target)
-        return (
-            highest(preds)
-            if scored
-            else preds.long().clamp(-1, self.layout.num_classes)
-        )
+        if scored:
+            return highest(preds)
+        return preds.long().clamp(-1, self.layout.num_classes)
 
     def _is_scored(self, preds: Tensor, target: Tensor) -> bool:
         c = self.layout.num_classes
@@ -264,18 +262,18 @@ class ConfusionMatrix(Metric):
 
     def _row(self, target: Tensor) -> Tensor:
         row = target.clamp(*self._rows)
-        return (
-            row
-            if self._near
-            else row.clamp_(max=self._rows[1] - 1).masked_fill_(
-                target == self.layout.ignore_index, self._rows[1]
-            )
+        if self._near:
+            return row
+        return row.clamp_(max=self._rows[1] - 1).masked_fill_(
+            target == self.layout.ignore_index, self._rows[1]
         )
 
     def _cell(self, column: Tensor, row: Tensor, first: int) -> Tensor:
         index = torch.add(column, row, alpha=self._width)
         index.add_(first - self._rows[0] * self._width)
-        return index if index.ndim == 1 else index.reshape(-1)
+        if index.ndim == 1:
+            return index
+        return index.reshape(-1)
 
     def _vectors(self, p: Tensor, t: Tensor) -> Tensor:
         c, (low, high) = self.layout.num_classes, self._rows
@@ -376,7 +374,9 @@ class ConfusionMatrix(Metric):
 
     def pairs(self) -> tuple[Tensor, Tensor] | None:
         """Keys ``target * C + pred`` of confused pairs and their counts, if there is no matrix."""
-        return self._pairs.counted() if self._pairs is not None else None
+        if self._pairs is None:
+            return None
+        return self._pairs.counted()
 
     def reset(self) -> None:
         """Start again from zero."""

@@ -70,8 +70,6 @@ def right(layout: LayoutLike, batches: Sequence[Tensor], preds_are: str) -> Tens
     answers = [*layout.answers(preds_are), 2]  # the last column is NaN
     answered = torch.tensor(answers, device="cpu")[column]
     each = (answered == target) & (answered < 2)
-    return (
-        each.view(-1, layout.num_classes).all(1)
-        if layout.task == "multilabel"
-        else each
-    )
+    if layout.task == "multilabel":
+        return each.view(-1, layout.num_classes).all(1)
+    return each

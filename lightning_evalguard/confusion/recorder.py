@@ -475,7 +475,9 @@ class Recorder:
         if entry.unverified:  # what is asked of the whole evaluation says more
             entry.chosen, entry.unverified = None, False
         at_steps = entry.chosen is not None and entry.chosen.kind != "epoch"
-        return None if at_steps else entry
+        if at_steps:
+            return None
+        return entry
 
     def _see_arrays(self, entry: LoaderCount) -> None:
         """What the step turned into arrays, which it may compare in numpy."""
@@ -543,7 +545,9 @@ class Recorder:
 
 
 def _shown_by(entry: LoaderCount) -> str:
-    return f"its step returned {entry.saw}" if entry.saw else "its step showed none"
+    if not entry.saw:
+        return "its step showed none"
+    return f"its step returned {entry.saw}"
 
 
 def _is_open(entry: LoaderCount) -> bool:

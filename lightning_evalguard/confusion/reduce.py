@@ -94,9 +94,13 @@ def _common(layouts: set[Layout]) -> Layout | None:
             replace(x, num_classes=widest.num_classes, full=widest.full)
             for x in layouts
         }
-        return widest if len(alike) == 1 and widest.full else None
+        if len(alike) == 1 and widest.full:
+            return widest
+        return None
     binary = {replace(x, task="binary", num_classes=2) for x in layouts}
-    return replace(one, task="binary", num_classes=2) if len(binary) == 1 else None
+    if len(binary) != 1:
+        return None
+    return replace(one, task="binary", num_classes=2)
 
 
 def reduced(
@@ -154,12 +158,16 @@ def _state(entry: LoaderCount, layout: Layout) -> ConfusionMatrix:
 
 def _device(module: nn.Module | None) -> torch.device:
     first = next(module.parameters(), None) if module is not None else None
-    return first.device if first is not None else torch.device("cpu")
+    if first is not None:
+        return first.device
+    return torch.device("cpu")
 
 
 def _index(key: str) -> int:
     """Number of the loader in the key of a result."""
-    return int(key.rpartition("_")[2]) if "/" in key else 0
+    if "/" not in key:
+        return 0
+    return int(key.rpartition("_")[2])
 
 
 def _exchanged(

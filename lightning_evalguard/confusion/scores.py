@@ -169,7 +169,9 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor, where: Tensor) -> Tensor | float:
-    return x[where].mean() if where.any() else NAN
+    if where.any():
+        return x[where].mean()
+    return NAN
 
 
 def _chance_corrected(

@@ -232,7 +232,9 @@ def from_source(source: Any, outputs: Any, batch: Any) -> Pair:
 
 def _item(outputs: Any, name: str, source: str) -> Any:
     try:
-        return outputs[int(name)] if name.lstrip("-").isdigit() else outputs[name]
+        if name.lstrip("-").isdigit():
+            return outputs[int(name)]
+        return outputs[name]
     except (KeyError, IndexError, TypeError):
         raise ValueError(
             f"source={source!r}: the step returned {shown(outputs)}"
@@ -245,17 +247,25 @@ def shown(outputs: Any) -> str:
         keys = ", ".join(
             f"`{k}` {_shape(v)}".strip() for k, v in list(outputs.items())[:8]
         )
-        return f"a dict with {keys}" if keys else "an empty dict"
+        if not keys:
+            return "an empty dict"
+        return f"a dict with {keys}"
     if isinstance(outputs, (tuple, list)):
         items = ", ".join(_shape(v) or type(v).__name__ for v in outputs[:8])
-        return f"a {type(outputs).__name__} of {items}" if items else "nothing in it"
+        if not items:
+            return "nothing in it"
+        return f"a {type(outputs).__name__} of {items}"
     if isinstance(outputs, Tensor):
         return f"a tensor {_shape(outputs)}"
-    return "nothing" if outputs is None else f"a {type(outputs).__name__}"
+    if outputs is None:
+        return "nothing"
+    return f"a {type(outputs).__name__}"
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else ""
+    if not isinstance(value, Tensor):
+        return ""
+    return str(tuple(value.shape))
 
 
 # --- the shapes that the state counts ------------------------------------------------------------
@@ -320,10 +330,14 @@ def _class_axis(p: Tensor, t: Tensor, axis: int) -> int | None:
     """Which dimension of scores holds the classes: the one that the target lacks."""
     first, last = p.shape[2:] == t.shape[1:], p.shape[:-1] == t.shape
     if first and last:
-        return axis if p.ndim > 2 else 1
+        if p.ndim > 2:
+            return axis
+        return 1
     if first:
         return 1
-    return -1 if last else None
+    if not last:
+        return None
+    return -1
 
 
 def is_ambiguous(p: Tensor, t: Tensor) -> bool:
@@ -391,7 +405,9 @@ def axis_of(
             and stride in (p.stride(1), p.stride(-1))
             and p.stride(1) != p.stride(-1)
         ):
-            return 1 if stride == p.stride(1) else -1
+            if stride == p.stride(1):
+                return 1
+            return -1
     for layer in reversed(list(module.modules()) if module is not None else []):
         if getattr(layer, "out_features", None) == p.shape[-1]:
             return -1

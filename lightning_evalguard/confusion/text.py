@@ -122,4 +122,6 @@ def _errors(row: dict[str, Any]) -> float:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
+    if len(name) <= 24:
+        return name
+    return name[:23] + "…"

@@ -146,14 +146,22 @@ def _inside(
     """The parts of a container or of an object that holds some; None for what is closed."""
     kind = type(thing)
     if kind is list or kind is tuple:
-        return thing if len(thing) <= _MANY or _is_column(thing) else None
+        if len(thing) <= _MANY or _is_column(thing):
+            return thing
+        return None
     if isinstance(thing, _CLOSED):
         return None
     if isinstance(thing, Mapping):
-        return list(thing.values()) if len(thing) <= _MANY else None
+        if len(thing) <= _MANY:
+            return list(thing.values())
+        return None
     if isinstance(thing, _SEQUENCES):
-        return list(thing) if len(thing) <= _MANY else None
-    return list(plain_attributes(thing).values()) if enters(thing) else None
+        if len(thing) <= _MANY:
+            return list(thing)
+        return None
+    if not enters(thing):
+        return None
+    return list(plain_attributes(thing).values())
 
 
 def plain_attributes(thing: Any) -> dict[str, Any]:
@@ -258,7 +266,9 @@ def count_of(batch: Any) -> Count:
     beside a list of targets, an item a sample, their length; the length of the first tensor.
     """
     if isinstance(batch, Tensor):
-        return Count(batch.size(0), True) if batch.dim() else Count(None, False)
+        if batch.dim():
+            return Count(batch.size(0), True)
+        return Count(None, False)
     if _is_row_of_tensors(batch):
         lengths = [part.size(0) for part in batch if part.dim()]
         if not lengths:
@@ -283,7 +293,9 @@ def common_length(batch: Any) -> int | None:
     if any(type(piece) is PackedSequence for piece in found):
         return None
     lengths = set(_lengths(found)[0])
-    return lengths.pop() if len(lengths) == 1 else None
+    if len(lengths) != 1:
+        return None
+    return lengths.pop()
 
 
 def _lengths(found: Iterable[Any]) -> tuple[list[int], list[int], list[int]]:
@@ -311,7 +323,9 @@ def _items(batch: Any) -> int | None:
     parts = list(parts)
     lists = [part for part in parts if type(part) in (list, tuple)]
     lengths = {len(part) for part in lists}
-    return lengths.pop() if len(lists) == len(parts) > 1 and len(lengths) == 1 else None
+    if len(lists) == len(parts) > 1 and len(lengths) == 1:
+        return lengths.pop()
+    return None
 
 
 def graph_count(batch: Any) -> int | None:
@@ -345,7 +359,9 @@ def _declared(thing: Any) -> int | None:
                 count = declared.fget(thing)
             except Exception:  # noqa: BLE001 - of a graph that is no batch
                 return None
-            return count if type(count) is int else None
+            if type(count) is not int:
+                return None
+            return count
     held = attributes_of(thing, kind) or {}
     for name in ("num_graphs", "_num_graphs"):
         if type(held.get(name)) is int:
@@ -368,9 +384,13 @@ def map_samples(
         depth: How many containers deep.
     """
     if isinstance(batch, Tensor):
-        return take(batch) if batch.dim() else batch
+        if batch.dim():
+            return take(batch)
+        return batch
     if is_array(batch):
-        return take(batch) if batch.ndim and len(batch) == samples else batch
+        if batch.ndim and len(batch) == samples:
+            return take(batch)
+        return batch
     closed = type(batch) in _PLAIN or is_image(batch) or isinstance(batch, _CLOSED)
     if closed or not depth:
         return batch
@@ -385,11 +405,9 @@ def map_samples(
         items = take(batch) if one_each else [inside(part) for part in batch]
         if type(batch) is list or type(batch) is tuple:
             return type(batch)(items)
-        return (
-            type(batch)(*items)
-            if _defines(type(batch), "_fields")
-            else type(batch)(items)
-        )
+        if _defines(type(batch), "_fields"):
+            return type(batch)(*items)
+        return type(batch)(items)
     return _map_object(batch, samples, take, inside)
 
 

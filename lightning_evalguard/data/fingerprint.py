@@ -81,7 +81,9 @@ def _layout_of(batch: Any) -> tuple[tuple[Any, ...] | None, int]:
         rows = shape[0]
         elements += tensor.numel()
         layout.append((shape[1:], tensor.dtype, tensor.device))
-    return (tuple(layout), elements) if 0 < elements <= _SMALL else (None, 0)
+    if 0 < elements <= _SMALL:
+        return (tuple(layout), elements)
+    return (None, 0)
 
 
 class Content:
@@ -184,7 +186,9 @@ def sample_hashes(batch: Any) -> Tensor | None:
                 )
             elif column.ndim and len(column) > 1:
                 return None
-        return None if rows is None else _mixed(rows)
+        if rows is None:
+            return None
+        return _mixed(rows)
 
 
 def _more_bits(column: Tensor) -> Tensor:
@@ -224,7 +228,9 @@ def keys_of(batch: Any) -> Tensor | None:
                         if rows is None
                         else (rows * _ODD).add_(sums.to(rows.device))
                     )
-            return None if rows is None else _mixed(rows)
+            if rows is None:
+                return None
+            return _mixed(rows)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
 
@@ -252,7 +258,9 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _signed(n: int) -> int:
-    return n - _WORD if n >> 63 else n
+    if n >> 63:
+        return n - _WORD
+    return n
 
 
 _ODD, _ALSO_ODD = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)

@@ -132,7 +132,9 @@ def sampler_of(loader: Any) -> Any:
     if _deals_batches(batches):
         batches = batches.batch_sampler
     inner = getattr(batches, "sampler", None)
-    return inner if inner is not None else getattr(loader, "sampler", None)
+    if inner is not None:
+        return inner
+    return getattr(loader, "sampler", None)
 
 
 def order(loader: Any) -> Order:
@@ -143,13 +145,19 @@ def order(loader: Any) -> Order:
     if isinstance(sampler, SequentialSampler):
         return "fixed"
     if isinstance(sampler, DistributedSampler):
-        return "shuffled" if sampler.shuffle else "fixed"
+        if sampler.shuffle:
+            return "shuffled"
+        return "fixed"
     if isinstance(sampler, WeightedRandomSampler):
         return "drawn"
     if isinstance(sampler, RandomSampler):
         some = sampler.num_samples != length(sampler.data_source)
-        return "drawn" if sampler.replacement or some else "shuffled"
-    return "shuffled" if isinstance(sampler, SubsetRandomSampler) else "unknown"
+        if sampler.replacement or some:
+            return "drawn"
+        return "shuffled"
+    if isinstance(sampler, SubsetRandomSampler):
+        return "shuffled"
+    return "unknown"
 
 
 def _batching(loader: Any) -> tuple[int, int, bool] | None:
@@ -162,7 +170,9 @@ def _batching(loader: Any) -> tuple[int, int, bool] | None:
     ):
         return None
     n, size = length(batches.sampler), batches.batch_size
-    return (n, size, bool(batches.drop_last)) if n is not None and size else None
+    if n is not None and size:
+        return (n, size, bool(batches.drop_last))
+    return None
 
 
 def _of_lightning(thing: Any) -> bool:
@@ -180,7 +190,9 @@ def batch_sizes(loader: Any, batches: int) -> list[int] | None:
     n, size, drops = known
     n -= n % size if drops else 0
     sizes = [min(size, n - at) for at in range(0, n, size)][:batches]
-    return sizes if len(sizes) == batches else None
+    if len(sizes) != batches:
+        return None
+    return sizes
 
 
 def dropped(loader: Any) -> tuple[int, int]:
@@ -197,7 +209,9 @@ def dropped(loader: Any) -> tuple[int, int]:
 def distributed(loader: Any) -> DistributedSampler[Any] | None:
     """The sampler that deals a loader's samples out to several ranks, where one does."""
     sampler = sampler_of(loader)
-    return sampler if isinstance(sampler, DistributedSampler) else None
+    if not isinstance(sampler, DistributedSampler):
+        return None
+    return sampler
 
 
 def shares(sampler: DistributedSampler[Any]) -> list[int]:
@@ -281,11 +295,9 @@ def left_out(loader: Any) -> str:
         kept = each // int(size or 1) * int(size or 1)
         own = [min(k, kept) for k in own]
     left = n - sum(own)
-    return (
-        f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}"
-        if left > 0
-        else ""
-    )
+    if left > 0:
+        return f"{left:,} of {n:,} samples: drop_last=True of {' and '.join(why)}"
+    return ""
 
 
 # --- which samples ------------------------------------------------------------------------------
@@ -357,7 +369,9 @@ def _wrapped(dataset: Any) -> Any:
         if isinstance(v, Dataset) and not isinstance(v, IterableDataset)
     ]
     same = len(held) == 1 and length(held[0]) == length(dataset)
-    return held[0] if same else None
+    if not same:
+        return None
+    return held[0]
 
 
 def shared(a: Part, b: Part) -> Tensor:

@@ -32,7 +32,9 @@ def _size(leaf: Any) -> int:
         return int(leaf.size)
     if isinstance(leaf, (str, bytes)):
         return len(leaf)
-    return 2 if is_image(leaf) or isinstance(leaf, PurePath) else 1
+    if is_image(leaf) or isinstance(leaf, PurePath):
+        return 2
+    return 1
 
 
 def _bytes(leaf: Any) -> Any:
@@ -41,10 +43,14 @@ def _bytes(leaf: Any) -> Any:
             return repr(leaf).encode()
         # a copy: ``.numpy()`` of a live tensor makes its storage non-resizable for good
         copy = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return copy.flatten().view(torch.uint8).numpy() if copy.numel() else b""
+        if not copy.numel():
+            return b""
+        return copy.flatten().view(torch.uint8).numpy()
     if is_image(leaf) or (is_array(leaf) and leaf.dtype != object):
         return leaf.tobytes()
-    return leaf if isinstance(leaf, bytes) else repr(leaf).encode()
+    if isinstance(leaf, bytes):
+        return leaf
+    return repr(leaf).encode()
 
 
 def digest(sample: Any) -> bytes:
@@ -140,7 +146,9 @@ def rows(dataset: Any, chosen: Tensor) -> SampleRows | None:
             value = torch.from_numpy(value) if value.dtype.name in _KNOWN else None
         if isinstance(value, Tensor) and _is_table(value) and len(value) == n:
             tables.append(value.detach())
-    return SampleRows(max(tables, key=Tensor.numel), chosen) if tables else None
+    if not tables:
+        return None
+    return SampleRows(max(tables, key=Tensor.numel), chosen)
 
 
 def _is_table(tensor: Tensor) -> bool:

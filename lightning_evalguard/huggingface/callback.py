@@ -281,7 +281,9 @@ def _calling_trainer() -> Any:
 
 def _host_of(trainer: Any, guard: EvalGuardCallback) -> Host | None:
     host: Host | None = vars(trainer).get(GUARDED)
-    return host if host is not None and host.guard is guard else None
+    if host is not None and host.guard is guard:
+        return host
+    return None
 
 
 class _Reported(Check):

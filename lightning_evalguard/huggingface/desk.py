@@ -33,11 +33,9 @@ class _Best(Chooser):
     def best(self) -> float | None:
         """Its best score so far; None before the first one."""
         best = self.trainer.state.best_metric
-        return (
-            None
-            if best is None or best in (float("inf"), -float("inf"))
-            else float(best)
-        )
+        if best is None or best in (float("inf"), -float("inf")):
+            return None
+        return float(best)
 
 
 class HuggingFaceDesk:
@@ -76,15 +74,15 @@ class HuggingFaceDesk:
     def optimizers(self) -> list[Any]:
         """The optimizer itself, not what accelerate wraps it in."""
         optimizer = vars(self.trainer).get("optimizer")
-        return (
-            [] if optimizer is None else [vars(optimizer).get("optimizer", optimizer)]
-        )
+        if optimizer is None:
+            return []
+        return [vars(optimizer).get("optimizer", optimizer)]
 
     def schedulers(self) -> list[Any]:
         scheduler = vars(self.trainer).get("lr_scheduler")
-        return (
-            [] if scheduler is None else [vars(scheduler).get("scheduler", scheduler)]
-        )
+        if scheduler is None:
+            return []
+        return [vars(scheduler).get("scheduler", scheduler)]
 
     def callbacks(self) -> list[Any]:
         return list(self.trainer.callback_handler.callbacks)
@@ -92,7 +90,9 @@ class HuggingFaceDesk:
     def best_by(self) -> str | None:
         """The score by which the Trainer chooses its best model, whether it keeps that or not."""
         metric = self.trainer.args.metric_for_best_model
-        return None if metric is None else str(metric).removeprefix("eval_")
+        if metric is None:
+            return None
+        return str(metric).removeprefix("eval_")
 
     # for `data`
 
@@ -103,7 +103,9 @@ class HuggingFaceDesk:
 
     def training(self) -> list[Any]:
         loader = self.trainer.callback_handler.train_dataloader if self.fits else None
-        return [] if loader is None else [loader]
+        if loader is None:
+            return []
+        return [loader]
 
     # for `selection`
 

@@ -103,11 +103,9 @@ class Host:
             return loss(model, inputs, *args, **kwargs)
 
         if run.now.stage == "fit":
-            return (
-                run.train_step(call, inputs)
-                if torch.is_grad_enabled()
-                else call(inputs)
-            )
+            if torch.is_grad_enabled():
+                return run.train_step(call, inputs)
+            return call(inputs)
         return run.seen_loss(call, inputs)
 
     # evaluations

@@ -24,7 +24,9 @@ def class_names(config: Any) -> tuple[str, ...] | None:
         return None
     names = tuple(str(named[i]) for i in range(len(named)))
     given = any(name != f"LABEL_{i}" for i, name in enumerate(names))
-    return names if given else None
+    if not given:
+        return None
+    return names
 
 
 def label_refusal(config: Any, logits: Tensor, labels: Tensor) -> str:

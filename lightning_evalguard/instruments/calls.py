@@ -73,7 +73,9 @@ _followed: dict[types.FunctionType, _Followed] = {}
 def code_of(function: types.FunctionType) -> types.CodeType:
     """A function's own code, also while it is followed."""
     followed = _followed.get(function)
-    return function.__code__ if followed is None else followed.code
+    if followed is None:
+        return function.__code__
+    return followed.code
 
 
 class Follow:

@@ -212,7 +212,9 @@ class Subscriber:
 def real_tensors() -> AbstractContextManager[Any]:
     """Within it tensors have values, also where the user's step computes shapes alone."""
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    return _disable_current_modes() if fake is not None else nullcontext()
+    if fake is not None:
+        return _disable_current_modes()
+    return nullcontext()
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -384,7 +386,9 @@ class ModuleNames:
 
     def of(self, module: nn.Module | None) -> str | None:
         """Its name, ``""`` for the root, None for a module that the root has not registered."""
-        return None if module is None else self._names.get(id(module))
+        if module is None:
+            return None
+        return self._names.get(id(module))
 
     def nearest(self, modules: Iterable[nn.Module]) -> tuple[str, nn.Module]:
         """Name and module of the first of `modules` that is registered, else the root."""

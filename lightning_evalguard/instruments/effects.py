@@ -242,9 +242,13 @@ def _start(code: CodeType) -> int:
 
 def _reason(event: str, args: tuple[Any, ...]) -> str | None:
     if event == "open":
-        return _opened(*args[:3]) if len(args) >= 3 else None
+        if len(args) >= 3:
+            return _opened(*args[:3])
+        return None
     if event in _FILES:
-        return None if _is_bytecode(args[0] if args else None) else "changes files"
+        if _is_bytecode(args[0] if args else None):
+            return None
+        return "changes files"
     return _BEYOND.get(event) or None
 
 

@@ -107,7 +107,9 @@ def torch_generators() -> Iterator[tuple[str, torch.Generator]]:
 def numpy_state() -> Any:
     """State of ``numpy.random``, or None where numpy is not imported."""
     numpy = sys.modules.get("numpy")
-    return numpy.random.get_state() if numpy is not None else None
+    if numpy is None:
+        return None
+    return numpy.random.get_state()
 
 
 def same_state(a: Any, b: Any) -> bool:
@@ -118,7 +120,9 @@ def same_state(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
     if isinstance(a, tuple) and len(a) < 100:
         return len(a) == len(b) and all(map(same_state, a, b))
-    return bool(a.tobytes() == b.tobytes()) if hasattr(a, "tobytes") else bool(a == b)
+    if hasattr(a, "tobytes"):
+        return bool(a.tobytes() == b.tobytes())
+    return bool(a == b)
 
 
 def is_default(generator: torch.Generator) -> bool:

@@ -90,13 +90,17 @@ def _owner(value: object) -> str:
 def owner_of_class(kind: Any) -> str:
     module = sys.modules.get(kind.__module__)
     if kind.__module__ in ("__main__", "builtins"):
-        return "user" if kind.__module__ == "__main__" else "stdlib"
+        if kind.__module__ == "__main__":
+            return "user"
+        return "stdlib"
     path = vars(module).get("__file__") if module is not None else None
     if path is None:
         # of a C module, or of a file that is gone: functions in it tell
         written = (m for m in vars(kind).values() if isinstance(m, types.FunctionType))
         first = next(written, None)
-        return owner_of(first.__code__.co_filename) if first is not None else "stdlib"
+        if first is None:
+            return "stdlib"
+        return owner_of(first.__code__.co_filename)
     return owner_of(os.path.abspath(path))
 
 

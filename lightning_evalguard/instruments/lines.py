@@ -108,7 +108,9 @@ class LineTrace:
     def _outside(self, frame: FrameType, event: str, arg: Any) -> Any:
         owner = owner_of(frame.f_code.co_filename)
         left_out = owner != "user" if self._live else owner in LIBRARIES
-        return None if left_out else self._inside(frame, event, arg)
+        if left_out:
+            return None
+        return self._inside(frame, event, arg)
 
     def _inside(self, frame: FrameType, event: str, _: Any) -> Any:
         if not self._goes_on():

@@ -426,7 +426,9 @@ def _dict_of(thing: object) -> dict[str, Any] | None:
         attributes = object.__getattribute__(thing, "__dict__")
     except AttributeError:
         return None
-    return attributes if type(attributes) is dict else None
+    if type(attributes) is not dict:
+        return None
+    return attributes
 
 
 def _slots(thing: object, kind: type) -> Iterator[tuple[str, Any]]:

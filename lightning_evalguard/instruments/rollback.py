@@ -271,7 +271,9 @@ def attributes_of(thing: object, kind: type) -> dict[str, Any] | None:
         attributes = object.__getattribute__(thing, "__dict__")
     except AttributeError:
         return None
-    return attributes if type(attributes) is dict else None
+    if type(attributes) is not dict:
+        return None
+    return attributes
 
 
 class Writes(Subscriber):

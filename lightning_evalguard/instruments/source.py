@@ -55,11 +55,9 @@ class Site:
     @property
     def quoted(self) -> str:
         """The expression as a message quotes it; of code without a source, where it stands."""
-        return (
-            f"`{self.expression}`"
-            if self.expression
-            else f"a line of `{self.function}`"
-        )
+        if self.expression:
+            return f"`{self.expression}`"
+        return f"a line of `{self.function}`"
 
 
 @functools.cache
@@ -75,8 +73,12 @@ def owner_of(filename: str) -> str:
         if root and filename.startswith(root + os.sep):
             return name
     if filename.startswith("<"):
-        return "user" if filename.startswith(_TYPED) else "stdlib"
-    return "stdlib" if filename.startswith(_STDLIB) else "user"
+        if filename.startswith(_TYPED):
+            return "user"
+        return "stdlib"
+    if filename.startswith(_STDLIB):
+        return "stdlib"
+    return "user"
 
 
 def site_of(frame: FrameType) -> Site:
@@ -111,7 +113,9 @@ def user_site(depth: int = 1) -> Site | None:
         depth: Frames to leave out, counted from the caller of this function.
     """
     frame = nearest(sys._getframe(depth), LIBRARIES)
-    return site_of(frame) if frame is not None else None
+    if frame is None:
+        return None
+    return site_of(frame)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -74,7 +74,9 @@ def _register(path: str) -> str:
 
 
 def _shallow(value: object) -> Iterable[tuple[str, object]]:
-    return held_parts(value) if isinstance(value, (list, tuple, dict)) else ()
+    if not isinstance(value, (list, tuple, dict)):
+        return ()
+    return held_parts(value)
 
 
 def _free(frame: FrameType) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def _functions(of: type) -> dict[str, CodeType]:
 
 def _line_of(functions: dict[str, CodeType], name: str) -> str | None:
     code = functions.get(name)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None
+    if code is None:
+        return None
+    return f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def _line_of_text(functions: dict[str, CodeType], text: str) -> str | None:
@@ -92,7 +94,9 @@ def _line_of_text(functions: dict[str, CodeType], text: str) -> str | None:
                 for at, line in dis.findlinestarts(code)
                 if line and at <= offsets[0]
             ]
-            return f"{code.co_filename}:{lines[-1]}" if offsets and lines else None
+            if offsets and lines:
+                return f"{code.co_filename}:{lines[-1]}"
+            return None
     return None
 
 

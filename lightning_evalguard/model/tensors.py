@@ -381,7 +381,9 @@ def own_dict(value: object) -> dict[str, Any] | None:
         inside = object.__getattribute__(value, "__dict__")
     except AttributeError:
         return None
-    return inside if isinstance(inside, dict) else None
+    if not isinstance(inside, dict):
+        return None
+    return inside
 
 
 def version(tensor: Tensor) -> int:

@@ -133,7 +133,9 @@ def _wraps(module: nn.Module) -> str | None:
         return "module"
     if _is_of(module, "_FabricModule", "lightning"):
         return "_forward_module"
-    return "_orig_mod" if compiled(module) else None
+    if compiled(module):
+        return "_orig_mod"
+    return None
 
 
 def _is_of(module: nn.Module, name: str, package: str) -> bool:
@@ -143,7 +145,9 @@ def _is_of(module: nn.Module, name: str, package: str) -> bool:
 
 def parent(name: str) -> str | None:
     """Qualified name of the module that holds `name`; None for the root."""
-    return name.rpartition(".")[0] if name else None
+    if not name:
+        return None
+    return name.rpartition(".")[0]
 
 
 def collapse(names: Iterable[str]) -> dict[str, list[str]]:

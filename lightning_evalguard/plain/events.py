@@ -106,7 +106,9 @@ class Events:
     def loader_of(self, iterator: Any) -> DataLoader[Any] | None:
         """The loader that made an iterator, while it lives."""
         refer = self._loaders.get(iterator)
-        return refer() if refer is not None else None
+        if refer is None:
+            return None
+        return refer()
 
     def elsewhere(self) -> bool:
         """Whether this is another thread, a forked process, or after the end."""

@@ -33,7 +33,9 @@ class Loops:
 
     def innermost(self) -> Loop | None:
         """The one from which a batch was fetched last."""
-        return next(reversed(self._running.values())) if self._running else None
+        if not self._running:
+            return None
+        return next(reversed(self._running.values()))
 
     def take(self, number: int) -> Loop | None:
         """The loop of an iterator, which is over or goes on as the innermost."""

@@ -57,18 +57,18 @@ class Model:
     def inner(self) -> nn.Module | None:
         """The user's own module, by which names read, where it is wrapped."""
         module = self._ref()
-        return None if module is None else inside(module)[1]
+        if module is None:
+            return None
+        return inside(module)[1]
 
     def flags(self) -> tuple[bool, ...]:
         """Whether each submodule that a mode changes is in train mode, in the order of `names`."""
         module = self._ref()
         if module is not None and self._read_at != registrations.count:
             self._read(module)
-        return (
-            tuple([d["training"] for d in self._dicts])
-            if not self._computed
-            else self._all()
-        )
+        if not self._computed:
+            return tuple([d["training"] for d in self._dicts])
+        return self._all()
 
     def asleep(self, flags: Sequence[bool]) -> list[int]:
         """The places of those in eval mode."""
@@ -82,7 +82,9 @@ class Model:
         """What stands at `places`, in words: ``2 Dropout, 1 BatchNorm1d``."""
         kinds = Counter(self.kinds[i] for i in places)
         said = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
-        return f"{said}, ..." if len(kinds) > 3 else said
+        if len(kinds) > 3:
+            return f"{said}, ..."
+        return said
 
     def _counts(self, module: nn.Module) -> bool:
         self._read(module)

@@ -282,7 +282,9 @@ def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
         return None
     module = dict(root.named_modules()).get(name)
     call = recorded_calls.last(module) if module is not None else None
-    return call.site if call is not None and call.mode == mode else None
+    if call is not None and call.mode == mode:
+        return call.site
+    return None
 
 
 def _of_call(

@@ -305,7 +305,9 @@ def _contains(node: ast.AST, part: ast.AST) -> bool:
 def _name(function: ast.expr) -> str:
     if isinstance(function, ast.Attribute):
         return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
+    if not isinstance(function, ast.Name):
+        return ""
+    return function.id
 
 
 def _dotted(node: ast.Attribute) -> str:
@@ -405,7 +407,9 @@ def _position(
             return positions[index]  # type: ignore[return-value]
         return None
     lines = [line for start, end, line in code.co_lines() if start <= lasti < end]
-    return (lines[0], None, None, None) if lines and lines[0] else None
+    if lines and lines[0]:
+        return (lines[0], None, None, None)
+    return None
 
 
 __all__ = ["CodePlace", "scores"]

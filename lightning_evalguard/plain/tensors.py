@@ -30,7 +30,9 @@ def follow(outputs: Any) -> weakref.ref[GraphMark] | None:
             metadata[_KEY] = mark
         if count + 1 >= _MOST:
             break
-    return weakref.ref(mark) if mark is not None else None
+    if mark is None:
+        return None
+    return weakref.ref(mark)
 
 
 def reached(roots: Iterable[Any], marks: Iterable[GraphMark]) -> set[GraphMark]:
@@ -82,4 +84,6 @@ def memory_of(batch: Any) -> set[int]:
 def size_of(batch: Any) -> int | None:
     """How many samples a batch holds, by its first tensor."""
     first = next(tensors_of_call(batch), None)
-    return len(first) if first is not None and first.ndim else None
+    if first is not None and first.ndim:
+        return len(first)
+    return None

@@ -90,7 +90,9 @@ class WaitingGuard(Guard):
 
     def shown(self, now: Moment) -> AbstractContextManager[Showing]:
         """Show this step, where the window is one of those that are looked at."""
-        return super().shown(now) if self._look else nullcontext(Showing())
+        if self._look:
+            return super().shown(now)
+        return nullcontext(Showing())
 
 
 class Watched:

@@ -121,7 +121,9 @@ class Window:
     @property
     def loader_size(self) -> int | None:
         """How many samples a loader gave for the running batch; None where there is no loader."""
-        return self.loop.size if self.loop is not None and not self.alone else None
+        if self.loop is not None and not self.alone:
+            return self.loop.size
+        return None
 
     def proves(self) -> bool:
         """Whether batches that were not trained on show that it is an evaluation.

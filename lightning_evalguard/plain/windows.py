@@ -163,7 +163,9 @@ class Windows:
         if window is None or not window.confirmed or key[3]:
             return None
         call = window.calls.get(key)
-        return call if call is not None and call.flags == flags else None
+        if call is not None and call.flags == flags:
+            return call
+        return None
 
     def call_of(
         self, model: Model, key: Key, flags: tuple[bool, ...], user: FrameType

@@ -158,7 +158,9 @@ def _samples(run: Mapping[str, Any], stage: str) -> dict[str, str] | None:
         for k, seen in run["evaluated_on"].items()
         if k.split("/")[0] == key
     }
-    return None if not sets or None in sets.values() else sets
+    if not sets or None in sets.values():
+        return None
+    return sets
 
 
 def _close(one: float, other: float) -> bool:

@@ -38,10 +38,14 @@ def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        if math.isfinite(value):
+            return value
+        return str(value)
     if isinstance(value, (str, PurePath)):
         text = _text(str(value), depth)
-        return text if len(text) <= _LONG else text[: _LONG - 1] + "…"
+        if len(text) <= _LONG:
+            return text
+        return text[: _LONG - 1] + "…"
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, type) or callable(value):
@@ -53,11 +57,9 @@ def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:
         return _listed(list(itertools.islice(value, _MANY)), name, depth - 1)
     kind = type(value)
     # torch.float32, device(type='cpu'): short, and what they are
-    return (
-        str(value)
-        if kind.__module__ == "torch" and len(str(value)) < 40
-        else _named(kind)
-    )
+    if kind.__module__ == "torch" and len(str(value)) < 40:
+        return str(value)
+    return _named(kind)
 
 
 def _text(text: str, depth: int) -> str:

@@ -75,11 +75,9 @@ def checkpoint(trainer: Any, kind: str) -> dict[str, Any] | None:
         names = ("best_model_path", "last_model_path")
         tried = [(n.split("_")[0], getattr(saved, n, None)) for n in names]
     why, path = next(((why, p) for why, p in tried if p), (None, None))
-    return (
-        None
-        if path is None
-        else {"path": without_secrets(str(path)), "is": why, **_hashed(Path(str(path)))}
-    )
+    if path is None:
+        return None
+    return {"path": without_secrets(str(path)), "is": why, **_hashed(Path(str(path)))}
 
 
 def _hashed(path: Path) -> dict[str, Any]:

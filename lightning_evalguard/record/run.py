@@ -82,9 +82,9 @@ class Records:
             or trainer.state.fn not in _WRITTEN
         ):
             return False
-        return (
-            bool(trainer.loggers) if self._where == "auto" else self._where is not None
-        )
+        if self._where == "auto":
+            return bool(trainer.loggers)
+        return self._where is not None
 
     def write(self, run: RecordedRun) -> None:
         """The run is over: put it on record. Whatever fails costs one warning, never the run."""
@@ -408,7 +408,9 @@ class RecordedRun:
 def _owned(loaders: Any, i: int) -> int | None:
     """How many samples of a loader are this rank's own; None where none is repeated."""
     loader = listed(loaders)[i : i + 1]
-    return owned(*loader) if loader else None
+    if not loader:
+        return None
+    return owned(*loader)
 
 
 def _kind_of(module: Any) -> str:
@@ -438,7 +440,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def found_at(path: Path) -> list[Path]:
     """The records that a path names: itself, or those below a folder."""
-    return sorted(path.rglob(f"{NAME}*.json")) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted(path.rglob(f"{NAME}*.json"))
+    return [path]
 
 
 def _folder_of(logger: Any) -> Path | None:
@@ -461,7 +465,9 @@ def _numbers(logged: Mapping[str, Any]) -> dict[str, float]:
 
 def _key(stage: str, loader: int) -> str:
     key = _KEYS.get(stage, stage)
-    return f"{key}/dataloader_idx_{loader}" if loader else key
+    if loader:
+        return f"{key}/dataloader_idx_{loader}"
+    return key
 
 
 def _now() -> str:

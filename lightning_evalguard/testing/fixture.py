@@ -56,4 +56,6 @@ class FixtureGuard(EvalGuard):
                 for f in report.findings
                 if not f.certain or policies.get(f.check) != "error"
             )
-        return str(left) if left.findings else ""
+        if not left.findings:
+            return ""
+        return str(left)

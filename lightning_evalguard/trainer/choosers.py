@@ -57,7 +57,9 @@ class LightningDesk:
 
     def value(self, key: str) -> float | None:
         value = self._trainer.callback_metrics.get(key)
-        return None if value is None else float(value)
+        if value is None:
+            return None
+        return float(value)
 
     def values(self) -> Mapping[str, float]:
         held = self._trainer.callback_metrics
@@ -72,11 +74,15 @@ class LightningDesk:
         return _lightning.trained_keys(self._trainer)
 
     def results(self) -> Mapping[str, ConfusionResult]:
-        return self._scores.results if self._scores is not None else {}
+        if self._scores is None:
+            return {}
+        return self._scores.results
 
     def checkpoint(self) -> str | None:
         path = self._trainer.ckpt_path
-        return None if path is None else str(path)
+        if path is None:
+            return None
+        return str(path)
 
     def listen(self, saved: Callable[[str], None]) -> None:
         def around(
@@ -112,7 +118,9 @@ def _of_callback(callback: Any) -> Chooser | None:
             keeps if isinstance(keeps, int) else 1,
             callback,
         )
-    return Chooser(name, "stop", key, mode, 1, callback) if "patience" in held else None
+    if "patience" not in held:
+        return None
+    return Chooser(name, "stop", key, mode, 1, callback)
 
 
 def _logged(entry: _lightning.Entry) -> LoggedNow:

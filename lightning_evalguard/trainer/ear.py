@@ -267,7 +267,9 @@ class Ear(_lightning.Books):
 def _number(value: Any) -> Any:
     """`value` where it is one number, else None."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if value.numel() == 1 else None
+        if value.numel() != 1:
+            return None
+        return value.detach().clone()
     if isinstance(value, (bool, str)) or value is None:
         return None
     if isinstance(value, (int, float)):

@@ -94,13 +94,17 @@ def has(trainer: Trainer, path: str) -> bool:
 def owner(trainer: Trainer, path: str) -> Any:
     """The object that holds what `PRIVATE` names `path`; None where it is missing."""
     above = path.rpartition(".")[0]
-    return (_walk(trainer, above) if above else trainer) if has(trainer, path) else None
+    if not has(trainer, path):
+        return None
+    return _walk(trainer, above) if above else trainer
 
 
 def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
     """What stands at a path of `PRIVATE`."""
     thing = _walk(trainer, path) if path in PRIVATE else _GONE
-    return default if thing is _GONE or thing is None else thing
+    if thing is _GONE or thing is None:
+        return default
+    return thing
 
 
 def _walk(thing: Any, path: str) -> Any:
@@ -120,7 +124,9 @@ def why_not_logged_again(trainer: Trainer) -> str | None:
         for p, falls_back in PRIVATE.items()
         if falls_back is _NO_REPLAY and not has(trainer, p)
     ]
-    return f"this Lightning has no `trainer.{gone[0]}`" if gone else None
+    if not gone:
+        return None
+    return f"this Lightning has no `trainer.{gone[0]}`"
 
 
 @contextmanager
@@ -184,15 +190,17 @@ def dataloaders(trainer: Trainer) -> Any:
     if trainer.testing:
         return trainer.test_dataloaders
     # `trainer.val_dataloaders` names those of the last fit, also in a `validate` after it
-    return (
-        trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
-    )
+    if trainer.predicting:
+        return trainer.predict_dataloaders
+    return trainer.val_dataloaders
 
 
 def batches_of(trainer: Trainer, loader: int) -> float | None:
     """How many batches a loader of the running evaluation will give; None where it is not known."""
     limits = _read(trainer, "_active_loop.max_batches", ())
-    return limits[loader] if isinstance(limits, list) and loader < len(limits) else None
+    if isinstance(limits, list) and loader < len(limits):
+        return limits[loader]
+    return None
 
 
 def hyper_parameters(module: LightningModule) -> dict[str, Any]:
@@ -374,7 +382,9 @@ class ValidationLoop:
         found = _read(
             self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None
         )
-        return dict(found) if found is not None else None
+        if found is None:
+            return None
+        return dict(found)
 
 
 def verbose(trainer: Trainer, stage: str) -> bool:

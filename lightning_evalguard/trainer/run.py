@@ -283,7 +283,9 @@ def _stage(trainer: Trainer) -> str:
         return SANITY_CHECK
     if trainer.testing:
         return "test"
-    return "predict" if trainer.predicting else "validate"
+    if trainer.predicting:
+        return "predict"
+    return "validate"
 
 
 @contextmanager
@@ -312,7 +314,9 @@ def batch_size(trainer: Trainer) -> int | None:
 def loader_at(trainer: Trainer, index: int) -> Any:
     """The loader of that number in the running evaluation; None where there is none."""
     loaders = list(flat(_lightning.dataloaders(trainer)))
-    return loaders[index] if index < len(loaders) else None
+    if index < len(loaders):
+        return loaders[index]
+    return None
 
 
 def accumulates(trainer: Trainer) -> bool:

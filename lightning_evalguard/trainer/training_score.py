@@ -285,7 +285,9 @@ def _with_transforms_of(dataset: Any, other: Any) -> Any:
         other = other.dataset
     if isinstance(dataset, Subset):
         inner = _with_transforms_of(dataset.dataset, other)
-        return None if inner is None else Subset(inner, dataset.indices)
+        if inner is None:
+            return None
+        return Subset(inner, dataset.indices)
     if type(dataset) is not type(other) or dataset is other:
         return None
     found = {k: vars(other)[k] for k in _TRANSFORMS if k in vars(other)}

@@ -82,7 +82,9 @@ def _of_difference(
 
 
 def _words(more: bool) -> str:
-    return "more than chance" if more else "no more than chance"
+    if more:
+        return "more than chance"
+    return "no more than chance"
 
 
 def _are_of_one_set(

@@ -38,7 +38,9 @@ def curves(
     }
 
     def place(score: str) -> int:
-        return first.index(score) if score in first else len(first)
+        if score in first:
+            return first.index(score)
+        return len(first)
 
     return [_curve(score, drawn[score]) for score in sorted(drawn, key=place)]
 

@@ -252,7 +252,9 @@ def _percent(share: float) -> str:
     text = f"{share * 100:.0f}"
     if text == "0":
         return "<1"
-    return ">99" if text == "100" and share < 1 else text
+    if text == "100" and share < 1:
+        return ">99"
+    return text
 
 
 def _classes(result: ConfusionResult) -> dict[str, Any]:

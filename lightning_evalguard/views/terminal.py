@@ -113,7 +113,9 @@ def when(run: Mapping[str, Any]) -> str:
 def set_words(seen: Mapping[str, Any]) -> str:
     """An evaluation set: how many samples, and the head of its hash."""
     samples = "" if seen["samples"] is None else f"{seen['samples']:,} samples "
-    return f"{samples}#{seen['hash'][:8]}" if seen["hash"] else f"{samples}no hash"
+    if seen["hash"]:
+        return f"{samples}#{seen['hash'][:8]}"
+    return f"{samples}no hash"
 
 
 def revision(git: Mapping[str, Any]) -> str:
@@ -152,4 +154,6 @@ def dotted_leaves(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _WIDE else "…" + text[1 - _WIDE :]
+    if len(text) <= _WIDE:
+        return text
+    return "…" + text[1 - _WIDE :]

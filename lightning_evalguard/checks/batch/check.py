@@ -131,7 +131,9 @@ class BatchCheck(Check):
         ):
             return []
         at = first_mixing(whole, again, start)
-        return [] if at is None else self._confirm(now, look, whole, at, start)
+        if at is None:
+            return []
+        return self._confirm(now, look, whole, at, start)
 
     def _run(
         self, look: Look, rows: Rows, take: Callable[[Any], Any] | None
@@ -162,9 +164,9 @@ class BatchCheck(Check):
         take = functools.partial(_repeated, half=whole.samples // 2, start=start)
         if self._run(look, other, take) is not None:
             return []
-        return (
-            [_finding(now, other)] if differs(whole.at(at), other.at(at), start) else []
-        )
+        if not differs(whole.at(at), other.at(at), start):
+            return []
+        return [_finding(now, other)]
 
 
 class _Other(Rows):

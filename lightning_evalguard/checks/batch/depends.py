@@ -67,7 +67,9 @@ class Padding:
         apart = pair.distance()
         if apart <= pair.tolerance or apart <= self._noise(look, batch, pair):
             loss = pair.loss()
-            return [] if loss is None else self._named(batch, now, look, whole, loss)
+            if loss is None:
+                return []
+            return self._named(batch, now, look, whole, loss)
         place = pair.culprit()
         if pair.reaches(place):
             pair, place = self._with_less(look, batch, pair, apart)
@@ -81,11 +83,9 @@ class Padding:
         self, batch: Padded, now: Moment, look: Look, whole: Own, place: tuple[str, int]
     ) -> list[Finding]:
         findings = _Culprit(whole, self._root, place)
-        return (
-            []
-            if self._run(look, findings) is not None
-            else [_finding(now, batch, findings)]
-        )
+        if self._run(look, findings) is not None:
+            return []
+        return [_finding(now, batch, findings)]
 
     def _run(self, look: Look, run: Own, times: int = 2) -> Exception | None:
         run.clear()
@@ -101,7 +101,9 @@ class Padding:
         if any(run.coarse for run in runs):
             return _COARSE
         on_host = all(t.device.type == "cpu" for t in tensors(runs[0].padded.batch))
-        return _FINE if on_host else _ON_DEVICE
+        if on_host:
+            return _FINE
+        return _ON_DEVICE
 
     def _noise(self, look: Look, batch: Padded, pair: Comparison) -> float:
         """What the same run gives on itself once more, and in a batch of another size."""

@@ -209,7 +209,9 @@ class Own(Subscriber):
             if size > _FEW and not self._counts_positions(size):
                 some = some.narrow(dim, 0, size - size % _FEW)
                 some = torch.unflatten(some, dim, (_FEW, -1)).select(dim + 1, 0)
-        return some.clone() if some.numel() <= _MOST else None
+        if some.numel() <= _MOST:
+            return some.clone()
+        return None
 
     def _counts_positions(self, size: int) -> bool:
         return any(
@@ -403,7 +405,9 @@ def _distance(a: Tensor, b: Tensor) -> float | None:
     finite = x.isfinite() & y.isfinite()
     x, y = x[finite], y[finite]
     size = max(float(x.norm()), float(y.norm()))
-    return float((x - y).norm()) / size if size > 0 else 0.0
+    if size > 0:
+        return float((x - y).norm()) / size
+    return 0.0
 
 
 __all__ = ["Comparison", "Own"]

@@ -181,7 +181,9 @@ def _size(leaf: Any) -> int:
     size = getattr(leaf, "size", None) if type(leaf).__module__ == "numpy" else None
     if isinstance(size, int):
         return size
-    return len(leaf) if isinstance(leaf, (str, bytes)) else 1
+    if not isinstance(leaf, (str, bytes)):
+        return 1
+    return len(leaf)
 
 
 Dims = tuple[list[int | None], list[list[Cut]]]
@@ -210,7 +212,9 @@ def _dims(two: list[Tensor], three: list[Tensor], among: list[Tensor]) -> Dims |
             return None
         rows.append(by_sample[0] if by_sample else None)
         cuts.append(longer)
-    return (rows, cuts) if any(cuts) else None
+    if not any(cuts):
+        return None
+    return (rows, cuts)
 
 
 def _holds(

@@ -77,7 +77,9 @@ class Rows(Subscriber):
         """What stands at a place; an empty row where the replay did not get there."""
         kind, index = place
         rows = self.ops if kind == "op" else [row for _, row in self.modules]
-        return rows[index] if index < len(rows) else Row(None, ())
+        if index < len(rows):
+            return rows[index]
+        return Row(None, ())
 
     def after(self, op: Op) -> None:
         # A step that differentiates adapts to its batch, or asks for forces after all is computed.
@@ -171,7 +173,9 @@ def first_mixing(whole: Rows, part: Rows, start: int) -> Place | None:
     ops = zip(whole.ops[:compared], part.ops[:compared], strict=False)
     op = first_differing(list(ops), start)
     count = whole.modules[module][0]
-    return ("op", op) if op is not None and op < count else ("module", module)
+    if op is not None and op < count:
+        return ("op", op)
+    return ("module", module)
 
 
 def first_differing(pairs: Sequence[tuple[Row, Row]], start: int) -> int | None:
@@ -207,9 +211,13 @@ def _both(a: Row, b: Row, start: int) -> tuple[Tensor, Tensor] | None:
         return None
     one, two = a.values[start], b.values[start]
     if one is two or one.dtype != two.dtype:
-        return None if one is two else (one.double(), two.double())
+        if one is two:
+            return None
+        return (one.double(), two.double())
     rows = min(len(one), len(two))
-    return (one, two) if len(one) == len(two) else (one[:rows], two[:rows])
+    if len(one) == len(two):
+        return (one, two)
+    return (one[:rows], two[:rows])
 
 
 def _far(one: Tensor, two: Tensor, share: float = 1.0) -> bool:

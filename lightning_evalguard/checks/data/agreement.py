@@ -106,7 +106,9 @@ def _mapping(value: Any) -> dict[Any, int] | None:
         if not 1 < len(value) <= _NAMES or not all(type(v) is str for v in value):
             return None
         value = {name: i for i, name in enumerate(value)}
-        return value if len(value) > 1 else None
+        if len(value) > 1:
+            return value
+        return None
     if not isinstance(value, Mapping) or not 1 < len(value) <= _NAMES:
         return None
     items = list(value.items())
@@ -114,7 +116,9 @@ def _mapping(value: Any) -> dict[Any, int] | None:
         items = [(v, k) for k, v in items]
     if not all(type(v) is int for _, v in items):
         return None
-    return dict(items) if len({v for _, v in items}) == len(items) else None
+    if len({v for _, v in items}) != len(items):
+        return None
+    return dict(items)
 
 
 def _difference(name: str, mine: Any, theirs: Any) -> tuple[str, str, bool] | None:

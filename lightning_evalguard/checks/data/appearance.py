@@ -106,7 +106,9 @@ class Appearance:
             [look.tails.cpu() for look in self._looks] or [torch.zeros(0, 2)]
         )
         padded = tails[tails[:, 1] > 0][:, 0]
-        return {int(token) for token in padded} if len(padded) >= _PADDED else None
+        if len(padded) >= _PADDED:
+            return {int(token) for token in padded}
+        return None
 
 
 def _largest(held: list[Tensor]) -> tuple[int, Tensor | None]:

@@ -158,7 +158,9 @@ class DataCheck(Check):
             if watched is not None and not is_sanity_check(now.stage):
                 watched.add(args[0])
                 one.appearance.add(args[0])
-        return self._findings(now, facts) if facts else ()
+        if not facts:
+            return ()
+        return self._findings(now, facts)
 
     def broke_off(self, now: Moment, trace: TracebackType | None) -> Iterable[Finding]:
         """A step raised StopIteration, which its loop takes for the end of the data."""
@@ -312,7 +314,9 @@ class DataCheck(Check):
         if watched is None or self._opaque:
             return []
         one.hashes = watched.hashes()
-        return watched.facts() if watched.counts else []
+        if not watched.counts:
+            return []
+        return watched.facts()
 
     # apart from training, and what reading tells
 
@@ -403,7 +407,9 @@ class DataCheck(Check):
         remedy = (
             "Give both sets the same preprocessing, but for what is random in training."
         )
-        return [one.fact(said, remedy, certain=False)] if said else []
+        if not said:
+            return []
+        return [one.fact(said, remedy, certain=False)]
 
     def _groups_of(self, one: EvaluatedSet, side: Side) -> list[Fact]:
         if id(one) in self._watched:

@@ -143,7 +143,9 @@ def _by_attribute(parts: Sequence[Part], asked: str | None) -> Grouped | None:
             group = _plain(values(index))
             if group is not None:
                 places.setdefault(group, []).append(at)
-    return Grouped(name, places, whole=True) if places else None
+    if not places:
+        return None
+    return Grouped(name, places, whole=True)
 
 
 def _by_file_names(parts: Sequence[Part]) -> Grouped | None:
@@ -161,7 +163,9 @@ def _by_file_names(parts: Sequence[Part]) -> Grouped | None:
             if named is None:
                 return None
             places.setdefault(files.values[index][: named.end()], []).append(at)
-    return Grouped(_FILE_NAMES, places, whole=True) if places else None
+    if not places:
+        return None
+    return Grouped(_FILE_NAMES, places, whole=True)
 
 
 def _columns(
@@ -223,7 +227,9 @@ def _by_reading(dataset: Any, asked: Any, reads: int) -> Grouped | None:
             group = _plain(_group_of(dataset[at], asked))
             if group is not None:
                 places.setdefault(group, []).append(at)
-    return Grouped(_named(asked), places, looked == n) if places else None
+    if not places:
+        return None
+    return Grouped(_named(asked), places, looked == n)
 
 
 def _group_of(sample: Any, asked: Any) -> Any:
@@ -247,8 +253,12 @@ def _plain(value: Any) -> Hashable | None:
         value = tuple(value)
     if value is None or value == "" or value != value:
         return None
-    return value if isinstance(value, Hashable) else repr(value)
+    if isinstance(value, Hashable):
+        return value
+    return repr(value)
 
 
 def _named(asked: Asked) -> str:
-    return asked if isinstance(asked, str) else getattr(asked, "__name__", "groups")
+    if isinstance(asked, str):
+        return asked
+    return getattr(asked, "__name__", "groups")

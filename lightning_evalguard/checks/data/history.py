@@ -127,7 +127,9 @@ class History:
     def hashes(self) -> Tensor | None:
         """Of samples of the last fit's first training batches; waits for the device."""
         each = [hashes for seen in self._trained() for hashes in seen.hashes]
-        return torch.cat([hashes.cpu() for hashes in each]) if each else None
+        if not each:
+            return None
+        return torch.cat([hashes.cpu() for hashes in each])
 
     def trained_on(self) -> list[Portrait]:
         """What the last fit trained with, as later runs may recognise it; waits for the device."""

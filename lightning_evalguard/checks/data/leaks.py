@@ -145,7 +145,9 @@ class Leak:
         if not bool(hit.any()):
             return None
         natural = twins(theirs.some(_NATURAL), theirs, 2, budget).double().mean()
-        return hit if _judged(queries, hit, float(natural)) else None
+        if not _judged(queries, hit, float(natural)):
+            return None
+        return hit
 
     def _can_read(self) -> bool:
         if self._side.dataset is None or not self._side.parts:

@@ -153,4 +153,6 @@ def spread(k: int, n: int) -> int:
 def listed_places(places: Sequence[int]) -> str:
     """``samples 1, 2, 3, ...`` for the first few of some places."""
     few = ", ".join(map(str, places[:3])) + (", ..." if len(places) > 3 else "")
-    return f"sample {few}" if len(places) == 1 else f"samples {few}"
+    if len(places) == 1:
+        return f"sample {few}"
+    return f"samples {few}"

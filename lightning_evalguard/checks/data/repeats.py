@@ -64,7 +64,9 @@ def _given(loader: Any) -> Tensor | None:
         return torch.arange(n)  # whose repetitions are said, and not counted
     if order in ("fixed", "shuffled"):
         indices = getattr(sampler, "indices", None)
-        return torch.arange(n) if indices is None else torch.as_tensor(list(indices))
+        if indices is None:
+            return torch.arange(n)
+        return torch.as_tensor(list(indices))
     if type(sampler) in (list, tuple, range):
         return torch.as_tensor(list(sampler))
     return _iterated(loader, sampler)
@@ -83,7 +85,9 @@ def _iterated(loader: Any, sampler: Any) -> Tensor | None:
     try:
         with undisturbed(source):
             flat = list(_flat(source))
-        return torch.as_tensor(flat, dtype=torch.int64) if flat else None
+        if not flat:
+            return None
+        return torch.as_tensor(flat, dtype=torch.int64)
     except Exception:  # noqa: BLE001 - a sampler that cannot be asked twice
         return None
 

@@ -57,11 +57,9 @@ class ModeCall:
     @property
     def site(self) -> Site | None:
         """The user's line; None where Lightning called."""
-        return (
-            site_at(self.code, self.lasti, self.lineno)
-            if self.code is not None
-            else None
-        )
+        if self.code is None:
+            return None
+        return site_at(self.code, self.lasti, self.lineno)
 
     @property
     def is_plan(self) -> bool:
@@ -216,7 +214,9 @@ def _hook_around(frame: FrameType | None) -> str | None:
         if name.endswith("_step") and name != "optimizer_step":
             return None
         if name.startswith(_PLANS) and above is not None and _is_loops(above):
-            return None if name.startswith(_EVALUATES) else name
+            if name.startswith(_EVALUATES):
+                return None
+            return name
         frame = above
     return None
 

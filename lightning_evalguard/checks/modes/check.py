@@ -103,7 +103,9 @@ class ModesCheck(Check):
     @property
     def modules(self) -> int:
         """How many modules are watched."""
-        return len(self._modes.modules) if self._modes is not None else 0
+        if self._modes is None:
+            return 0
+        return len(self._modes.modules)
 
     # an evaluation
 
@@ -136,10 +138,14 @@ class ModesCheck(Check):
             return None
         if other.check != "state":
             awake = self._awake.get(other.subject)
-            return awake[0] if awake is not None else None
+            if awake is None:
+                return None
+            return awake[0]
         owner, _, leaf = other.subject.rpartition(".")
         awake = self._awake.get(owner)
-        return awake[0] if awake is not None and leaf in awake[1]._buffers else None
+        if awake is not None and leaf in awake[1]._buffers:
+            return awake[0]
+        return None
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         if not self._windows:
@@ -153,7 +159,9 @@ class ModesCheck(Check):
         undone = window.undone(self._tree()) if now.fitting else {}
         self._unrestored = Unrestored(window.stage, wrong, undone)
         # In a fit, who restores modes by hand may do so until the next training step.
-        return () if now.fitting else self._verify_restored(now)
+        if now.fitting:
+            return ()
+        return self._verify_restored(now)
 
     # training
 
@@ -164,11 +172,15 @@ class ModesCheck(Check):
             return ()
         findings = self._verify_restored(now) if self._unrestored is not None else []
         repairs = self._training.before_step()
-        return findings + self._offer(repairs) if repairs else findings
+        if repairs:
+            return findings + self._offer(repairs)
+        return findings
 
     def before_backward(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         repairs = self._training.after_step(now, outputs)
-        return self._offer(repairs) if repairs else ()
+        if not repairs:
+            return ()
+        return self._offer(repairs)
 
     def fix(self, findings: Sequence[Finding]) -> Iterable[Finding]:
         """Set the flags that `findings` name; never calls `train()` or `eval()`.
@@ -403,4 +415,6 @@ class ModesCheck(Check):
 def _cause_of(name: str, module: nn.Module) -> str:
     """What several modules that are in train mode have in common: the line that set them."""
     site, _ = who(module, True)
-    return site.location if site is not None else name
+    if site is not None:
+        return site.location
+    return name

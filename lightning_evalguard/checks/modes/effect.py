@@ -79,8 +79,12 @@ def effect_of(module: nn.Module) -> Effect | None:
     if cls.__module__.startswith("torch.jit."):
         return _effect_in_script(module)
     if _reads(cls).own:
-        return None if _drops_nothing(module, cls) else "possible"
-    return "possible" if any(map(_reads_a_flag, _callables_on(module))) else None
+        if _drops_nothing(module, cls):
+            return None
+        return "possible"
+    if any(map(_reads_a_flag, _callables_on(module))):
+        return "possible"
+    return None
 
 
 def _known_effect(module: nn.Module) -> Effect | None:
@@ -101,7 +105,9 @@ def _known_effect(module: nn.Module) -> Effect | None:
         changes = isinstance(module.dropout, float) and module.dropout > 0
     elif type(module) is nn.utils.parametrizations._SpectralNorm:
         changes = module.n_power_iterations > 0
-    return "certain" if changes else None
+    if changes:
+        return "certain"
+    return None
 
 
 def tracks_statistics(module: nn.Module) -> bool:
@@ -150,7 +156,9 @@ def _follow(module: nn.Module, path: Iterable[str]) -> nn.Module | None:
     for key in path:
         own = vars(at) if isinstance(at, nn.Module) else {}
         at = own.get("_modules", {}).get(key, own.get(key))
-    return at if isinstance(at, nn.Module) else None
+    if not isinstance(at, nn.Module):
+        return None
+    return at
 
 
 def _class(module: nn.Module) -> Any:
@@ -251,7 +259,9 @@ def _flags_in(
 
 
 def _path(chain: tuple[str, ...], is_method: bool) -> tuple[str, ...] | None:
-    return chain[1:] if is_method and chain[0] == "self" else None
+    if is_method and chain[0] == "self":
+        return chain[1:]
+    return None
 
 
 def _functions(member: Any) -> Iterator[FunctionType]:
@@ -351,4 +361,6 @@ def _effect_in_script(module: nn.Module) -> Effect | None:
     except Exception:  # noqa: BLE001 - it has no forward of its own
         return None
     drops_nothing = "dropout" in graph and "[value=0.]" in graph
-    return "possible" if 'name="training"' in graph and not drops_nothing else None
+    if 'name="training"' in graph and not drops_nothing:
+        return "possible"
+    return None

@@ -89,10 +89,14 @@ class Learning:
             return None
         while up is not None and up in self._modules and not self._learning_below(up):
             top, up = up, parent(up)
-        return top if top and top in self._below else None
+        if top and top in self._below:
+            return top
+        return None
 
     def _learning_below(self, name: str) -> int:
-        return self._below[name].learning if name in self._below else 0
+        if name not in self._below:
+            return 0
+        return self._below[name].learning
 
     def learns(self, name: str) -> bool:
         """Whether the part learns in which the module called `name` stands."""
@@ -119,7 +123,9 @@ class Learning:
             c for c in self._children.get(at, ()) if self._below.get(c, _Count()).learns
         ]
         own = at if self._own[at].learns else None
-        return (own, children) if own is not None or children else None
+        if own is not None or children:
+            return (own, children)
+        return None
 
     def elsewhere(self, parts: Iterable[str]) -> bool:
         """Whether something learns in train mode that does not lie at or below one of `parts`."""
@@ -191,7 +197,9 @@ def held_by(optimizers: Iterable[Any], root: nn.Module) -> set[int] | None:
     for optimizer in (*optimizers, *_kept_optimizers(root)):
         for group in getattr(optimizer, "param_groups", ()):
             held.update(map(id, group["params"]))
-    return held if any(id(p) in held for p in root.parameters()) else None
+    if not any(id(p) in held for p in root.parameters()):
+        return None
+    return held
 
 
 def _kept_optimizers(root: nn.Module) -> Iterator[torch.optim.Optimizer]:

@@ -169,7 +169,9 @@ class TrainingModes:
 
     def after_backward(self) -> list[Repair]:
         """No step runs: what a gradient has reached by now."""
-        return self._reached(self._gradients.arrived()) if self._asleep else []
+        if not self._asleep:
+            return []
+        return self._reached(self._gradients.arrived())
 
     def close(self) -> None:
         """Leave nothing behind on modules and parameters."""

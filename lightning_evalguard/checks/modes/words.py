@@ -18,7 +18,9 @@ _FEW = 4  # names that a pattern list writes out
 
 def word(mode: bool) -> str:
     """How PyTorch calls a mode."""
-    return "train" if mode else "eval"
+    if mode:
+        return "train"
+    return "eval"
 
 
 def with_others(n: int) -> str:
@@ -45,7 +47,9 @@ def kinds_of(modules: Iterable[nn.Module]) -> str:
     """``2 BatchNorm1d, 1 Dropout``: the most frequent classes first, three of them."""
     kinds = Counter(type(m).__name__ for m in modules)
     listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
-    return f"{listed}, ..." if len(kinds) > 3 else listed
+    if len(kinds) > 3:
+        return f"{listed}, ..."
+    return listed
 
 
 def common(names: Sequence[str]) -> str:

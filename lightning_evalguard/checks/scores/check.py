@@ -123,11 +123,9 @@ class ScoresCheck(Check):
     def reason(self, key: str, score: str, theirs: float) -> tuple[str, str]:
         """Why a value logged under a name of ours is not that score, and what to do about it."""
         heard = self._of_step.get(key) or self._heard.get(key)
-        return (
-            self._claims.reason(heard, key, score, theirs)
-            if heard is not None
-            else ("", "")
-        )
+        if heard is not None:
+            return self._claims.reason(heard, key, score, theirs)
+        return ("", "")
 
     def _hear(self, heard: LogCall) -> None:
         if self._in_steps:

@@ -111,7 +111,9 @@ class Claims:
             fact = self._of_numbers(heard, value)
         if fact is None and not heard.by_metric and claim_of(heard.name) is None:
             fact = self._of_no_name(heard, value)
-        return fact._replace(location=fact.location or heard.location) if fact else None
+        if not fact:
+            return None
+        return fact._replace(location=fact.location or heard.location)
 
     def may_hold(self, name: str) -> bool:
         """Whether what was logged may have been made of a list: of numbers, only where it was."""
@@ -139,7 +141,9 @@ class Claims:
             return None
         counted = self._counted_of(heard) if claim is not None else None
         if claim is None or counted is None:
-            return self._by_name_alone(heard) if in_steps else None
+            if not in_steps:
+                return None
+            return self._by_name_alone(heard)
         result = counted.result
         named = candidates(result, claim)
         if not named or not result.total:
@@ -178,11 +182,9 @@ class Claims:
         """What was counted of the samples that a key speaks of, where that is known."""
         if heard.loader is not None:
             suffix = f"/dataloader_idx_{heard.loader}" if heard.loader else ""
-            return (
-                self.counted.get(f"{self._stage}{suffix}")
-                if heard.key != heard.name
-                else None
-            )
+            if heard.key == heard.name:
+                return None
+            return self.counted.get(f"{self._stage}{suffix}")
         if len(self.counted) != 1 or self._tally.loaders > 1:
             return None
         return self.counted.get(self._stage)
@@ -262,7 +264,9 @@ class Claims:
         if summary.kind == "stale mean":
             self.unexplained.append(heard.key)  # the list is what is reported
             self._stale.add(summary.of.name)
-        return None if summary.kind == "honest" else _of_summary(heard, value, summary)
+        if summary.kind == "honest":
+            return None
+        return _of_summary(heard, value, summary)
 
     def _of_before(self, heard: LogCall, value: float) -> Fact | None:
         """Whether a value is what the evaluation before would have given."""

@@ -263,7 +263,9 @@ def _numbers(item: Any) -> list[tuple[str, Any]]:
 
 
 def _kept(number: Any) -> Any:
-    return number.detach().clone() if isinstance(number, Tensor) else float(number)
+    if isinstance(number, Tensor):
+        return number.detach().clone()
+    return float(number)
 
 
 def on_host(numbers: Sequence[Any]) -> list[float]:

@@ -100,11 +100,9 @@ class Aim:
         for result in results.values():
             direction = by_matrix(value, result.scores)
             if direction is not None:
-                return (
-                    direction
-                    if self._sure(key, direction, value, result.total)
-                    else None
-                )
+                if not self._sure(key, direction, value, result.total):
+                    return None
+                return direction
         if by_name(key) is None and value not in _SIMPLE:
             return self._as_other(key, value)
         return None

@@ -65,7 +65,9 @@ class SelectionCheck(Check):
             return [*self._pending(now), *self._findings(facts, now)]
         path = self._desk.checkpoint() if now.stage == "test" else None
         many = tested.tested(path) if path else 0
-        return [_many_tested(many, now)] if many else ()
+        if not many:
+            return ()
+        return [_many_tested(many, now)]
 
     def scored(self, now: Moment) -> Iterable[Finding]:
         if not (self._fitting and self._evaluating):
@@ -76,7 +78,9 @@ class SelectionCheck(Check):
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         self._evaluating = False
-        return self._pending(now) if self._fitting else ()
+        if not self._fitting:
+            return ()
+        return self._pending(now)
 
     def before_train_step(
         self, now: Moment, args: tuple[Any, ...]

@@ -59,9 +59,9 @@ class Chooser:
         if self.kind == "schedule":
             best = held.get("best")
         value = _number(best)
-        return (
-            None if value is None or value in (float("inf"), -float("inf")) else value
-        )
+        if value is None or value in (float("inf"), -float("inf")):
+            return None
+        return value
 
     @property
     def count(self) -> int:
@@ -69,12 +69,16 @@ class Chooser:
         counted = vars(self.itself).get(
             "last_epoch" if self.kind == "schedule" else "wait_count"
         )
-        return counted if isinstance(counted, int) else 0
+        if not isinstance(counted, int):
+            return 0
+        return counted
 
     def scored(self, path: str) -> float | None:
         """The score under which it keeps the checkpoint at `path`."""
         kept = vars(self.itself).get("best_k_models")
-        return _number(kept.get(path)) if isinstance(kept, dict) else None
+        if not isinstance(kept, dict):
+            return None
+        return _number(kept.get(path))
 
     def keys_in_names(self) -> list[str]:
         """The scores that the names of its files hold."""
@@ -85,11 +89,9 @@ class Chooser:
         held = vars(self.itself)
         if path == held.get("best_model_path") or self.scored(path) is not None:
             return _keys_in(self._template)
-        return (
-            _keys_in(self._template_of_last)
-            if path == held.get("last_model_path")
-            else []
-        )
+        if path != held.get("last_model_path"):
+            return []
+        return _keys_in(self._template_of_last)
 
     @property
     def _template(self) -> Any:

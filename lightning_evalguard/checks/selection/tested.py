@@ -28,7 +28,9 @@ def tested(path: str) -> int:
         return 0
     files = _TESTED.setdefault(fit, set())
     files.add(path)
-    return len(files) if len(files) > _FREE else 0
+    if len(files) > _FREE:
+        return len(files)
+    return 0
 
 
 def _fit_of(path: str) -> object:

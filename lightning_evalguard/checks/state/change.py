@@ -120,12 +120,12 @@ def _pattern(group: list[Change], site: Site | None) -> str | None:
     common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, endings))
     ending = ".".join(parts[0] for parts in reversed(common))
     if not ending:
-        return file_pattern(site.location) if site is not None else None
-    return (
-        f"*{ending}"
-        if any(change.name == ending for change in group)
-        else f"*.{ending}"
-    )
+        if site is None:
+            return None
+        return file_pattern(site.location)
+    if any(change.name == ending for change in group):
+        return f"*{ending}"
+    return f"*.{ending}"
 
 
 def _as_did(others: list[str]) -> str:
@@ -133,7 +133,9 @@ def _as_did(others: list[str]) -> str:
         return ""
     shown = others if len(others) <= 3 else [*others[:2], f"{len(others) - 2} more"]
     *head, last = shown
-    return f", as did {', '.join(head)} and {last}" if head else f", as did {last}"
+    if head:
+        return f", as did {', '.join(head)} and {last}"
+    return f", as did {last}"
 
 
 def carried(path: str, site: Site | None, inventory: Inventory) -> Change:

@@ -108,7 +108,9 @@ class StateCheck(Check):
         return ()
 
     def standing(self) -> Mapping[str, Any]:
-        return self._windows[-1].standing() if self._windows else {}
+        if not self._windows:
+            return {}
+        return self._windows[-1].standing()
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         findings = self._flush(now)
@@ -138,7 +140,9 @@ class StateCheck(Check):
 
     def watch(self, now: Moment) -> Subscriber:
         """Sees who writes to what the model holds, to its attributes and to the batch."""
-        return self._windows[-1].watch() if self._windows else Subscriber()
+        if self._windows:
+            return self._windows[-1].watch()
+        return Subscriber()
 
     def saw(
         self, now: Moment, seen: Subscriber | None, look: Look | None

@@ -47,7 +47,9 @@ def is_librarys(hook: Any) -> bool:
 def definition(hook: Any) -> Site | None:
     """Where a hook's function is written: as near as one comes to where it was registered."""
     code = getattr(getattr(hook, "__func__", hook), "__code__", None)
-    return site_at(code, 0, code.co_firstlineno) if code is not None else None
+    if code is None:
+        return None
+    return site_at(code, 0, code.co_firstlineno)
 
 
 def knobs(module: nn.Module) -> dict[str, float | None]:

@@ -309,9 +309,9 @@ class StateWindow:
     def _batch_changed(self) -> list[Change]:
         refs = [(t, v) for ref, v in self._batch if (t := ref()) is not None]
         changed = any(version(t) != v for t, v in refs)
-        return (
-            [batch_change()] if changed and self._reported.is_new("the batch") else []
-        )
+        if changed and self._reported.is_new("the batch"):
+            return [batch_change()]
+        return []
 
     # the witness
 
@@ -391,7 +391,9 @@ class StateWindow:
             def attribute(path: str) -> Tensor | None:
                 module, key = attribute_of(self._inventory, path)
                 value = module.__dict__.get(key)
-                return value if isinstance(value, Tensor) else None
+                if not isinstance(value, Tensor):
+                    return None
+                return value
 
             for path in fresh:
                 module, key = attribute_of(self._inventory, path)

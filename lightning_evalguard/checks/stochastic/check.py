@@ -125,7 +125,9 @@ class StochasticCheck(Check):
         ):
             self._read_every_step(now)
         who = gaps.suspect()
-        return [moved_somewhere(now, "torch", who)] if who else ()
+        if not who:
+            return ()
+        return [moved_somewhere(now, "torch", who)]
 
     def _private_moved(self) -> list[str]:
         """Whether a private generator of the model advanced since the last step.
@@ -138,7 +140,9 @@ class StochasticCheck(Check):
             a is None or same_state(a, b)
             for (_, a), (_, b) in zip(last, states, strict=True)
         )
-        return [] if same else ["private"]
+        if same:
+            return []
+        return ["private"]
 
     def before_move(self, now: Moment) -> Subscriber | None:
         """A batch is about to be moved to the device, and augmented there; the first is watched."""
@@ -146,7 +150,9 @@ class StochasticCheck(Check):
         if "move" in self._explained:
             return None
         self._at_move = Generators.capture(host=False)
-        return Draws(self._tree()) if self._batches == 0 else None
+        if self._batches != 0:
+            return None
+        return Draws(self._tree())
 
     def after_move(self, now: Moment, seen: Subscriber | None) -> Iterable[Finding]:
         """The batch was moved: say what was drawn for it."""

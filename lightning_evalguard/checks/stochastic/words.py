@@ -55,7 +55,9 @@ def _remedy(draw: Draw) -> str:
 
 
 def _said(draw: Draw) -> str:
-    return draw.site.quoted if draw.site is not None else "the step"
+    if draw.site is None:
+        return "the step"
+    return draw.site.quoted
 
 
 def differing_replay(now: Moment, draw: Draw) -> Finding:

@@ -151,7 +151,9 @@ class SyncCheck(Check):
         return self._safely(self._leave)
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        return () if self._passes(now) else self._safely(self._step, now, args)
+        if self._passes(now):
+            return ()
+        return self._safely(self._step, now, args)
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         return self._safely(self._leave)
@@ -159,7 +161,9 @@ class SyncCheck(Check):
     def before_train_step(
         self, now: Moment, args: tuple[Any, ...]
     ) -> Iterable[Finding]:
-        return () if self._passes(now) else self._safely(self._step, now, args)
+        if self._passes(now):
+            return ()
+        return self._safely(self._step, now, args)
 
     # Windows
 

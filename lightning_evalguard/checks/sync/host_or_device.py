@@ -159,13 +159,17 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def of(self, tensor: Tensor) -> bool | None:
         """Whether a tensor would live on the device; None where that is not known."""
         known = self._known.get(id(tensor))
-        return known[1] if known is not None and known[0]() is tensor else None
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        return None
 
     def on_device(self, tensor: Tensor) -> bool:
         """Whether reading a tensor would make the host wait."""
         known = self.of(tensor)
         # what a compiled function returns was made by no operator
-        return compiled_anything() if known is None else known
+        if known is None:
+            return compiled_anything()
+        return known
 
     def waits(self, op: str, args: tuple[Any, ...], frame: FrameType | None) -> bool:
         """Whether the host would wait for a blocking operator on these arguments."""
@@ -305,7 +309,9 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return True
         # what an operator makes inside itself lives where it likes
         asked = _LIFTS if op == "lift_fresh" else (f"{op}(",)
-        return False if any(name in text for name in asked) else None
+        if any(name in text for name in asked):
+            return False
+        return None
 
     def _copied(self, dst: Tensor, src: Tensor, non_blocking: bool = False) -> None:
         target, origin = self.of(dst), self.of(src)
@@ -326,7 +332,9 @@ skip_dynamo(Places.__torch_dispatch__)
 
 def _text_of_call(frame: FrameType | None, skip: frozenset[str]) -> str:
     near = nearest(frame, skip)
-    return expression_of(near) if near is not None else ""
+    if near is None:
+        return ""
+    return expression_of(near)
 
 
 def _held(tensor: Tensor) -> Callable[[], Tensor]:
@@ -357,7 +365,9 @@ def compiled_anything() -> bool:
 
 def _frames() -> int:
     dynamo = sys.modules.get("torch._dynamo.convert_frame")
-    return dynamo.FRAME_COUNTER if dynamo is not None else 0
+    if dynamo is None:
+        return 0
+    return dynamo.FRAME_COUNTER
 
 
 __all__ = ["Places", "compiled_anything", "forget_compiled"]

@@ -362,7 +362,9 @@ def _reading_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., An
         places = here.places
         waits = places.on_device(tensor)
         out = _timed(name, waits, caller(), original, tensor, *args, **kwargs)
-        return places.moved(tensor, out, False) if name == "cpu" else out
+        if name == "cpu":
+            return places.moved(tensor, out, False)
+        return out
 
     return method
 

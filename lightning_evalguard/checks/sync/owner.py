@@ -151,7 +151,9 @@ class _Stack:
         if in_loops and not of_batches:
             return _Verdict.FREE
         self._near = self._near or frame
-        return _Verdict.END if in_loops else _Verdict.ON
+        if in_loops:
+            return _Verdict.END
+        return _Verdict.ON
 
     def _ours(self, frame: FrameType) -> _Verdict:
         file = frame.f_code.co_filename
@@ -162,7 +164,9 @@ class _Stack:
                 self._near = frame
             return _Verdict.ON
         ours = owner_of(self._near.f_code.co_filename) == "self"
-        return _Verdict.FREE if ours and file.endswith("guard.py") else _Verdict.ON
+        if ours and file.endswith("guard.py"):
+            return _Verdict.FREE
+        return _Verdict.ON
 
     def where(self) -> Where:
         """What all frames say together."""
@@ -197,7 +201,9 @@ def _shown(frame: FrameType, statement: str) -> str:
     if text.startswith(("if ", "elif ", "while ")):
         # Python 3.11 takes the whole statement for its test
         text = statement.rstrip(":")
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 3]}..."
 
 
 def _library_place(frame: FrameType) -> str:
@@ -224,7 +230,9 @@ def _setting_of(metric: nn.Module, aggregates: bool) -> str:
     settings = vars(metric)
     if aggregates and "nan_strategy" in settings:
         return 'nan_strategy="disable"'
-    return "validate_args=False" if settings.get("validate_args") is True else ""
+    if settings.get("validate_args") is True:
+        return "validate_args=False"
+    return ""
 
 
 def _classifies(metric: nn.Module) -> bool:

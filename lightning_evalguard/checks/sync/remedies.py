@@ -57,7 +57,9 @@ def sync_remedy(op: str, at: Where, logs: bool = True) -> str:
         logs: Whether the step belongs to a LightningModule, which has ``self.log``.
     """
     remedy = _remedy_of(op, at)
-    return remedy if logs else remedy.replace(_OR_LOG, "")
+    if logs:
+        return remedy
+    return remedy.replace(_OR_LOG, "")
 
 
 def _remedy_of(op: str, at: Where) -> str:

@@ -144,7 +144,9 @@ class Averages:
     def _scored(self, average: Average, now: Moment, optimized: bool) -> list[Finding]:
         if average.updates == 0:
             known = not optimized or average.is_loaded
-            return [] if known else self._say(average, "never", _never(average, now))
+            if known:
+                return []
+            return self._say(average, "never", _never(average, now))
         other = _same_statistics(average, self._inventory)
         if other is None or average.updates < 2:
             return []

@@ -67,7 +67,9 @@ class WeightsCheck(Check):
             self._training.look()  # before the loop clears the gradients
         if self._averages is not None:
             self._averages.start(self._optimized(now))
-        return self._begins(now) if now.fitting else ()
+        if not now.fitting:
+            return ()
+        return self._begins(now)
 
     def _begins(self, now: Moment) -> Iterable[Finding]:
         """What a fit begins with, once."""
@@ -122,10 +124,14 @@ class WeightsCheck(Check):
         return missed.frozen(self._inventory, self._reads, now)
 
     def say(self, now: Moment) -> Any:
-        return self._replicas.say() if self._replicas is not None else None
+        if self._replicas is None:
+            return None
+        return self._replicas.say()
 
     def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
-        return self._replicas.hear(everyone, now) if self._replicas is not None else ()
+        if self._replicas is None:
+            return ()
+        return self._replicas.hear(everyone, now)
 
     def _origins(self, now: Moment) -> Iterable[Finding]:
         """Judge the weights of an evaluation on its own, once a run."""
@@ -154,7 +160,9 @@ class WeightsCheck(Check):
         if self._averages is not None and not training.steps:
             self._averages.training_begins()
         findings = training.step(now, self._reads)
-        return findings if self._began else [*self._begins(now), *findings]
+        if self._began:
+            return findings
+        return [*self._begins(now), *findings]
 
     def close(self, now: Moment) -> Iterable[Finding]:
         training, averages, inventory = self._training, self._averages, self._inventory

@@ -75,7 +75,9 @@ def other_hyper_parameters(
     names = [
         n for n in mine if n in theirs and _matters(n) and _differ(mine[n], theirs[n])
     ]
-    return [_finding(names, mine, theirs, load, now)] if names else []
+    if not names:
+        return []
+    return [_finding(names, mine, theirs, load, now)]
 
 
 def _matters(name: str) -> bool:

@@ -123,7 +123,9 @@ def _bound(module: nn.Module, key: str) -> float | None:
         return None
     if isinstance(module, (nn.Linear, _ConvNd)):
         fan_in = module.weight[0].numel()
-        return 1 / math.sqrt(fan_in) if fan_in else None
+        if not fan_in:
+            return None
+        return 1 / math.sqrt(fan_in)
     if isinstance(module, nn.Bilinear):
         return 1 / math.sqrt(module.weight.size(1))
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
@@ -156,6 +158,8 @@ def _values(tensor: Tensor) -> Tensor | None:
         with torch.no_grad():
             flat = tensor.detach().reshape(-1)
             step = max(1, flat.numel() // _READ)
-            return flat[::step].float() if flat.is_floating_point() else None
+            if not flat.is_floating_point():
+                return None
+            return flat[::step].float()
     except (RuntimeError, NotImplementedError, TypeError):
         return None

@@ -111,7 +111,9 @@ class _Marks:
 
     def of(self, tensor: Tensor) -> _Mark | None:
         mark = self._at.get(id(tensor))
-        return mark if mark is not None and mark.same(tensor) else None
+        if mark is not None and mark.same(tensor):
+            return mark
+        return None
 
     def drop_those_gone(self) -> None:
         """Forget tensors that are no more, each time that there are twice as many."""
@@ -150,11 +152,9 @@ def writes(tensor: Tensor) -> int:
 def missed(tensor: Tensor) -> Load | None:
     """The load that should have written `tensor` and did not; None where it was written since."""
     mark = _marks.of(tensor)
-    return (
-        mark.load
-        if mark is not None and not mark.loaded and not _written(mark, tensor)
-        else None
-    )
+    if mark is not None and not mark.loaded and not _written(mark, tensor):
+        return mark.load
+    return None
 
 
 def set_by_hand(tensor: Tensor) -> bool:
@@ -173,7 +173,9 @@ def _written(mark: _Mark, tensor: Tensor) -> bool:
 def loads_of(module: nn.Module) -> Load | None:
     """The last load of `module` as a whole."""
     ref, load = _loads_of.get(id(module), (None, None))
-    return load if ref is not None and ref() is module else None
+    if ref is not None and ref() is module:
+        return load
+    return None
 
 
 def written(module: nn.Module) -> int:
@@ -329,7 +331,9 @@ def _builds_the_module(caller: FrameType | None) -> bool:
 
 def _size(tensor: Tensor) -> int:
     lazy = isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
-    return 0 if lazy else tensor.numel()
+    if lazy:
+        return 0
+    return tensor.numel()
 
 
 def _site(frame: FrameType) -> Site | None:
@@ -338,7 +342,9 @@ def _site(frame: FrameType) -> Site | None:
     while outer is not None and owner_of(outer.f_code.co_filename) != "user":
         outer = outer.f_back
     outer = outer or nearest(frame, LIBRARIES)
-    return site_of(outer) if outer is not None else None
+    if outer is None:
+        return None
+    return site_of(outer)
 
 
 def _prefix(missing: set[str], unexpected: list[str]) -> str:

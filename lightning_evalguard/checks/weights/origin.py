@@ -121,7 +121,9 @@ def _group(found: Origins, held: Held, own_draws: dict[int, bool]) -> list[Held]
         return found.drawn
     if is_constant(held.module, key, tensor):
         return found.constant
-    return found.known if loads.touched(tensor) else found.unknown
+    if loads.touched(tensor):
+        return found.known
+    return found.unknown
 
 
 def _keep_whole_layers(found: Origins) -> None:
@@ -249,7 +251,9 @@ def _as_drawn(
 def kind_of(name: str, inventory: Inventory) -> str | None:
     """The class of a module by its name."""
     module = inventory.modules.get(name, inventory.unregistered.get(name))
-    return type(module).__name__ if module is not None else None
+    if module is None:
+        return None
+    return type(module).__name__
 
 
 def of_load(

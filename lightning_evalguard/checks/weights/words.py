@@ -83,4 +83,6 @@ def listed_modules(
 
 def are(names: Sequence[str]) -> str:
     """The verb that fits."""
-    return "is" if len(names) == 1 else "are"
+    if len(names) == 1:
+        return "is"
+    return "are"
