@@ -57,7 +57,9 @@ def _command(given: Sequence[str]) -> None:
     Raises:
         ValueError: If the first argument is neither an option nor a command.
     """
-    name = given[0] if given else ""
+    name = ""
+    if given:
+        name = given[0]
     if name and not name.startswith("-") and name not in _COMMANDS:
         listed = ", ".join(_COMMANDS)
         hint = did_you_mean(name, _COMMANDS)

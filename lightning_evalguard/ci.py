@@ -113,7 +113,9 @@ def run(
         return outcome.status
     if counts:
         return 1
-    return 0 if checked else NOTHING_CHECKED
+    if checked:
+        return 0
+    return NOTHING_CHECKED
 
 
 def watch_script(command: Sequence[str]) -> ScriptOutcome:

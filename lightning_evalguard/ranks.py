@@ -395,7 +395,9 @@ class Gathering(Ranks):
         dist.all_gather_object(everyone, (findings, content))
         found = [f for theirs, _ in everyone for f in theirs]
         contents = {r: c for r, (_, c) in enumerate(everyone) if c is not None}
-        text = _text(found, self.world) if found else ""
+        text = ""
+        if found:
+            text = _text(found, self.world)
         return _Verdict(False, _ABSENT not in contents.values(), found, text, contents)
 
     def _arrive(self) -> None:

@@ -101,7 +101,9 @@ class Finding:
         return file_pattern(self.location)
 
     def __str__(self) -> str:
-        times = f" ({self.count}x)" if self.count > 1 else ""
+        times = ""
+        if self.count > 1:
+            times = f" ({self.count}x)"
         said = f"{self._where()}: {self.fact}{self._cause()}{times}. {self.remedy}"
         return f"{said} If it is meant: {self.switch}. [{self.check}]"
 
@@ -116,7 +118,9 @@ class Finding:
     def _cause(self) -> str:
         if self.leads != "subject" or self.location is None or self.subject is None:
             return ""
-        said = f" `{self.expression}`" if self.expression else ""
+        said = ""
+        if self.expression:
+            said = f" `{self.expression}`"
         return f"; set at {shown_path(self.location)}{said}"
 
     @property
@@ -211,8 +215,12 @@ class Sync:
     def __str__(self) -> str:
         cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
         owner = f"{self.owner}, {self.via}" if self.via else self.owner
-        fix = f". {self.remedy}" if self.remedy else ""
-        place = f"{short_path(shown_path(self.location))}: " if self.location else ""
+        fix = ""
+        if self.remedy:
+            fix = f". {self.remedy}"
+        place = ""
+        if self.location:
+            place = f"{short_path(shown_path(self.location))}: "
         return (
             f"{place}`{self.expression}` ({self.op}), "
             f"{self.per_step:.1f} per {spelling(self.stage).step_words}{cost} [{owner}]{fix}"

@@ -97,7 +97,9 @@ class GatherTap:
             self.used = True
             return
         site = user_site(3)
-        where = f" at {shown_path(site.location)}" if site is not None else ""
+        where = ""
+        if site is not None:
+            where = f" at {shown_path(site.location)}"
         pair = Pair(
             input,
             index.squeeze(axis),

@@ -107,7 +107,9 @@ class ConfusionMetrics:
             raise ValueError(
                 f"preds_are={preds_are!r}: expected one of {_listed(get_args(PredsAre))}"
             )
-        least = 1 if task == "multilabel" else 2
+        least = 2
+        if task == "multilabel":
+            least = 1
         if num_classes is not None and (
             not _is_int(num_classes) or num_classes < least
         ):

@@ -42,9 +42,9 @@ def figure(
     if result.task == "multilabel":
         return _label_figure(result, title, max_shown, dpi)
     matrix, names = shown_classes(result, max_shown)
-    pooled = (
-        result.num_classes - (len(names) - 1) if len(names) < result.num_classes else 0
-    )
+    pooled = 0
+    if len(names) < result.num_classes:
+        pooled = result.num_classes - (len(names) - 1)
     return _matrix_figure(result, matrix, labels(names), pooled, title, dpi)
 
 
@@ -121,7 +121,9 @@ def _matrix_figure(
         colours[-1] = colours[:, -1] = _rgb(_GREY)
     colours[support == 0] = _rgb(_GREY)
 
-    size = 9.0 if n <= 12 else 7.5
+    size = 7.5
+    if n <= 12:
+        size = 9.0
     cell = 1.0 if n <= 4 else 0.52 if n <= 12 else 0.42
     rows = [f"{name}  {count:,}" for name, count in zip(names, support, strict=True)]
     left = max(map(len, rows)) * size * 0.0085 + 0.45
@@ -130,7 +132,9 @@ def _matrix_figure(
         n * cell, n * cell, left, bottom, title, _subtitle(result, pooled), dpi
     )
     ax.imshow(colours, interpolation="nearest", aspect="auto")
-    least = 0.005 if n <= 12 else 0.02
+    least = 0.02
+    if n <= 12:
+        least = 0.005
     for i, j in zip(*np.nonzero(matrix), strict=True):
         value = share[i, j]
         grey = pooled and (i == n - 1 or j == n - 1)
@@ -176,7 +180,9 @@ def _label_figure(
     rows = [
         f"{name}  {row['support']:,}" for name, row in zip(names, table, strict=True)
     ]
-    size = 9.0 if len(rows) <= 12 else 7.5
+    size = 7.5
+    if len(rows) <= 12:
+        size = 9.0
     left = max(map(len, rows)) * size * 0.0085 + 0.45
     subtitle = _subtitle(result, 0, "numbers in %") + (
         f", {hidden:,} labels with a higher F1 hidden" * bool(hidden)

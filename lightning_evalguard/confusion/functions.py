@@ -133,7 +133,9 @@ class FunctionTap:
         if preds is None or target is None:
             return
         site = user_site(3) if self.locates else None
-        where = f" at {shown_path(site.location)}" if site is not None else ""
+        where = ""
+        if site is not None:
+            where = f" at {shown_path(site.location)}"
         name = type(owner).__name__ if owner is not None else function.__name__
         pair = _pair_of(function, owner, given, preds, target)
         pair.source = f"`{name}`{where}"
@@ -185,7 +187,9 @@ def _pair_of(
     of_logits = settings.get("from_logits")
     kind = None
     if isinstance(of_logits, bool):
-        kind = "logits" if of_logits else "probs"
+        kind = "probs"
+        if of_logits:
+            kind = "logits"
     is_number = isinstance(threshold, float) and 0 < threshold < 1
     if (function.__module__ or "").startswith("sklearn."):
         task, preds, target = None, *_as_labels(preds, target)

@@ -299,7 +299,9 @@ def _percentiles(values: Tensor) -> Interval:
 
 def _about(name: str, values: Tensor, width: float) -> Interval:
     centre = float(values[~values.isnan()].mean())
-    least = -1.0 if name in ("mcc", "kappa") else 0.0
+    least = 0.0
+    if name in ("mcc", "kappa"):
+        least = -1.0
     return max(least, centre - _Z * width), min(1.0, centre + _Z * width)
 
 

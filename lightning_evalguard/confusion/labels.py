@@ -138,7 +138,9 @@ def answers(pair: Pair, preds_are: str, threshold: float) -> Tensor:
         return preds.argmax(1)
     if preds_are == "unknown":
         inside = bool(((preds >= 0) & (preds <= 1)).all())
-        preds_are = "probs" if inside else "logits"
+        preds_are = "logits"
+        if inside:
+            preds_are = "probs"
     cut = (
         threshold
         if preds_are == "probs"

@@ -134,7 +134,9 @@ class Layout:
         low, high = self.rows
         if self.task == "multiclass" and not self.full:
             return (high - low + 2) + 2 * (self.num_classes + 1)
-        labels = self.num_classes if self.task == "multilabel" else 1
+        labels = 1
+        if self.task == "multilabel":
+            labels = self.num_classes
         return (1 + self.by_batch) * labels * (high - low + 1) * self.width
 
     def split(self, table: Tensor) -> tuple[Tensor, int, int]:
@@ -271,7 +273,9 @@ def margins(
         matrix = cells[:, :, 1 : c + 1].transpose(0, 1)  # (B, C, C)
         found = matrix.sum(2), matrix.sum(1), matrix.diagonal(dim1=1, dim2=2)
     else:
-        labels = c if layout.task == "multilabel" else 1
+        labels = 1
+        if layout.task == "multilabel":
+            labels = c
         tables = counts.view(
             batches, 1 + layout.by_batch, labels, -1, layout.width
         ).sum(1)
@@ -308,7 +312,9 @@ def are_logits(layout: Layout, counts: Tensor) -> bool:
 
 def _tables(layout: Layout, counts: Tensor) -> Tensor:
     """Counts of yes-or-no answers, ``(1 or 2, rows, L, columns)``."""
-    labels = layout.num_classes if layout.task == "multilabel" else 1
+    labels = 1
+    if layout.task == "multilabel":
+        labels = layout.num_classes
     return counts.view(1 + layout.by_batch, labels, -1, layout.width).transpose(1, 2)
 
 
@@ -317,7 +323,9 @@ def _read_yes_or_no(layout: Layout, counts: Tensor, logits: bool) -> ConfusionRe
     rows, ignored, out_of_range = layout.split(tables.sum(0))  # (2, L, columns)
     preds_are = layout.preds_are
     if preds_are == "unknown":
-        preds_are = "logits" if logits or are_logits(layout, counts) else "probs"
+        preds_are = "probs"
+        if logits or are_logits(layout, counts):
+            preds_are = "logits"
     cells = _answered(rows, layout.answers(preds_are))
     matrix = cells[:, :, :2].clone()
     common: dict[str, Any] = {
@@ -372,7 +380,9 @@ def _misread(layout: Layout, tables: Tensor) -> tuple[Misread, ...]:
     rounded = (
         exact if layout.rounded is None else layout.answers("logits", layout.rounded)
     )
-    unit = "answer" if layout.task == "multilabel" else "sample"
+    unit = "sample"
+    if layout.task == "multilabel":
+        unit = "answer"
     found = []
 
     def add(cells: Tensor, how: str, **kwargs: Any) -> None:

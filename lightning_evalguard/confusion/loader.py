@@ -463,9 +463,9 @@ class LoaderCount:
 
     def keep_scores(self, stream: Stream, preds: Tensor, target: Tensor) -> None:
         """Keep copies of scores that are cut, as long as they are few."""
-        labels_in = (
-            stream.layout.num_classes if stream.layout.task == "multilabel" else 1
-        )
+        labels_in = 1
+        if stream.layout.task == "multilabel":
+            labels_in = stream.layout.num_classes
         fits = stream.layout.task != "multiclass" and preds.is_floating_point()
         room = _SCORED - sum(p.numel() for p, _ in self.scored)
         if not fits or preds.numel() > room:
@@ -480,7 +480,9 @@ class LoaderCount:
 
     def is_a_part(self, stream: Stream, arranged: Pair) -> bool:
         """Whether a pair is a further part of the batch, after what the stream showed of it."""
-        n = len(arranged.target) if arranged.target.ndim else 1
+        n = 1
+        if arranged.target.ndim:
+            n = len(arranged.target)
         if stream.kind == "epoch":
             return False
         return bool(stream.samples) and stream.samples + n <= self.samples

@@ -215,7 +215,9 @@ def _tell(
         if not taps:
             return
     site = user_site(3) if located else None
-    where = shown_path(site.location) if site is not None else "an unknown place"
+    where = "an unknown place"
+    if site is not None:
+        where = shown_path(site.location)
     pair = make(f"`{kind.name}` at {where}" if located else kind.name)
     pair.location = site.location if site is not None else None
     for tap in taps:

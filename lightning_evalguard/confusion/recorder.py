@@ -86,7 +86,9 @@ class Recorder:
         self._paused = self._epoch_ends = False
         # Where the pair of every step is known to be, and all stands that hears of it there.
         self._settled: LoaderCount | None = None
-        source = str(self.config.source) if isinstance(self.config.source, str) else ""
+        source = ""
+        if isinstance(self.config.source, str):
+            source = str(self.config.source)
         only = source.partition(":")[2] if source.startswith("metric:") else None
         self._reads_outputs = self.config.source is None or not (
             only or source == "loss"
@@ -518,7 +520,9 @@ class Recorder:
             self._sigmoids.close()
         if entry.chosen is None and entry.streams:
             choose(entry, self.config, self.logged)
-        unit = entry.keep if entry.samples else 1
+        unit = 1
+        if entry.samples:
+            unit = entry.keep
         entry.given += unit
         chosen = entry.chosen
         if chosen is None or not chosen.samples:

@@ -277,7 +277,9 @@ class ConfusionResult:
 
     def problems(self) -> list[str]:
         """One sentence for each kind of sample that could not be counted."""
-        what = "label" if self.task == "multilabel" else "class"
+        what = "class"
+        if self.task == "multilabel":
+            what = "label"
         said = (
             (self.out_of_range, f"target{{s}} outside the {self.num_classes} {what}es"),
             (self.nan_preds, "prediction{s} that {are} NaN"),
@@ -382,7 +384,9 @@ def _insight(result: ConfusionResult) -> str:
     name = f"recall of `{result.class_names[lowest]}` is {recall[lowest]:.2f}"
     accuracy, baseline = s["accuracy"], s["majority_baseline"]
     if accuracy <= baseline + 5e-4:
-        than = "equals" if accuracy >= baseline - 5e-4 else "is below"
+        than = "is below"
+        if accuracy >= baseline - 5e-4:
+            than = "equals"
         return f"accuracy {accuracy:.3f} {than} the majority baseline {baseline:.3f}; {name}"
     # Accuracy is the mean recall of classes of one size: only a small class can hide in it.
     small = int(result.support[lowest]) < result.total / int(seen.sum()) / 2

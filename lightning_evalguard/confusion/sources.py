@@ -364,9 +364,13 @@ def _alike(pair: Pair, p: Tensor, t: Tensor, task: Any) -> Pair | None:
         return None
     if task is None and p.is_floating_point():
         many = t.ndim in (2, 4) and t.shape[1] > 1
-        task = "multilabel" if many else "binary"
+        task = "binary"
+        if many:
+            task = "multilabel"
     if task is None:
-        task = "binary" if p.dtype == torch.bool else "multiclass"
+        task = "multiclass"
+        if p.dtype == torch.bool:
+            task = "binary"
     if task == "multiclass" and p.is_floating_point():
         return None  # scores of the target's own shape are none of several classes
     return _as(pair, p, t, task)
@@ -379,7 +383,9 @@ def _margin(pair: Pair, p: Tensor, t: Tensor, config: ConfusionMetrics) -> Pair:
 
 
 def _as(pair: Pair, preds: Tensor, target: Tensor, task: Any) -> Pair:
-    preds_are = pair.preds_are if preds.is_floating_point() else "labels"
+    preds_are = "labels"
+    if preds.is_floating_point():
+        preds_are = pair.preds_are
     return replace(pair, preds=preds, target=target, task=task, preds_are=preds_are)
 
 

@@ -119,7 +119,9 @@ class MetricTap:
         try:
             value = original(*args, **kwargs)
         finally:
-            deeper = self._deeper.pop() if self._deeper else False
+            deeper = False
+            if self._deeper:
+                deeper = self._deeper.pop()
         if self._deeper:
             self._deeper[-1] = True
         if not deeper:

@@ -52,8 +52,12 @@ _ROWS = 12
 
 def shown_text(result: Shown) -> str:
     s = result.scores
-    unit = "answers" if result.task == "multilabel" else "samples"
-    kind = "labels" if result.task == "multilabel" else "classes"
+    unit = "samples"
+    if result.task == "multilabel":
+        unit = "answers"
+    kind = "classes"
+    if result.task == "multilabel":
+        kind = "labels"
     said = [f"{k} {s[k]:.4f}" for k in _HEADLINE if k in s and not math.isnan(s[k])]
     said += [
         f"{k} {v:.4f}"

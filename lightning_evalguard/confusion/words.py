@@ -82,11 +82,9 @@ def changed_in_place(entry: LoaderCount, stream: Stream, earlier: Stream) -> Fin
 
 def overwritten(entry: LoaderCount, stream: Stream, which: str) -> Finding:
     """What a step returns was written over in the step."""
-    what = (
-        "the target of the batch"
-        if which == "target"
-        else "scores, the same for every class,"
-    )
+    what = "scores, the same for every class,"
+    if which == "target":
+        what = "the target of the batch"
     return _finding(
         entry,
         f"{stream.said} are counted, but {what} were written in place in the step: they may differ "
@@ -98,12 +96,12 @@ def overwritten(entry: LoaderCount, stream: Stream, which: str) -> Finding:
 
 def count_not_closed(entry: LoaderCount, given: int, left_out: int) -> Finding:
     """Samples that the loader gave are not in the matrix."""
-    unit = "samples" if entry.samples else "batches"
-    first = (
-        f"batch {entry.first[0]}: {entry.first[1]}"
-        if entry.first is not None
-        else "elsewhere"
-    )
+    unit = "batches"
+    if entry.samples:
+        unit = "samples"
+    first = "elsewhere"
+    if entry.first is not None:
+        first = f"batch {entry.first[0]}: {entry.first[1]}"
     return _finding(
         entry,
         f"counts {given - left_out:,} of the {given:,} {unit} that the loader gave; left out are "
@@ -225,11 +223,9 @@ def report_nothing(
         return
     why = entry.failed or entry.trouble
     why = why or f"the step returned {entry.saw or 'nothing that is asked for'}"
-    seen = (
-        f" and called {'; '.join(dict.fromkeys(entry.refused))}"
-        if entry.refused
-        else ""
-    )
+    seen = ""
+    if entry.refused:
+        seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}"
     text = f"{entry.key}: no confusion matrix, because {why}{seen}. {_RETURN}"
     scored = entry.labelled and any(_SCORE.search(key) for key in logged())
     scored |= entry.uses_labels and not entry.kinds
@@ -238,7 +234,9 @@ def report_nothing(
 
 
 def _inferred(result: ConfusionResult, layout: Layout) -> str:
-    what = "labels" if result.task == "multilabel" else "classes"
+    what = "classes"
+    if result.task == "multilabel":
+        what = "labels"
     said = [f"{result.task}, {result.num_classes:,} {what}, from {result.source}"]
     if result.task != "multiclass" and result.preds_are != "labels":
         said.append(f"{result.preds_are} cut at probability {layout.threshold:g}")

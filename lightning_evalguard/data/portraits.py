@@ -83,7 +83,9 @@ def portrait(of: SampleRows | None) -> Portrait | None:
     some = of.some(_PORTRAIT)
     hashes, blank = _hashed(some)
     hashes = hashes[~blank].sort().values
-    repeated = int((hashes[1:] == hashes[:-1]).sum()) if len(hashes) else 0
+    repeated = 0
+    if len(hashes):
+        repeated = int((hashes[1:] == hashes[:-1]).sum())
     whole = len(some.chosen) == len(of.chosen)
     return Portrait(_kind(of), hashes, whole, repeated / max(1, len(hashes)))
 

@@ -310,7 +310,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return False
     if not a.is_floating_point() or not a.numel():
         return torch.equal(a, b)
-    scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0
+    scale = 1.0
+    if bool(a.isfinite().any()):
+        scale = float(a[a.isfinite()].abs().max())
     return torch.allclose(
         a.double(), b.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True
     )

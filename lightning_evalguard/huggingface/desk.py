@@ -121,7 +121,9 @@ class HuggingFaceDesk:
         if metric is None:
             return
         key = metric if metric.startswith("eval_") else f"eval_{metric}"
-        mode = "max" if args.greater_is_better else "min"
+        mode = "min"
+        if args.greater_is_better:
+            mode = "max"
         if (
             args.load_best_model_at_end
             or str(getattr(args.save_strategy, "value", "")) == "best"

@@ -342,7 +342,9 @@ def _container(container: Any) -> Callable[[], None]:
     if isinstance(container, list) and len(container) > _COPIED:
         return functools.partial(_truncate, container, len(container))
     kind: Any = next(k for k in (list, set, deque) if isinstance(container, k))
-    fill = "update" if kind is set else "extend"
+    fill = "extend"
+    if kind is set:
+        fill = "update"
     saved = list(container)
 
     def restore() -> None:

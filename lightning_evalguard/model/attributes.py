@@ -51,12 +51,16 @@ def where_hidden(
                     part is hidden for _, part in _shallow(value)
                 )
                 if held:
-                    where = "global" if scope is frame.f_globals else "closure"
+                    where = "closure"
+                    if scope is frame.f_globals:
+                        where = "global"
                     return (
                         f"<{where} {name}>{below}",
                         "Assign it to an attribute of the model.",
                     )
-    made_in = op.site.function if op.site is not None else "forward"
+    made_in = "forward"
+    if op.site is not None:
+        made_in = op.site.function
     return f"<created in {made_in}>{below}", "Create it in `__init__`."
 
 
@@ -64,7 +68,9 @@ def _register(path: str) -> str:
     if "<closure" in path or ".keywords" in path or ".args" in path or ".func" in path:
         return "Assign it to an attribute of the model."
     name = re.match(r"\w+", path)
-    attribute = f"self.{name.group()}" if name else "it"
+    attribute = "it"
+    if name:
+        attribute = f"self.{name.group()}"
     last = re.search(r"\[[^\]]*\]$", path)
     if last is None:
         return "Assign it to an attribute of the model."

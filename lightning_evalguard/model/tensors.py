@@ -197,7 +197,9 @@ def _modules(
 
 
 def _held_by(owner: str, module: nn.Module, registered: bool) -> Iterator[Held]:
-    prefix = f"{owner}." if owner else ""
+    prefix = ""
+    if owner:
+        prefix = f"{owner}."
     for key, parameter in _own(module, "_parameters", nn.Module.named_parameters):
         if parameter is not None:
             lazy = type(parameter) in _LAZY

@@ -25,7 +25,9 @@ class Judge(Guard):
 
     def step(self, now: Moment, args: tuple[Any, ...]) -> None:  # type: ignore[override]
         """A step begins: the wait for the device is looked for in it."""
-        event = "before_train_step" if now.stage == "fit" else "before_step"
+        event = "before_step"
+        if now.stage == "fit":
+            event = "before_train_step"
         self._all(event, lambda check: getattr(check, event)(now, args))
 
     def leave(self, now: Moment) -> None:

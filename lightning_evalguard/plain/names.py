@@ -26,7 +26,9 @@ class Names:
     def of(self, user: FrameType, loop: Loop | None) -> tuple[str, tuple[Any, int]]:
         """A name that may be taken, and what it is the name of: the code and the set."""
         named = [f for f in functions_around(user, owner_of) if not f.startswith("<")]
-        said = named[0] if named and named[0] != "main" else "evaluate"
+        said = "evaluate"
+        if named and named[0] != "main":
+            said = named[0]
         loader = loop.loader() if loop is not None else None
         data = getattr(loader, "dataset", None)
         where = (user.f_code, self.number(data) if data is not None else 0)

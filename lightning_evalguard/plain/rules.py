@@ -38,7 +38,9 @@ def evaluated_in_train_mode(call: ModelCall) -> list[Finding]:
     certain = any(model.effects[i] == "certain" for i in awake)
     certain = certain and not any(_SAMPLES.search(f.lower()) for f in call.functions)
     name = callee(call.site, model)
-    around = "loop" if call.key[-1] else "call"
+    around = "call"
+    if call.key[-1]:
+        around = "loop"
     if call.mode:
         fact = f"is in train mode while it is evaluated ({model.listed(awake)}), expected eval mode"
         remedy = (
@@ -49,7 +51,9 @@ def evaluated_in_train_mode(call: ModelCall) -> list[Finding]:
     named = {model.names[i]: i for i in awake}
     root = model.inner()
     for top, names in collapse(named).items():
-        others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
+        others = ""
+        if len(names) > 1:
+            others = f" with {len(names) - 1} submodules"
         fact = (
             f"is in train mode{others} while the model is evaluated, expected eval mode"
         )
@@ -86,7 +90,9 @@ def evaluated_with_a_graph(window: Window, call: ModelCall) -> list[Finding]:
         else " that no backward pass uses"
     )
     function = call.site.function
-    around = "loop" if window.batches > 1 else "call"
+    around = "call"
+    if window.batches > 1:
+        around = "loop"
     remedy = f"Write `with torch.no_grad():` around this {around}"
     if function.isidentifier():
         remedy += f", or `@torch.no_grad()` above `def {function}`"
@@ -194,7 +200,9 @@ def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
     }
     findings = []
     for top, names in collapse(woken).items():
-        others = f" with {len(names) - 1} submodules" if len(names) > 1 else ""
+        others = ""
+        if len(names) > 1:
+            others = f" with {len(names) - 1} submodules"
         fact = (
             f"went from eval to train mode{others} with the evaluation although its parameters "
             "are frozen, expected eval mode as in the steps before"

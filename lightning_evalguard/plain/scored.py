@@ -246,7 +246,9 @@ class _Names:
             self._take(target)
 
     def _give_each(self, target: ast.expr, iterated: ast.expr) -> None:
-        name = _name(iterated.func) if isinstance(iterated, ast.Call) else ""
+        name = ""
+        if isinstance(iterated, ast.Call):
+            name = _name(iterated.func)
         if name in ("zip", "enumerate") and isinstance(target, ast.Tuple):
             given: list[ast.expr] = list(iterated.args)  # type: ignore[attr-defined]
             if name == "enumerate" and given:

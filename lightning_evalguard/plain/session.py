@@ -199,7 +199,9 @@ class Session:
         self._sync.moves = False
         loop = self._loops.innermost()
         grad, mode = torch.is_grad_enabled(), module.training
-        number = loop.number if loop is not None else 0
+        number = 0
+        if loop is not None:
+            number = loop.number
         key = (user.f_code, user.f_lasti, id(model), grad, mode, number)
         trains = self._is_training(key)
         if self._new_step or self._windows.ended:

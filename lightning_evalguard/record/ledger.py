@@ -47,7 +47,9 @@ def _sentence(key: str, samples: int | None, runs: list[str]) -> str:
     listed = ", ".join(each[-_SHOWN:])
     if len(each) > _SHOWN:
         listed = f"{len(each) - _SHOWN} others and {listed}"
-    size = f" of {samples:,} samples" if samples is not None else ""
+    size = ""
+    if samples is not None:
+        size = f" of {samples:,} samples"
     return (
         f"{key}: the test set{size} was used {len(runs)} times, by {listed}. What is chosen by its "
         "scores is fitted to it: choose on the validation set"

@@ -103,5 +103,7 @@ def _hashed(path: Path) -> dict[str, Any]:
                 for i in range(_PARTS):
                     file.seek((length - _PART) * i // (_PARTS - 1))
                     digest.update(file.read(_PART))
-    name = f"sha256_of_{_PARTS}_parts" if parts else "sha256"
+    name = "sha256"
+    if parts:
+        name = f"sha256_of_{_PARTS}_parts"
     return {"bytes": size, name: digest.hexdigest()}

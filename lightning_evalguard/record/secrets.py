@@ -106,7 +106,9 @@ def _masked_pair(pair: re.Match[str]) -> str:
     read = _number_or_text(value)
     if not is_secret(name, read):
         return pair[0]
-    quote = value[:1] if value[:1] in "\"'" else ""
+    quote = ""
+    if value[:1] in "\"'":
+        quote = value[:1]
     return f"{before}{quote}{MASK}{quote}"
 
 

@@ -204,11 +204,9 @@ class Ear(_lightning.Books):
         )
         self._keys += waits
         loader = meta.dataloader_idx
-        suffix = (
-            f"/dataloader_idx_{loader}"
-            if loader is not None and meta.add_dataloader_idx
-            else ""
-        )
+        suffix = ""
+        if loader is not None and meta.add_dataloader_idx:
+            suffix = f"/dataloader_idx_{loader}"
         return _Known(
             one,
             bool(is_heard),

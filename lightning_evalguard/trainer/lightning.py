@@ -96,7 +96,9 @@ def owner(trainer: Trainer, path: str) -> Any:
     above = path.rpartition(".")[0]
     if not has(trainer, path):
         return None
-    return _walk(trainer, above) if above else trainer
+    if above:
+        return _walk(trainer, above)
+    return trainer
 
 
 def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
@@ -230,7 +232,9 @@ class Books:
         """The loaders of the running evaluation, and those of training."""
         trainer = self._trainer
         self._results = trainer._results  # the same until the evaluation is over
-        name = "limit_test_batches" if trainer.testing else "limit_val_batches"
+        name = "limit_val_batches"
+        if trainer.testing:
+            name = "limit_test_batches"
         limit = getattr(trainer, name, 1.0)
         limited = isinstance(limit, int) or limit < 1.0
         return Evaluated(

@@ -39,7 +39,9 @@ class Verdict:
         """Print the line, where no command collects the findings of the whole process."""
         line = self.line()
         if line and os.environ.get(REPORTS) is None:
-            where = f" rank {rank}:" if world > 1 else ""
+            where = ""
+            if world > 1:
+                where = f" rank {rank}:"
             print(f"lightning-evalguard:{where} {line}", file=sys.stderr)  # noqa: T201
 
     def _looked_at(self) -> str:

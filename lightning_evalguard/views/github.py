@@ -33,7 +33,9 @@ def workflow_commands(
 
 
 def _annotation(finding: Finding, root: Path, script: Path | None, strict: bool) -> str:
-    level = "error" if strict or is_error(finding) else "warning"
+    level = "warning"
+    if strict or is_error(finding):
+        level = "error"
     path, line = place(finding, root, script)
     where = {"file": path, "line": str(line)} if path else {}
     where["title"] = f"evalguard[{finding.check}]"

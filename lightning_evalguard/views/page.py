@@ -40,7 +40,9 @@ def page(record: Mapping[str, Any], title: str = "evalguard.json") -> str:
         title: Where it stands.
     """
     report, runs = Report.from_dict(record["report"]), record["runs"]
-    model = runs[-1]["model"].rpartition(".")[2] if runs else "No run"
+    model = "No run"
+    if runs:
+        model = runs[-1]["model"].rpartition(".")[2]
     return _rendered(report, runs, title, model, _verdict(report.findings))
 
 
@@ -123,7 +125,9 @@ def _verdict(findings: Sequence[Finding]) -> dict[str, str]:
     words = [f"{n} {word}{'s' * (n != 1)}" for n, word in counted if n]
     kind = "good"
     if findings:
-        kind = "bad" if certain else "doubt"
+        kind = "doubt"
+        if certain:
+            kind = "bad"
     return {"kind": kind, "words": ", ".join(words) or "No findings"}
 
 
@@ -239,7 +243,9 @@ def _cells(result: ConfusionResult) -> dict[str, Any]:
 
 
 def _cell(kind: str, share: float, colour: float, hint: str) -> dict[str, str]:
-    deep = " deep" if colour > _DEEP and kind != "other" else ""
+    deep = ""
+    if colour > _DEEP and kind != "other":
+        deep = " deep"
     return {
         "kind": kind + deep,
         "share": f"{colour:.3f}",

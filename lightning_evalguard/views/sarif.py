@@ -115,8 +115,12 @@ def _rule(check: str) -> dict[str, Any]:
 def _result(
     finding: Finding, same: str, root: Path, script: Path | None, known: Set[str] | None
 ) -> dict[str, Any]:
-    times = f" ({finding.count}x)" if finding.count > 1 else ""
-    who = f"`{finding.subject}`: " if finding.subject else ""
+    times = ""
+    if finding.count > 1:
+        times = f" ({finding.count}x)"
+    who = ""
+    if finding.subject:
+        who = f"`{finding.subject}`: "
     result: dict[str, Any] = {
         "ruleId": finding.check,
         "level": _LEVELS[is_error(finding)],

@@ -83,11 +83,9 @@ class BatchCheck(Check):
             or samples > (self._batch_size() or samples)
         ):
             few = samples is not None and samples < _FEWEST
-            why = (
-                f"fewer than {_FEWEST} samples"
-                if few
-                else "dim 0 of its tensors is not samples"
-            )
+            why = "dim 0 of its tensors is not samples"
+            if few:
+                why = f"fewer than {_FEWEST} samples"
             self.notes.append(f"batch: the first batch was not halved: {why}")
             return []
         self._samples = samples
@@ -225,10 +223,14 @@ def _repeated(items: Any, *, half: int, start: int) -> Any:
 
 def _finding(now: Moment, at: _Other) -> Finding:
     site, module = at.site, at.module
-    said = site.quoted if site is not None else "the step"
+    said = "the step"
+    if site is not None:
+        said = site.quoted
     norm = "batch_norm" in at.op
     if norm:
-        mode = "train" if module.training else "eval"
+        mode = "eval"
+        if module.training:
+            mode = "train"
         fact = f"{said} normalises with the batch in {mode} mode, expected running statistics"
         remedy = "Pass its running statistics, and training=self.training."
         if at.remedy:

@@ -213,8 +213,12 @@ def _remedy(found: _Culprit, left: bool) -> str:
 
 def _finding(now: Moment, batch: Padded, found: _Culprit) -> Finding:
     site, cut = found.site, batch.longest
-    said = site.quoted if site is not None else "the step"
-    side = " on the left" if batch.left else ""
+    said = "the step"
+    if site is not None:
+        said = site.quoted
+    side = ""
+    if batch.left:
+        side = " on the left"
     fact = (
         f"{said} depends on the padding: a sample of {cut.own} positions gets other values when "
         f"longer samples pad it{side} to {cut.whole}"

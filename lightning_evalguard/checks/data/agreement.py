@@ -143,9 +143,9 @@ def _of_mappings(
     differ = [key for key in common if mine[key] != theirs[key]]
     if differ:
         key = differ[0]
-        number = (
-            f", {len(differ)} of {len(common)} names differ" if len(differ) > 1 else ""
-        )
+        number = ""
+        if len(differ) > 1:
+            number = f", {len(differ)} of {len(common)} names differ"
         fact = (
             f"gives {key!r} the index {mine[key]} in `{name}`, expected {theirs[key]} as in the "
             f"training set{number}"

@@ -134,7 +134,9 @@ def _look(rows: Tensor) -> _Look:
             return _Look(
                 rows.float() if rows.is_floating_point() else rows, empty, tails
             )
-        channels = rows.shape[1] if rows.shape[1] <= 4 else 1
+        channels = 1
+        if rows.shape[1] <= 4:
+            channels = rows.shape[1]
         values = rows.reshape(len(rows), channels, -1)
         values = values[:, :, :: -(-values.shape[2] // _VALUES)].float()
         return _Look(values.mean(2), values.flatten(1).std(1), tails)

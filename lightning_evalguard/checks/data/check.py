@@ -222,9 +222,9 @@ class DataCheck(Check):
     def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
         evaluated = ranks.of_all(everyone, "evaluated")
         trained = [*ranks.of_all(everyone, "trained").get("train", {}).values()]
-        words = (
-            "the training set" if now.fitting else "the training set of an earlier fit"
-        )
+        words = "the training set of an earlier fit"
+        if now.fitting:
+            words = "the training set"
         known = any(theirs["found"] for theirs in everyone.values())
         known |= self._evaluated is not None and self._evaluated.debugging
         watched = {key for theirs in everyone.values() for key in theirs["watched"]}
@@ -482,7 +482,9 @@ class DataCheck(Check):
         expected = ""
         if self._evaluated is not None:
             total = sum(self._evaluated.limits)
-            expected = f" of {int(total)}" if total < float("inf") else ""
+            expected = ""
+            if total < float("inf"):
+                expected = f" of {int(total)}"
         return [
             Fact(
                 f"the step raised StopIteration, which ended the evaluation after "

@@ -81,7 +81,9 @@ def shared_groups(
     few = ", ".join(repr(group) for group in shared[:3]) + (
         ", ..." if len(shared) > 3 else ""
     )
-    least = "" if mine.whole and theirs.whole else "at least "
+    least = "at least "
+    if mine.whole and theirs.whole:
+        least = ""
     n = _loaders.length(one.loader.dataset)
     by = mine.name if mine.name == _FILE_NAMES else f"`{mine.name}`"
     fact = (

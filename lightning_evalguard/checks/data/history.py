@@ -73,7 +73,9 @@ class _Seen:
             root = reference()
             if root is not None:
                 parts.append(Part(root, indices, at))
-        words = "the training set" if self.kind == "train" else "the validation set"
+        words = "the validation set"
+        if self.kind == "train":
+            words = "the training set"
         words = words if running else f"{words} of an earlier fit"
         return Side(
             key,

@@ -61,7 +61,9 @@ def repetitions(one: EvaluatedSet, everyone: Mapping[int, Said]) -> list[Fact]:
     again, of = int((counts - 1).sum()), sum(said.of for said in everyone.values())
     number = f"{again}" if every == 1 else f"about {again * every}"
     whole = int(counts.min()) == len(everyone)
-    cause = f": each of {len(everyone)} ranks evaluates all of them" if whole else ""
+    cause = ""
+    if whole:
+        cause = f": each of {len(everyone)} ranks evaluates all of them"
     return [
         one.fact(
             f"{number} of the {of} samples that all ranks evaluate are repetitions, expected each "

@@ -221,7 +221,9 @@ class Bystanders:
 
     @staticmethod
     def _fact(group: list[_Bystander], moving: list[_Bystander], follows: bool) -> str:
-        what = "is frozen" if all(b.frozen for b in group) else "is in no optimizer"
+        what = "is in no optimizer"
+        if all(b.frozen for b in group):
+            what = "is frozen"
         what = "follows other weights and does not train" if follows else what
         many = "" if len(group) == 1 else f" with {kinds_of(b.module for b in group)}"
         acts = []

@@ -236,7 +236,9 @@ class ModesCheck(Check):
         return affected
 
     def _note(self, name: str, module: nn.Module, when: str) -> None:
-        what = f"`{name}` ({type(module).__name__})" if name else "the model itself"
+        what = "the model itself"
+        if name:
+            what = f"`{name}` ({type(module).__name__})"
         sentence = f"modes: {what} {when}; nothing that it computes depends on its mode"
         if sentence not in self.notes:
             self.notes.append(sentence)

@@ -144,7 +144,9 @@ def read_by_others(modules: Mapping[str, nn.Module]) -> set[int]:
             if target is not None:
                 read.add(id(target))
         if reads.unknown:
-            below = f"{name}." if name else ""
+            below = ""
+            if name:
+                below = f"{name}."
             read.update(
                 id(m) for n, m in modules.items() if n.startswith(below) and n != name
             )

@@ -365,7 +365,9 @@ class TrainingModes:
     def _call_train(top: str, site: Any) -> str:
         if site is not None:
             return f'Call `.train()` on it after {site.quoted}, or pass modes="fix".'
-        model = f"model.{top}" if top else "model"
+        model = "model"
+        if top:
+            model = f"model.{top}"
         return f'Call `{model}.train()` before `trainer.fit`, or pass modes="fix".'
 
     def _remedy(self, top: str, names: list[str], tops: list[str], site: Any) -> str:
@@ -428,7 +430,9 @@ class TrainingModes:
             if not certain and all(tracks_statistics(m) for m in group):
                 continue  # they are not used, and nothing moves
             site, _ = who(woken[top], True)
-            frozen = "" if learns else " although its parameters are frozen"
+            frozen = " although its parameters are frozen"
+            if learns:
+                frozen = ""
             fact = (
                 f"went from eval to train mode{with_others(len(names) - 1)} between training "
                 f"steps{frozen}, expected eval mode as in the steps before"

@@ -108,7 +108,9 @@ def mode_finding(
 
     Where it speaks of several modules, its switch is the file of the line that set them.
     """
-    one_for_all = file_pattern(site.location) if siblings and site is not None else ""
+    one_for_all = ""
+    if siblings and site is not None:
+        one_for_all = file_pattern(site.location)
     return Finding(
         pattern=one_for_all,
         check="modes",

@@ -271,7 +271,9 @@ class ScoresCheck(Check):
             return facts
         first = stale[0]
         others = [f"`{one.name}`" for one in stale[1:]]
-        named = f" (nor {', '.join(others)})" if others else ""
+        named = ""
+        if others:
+            named = f" (nor {', '.join(others)})"
         keys = ", ".join(f"`{key}`" for key in unexplained[:3])
         fact = Fact(
             f"is never cleared{named}: it still held {first.held} items from {first.left} when "

@@ -181,7 +181,9 @@ class Claims:
     def _counted_of(self, heard: LogCall) -> LoaderCounts | None:
         """What was counted of the samples that a key speaks of, where that is known."""
         if heard.loader is not None:
-            suffix = f"/dataloader_idx_{heard.loader}" if heard.loader else ""
+            suffix = ""
+            if heard.loader:
+                suffix = f"/dataloader_idx_{heard.loader}"
             if heard.key == heard.name:
                 return None
             return self.counted.get(f"{self._stage}{suffix}")

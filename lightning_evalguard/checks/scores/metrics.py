@@ -275,7 +275,9 @@ class Metrics:
         if not one.stale:
             return None
         since = self._left.get(one.name)
-        where = f"from {since}" if since else "from training"
+        where = "from training"
+        if since:
+            where = f"from {since}"
         return Fact(
             f"is not reset: it still held {one.stale} updates {where} when this evaluation began",
             f"Call `self.{one.name}.reset()` in `on_validation_epoch_start`, or log the metric "

@@ -113,7 +113,9 @@ class Ages:
         """Note when each score that step-wise checkpoints need was last logged by training."""
         logged, step = self._desk.logged(), self._desk.step()
         for key in self._followed:
-            updates = logged[key].updates if key in logged else 0
+            updates = 0
+            if key in logged:
+                updates = logged[key].updates
             if updates != self._updates.get(key):
                 self._updates[key], self._steps[key] = updates, step
 
@@ -160,11 +162,9 @@ class Ages:
             since = None if at_each_step else -1
         if since is None or since >= step:
             return
-        age = (
-            f"{step - since} steps older"
-            if since >= 0
-            else "of an earlier epoch, older"
-        )
+        age = "of an earlier epoch, older"
+        if since >= 0:
+            age = f"{step - since} steps older"
         age = "1 step older" if age == "1 steps older" else age
         fact = f"is {age} than the weights that {chooser.name} saves under it, expected their own"
         self._report(chooser, key, fact, _remedy(chooser, key))

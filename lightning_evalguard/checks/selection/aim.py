@@ -120,7 +120,9 @@ class Aim:
         for other, theirs in self._desk.values().items():
             direction = by_name(other)
             if other != key and direction is not None and is_same(value, theirs):
-                better = "higher" if direction.mode == "max" else "lower"
+                better = "lower"
+                if direction.mode == "max":
+                    better = "higher"
                 why = f"its value, {value:.4f}, is that of `{other}`, of which {better} is better"
                 return Direction(direction.mode, why)
         return None
@@ -154,7 +156,9 @@ def _wrong(chooser: Chooser, direction: Direction) -> ChooserFact:
 
 
 def _of_test(chooser: Chooser) -> ChooserFact:
-    verb = "keeps checkpoints" if chooser.kind == "checkpoint" else "ends training"
+    verb = "ends training"
+    if chooser.kind == "checkpoint":
+        verb = "keeps checkpoints"
     fact = f"{chooser.name} {verb} by a score of the test set, expected the validation set's"
     remedy = (
         f"Pass `{chooser.name}(monitor=...)` a score of the validation set: a test set that chose "

@@ -64,7 +64,9 @@ class SelectionCheck(Check):
             facts = (*self._aim.by_name(), *self._aim.by_hand())
             return [*self._pending(now), *self._findings(facts, now)]
         path = self._desk.checkpoint() if now.stage == "test" else None
-        many = tested.tested(path) if path else 0
+        many = 0
+        if path:
+            many = tested.tested(path)
         if not many:
             return ()
         return [_many_tested(many, now)]

@@ -152,7 +152,9 @@ def _phrase(said: list[str]) -> str | None:
 
 
 def _named(word: str, mode: Best) -> Direction:
-    better = "higher" if mode == "max" else "lower"
+    better = "lower"
+    if mode == "max":
+        better = "higher"
     return Direction(mode, f"its name says `{word}`, of which {better} is better")
 
 

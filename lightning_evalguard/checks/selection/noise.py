@@ -66,7 +66,9 @@ class Noise:
             )
             if best_step == max(values) or not within:
                 continue
-            inside = "lies within" if low <= best <= high else "lies outside"
+            inside = "lies outside"
+            if low <= best <= high:
+                inside = "lies within"
             yield (
                 f"`{key}`: its best, {best:.4f} at step {best_step}, {inside} the 95 % interval of "
                 f"the last, {last:.4f} ({low:.4f} to {high:.4f}); {within} of the "

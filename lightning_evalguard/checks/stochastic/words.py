@@ -30,7 +30,9 @@ def findings_of(now: Moment, draws: Iterable[Draw]) -> Iterator[Finding]:
 
 
 def _remedy(draw: Draw) -> str:
-    said = draw.site.expression if draw.site is not None else ""
+    said = ""
+    if draw.site is not None:
+        said = draw.site.expression
     if draw.remedy or not draw.dropout:
         return draw.remedy or DRAW_IN_TRAINING
     if issubclass(draw.module, torch.jit.ScriptModule):

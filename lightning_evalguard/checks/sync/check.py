@@ -122,7 +122,9 @@ class SyncCheck(Check):
         again = {key(record) for record in records}
         records += [record for record in report.syncs if key(record) not in again]
         report.syncs = sorted(records, key=_cost)
-        missed = self._second.unattributed if self._second is not None else 0
+        missed = 0
+        if self._second is not None:
+            missed = self._second.unattributed
         if missed:
             report.note(
                 f"syncs: torch.cuda.set_sync_debug_mode counted {missed:,} waits in the watched "
@@ -305,7 +307,9 @@ class SyncCheck(Check):
         on_cpu = self._watch.on_cpu
         often = f"{cost[0] / n:.1f} per {spelling(self._stage).step_words}"
         spent = "" if on_cpu else f" ({1e3 * cost[1] / n:.2f} ms)"
-        makes = "would make" if on_cpu else "makes"
+        makes = "makes"
+        if on_cpu:
+            makes = "would make"
         return Finding(
             "sync",
             now.stage,

@@ -182,7 +182,9 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
             within = getattr(self._running, "_opname", None)
             if within is not None and within not in _READS:
                 return within in _VALUES and True in known
-            text = _text_of_call(frame, PLUMBING) if True in known else ""
+            text = ""
+            if True in known:
+                text = _text_of_call(frame, PLUMBING)
             # on the CPU alone it looks whether the labels are in range
             if "one_hot(" in text:
                 largest = self._previous in ("max", "aminmax")

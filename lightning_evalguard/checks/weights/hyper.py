@@ -107,8 +107,12 @@ def _finding(
     also = [
         f"`{name}` {mine[name]!r}, not {theirs[name]!r}" for name in names[1:_NAMED]
     ]
-    others = f"; so are {', '.join(also)}" if also else ""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    others = ""
+    if also:
+        others = f"; so are {', '.join(also)}"
+    more = ""
+    if len(names) > _NAMED:
+        more = f" and {len(names) - _NAMED} more"
     return weights_finding(
         now,
         f"is {mine[first]!r}, expected {theirs[first]!r} as in the checkpoint whose weights are "

@@ -145,7 +145,9 @@ def touched(tensor: Tensor) -> bool:
 def writes(tensor: Tensor) -> int:
     """How often `tensor` was written since it was loaded, or at all."""
     mark = _marks.of(tensor)
-    since = mark.version if mark is not None and mark.loaded else 0
+    since = 0
+    if mark is not None and mark.loaded:
+        since = mark.version
     return max(0, version_of(tensor) - since)
 
 
@@ -289,7 +291,9 @@ def _record(
 def _saved(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, nn.Module, str]]]:
     """Parameters and persistent buffers with their places, by their keys in a state dict."""
     for owner, part in module.named_modules(remove_duplicate=False):
-        prefix = f"{owner}." if owner else ""
+        prefix = ""
+        if owner:
+            prefix = f"{owner}."
         transient = vars(part).get("_non_persistent_buffers_set", ())
         for name, tensor in part.named_parameters(
             recurse=False, remove_duplicate=False

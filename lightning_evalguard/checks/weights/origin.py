@@ -231,11 +231,9 @@ def _as_drawn(
     drawn: list[Held], everything: list[Held], inventory: Inventory, now: Moment
 ) -> Finding:
     names = tops(drawn, everything)
-    others = (
-        f", as {are(names[1:])} {listed_modules(names[1:], inventory.modules)}"
-        if names[1:]
-        else ""
-    )
+    others = ""
+    if names[1:]:
+        others = f", as {are(names[1:])} {listed_modules(names[1:], inventory.modules)}"
     return weights_finding(
         now,
         "is evaluated as initialised, while other weights of the model were loaded or trained"
@@ -266,7 +264,9 @@ def of_load(
     certain: bool = True,
 ) -> Finding:
     """A load that left weights out, and what follows."""
-    share = load.elements / load.expected_elements if load.expected_elements else 0
+    share = 0
+    if load.expected_elements:
+        share = load.elements / load.expected_elements
     fact = (
         f"a load matched {load.matched:,} of {load.expected:,} keys ({share:.0%} of the elements)"
         f" and {effect}"

@@ -142,7 +142,9 @@ def _words(
     names: list[str], ranks: list[int], inventory: Inventory
 ) -> tuple[str, str, str | None]:
     module = inventory.modules.get(names[0])
-    more = f" ({len(names)} modules in all)" if len(names) > 1 else ""
+    more = ""
+    if len(names) > 1:
+        more = f" ({len(names)} modules in all)"
     on = ", ".join(map(str, ranks))
     where = f"on rank{'s' if len(ranks) > 1 else ''} {on}{more}"
     return names[0], where, type(module).__name__ if module is not None else None

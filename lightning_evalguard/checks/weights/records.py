@@ -18,7 +18,9 @@ def contradicted(found: Iterable[Disagreement], now: Moment) -> list[Finding]:
     if not each:
         return []
     first = each[0]
-    more = f", and so are {len(each) - 1} more scores" if len(each) > 1 else ""
+    more = ""
+    if len(each) > 1:
+        more = f", and so are {len(each) - 1} more scores"
     differences = first.differences
     if differences:
         others = len(differences) - _NAMED

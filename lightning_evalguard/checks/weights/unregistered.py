@@ -58,10 +58,12 @@ def _leaves(inventory: Inventory) -> Iterator[tuple[str, Tensor]]:
 
 def never_trained(names: list[str], now: Moment, *, modules: bool) -> Finding:
     """Layers or tensors that the step uses and that no optimizer gets."""
-    others = f", as {are(names[1:])} {listed_modules(names[1:])}" if names[1:] else ""
-    what = (
-        "is registered nowhere" if modules else "is a plain tensor, registered nowhere"
-    )
+    others = ""
+    if names[1:]:
+        others = f", as {are(names[1:])} {listed_modules(names[1:])}"
+    what = "is a plain tensor, registered nowhere"
+    if modules:
+        what = "is registered nowhere"
     return weights_finding(
         now,
         f"{what}, and used by the step{others}: never trained, saved or moved to the device",
@@ -72,7 +74,9 @@ def never_trained(names: list[str], now: Moment, *, modules: bool) -> Finding:
 
 def not_saved(names: list[str], now: Moment) -> Finding:
     """Layers that are trained by hand and missing in every checkpoint."""
-    others = f", as {are(names[1:])} {listed_modules(names[1:])}" if names[1:] else ""
+    others = ""
+    if names[1:]:
+        others = f", as {are(names[1:])} {listed_modules(names[1:])}"
     return weights_finding(
         now,
         f"is trained and registered nowhere{others}: no checkpoint has its weights",
@@ -90,7 +94,9 @@ def how_to_register(name: str, *, modules: bool) -> str:
         ("ModuleList", "ModuleDict") if modules else ("ParameterList", "ParameterDict")
     )
     if not item:
-        made = "nn.Module attribute" if modules else "`nn.Parameter`"
+        made = "`nn.Parameter`"
+        if modules:
+            made = "nn.Module attribute"
         return f"Make `{attribute}` an {made} of the model."
     return f"Make `{attribute}` an nn.{kinds[0] if item[1:-1].isdigit() else kinds[1]}."
 

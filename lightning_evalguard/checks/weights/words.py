@@ -75,7 +75,9 @@ def listed_modules(
     said = []
     for name in names[:_NAMED]:
         kind = (modules or {}).get(name)
-        typed = f" ({type(kind).__name__})" if kind is not None else ""
+        typed = ""
+        if kind is not None:
+            typed = f" ({type(kind).__name__})"
         said.append(f"`{name}`{typed}" if name else "the whole model")
     more = len(names) - _NAMED
     return ", ".join(said) + (f" and {more} more" if more > 0 else "")
