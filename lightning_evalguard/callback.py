@@ -29,7 +29,7 @@ from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.policies import check_allow, check_policies
 from lightning_evalguard.ranks import ranks_of
-from lightning_evalguard.record.run import Records
+from lightning_evalguard.record.run import RecordedRun, Records
 from lightning_evalguard.report import (
     FixPolicy,
     Policy,
@@ -225,7 +225,47 @@ class EvalGuard(Callback):
         record = self._records.open(trainer)
         sync = SyncCheck(self._sync_steps, lambda: allowed("sync"))
         claims = ScoresCheck(Ear(trainer))
-        checks: list[Check] = [
+        checks = [*self._checks(trainer, pl_module, record, sync), claims]
+        ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
+
+        scores = None
+        if self._metrics is not None:
+            config = None
+            if isinstance(self._metrics, ConfusionMetrics):
+                config = self._metrics
+            recorder = Recorder(config, ranks, self._outcomes)
+            scores = Scores(trainer, pl_module, recorder, self._report, claims)
+        checks.append(SelectionCheck(LightningDesk(trainer, pl_module, scores)))
+        self._begin_train_score(trainer, pl_module)
+
+        ruled = [(check, self._policies[check.name]) for check in checks]
+        replays = Replays(
+            self._audit,
+            beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
+            isolate=partial(replay_apart, trainer, scores, _lightning.SpareBooks()),
+            why_not=lambda: why_not(trainer),
+        )
+        guard = Guard(
+            [(check, policy) for check, policy in ruled if policy != "ignore"],
+            self._allow,
+            self._report,
+            replays,
+            ranks,
+            budget=self._budget,
+        )
+        if scores is not None:
+            scores.judge = partial(guard.report_findings, "scores")
+        self._begin(trainer, pl_module, guard, scores, sync, record)
+
+    def _checks(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        record: RecordedRun,
+        sync: SyncCheck,
+    ) -> list[Check]:
+        """Those that know nothing of the scores."""
+        return [
             ModesCheck(
                 self._expected,
                 lambda: trainer.optimizers,
@@ -255,44 +295,19 @@ class EvalGuard(Callback):
                 record.disagreements,
                 lambda: _lightning.hyper_parameters(pl_module),
             ),
-            claims,
         ]
-        ranks = ranks_of(self._report, trainer.global_rank, trainer.world_size)
-        scores = None
-        if self._metrics is not None:
-            config = (
-                self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            )
-            scores = Scores(
-                trainer,
-                pl_module,
-                Recorder(config, ranks, self._outcomes),
-                self._report,
-                claims,
-            )
-        checks.append(SelectionCheck(LightningDesk(trainer, pl_module, scores)))
-        self._begin_train_score(trainer, pl_module)
-        guard = Guard(
-            [
-                (c, self._policies[c.name])
-                for c in checks
-                if self._policies[c.name] != "ignore"
-            ],
-            self._allow,
-            self._report,
-            Replays(
-                self._audit,
-                beside=lambda: [*trainer.optimizers, *trainer.lr_scheduler_configs],
-                isolate=partial(replay_apart, trainer, scores, _lightning.SpareBooks()),
-                why_not=lambda: why_not(trainer),
-            ),
-            ranks,
-            budget=self._budget,
-        )
-        if scores is not None:
-            scores.judge = partial(guard.report_findings, "scores")
-        ended = partial(self._end, trainer)
-        run = Run(trainer, guard, scores, ended, sync, record)
+
+    def _begin(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        guard: Guard,
+        scores: Scores | None,
+        sync: SyncCheck,
+        record: RecordedRun,
+    ) -> None:
+        """From here on the run is guarded; what stops it at once leaves nothing behind."""
+        run = Run(trainer, guard, scores, partial(self._end, trainer), sync, record)
         self._runs.append(run)
         try:
             run.open(pl_module)

@@ -153,7 +153,9 @@ def file_pattern(location: str) -> str:
     if path.startswith("<"):  # code that was typed in
         return path
     inside = short_path(path)
-    name = inside if inside != path else PurePath(path).name
+    name = inside
+    if inside == path:
+        name = PurePath(path).name
     return f"*/{PurePath(name).as_posix()}"
 
 
@@ -213,7 +215,9 @@ class Sync:
     remedy: str = ""
 
     def __str__(self) -> str:
-        cost = "" if self.milliseconds is None else f", {self.milliseconds:.2f} ms"
+        cost = ""
+        if self.milliseconds is not None:
+            cost = f", {self.milliseconds:.2f} ms"
         owner = f"{self.owner}, {self.via}" if self.via else self.owner
         fix = ""
         if self.remedy:
@@ -272,7 +276,9 @@ class Report:
                 self.findings.append(finding)
             else:
                 known = self.findings[i]
-                latest = known if known.fact == finding.fact else finding
+                latest = finding
+                if known.fact == finding.fact:
+                    latest = known
                 self.findings[i] = replace(latest, count=known.count + finding.count)
 
     def note(self, sentence: str) -> None:
@@ -350,7 +356,9 @@ class Report:
             plain = json.loads(
                 Path(path).read_text(encoding="utf-8"), parse_constant=_refused
             )
-            version = plain.get("format", FORMAT) if isinstance(plain, dict) else FORMAT
+            version = FORMAT
+            if isinstance(plain, dict):
+                version = plain.get("format", FORMAT)
             if isinstance(version, int) and version > FORMAT:
                 raise ValueError(f"it has format {version}, expected {FORMAT} or less")
             shape.check(plain)

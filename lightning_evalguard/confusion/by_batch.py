@@ -64,7 +64,9 @@ class Batches:
         if margins is None:
             return []
         support, judged = margins[0], margins[3]
-        counted = judged if self._task == "multilabel" else support
+        counted = support
+        if self._task == "multilabel":
+            counted = judged
         return [int(n) for n in counted.sum(1)]
 
     def series(self, claim: Claim) -> dict[str, list[float]]:

@@ -136,7 +136,9 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
     )
     has_other = any(s.kind == "loss" and s.elements != one.elements for s in streams)
     is_spread = len({tensor.device for tensor in tensors}) > 1
-    unclear = is_part if one.kind == "outputs" else has_other
+    unclear = has_other
+    if one.kind == "outputs":
+        unclear = is_part
     if unclear or is_spread:
         return None
     return one

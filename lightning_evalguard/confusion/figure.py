@@ -140,7 +140,9 @@ def _matrix_figure(
         grey = pooled and (i == n - 1 or j == n - 1)
         if i != j and value < least:
             continue
-        depth = 0.0 if grey else value if i == j else _depth(value)
+        depth = 0.0
+        if not grey:
+            depth = value if i == j else _depth(value)
         text = _percent(value) + (f" %\n{matrix[i, j]:,}" if n <= 4 else "")
         ax.text(
             j,

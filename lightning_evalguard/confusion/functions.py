@@ -181,7 +181,9 @@ def _pair_of(
     settings = {**(vars(owner) if owner is not None else {}), **given}
     mode = settings.get("mode") or settings.get("task")
     named = _TASK.match(function.__name__)
-    task = mode if mode in ("binary", "multiclass", "multilabel") else None
+    task = mode
+    if mode not in ("binary", "multiclass", "multilabel"):
+        task = None
     task = named.group(1) if named else task
     threshold, ignored = settings.get("threshold"), settings.get("ignore_index")
     of_logits = settings.get("from_logits")

@@ -141,9 +141,7 @@ def answers(pair: Pair, preds_are: str, threshold: float) -> Tensor:
         preds_are = "logits"
         if inside:
             preds_are = "probs"
-    cut = (
-        threshold
-        if preds_are == "probs"
-        else torch.logit(torch.tensor(threshold)).item()
-    )
+    cut = threshold
+    if preds_are != "probs":
+        cut = torch.logit(torch.tensor(threshold)).item()
     return (preds.double() > cut).long()

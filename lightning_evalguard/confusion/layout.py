@@ -377,9 +377,9 @@ def _misread(layout: Layout, tables: Tensor) -> tuple[Misread, ...]:
     logits, *inside = (layout.split(table)[0] for table in tables)
     rows = sum(inside, logits)
     exact = layout.answers("logits")
-    rounded = (
-        exact if layout.rounded is None else layout.answers("logits", layout.rounded)
-    )
+    rounded = exact
+    if layout.rounded is not None:
+        rounded = layout.answers("logits", layout.rounded)
     unit = "sample"
     if layout.task == "multilabel":
         unit = "answer"

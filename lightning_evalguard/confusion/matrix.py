@@ -155,7 +155,9 @@ class ConfusionMatrix(Metric):
         )
         self._answers.append((p, top))
         # a copy: the target is the batch's own
-        flat = target if target.ndim == 1 else target.reshape(-1)
+        flat = target
+        if target.ndim != 1:
+            flat = target.reshape(-1)
         self._targets.append(flat.clone() if flat.dtype == torch.long else flat.long())
         self._noted += target.numel()
         if self._noted > _WAITING or len(self._targets) > 2 * _STEPS:

@@ -220,7 +220,9 @@ class Recorder:
             self._see_arrays(entry)
             if entry.chosen is None:
                 entry.uses_labels |= self._gathers.used
-                loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+                loss = outputs
+                if isinstance(outputs, Mapping):
+                    loss = outputs.get("loss")
                 for stream in entry.streams:
                     stream.is_returned = stream.gave(loss)
                 sizes = {stream.elements for stream in entry.streams}

@@ -383,9 +383,9 @@ def _margin(pair: Pair, p: Tensor, t: Tensor, config: ConfusionMetrics) -> Pair:
 
 
 def _as(pair: Pair, preds: Tensor, target: Tensor, task: Any) -> Pair:
-    preds_are = "labels"
-    if preds.is_floating_point():
-        preds_are = pair.preds_are
+    preds_are = pair.preds_are
+    if not preds.is_floating_point():
+        preds_are = "labels"
     return replace(pair, preds=preds, target=target, task=task, preds_are=preds_are)
 
 

@@ -240,9 +240,13 @@ def _masked(target: Tensor, others: list[Any], pair: Pair) -> Tensor:
     for mask in others:
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
         if is_mask and mask.shape == target.shape[: mask.ndim]:
-            ignored = _IGNORED if pair.ignore_index is None else pair.ignore_index
+            ignored = _IGNORED
+            if pair.ignore_index is not None:
+                ignored = pair.ignore_index
             mask = mask.reshape(mask.shape + (1,) * (target.ndim - mask.ndim))
-            kept = target if target.is_floating_point() else target.long()
+            kept = target
+            if not target.is_floating_point():
+                kept = target.long()
             return torch.where(mask, kept, ignored)
     return target
 

@@ -94,10 +94,14 @@ def cuts_of(
         return ()
     preds = torch.cat([p for p, _ in scored]).cpu()
     target = torch.cat([t for _, t in scored]).cpu()
-    probs = preds.float().sigmoid() if preds_are == "logits" else preds
+    probs = preds
+    if preds_are == "logits":
+        probs = preds.float().sigmoid()
     cuts = []
     for name, threshold in named.items():
-        where = name if name.startswith("in ") else f"the module's {name}"
+        where = name
+        if not name.startswith("in "):
+            where = f"the module's {name}"
         how = f"it is cut at a probability of {threshold:.6g}, {where}"
         remedy = f"Pass ConfusionMetrics(threshold={threshold:.6g}), {OR}"
         cuts.append(

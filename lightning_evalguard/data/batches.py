@@ -146,8 +146,9 @@ def _inside(
     """The parts of a container or of an object that holds some; None for what is closed."""
     kind = type(thing)
     if kind is list or kind is tuple:
+        parts: list[Any] | tuple[Any, ...] = thing
         if len(thing) <= _MANY or _is_column(thing):
-            return thing
+            return parts
         return None
     if isinstance(thing, _CLOSED):
         return None
@@ -317,7 +318,9 @@ def _lengths(found: Iterable[Any]) -> tuple[list[int], list[int], list[int]]:
 
 def _items(batch: Any) -> int | None:
     """Length of the lists that a batch consists of, where each has an item a sample."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = batch
+    if isinstance(batch, Mapping):
+        parts = batch.values()
     if not isinstance(batch, (list, tuple, Mapping)):
         return None
     parts = list(parts)

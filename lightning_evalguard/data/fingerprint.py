@@ -162,7 +162,9 @@ class Content:
     def part(self) -> tuple[int, int, bool, str]:
         """What `whole` needs of this rank: plain data; waits for the device."""
         self._blocks.flush()
-        total = 0 if self._sum is None else int(self._sum)
+        total = 0
+        if self._sum is not None:
+            total = int(self._sum)
         return total, self._samples, self.even, self.unreadable
 
 

@@ -259,7 +259,9 @@ def _owned_batches(batches: Any) -> int | None:
     )
     if not size or n is None or batches.drop_last or not batches.even_batches:
         return None
-    one_round = size if batches.split_batches else size * ranks
+    one_round = size
+    if not batches.split_batches:
+        one_round = size * ranks
     each = one_round // ranks
     last = min(max(n % one_round - batches.process_index * each, 0), each)
     return int(n // one_round * each + last)

@@ -66,7 +66,9 @@ class Portrait(NamedTuple):
         if len(raw) % 8:
             raise ValueError("expected eight bytes a hash")
         empty = torch.zeros(0, dtype=torch.int64)
-        hashes = torch.frombuffer(raw, dtype=torch.int64) if raw else empty
+        hashes = empty
+        if raw:
+            hashes = torch.frombuffer(raw, dtype=torch.int64)
         return cls(
             str(said["of"]), hashes, bool(said["whole"]), float(said["repeated"])
         )

@@ -178,7 +178,9 @@ def _length(dataset: Any) -> int:
 
 def _file(thing: Any) -> str | None:
     """The path that an entry of a list of files names; None for any other text."""
-    first = thing[0] if isinstance(thing, (tuple, list)) and thing else thing
+    first = thing
+    if isinstance(thing, (tuple, list)) and thing:
+        first = thing[0]
     if isinstance(first, PurePath):
         return str(first)
     if (

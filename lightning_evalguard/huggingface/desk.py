@@ -27,7 +27,8 @@ class _Best(Chooser):
     def with_mode(self, mode: str) -> str:
         """How it should stand there."""
         key = str(self.key).removeprefix("eval_")
-        return f'TrainingArguments(metric_for_best_model="{key}", greater_is_better={mode == "max"})'
+        monitor = f'metric_for_best_model="{key}"'
+        return f"TrainingArguments({monitor}, greater_is_better={mode == 'max'})"
 
     @property
     def best(self) -> float | None:
@@ -120,7 +121,9 @@ class HuggingFaceDesk:
         metric = args.metric_for_best_model
         if metric is None:
             return
-        key = metric if metric.startswith("eval_") else f"eval_{metric}"
+        key = metric
+        if not metric.startswith("eval_"):
+            key = f"eval_{metric}"
         mode = "min"
         if args.greater_is_better:
             mode = "max"

@@ -306,7 +306,9 @@ def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
         casts = torch.is_autocast_enabled("cpu")
-    missed = _CONJUGATED | _AUTOCAST if casts else _CONJUGATED
+    missed = _CONJUGATED
+    if casts:
+        missed = _CONJUGATED | _AUTOCAST
     include = torch._C._dispatch_tls_local_include_set()
     exclude = torch._C._dispatch_tls_local_exclude_set() - missed
     with torch._C._ForceDispatchKeyGuard(include, exclude):

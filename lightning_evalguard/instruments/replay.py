@@ -146,7 +146,9 @@ class Look:
             else:
                 Generators.seed(seed)
             effects = Effects(forbid=True)
-            given = self.args if args is None else args
+            given = self.args
+            if args is not None:
+                given = args
             try:
                 with watch, effects:
                     # in a context of its own, whose variables nobody else sees

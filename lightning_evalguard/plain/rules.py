@@ -159,11 +159,15 @@ def _asleep(
     findings = []
     for top, names in by_top.items():
         listed = model.listed([left[n] for n in names])
-        over = "" if names == [top] else f" ({listed})"
+        over = ""
+        if names != [top]:
+            over = f" ({listed})"
         fact = f"is in eval mode{over} while its parameters train, expected train mode"
         site = _site_of_mode(modules.get(""), top, False)
         name = callee(call.site, model)
-        path = f"{name}.{top}" if top else name
+        path = name
+        if top:
+            path = f"{name}.{top}"
         remedy = f"Call `{path}.train()` before the training loop, in each epoch."
         if site is not None and site.owner == "user":
             said = site.expression

@@ -138,12 +138,14 @@ class _Flow:
         """A function of a score is asked, or differences are reduced to a number."""
         name = _name(call.func)
         given = [*call.args, *(k.value for k in call.keywords)]
-        on = (
-            [call.func.value, *given] if isinstance(call.func, ast.Attribute) else given
-        )
+        on = given
+        if isinstance(call.func, ast.Attribute):
+            on = [call.func.value, *given]
         if name in _REDUCES and any(self._differences.are_in(x) for x in on):
             return not self._normalises(call)
-        both = on if name in ("eq", "ne", "sub", "equal", "isclose") else given
+        both = given
+        if name in ("eq", "ne", "sub", "equal", "isclose"):
+            both = on
         if name in ("eq", "ne", "equal") or _SCORE.search(name.lower()):
             return any(self._meet(a, b) for a in both for b in both if a is not b)
         return False

@@ -135,7 +135,9 @@ class Windows:
             self._batch_over(window)
         if window.in_batch == 0:
             loop = None if window.alone else window.loop
-            batch = loop.batch if loop is not None and loop.batch is not None else args
+            batch = args
+            if loop is not None and loop.batch is not None:
+                batch = loop.batch
             self._inputs = set()
             self._scores.before(batch)
         self._inputs |= memory_of((args, kwargs))

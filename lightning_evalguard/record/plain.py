@@ -116,5 +116,7 @@ def _items(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _named(value: Any) -> str:
-    kind = value if hasattr(value, "__qualname__") else type(value)
+    kind = value
+    if not hasattr(value, "__qualname__"):
+        kind = type(value)
     return f"<{kind.__module__}.{kind.__qualname__}>"

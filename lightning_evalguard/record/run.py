@@ -115,7 +115,9 @@ class Records:
         ):
             folders.append(own)
             if said["run"] == "test" and said["error"] is None:
-                above = own.parent if self._where == "auto" else own
+                above = own
+                if self._where == "auto":
+                    above = own.parent
                 told += ledger.count(
                     above / ledger.LEDGER_NAME, os.path.relpath(own, above), said
                 )

@@ -64,7 +64,9 @@ def _fields(
     def shape(value: Any, at: str) -> None:
         _A_MAP(value, at)
         for name, inner in {**needed, **(others or {})}.items():
-            place = f"{at}.{name}" if at else name
+            place = name
+            if at:
+                place = f"{at}.{name}"
             if name in value:
                 inner(value[name], place)
             elif name in needed:

@@ -126,5 +126,7 @@ def _of_callback(callback: Any) -> Chooser | None:
 def _logged(entry: _lightning.Entry) -> LoggedNow:
     kind = type(entry.metric)
     higher = None if entry.metric is None else getattr(kind, "higher_is_better", None)
-    known = higher if isinstance(higher, bool) else None
+    known = higher
+    if not isinstance(higher, bool):
+        known = None
     return LoggedNow(entry.updates, entry.hook, known, kind.__name__)

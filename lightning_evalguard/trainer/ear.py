@@ -56,7 +56,9 @@ class _Known(NamedTuple):
         if isinstance(value, Tensor):
             # `self.log` has made a copy of its own, which nobody writes to
             value = value.detach() if value.requires_grad else value
-            size = batch_size if self.is_mean else None
+            size = batch_size
+            if not self.is_mean:
+                size = None
         return LogCall(
             self.key, self.name, value, size, self.loader, self.by_metric, self.location
         )

@@ -103,7 +103,9 @@ def owner(trainer: Trainer, path: str) -> Any:
 
 def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
     """What stands at a path of `PRIVATE`."""
-    thing = _walk(trainer, path) if path in PRIVATE else _GONE
+    thing = _GONE
+    if path in PRIVATE:
+        thing = _walk(trainer, path)
     if thing is _GONE or thing is None:
         return default
     return thing
@@ -201,7 +203,7 @@ def batches_of(trainer: Trainer, loader: int) -> float | None:
     """How many batches a loader of the running evaluation will give; None where it is not known."""
     limits = _read(trainer, "_active_loop.max_batches", ())
     if isinstance(limits, list) and loader < len(limits):
-        return limits[loader]
+        return float(limits[loader])
     return None
 
 
@@ -300,11 +302,9 @@ def entries(trainer: Trainer) -> Iterator[Entry]:
             or not (meta.on_step if in_step else meta.on_epoch)
         ):
             continue
-        suffix = (
-            ""
-            if meta.dataloader_idx is None
-            else f"/dataloader_idx_{meta.dataloader_idx}"
-        )
+        suffix = ""
+        if meta.dataloader_idx is not None:
+            suffix = f"/dataloader_idx_{meta.dataloader_idx}"
         suffix = suffix if meta.add_dataloader_idx else ""
         metric = None if one.is_tensor else one.value
         for name in {meta.name, meta.forked_name(in_step)}:

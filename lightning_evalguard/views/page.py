@@ -223,12 +223,16 @@ def _cells(result: ConfusionResult) -> dict[str, Any]:
         share for i, row in enumerate(shares) for j, share in enumerate(row) if i != j
     ]
     full = max([*wrong, _FULL])
-    pooled = n - 1 if n < result.num_classes else n
+    pooled = n
+    if n < result.num_classes:
+        pooled = n - 1
     rows = []
     for i, name in enumerate(names):
         cells = []
         for j, share in enumerate(shares[i]):
-            kind = "other" if pooled in (i, j) else "right" if i == j else "wrong"
+            kind = "other"
+            if pooled not in (i, j):
+                kind = "right" if i == j else "wrong"
             hint = f"{int(matrix[i, j]):,} of {support[i]:,} {name} as {names[j]}"
             cells.append(_cell(kind, share, share if i == j else share / full, hint))
         rows.append({"name": name, "support": f"{support[i]:,}", "cells": cells})

@@ -112,7 +112,9 @@ def when(run: Mapping[str, Any]) -> str:
 
 def set_words(seen: Mapping[str, Any]) -> str:
     """An evaluation set: how many samples, and the head of its hash."""
-    samples = "" if seen["samples"] is None else f"{seen['samples']:,} samples "
+    samples = ""
+    if seen["samples"] is not None:
+        samples = f"{seen['samples']:,} samples "
     if seen["hash"]:
         return f"{samples}#{seen['hash'][:8]}"
     return f"{samples}no hash"

@@ -151,7 +151,8 @@ def plant(
         )
         if place == "callback":
             text += "\n\nclass Elsewhere(pl.Callback):\n"
-            text += "    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):\n"
+            arguments = "self, trainer, module, outputs, batch, batch_idx"
+            text += f"    def on_train_batch_end({arguments}):\n"
             text += "        x, y = batch\n        if True:\n" + body
         else:
             text += f"\n    def plant_in_{place}(self, x, y):\n" + body

@@ -384,7 +384,9 @@ def _cuts(
         for dim in range(1, tensor.dim()):
             if tensor.shape[dim] != marks.whole:
                 continue
-            start = 0 if marks.left else own
+            start = own
+            if marks.left:
+                start = 0
             padding = tensor[row].narrow(dim - 1, start, marks.whole - own)
             ends_constant = bool((padding == padding.flatten()[0]).all())
             if ends_constant or not (tensor.is_floating_point() or tensor.dim() > 2):

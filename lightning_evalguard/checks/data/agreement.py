@@ -105,9 +105,9 @@ def _mapping(value: Any) -> dict[Any, int] | None:
     if isinstance(value, (list, tuple)):
         if not 1 < len(value) <= _NAMES or not all(type(v) is str for v in value):
             return None
-        value = {name: i for i, name in enumerate(value)}
-        if len(value) > 1:
-            return value
+        numbers = {name: i for i, name in enumerate(value)}
+        if len(numbers) > 1:
+            return numbers
         return None
     if not isinstance(value, Mapping) or not 1 < len(value) <= _NAMES:
         return None

@@ -414,7 +414,9 @@ class DataCheck(Check):
     def _groups_of(self, one: EvaluatedSet, side: Side) -> list[Fact]:
         if id(one) in self._watched:
             return []
-        reads = _CHEAP if self._reads_cheaply(one) else _COSTLY
+        reads = _COSTLY
+        if self._reads_cheaply(one):
+            reads = _CHEAP
         try:
             found, why_not = groups.shared_groups(one, side, self._groups, reads)
         except Exception as error:  # noqa: BLE001 - a sample or a callable that cannot be read so

@@ -237,7 +237,9 @@ def _by_reading(dataset: Any, asked: Any, reads: int) -> Grouped | None:
 def _group_of(sample: Any, asked: Any) -> Any:
     if callable(asked):
         return asked(sample)
-    parts = sample if isinstance(sample, (list, tuple)) else [sample]
+    parts = sample
+    if not isinstance(sample, (list, tuple)):
+        parts = [sample]
     for part in parts:
         if isinstance(part, Mapping) and asked in part:
             return part[asked]

@@ -33,7 +33,10 @@ _NATURAL = 1024  # rows of the other set that are looked for in it
 _HASHED = 20_000  # samples of the other set whose hashes are kept
 _FEW = 3  # as many may be equal by chance
 _UNSEEN = 3.0  # equal samples that a portrait may hide which shows none
-_SPLIT = "Split once, before anything is drawn or repeated, and evaluate what training does not see."
+_SPLIT = (
+    "Split once, before anything is drawn or repeated, "
+    "and evaluate what training does not see."
+)
 _CHOSEN = "Keep a set for the test alone: what was chosen by a score is fitted to its samples."
 
 

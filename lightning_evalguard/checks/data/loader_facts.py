@@ -76,7 +76,9 @@ def plain_facts(one: EvaluatedSet, evaluated: Evaluated) -> Iterator[Fact]:
     lost, of = _loaders.dropped(one.loader)
     batches = _loaders.length(one.loader)
     keyword, value = evaluated.setting or ("", 1.0)
-    taken = value if isinstance(value, int) else int(value * (batches or 0))
+    taken = value
+    if not isinstance(value, int):
+        taken = int(value * (batches or 0))
     cut = bool(keyword and batches and taken < batches and not evaluated.debugging)
     sampler = type(_loaders.sampler_of(one.loader)).__name__
     if one.order == "drawn":
@@ -85,7 +87,9 @@ def plain_facts(one: EvaluatedSet, evaluated: Evaluated) -> Iterator[Fact]:
             "Evaluate all samples in order: leave out the sampler.",
         )
     elif one.order == "shuffled" and (cut or lost):
-        why = "drop_last=True" if lost else f"{keyword}={value:g}"
+        why = "drop_last=True"
+        if not lost:
+            why = f"{keyword}={value:g}"
         yield one.fact(
             f"{sampler} with {why} leaves out other samples in each evaluation, expected the same "
             "each time",

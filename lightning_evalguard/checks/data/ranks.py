@@ -93,7 +93,10 @@ def leaked(
         f"at least {hits} of the {len(ours)} samples that all ranks evaluate stand in {words} too "
         f"({listed_places(hit.nonzero().flatten().tolist())}), expected none"
     )
-    remedy = "Split once, before anything is drawn or repeated, and evaluate what training does not see."
+    remedy = (
+        "Split once, before anything is drawn or repeated, "
+        "and evaluate what training does not see."
+    )
     return [one.fact(fact, remedy)]
 
 

@@ -79,7 +79,9 @@ def _iterated(loader: Any, sampler: Any) -> Tensor | None:
         isinstance(batches, BatchSampler)
         and type(batches).__iter__ is BatchSampler.__iter__
     )
-    source = sampler if own else batches
+    source = batches
+    if own:
+        source = sampler
     if not isinstance(source, Sampler) or torch.distributed.is_initialized():
         return None
     try:

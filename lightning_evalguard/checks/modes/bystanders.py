@@ -199,7 +199,9 @@ class Bystanders:
             moving = [b for b in group if b.moves_statistics]
             follows = any(b.follows for b in group)
             part = common([b.top for b in group])
-            subject = names[0] if len(names) == 1 else part
+            subject = part
+            if len(names) == 1:
+                subject = names[0]
             if subject not in modules:
                 subject = names[0]
             fact = self._fact(group, moving, follows)
@@ -225,7 +227,9 @@ class Bystanders:
         if all(b.frozen for b in group):
             what = "is frozen"
         what = "follows other weights and does not train" if follows else what
-        many = "" if len(group) == 1 else f" with {kinds_of(b.module for b in group)}"
+        many = ""
+        if len(group) != 1:
+            many = f" with {kinds_of(b.module for b in group)}"
         acts = []
         if moving:
             acts.append("running statistics still move")

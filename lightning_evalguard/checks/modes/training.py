@@ -252,7 +252,9 @@ class TrainingModes:
         if not learning.elsewhere(tops[n] for n in meant):
             meant = set()  # that is the whole model, and no plan
         norms = kept & meant
-        silent = norms if all(is_norm(asleep[n]) for n in norms) else set()
+        silent = norms
+        if not all(is_norm(asleep[n]) for n in norms):
+            silent = set()
         still = {}
         for name, module in asleep.items():
             key = id(module)
@@ -339,7 +341,9 @@ class TrainingModes:
         )
         listed = kinds_of(a.module for a in group)
         if len(tops) == 1:
-            over = "" if names == tops else f" together with {listed}"
+            over = ""
+            if names != tops:
+                over = f" together with {listed}"
             fact = (
                 f"is in eval mode{over} while its parameters train, expected train mode"
             )
@@ -374,7 +378,10 @@ class TrainingModes:
         pairs = zip(self._modes.names, self._modes.modules, strict=True)
         others = [n for n, m in pairs if n not in names and effect_of(m) is not None]
         listed = patterns(names, others, tops)
-        return f"Write `guard.expect_modes(eval={listed})` if that is the plan, else call `.train()`."
+        return (
+            f"Write `guard.expect_modes(eval={listed})` if that is the plan, "
+            "else call `.train()`."
+        )
 
     def _insensitive_in(self, tops: list[str]) -> Iterator[nn.Module]:
         for name, module in zip(self._modes.names, self._modes.modules, strict=True):

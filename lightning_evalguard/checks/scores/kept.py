@@ -222,13 +222,9 @@ def _has_dict(value: Any) -> bool:
 def _at(owner: Any, path: Iterable[str]) -> Any:
     thing = owner
     for name in path:
-        inside = (
-            thing
-            if isinstance(thing, dict)
-            else vars(thing)
-            if _has_dict(thing)
-            else {}
-        )
+        inside = thing
+        if not isinstance(thing, dict):
+            inside = vars(thing) if _has_dict(thing) else {}
         thing = inside.get(name)
     return thing
 

@@ -202,7 +202,9 @@ class Tally:
         constant = set(weights) in ({1}, {max(samples)})
         if not (inferred or constant) or _apart(weights, samples) < _UNEVEN:
             return None
-        counted = answers if len(answers) == len(weights) else ()
+        counted = answers
+        if len(answers) != len(weights):
+            counted = ()
         if counted and _apart(weights, counted) < _UNEVEN:
             return None
         elements = [self._elements[i] for i in steps]
@@ -292,7 +294,9 @@ def _lists_of(root: nn.Module | None) -> list[tuple[str, list[Any]]]:
 
 
 def _scalars_of(outputs: Any) -> Iterable[tuple[str, Tensor]]:
-    held = outputs if isinstance(outputs, dict) else {"": outputs}
+    held = outputs
+    if not isinstance(outputs, dict):
+        held = {"": outputs}
     numbers = [
         (str(name), value)
         for name, value in held.items()

@@ -194,7 +194,9 @@ class Metrics:
             one = Followed(name, metric, count.updates, count, _tensor_state(metric))
             one.now = one.count()
             self.followed.append(one)
-            gave = one.gave if _is_no_mean(metric) else _nothing
+            gave = _nothing
+            if _is_no_mean(metric):
+                gave = one.gave
             self._wraps.append(
                 Wrap(metric, "compute", partial(_compute, one.computed, gave))
             )
@@ -313,7 +315,10 @@ def _missing(one: Followed, steps: int) -> Fact | None:
     if held == 1 and lost >= steps - 1:
         fact = f"is reset in every step: its value is the last batch's, of {steps}"
     else:
-        fact = f"is reset within the evaluation: {lost} of {one.updated} updates are not in its value"
+        fact = (
+            f"is reset within the evaluation: {lost} of {one.updated} "
+            f"updates are not in its value"
+        )
     return Fact(
         fact,
         f"Call `self.{one.name}.reset()` once, when the epoch begins.",

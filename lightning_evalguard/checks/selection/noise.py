@@ -55,7 +55,9 @@ class Noise:
             values, result = scored.values, scored.result
             if result is None or len(values) < 2:
                 continue
-            pick = max if scored.mode == "max" else min
+            pick = min
+            if scored.mode == "max":
+                pick = max
             best_step = pick(values, key=lambda step: values[step])
             best, last = values[best_step], values[max(values)]
             low, high = result.interval(scored.name)

@@ -20,7 +20,10 @@ from lightning_evalguard.stages import spelling
 
 PUT_BACK = "Put it back before the evaluation ends."
 EVAL = "Call `.eval()` on it."
-PROJECT = "Compute with the bounded value instead of writing it, e.g. `F.linear(x, self.weight * mask)`."
+PROJECT = (
+    "Compute with the bounded value instead of writing it, "
+    "e.g. `F.linear(x, self.weight * mask)`."
+)
 
 
 @dataclass

@@ -465,7 +465,9 @@ class StateWindow:
         for name in self._hash(look_at).differing(self._prints):
             if not self._is_cache(name) and self._reported.is_new(name):
                 h = held[name]
-                remedy = PUT_BACK if h.kind == "parameter" else remedy_of(h)
+                remedy = PUT_BACK
+                if h.kind != "parameter":
+                    remedy = remedy_of(h)
                 fact, is_plan = (
                     f"changed {when}",
                     h.kind == "buffer" and h.owner in self._estimated,

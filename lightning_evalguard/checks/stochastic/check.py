@@ -216,7 +216,9 @@ class StochasticCheck(Check):
         second = Draws(self._tree())
         same = look.again(second).error is None
         private = {d.index for d in seen.draws if d.private}
-        fixed = equal_at(seen, second, private) if same else private
+        fixed = private
+        if same:
+            fixed = equal_at(seen, second, private)
         differs = first_difference(seen, second) if same else None
         if differs is not None and all(d.index != differs for d in seen.draws):
             at = At(self._tree(), differs)

@@ -306,7 +306,9 @@ class SyncCheck(Check):
         n = self._watched[self._stage]
         on_cpu = self._watch.on_cpu
         often = f"{cost[0] / n:.1f} per {spelling(self._stage).step_words}"
-        spent = "" if on_cpu else f" ({1e3 * cost[1] / n:.2f} ms)"
+        spent = ""
+        if not on_cpu:
+            spent = f" ({1e3 * cost[1] / n:.2f} ms)"
         makes = "makes"
         if on_cpu:
             makes = "would make"

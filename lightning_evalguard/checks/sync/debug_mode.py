@@ -63,6 +63,5 @@ class DebugMode:
         elif self._show is not None:
             self._show(message, category, *args, **kwargs)
         else:  # a caller still holds our hook after `close`
-            warnings._showwarnmsg_impl(
-                warnings.WarningMessage(message, category, *args, **kwargs)
-            )  # type: ignore[attr-defined]
+            said = warnings.WarningMessage(message, category, *args, **kwargs)
+            warnings._showwarnmsg_impl(said)  # type: ignore[attr-defined]

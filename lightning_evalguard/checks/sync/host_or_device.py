@@ -310,7 +310,9 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tell(TO_DEVICE, 0.0, frame)
             return True
         # what an operator makes inside itself lives where it likes
-        asked = _LIFTS if op == "lift_fresh" else (f"{op}(",)
+        asked: tuple[str, ...] = _LIFTS
+        if op != "lift_fresh":
+            asked = (f"{op}(",)
         if any(name in text for name in asked):
             return False
         return None
@@ -369,7 +371,7 @@ def _frames() -> int:
     dynamo = sys.modules.get("torch._dynamo.convert_frame")
     if dynamo is None:
         return 0
-    return dynamo.FRAME_COUNTER
+    return int(dynamo.FRAME_COUNTER)
 
 
 __all__ = ["Places", "compiled_anything", "forget_compiled"]

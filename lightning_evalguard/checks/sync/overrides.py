@@ -339,7 +339,9 @@ def _copying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             or not heard_by()
         ):
             return call(keys, dst, src, non_blocking)
-        op = TO_HOST if dst.device.type == "cpu" else TO_DEVICE
+        op = TO_DEVICE
+        if dst.device.type == "cpu":
+            op = TO_HOST
         return _timed(op, True, caller(), call, keys, dst, src, non_blocking)
 
     return kernel

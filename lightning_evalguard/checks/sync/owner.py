@@ -176,7 +176,9 @@ class _Stack:
             return Where("", text, "", owner, "", self._inside, self._hook)
         shown = site_of(user or near)
         package = owner_of(near.f_code.co_filename)
-        owner = "autograd" if self._is_autograds else _NAMES.get(package, package)
+        owner = "autograd"
+        if not self._is_autograds:
+            owner = _NAMES.get(package, package)
         via = "" if user is None or near is user else _library_place(near)
         metric = _metric_of(near) if owner == "torchmetrics" else ("", False)
         text = _shown(user or near, shown.expression) or shown.function

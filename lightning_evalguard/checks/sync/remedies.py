@@ -21,7 +21,10 @@ OPERATORS = {
 }
 _READ = "Keep the tensor; read it once after the last batch, or log it with self.log."
 _LATER = "Collect the tensors; take their unique values once after the last batch."
-_SIZE = "The size of the result is known to the device alone: use torch.where, or weigh by the mask."
+_SIZE = (
+    "The size of the result is known to the device alone: "
+    "use torch.where, or weigh by the mask."
+)
 _REMEDIES = {
     "item": _READ,
     "print": "Print after the last batch, or log it with self.log.",

@@ -152,11 +152,9 @@ def judge(
         notes: Gets a sentence where nothing shows that other weights are meant.
     """
     everything = parameters_of(inventory)
-    used = (
-        everything
-        if reads is None
-        else [held for held in everything if held.tensor in reads]
-    )
+    used = everything
+    if reads is not None:
+        used = [held for held in everything if held.tensor in reads]
     if not used:
         return []
     found = origins(used)
@@ -264,7 +262,7 @@ def of_load(
     certain: bool = True,
 ) -> Finding:
     """A load that left weights out, and what follows."""
-    share = 0
+    share = 0.0
     if load.expected_elements:
         share = load.elements / load.expected_elements
     fact = (
