@@ -149,11 +149,14 @@ def _viewed(found: Sequence[tuple[Path, Any]], view: Callable[[], str]) -> str:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from lightning_evalguard.views.terminal import beside, one, printable
+    from lightning_evalguard.views.terminal import beside, one
 
     found = [(path, record.read(path)) for path in _found(given.paths)]
-    text = _viewed(found, lambda: one(*found[0]) if len(found) == 1 else beside(found))
-    print(printable(text))  # noqa: T201
+    out = sys.stdout
+    text = _viewed(
+        found, lambda: one(*found[0], out) if len(found) == 1 else beside(found, out)
+    )
+    print(text)  # noqa: T201
     return 0
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,8 @@ from lightning_evalguard.attach import VARIABLE, policy_of
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import run as record
 from lightning_evalguard.report import Finding, Report
+from lightning_evalguard.screen import print_coloured
+from lightning_evalguard.trainer.verdict import amount, looked_at
 from lightning_evalguard.views.github import workflow_commands
 from lightning_evalguard.views.sarif import is_error, merged, sarif
 
@@ -97,23 +99,25 @@ def run(
         print(written(form), end="")  # noqa: T201
     fresh = [f for same, f in findings.items() if known is None or same not in known]
     counts = [f for f in fresh if strict or is_error(f)]
-    checked = any(outcome.report.checked.values())
-    lines = [f"lightning-evalguard: {_summary(fresh, len(findings) - len(fresh))}"]
+    checked = outcome.report.checked
+    lines = [
+        f"lightning-evalguard: {_summary(fresh, len(findings) - len(fresh), checked)}"
+    ]
     lines += [f"  {'' if f in counts else 'warning: '}{f}" for f in fresh]
     if outcome.status:
         lines.append(f"  the script ended with status {_named(outcome.status)}")
-    if not checked:
+    if not any(checked.values()):
         lines.append(
             "  nothing was checked: no model of the script was trained or evaluated"
         )
     else:
         lines += _matrices(outcome)
-    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    print_coloured("\n".join(lines), remedies=[f.remedy for f in fresh])
     if outcome.status:
         return outcome.status
     if counts:
         return 1
-    if checked:
+    if any(checked.values()):
         return 0
     return NOTHING_CHECKED
 
@@ -178,10 +182,12 @@ def _known(baseline: Path, root: Path) -> set[str]:
     return set(merged(Report.load(baseline).findings, root))
 
 
-def _summary(fresh: Sequence[Finding], known: int) -> str:
-    said = f"{len(fresh)} finding{'s' * (len(fresh) != 1)}"
+def _summary(fresh: Sequence[Finding], known: int, checked: Mapping[str, int]) -> str:
+    said = amount(len(fresh), "finding") if fresh else "no findings"
+    if checked.get("evaluations") or checked.get("training_steps"):
+        said += f" in {looked_at(checked)}"
     if known:
-        return f"{said}, {known} more in the baseline"
+        said += f", {known} more in the baseline"
     return said
 
 

@@ -24,7 +24,7 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
-from lightning_evalguard.model.places import place_about
+from lightning_evalguard.model.places import place_about, with_excerpt
 from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
 from lightning_evalguard.policies import Allow, Allowed
@@ -493,7 +493,9 @@ class Guard:
         return kept
 
     def _judge(self, findings: Sequence[tuple[Finding, str]], quiet: bool) -> None:
-        findings = self._without_consequences(findings)
+        findings = [
+            (with_excerpt(f), how) for f, how in self._without_consequences(findings)
+        ]
         self.report.add(finding for finding, _ in findings)
         fatal = [
             f for f, policy in findings if policy == "error" and f.certain and not quiet

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from lightning_evalguard.cells import cell_of
 from lightning_evalguard.hints import did_you_mean
 from lightning_evalguard.instruments.source import user_site
+from lightning_evalguard.screen import coloured, coloured_warnings, is_uncaught
 from lightning_evalguard.stages import spelling
 
 Policy = Literal["error", "warn", "ignore"]
@@ -24,6 +25,7 @@ _COUNTED = ("evaluations", "batches", "training_steps", "modules")
 _LOOKED_AT = "batches_looked_at"  # shown where it is not all of them
 _SHOWN = 10  # lines of one message, before "... and N more"
 FORMAT = 1  # of evalguard.json
+AROUND = 3  # lines of source on each side of a finding's
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Finding:
         pattern: What the entry of ``allow`` that silences it says, where the subject or the file
             would be too narrow or too wide.
         host: To whom that entry is passed: ``EvalGuard``, ``evaluating``, ...
+        excerpt: The lines around `location`, as they were when it was found; see `around`.
     """
 
     check: str
@@ -71,6 +74,7 @@ class Finding:
     certain: bool = True
     pattern: str | None = None
     host: str = "EvalGuard"
+    excerpt: str | None = None
 
     @property
     def switch(self) -> str:
@@ -122,6 +126,15 @@ class Finding:
         if self.expression:
             said = f" `{self.expression}`"
         return f"; set at {shown_path(self.location)}{said}"
+
+    @property
+    def around(self) -> dict[int, str]:
+        """The lines of `excerpt` by their number, that of `location` in the middle."""
+        line = (self.location or "").rpartition(":")[2]
+        if self.excerpt is None or not line.isdecimal():
+            return {}
+        first = max(1, int(line) - AROUND)
+        return dict(enumerate(self.excerpt.split("\n")[: 2 * AROUND + 1], first))
 
     @property
     def claim(self) -> str:
@@ -436,6 +449,12 @@ class EvalGuardError(RuntimeError):
         super().__init__(message)
         self.report = report if report is not None else Report()
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not is_uncaught(1):
+            return text
+        return coloured(text, sys.stderr, [f.remedy for f in self.report.findings])
+
     @classmethod
     def of(cls, findings: Sequence[Finding], report: Report) -> EvalGuardError:
         """The one exception for all findings of one moment, best-attributed first."""
@@ -450,10 +469,12 @@ def warn(finding: Finding, about: str | None = None) -> None:
         finding: What is said.
         about: ``file:line`` of what it is about, where it has no line of its own.
     """
-    warn_text(str(finding), finding.location or about)
+    warn_text(str(finding), finding.location or about, [finding.remedy])
 
 
-def warn_text(message: str, location: str | None = None) -> None:
+def warn_text(
+    message: str, location: str | None = None, remedies: Sequence[str] = ()
+) -> None:
     """Issue `message` as an `EvalGuardWarning` at ``file:line``, else at the user's line that runs.
 
     Where none of the user's runs, as at the end of a process, it stands at the script.
@@ -466,7 +487,8 @@ def warn_text(message: str, location: str | None = None) -> None:
         )
         location = f"{script}:1" if running is None else running.location
     path, _, line = location.rpartition(":")
-    warnings.warn_explicit(message, EvalGuardWarning, path, int(line))
+    with coloured_warnings(remedies):
+        warnings.warn_explicit(message, EvalGuardWarning, path, int(line))
 
 
 def broke(report: Report, what: str, off: str, error: Exception) -> None:

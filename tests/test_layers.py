@@ -16,6 +16,7 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 # fmt: off
 FLOORS = [
     {"checks/registry", "stages", "cells", "hints", "instruments/source"},
+    {"screen"},
     {"report", "allow"},
     {"policies"},
     {

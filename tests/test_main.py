@@ -126,7 +126,7 @@ def test_a_clean_script_passes(command: Callable[..., Done]) -> None:
     done = command("run", SCRIPTS / "plain.py")
     assert "guards: ['AttachedGuard']" in done.out
     assert done.status == 0, done.err
-    assert done.err.endswith("lightning-evalguard: 0 findings\n")
+    assert done.err.endswith("lightning-evalguard: no findings in 2 evaluations\n")
 
 
 def test_a_breach_fails_and_is_shown_at_its_line(
@@ -252,7 +252,7 @@ def test_a_baseline_lets_pass_what_stood_there_also_in_another_checkout(
     )
     assert done.status == 0
     assert done.err.endswith(
-        "lightning-evalguard: 0 findings, 1 more in the baseline\n"
+        "lightning-evalguard: no findings, 1 more in the baseline\n"
     )
     written = Path("old.json").read_text().replace(str(tmp_path), "/elsewhere")
     Path("old.json").write_text(written)

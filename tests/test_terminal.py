@@ -30,9 +30,10 @@ from lightning_evalguard import (
     watch,
 )
 from lightning_evalguard.cells import cell_of
+from lightning_evalguard.checks.registry import CHECKS, DOCUMENTATION, page_of
 from lightning_evalguard.huggingface import EvalGuardCallback
 from lightning_evalguard.instruments.tracebacks import trim
-from lightning_evalguard.model.places import place_about
+from lightning_evalguard.model.places import place_about, with_excerpt
 from lightning_evalguard.report import shown_path
 
 pytest_plugins = ["pytester"]
@@ -210,6 +211,40 @@ def test_a_finding_without_a_line_points_at_what_it_is_about(about: str) -> None
     assert place_about(Logs(), finding) == place()
 
 
+def test_a_finding_keeps_the_lines_around_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    lines = [f"x{n} = {n}" for n in range(1, 21)]
+    lines[8] = "login(token='hf_abcdefghijk', key=x9)"
+    path.write_text("\n".join(lines))
+
+    def at(line: object) -> Finding:
+        return with_excerpt(
+            Finding("sync", "fit", "waits", "Keep it.", location=f"{path}:{line}")
+        )
+
+    assert list(at(10).around) == [7, 8, 9, 10, 11, 12, 13]
+    assert at(10).around[10] == "x10 = 10"
+    assert at(10).around[9] == "login(token='***', key=x9)"
+    assert list(at(2).around) == [1, 2, 3, 4, 5]
+    assert list(at(20).around) == [17, 18, 19, 20]
+    assert [at(line).excerpt for line in (0, 99, "?", "")] == [None] * 4
+    found = at(10)
+    path.write_text("")
+    assert with_excerpt(found) is found  # as it was
+    elsewhere = Finding("sync", "fit", "waits", "Keep it.", location="<stdin>:3")
+    assert with_excerpt(elsewhere).excerpt is None
+
+
+def test_the_lines_are_read_in_the_run_and_go_with_its_report(trainer: Make) -> None:
+    guard = EvalGuard()
+    with pytest.warns(EvalGuardWarning):
+        trainer(callbacks=[guard], max_epochs=1).fit(Waits())
+    (finding,) = [f for f in guard.report.findings if f.check == "sync"]
+    number = int((finding.location or "").rpartition(":")[2])
+    assert ".item()" in finding.around[number]
+    assert len(finding.around) == 7
+
+
 @pytest.mark.parametrize(
     "finding", [3, None, Finding("state", "nowhere", "", "", "a.b")]
 )
@@ -326,3 +361,16 @@ def test_pytest_shows_no_frame_of_ours(pytester: pytest.Pytester) -> None:
     printed = "\n".join(run.outlines)
     assert "EvalGuardError" in printed
     assert not re.search(r"lightning_evalguard/\S+\.py:\d+", printed), printed
+
+
+def test_links_lead_where_the_package_says_that_its_docs_are() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nDocumentation = "{DOCUMENTATION}"\n' in project
+    checks = (Path(__file__).parents[1] / "docs" / "checks.md").read_text(
+        encoding="utf-8"
+    )
+    for check in CHECKS:
+        assert page_of(check) == f"{DOCUMENTATION}/checks/#{check}"
+        assert f"\n## {check}\n" in checks
+    assert page_of("metrics") == page_of("scores")  # as older records have it
+    assert page_of("javascript:alert(1)") is None

@@ -137,6 +137,9 @@ _LISTED = (
 
 RULES = {rule.name: rule for rule in _LISTED}
 CHECKS = frozenset(RULES)
+DOCUMENTATION = (
+    "https://OWNER.github.io/lightning-evalguard"  # as pyproject.toml has it
+)
 
 
 def rule_of(check: str) -> Rule | None:
@@ -148,3 +151,14 @@ def stops_run(check: str) -> bool:
     """Whether a certain finding of `check` stops the run of a bare guard."""
     rule = rule_of(check)
     return rule is None or rule.stops_run
+
+
+def page_of(check: str) -> str | None:
+    """Where the docs say what `check` finds and what stays silent; None for one that is unknown.
+
+    Example:
+        >>> page_of("modes").rpartition("/")[2], page_of("mode")
+        ('#modes', None)
+    """
+    rule = rule_of(check)
+    return None if rule is None else f"{DOCUMENTATION}/checks/#{rule.name}"

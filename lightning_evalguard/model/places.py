@@ -1,16 +1,38 @@
-"""Where a finding without a line points: at the code of the user's that it is about."""
+"""Where in the user's code: the place that a finding without a line is about, the lines around."""
 
 from __future__ import annotations
 
 import dis
+import linecache
 from collections.abc import Iterator
+from dataclasses import replace
 from types import CodeType, FunctionType
 
 from torch import nn
 
 from lightning_evalguard.instruments.source import owner_of
-from lightning_evalguard.report import Finding
+from lightning_evalguard.record.secrets import code_without_secrets
+from lightning_evalguard.report import AROUND, Finding
 from lightning_evalguard.stages import spelling
+
+_LONGEST = 160  # letters of a line that is quoted
+
+
+def with_excerpt(finding: Finding) -> Finding:
+    """`finding` with the lines around its own.
+
+    They are read where it is found, by the process whose code it is: who shows a record later reads
+    no file that the record names.
+    """
+    path, _, number = (finding.location or "").rpartition(":")
+    if finding.excerpt is not None or not number.isdecimal():
+        return finding
+    line = int(number)
+    lines = linecache.getlines(path)[max(0, line - 1 - AROUND) : line + AROUND]
+    if not lines or line < 1:
+        return finding
+    text = "\n".join(line.rstrip()[:_LONGEST] for line in lines)
+    return replace(finding, excerpt=code_without_secrets(text))
 
 
 def place_about(root: nn.Module | None, finding: Finding) -> str | None:

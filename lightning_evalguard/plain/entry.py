@@ -6,7 +6,6 @@ import atexit
 import multiprocessing
 import multiprocessing.util
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +22,7 @@ from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import provenance
 from lightning_evalguard.record import run as record
 from lightning_evalguard.report import Report, warn_text
+from lightning_evalguard.screen import print_coloured
 
 
 class ScriptReport(Report):
@@ -75,7 +75,10 @@ class ScriptReport(Report):
         session.stop()
         self._write(session)
         if os.environ.get(record.REPORTS) is None and self._has_to_say():
-            print(f"lightning-evalguard: {self}", file=sys.stderr)  # noqa: T201
+            print_coloured(
+                f"lightning-evalguard: {self}",
+                remedies=[f.remedy for f in self.findings],
+            )
 
     def _has_to_say(self) -> bool:
         return bool(self.findings) or any(

@@ -124,6 +124,7 @@ _FINDING = _fields(
         "certain": _BOOL,
         "pattern": _or_none(_TEXT),
         "host": _TEXT,
+        "excerpt": _or_none(_TEXT),
     },
 )
 _SYNC = _fields(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from lightning_evalguard.report import (
     hidden,
     warn_text,
 )
+from lightning_evalguard.screen import print_coloured
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import LightningModule, Trainer
 
@@ -93,7 +95,8 @@ class Scores:
         key = {"validate": "val"}.get(stage, stage)
         for name, result in self._report.confusion.items():
             if name.split("/")[0] == key:
-                print(f"{name}: {result}")  # noqa: T201 - beside the table that Lightning prints
+                # beside the table that Lightning prints
+                print_coloured(f"{name}: {result}", sys.stdout)
 
     def paused(self) -> AbstractContextManager[None]:
         return self._recorder.paused()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_evalguard.record.run import REPORTS
 from lightning_evalguard.report import Report
+from lightning_evalguard.screen import print_coloured
 
 
 class Verdict:
@@ -33,7 +34,8 @@ class Verdict:
             return ""
         checks = Counter(check for check, *_ in fresh)
         listed = ", ".join(f"{n} {check}" for check, n in sorted(checks.items()))
-        return f"{_amount(len(fresh), 'finding')} in {self._looked_at()} ({listed})"
+        looked = looked_at(self._report.checked - self._checked)
+        return f"{amount(len(fresh), 'finding')} in {looked} ({listed})"
 
     def say(self, rank: int, world: int) -> None:
         """Print the line, where no command collects the findings of the whole process."""
@@ -42,18 +44,25 @@ class Verdict:
             where = ""
             if world > 1:
                 where = f" rank {rank}:"
-            print(f"lightning-evalguard:{where} {line}", file=sys.stderr)  # noqa: T201
-
-    def _looked_at(self) -> str:
-        evaluations = self._report.checked["evaluations"] - self._checked["evaluations"]
-        if evaluations:
-            return _amount(evaluations, "evaluation")
-        steps = self._report.checked["training_steps"] - self._checked["training_steps"]
-        return _amount(steps, "training step")
+            print_coloured(f"lightning-evalguard:{where} {line}")
 
     def _counts(self) -> dict[tuple[Any, ...], int]:
         return {finding.identity: finding.count for finding in self._report.findings}
 
 
-def _amount(n: int, what: str) -> str:
+def looked_at(checked: Mapping[str, int]) -> str:
+    """``11 evaluations``; where there was none, how many training steps were guarded.
+
+    Example:
+        >>> looked_at({"evaluations": 1, "training_steps": 40}), looked_at({"training_steps": 40})
+        ('1 evaluation', '40 training steps')
+    """
+    evaluations = checked.get("evaluations", 0)
+    if evaluations:
+        return amount(evaluations, "evaluation")
+    return amount(checked.get("training_steps", 0), "training step")
+
+
+def amount(n: int, what: str) -> str:
+    """`n` of something, in words."""
     return f"{n:,} {what}{'s' if n != 1 else ''}"

@@ -1,13 +1,18 @@
-"""A record as one page of HTML that needs nothing else: no script, no font, no network.
+"""A record as one page of HTML that needs nothing else: no font, no network, no file beside it.
 
-What stands in the page is made here; how it looks stands in ``page.html`` and ``page.css``.
+What stands in the page is made here; how it looks stands in ``page.html`` and ``page.css``, and how
+a table of classes is sorted in ``page.js``: the only script that the page lets run, by its hash.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import math
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from lightning_evalguard.checks.registry import rule_of
+from lightning_evalguard.checks.registry import page_of, rule_of
 from lightning_evalguard.confusion.figure import shown_classes
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.report import Finding, Report, Sync, shown_path
@@ -30,6 +35,9 @@ _DEEP = 0.72  # share from which a cell is dark enough for white digits
 # share of a row at which the colour of an error is full, where none is larger
 _FULL = 0.2
 _CODE = re.compile(r"`([^`]*)`")
+_MAY = (
+    "allow-scripts allow-popups allow-popups-to-escape-sandbox"  # sort, and open a link
+)
 
 
 def page(record: Mapping[str, Any], title: str = "evalguard.json") -> str:
@@ -62,7 +70,7 @@ def _frame(text: str) -> str:
     # Styles of the notebook do not reach in, and ours do not reach out.
     inside = markupsafe.escape(text)
     return (
-        f'<iframe srcdoc="{inside}" sandbox="" title="lightning-evalguard" '
+        f'<iframe srcdoc="{inside}" sandbox="{_MAY}" title="lightning-evalguard" '
         'style="width: 100%; height: 36rem; border: 0"></iframe>'
     )
 
@@ -78,6 +86,8 @@ def _rendered(
         name=PurePath(title).parent.name or title,
         title=title,
         style=markupsafe.Markup(_beside("page.css")),
+        script=markupsafe.Markup(_beside("page.js")),
+        script_hash=_hash(_beside("page.js")),
         verdict=verdict,
         model=model,
         when=f"{terminal.when(runs[-1])} · " if runs else "",
@@ -94,6 +104,11 @@ def _rendered(
 
 def _beside(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """What a Content-Security-Policy names a script by."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 @functools.cache
@@ -140,12 +155,19 @@ def _checked(report: Report) -> str:
 
 
 def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """Those of each check, one card a cause: what several stages saw at one place is one."""
+    causes: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in sorted(findings, key=lambda f: not is_error(f)):
-        groups.setdefault(finding.check, []).append(_finding(finding))
+        place = (finding.subject, finding.location, finding.expression)
+        said = (finding.check, finding.fact, finding.remedy)
+        causes.setdefault((*place, *said, is_error(finding)), []).append(finding)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cause in causes.values():
+        groups.setdefault(cause[0].check, []).append(_card(cause))
     return [
         {
             "check": check,
+            "page": page_of(check),
             "why": rule.help if (rule := rule_of(check)) else "",
             "findings": group,
         }
@@ -153,21 +175,36 @@ def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     ]
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _card(cause: Sequence[Finding]) -> dict[str, Any]:
+    """What is shown of findings that say the same of the same place."""
+    finding = cause[0]
     who = finding.subject_type if finding.subject == "" else finding.subject
     where = shown_path(finding.location) if finding.location else None
-    often = finding.stage.replace("_", " ")
-    if finding.count > 1:
-        often += f", {finding.count:,}x"
+    seen: Counter[str] = Counter()
+    for each in cause:
+        seen[each.stage.replace("_", " ")] += each.count
     said = finding.expression is not None and finding.expression in finding.fact
+    lines = _lines(cause)
     return {
         "kind": "bad" if is_error(finding) else "doubt",
         "places": [place for place in (where, who) if place],
-        "often": often,
-        "expression": None if said else finding.expression,
+        "stages": [f"{stage}, {n:,}x" if n > 1 else stage for stage, n in seen.items()],
+        "expression": None if said or lines else finding.expression,
+        "lines": lines,
         "fact": finding.fact,
         "remedy": finding.remedy,
     }
+
+
+def _lines(cause: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The source around a finding, as it was recorded: no file is read here."""
+    around = next((each.around for each in cause if each.around), {})
+    at = (cause[0].location or "").rpartition(":")[2]
+    texts = textwrap.dedent("\n".join(around.values())).split("\n")
+    return [
+        {"number": number, "text": text, "is_it": str(number) == at}
+        for number, text in zip(around, texts, strict=False)
+    ]
 
 
 # confusion matrices

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import lightning_evalguard
-from lightning_evalguard.checks.registry import RULES, rule_of, stops_run
+from lightning_evalguard.checks.registry import RULES, page_of, rule_of, stops_run
 from lightning_evalguard.report import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -107,6 +107,7 @@ def _rule(check: str) -> dict[str, Any]:
         "shortDescription": {"text": short},
         "fullDescription": {"text": f"{short} {text}".replace("`", "")},
         "help": {"text": text.replace("`", ""), "markdown": text},
+        "helpUri": page_of(check),
         "defaultConfiguration": {"level": _LEVELS[rule.stops_run]},
         "properties": {"tags": ["evaluation", check], "precision": "high"},
     }
@@ -137,10 +138,12 @@ def _result(
         region: dict[str, Any] = {"startLine": line}
         if finding.location and finding.expression:
             region["snippet"] = {"text": finding.expression}
-        location["physicalLocation"] = {
-            "artifactLocation": _artifact(path),
-            "region": region,
-        }
+        physical = {"artifactLocation": _artifact(path), "region": region}
+        if around := finding.around:
+            snippet = {"text": "\n".join(around.values())}
+            lines = {"startLine": min(around), "endLine": max(around)}
+            physical["contextRegion"] = {**lines, "snippet": snippet}
+        location["physicalLocation"] = physical
     if finding.subject:
         location["logicalLocations"] = [
             {"fullyQualifiedName": finding.subject, "kind": "object"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_evalguard.report import Report
+from lightning_evalguard.screen import as_table, coloured
 from lightning_evalguard.views.comparison import differences
 
 Record = Mapping[str, Any]
@@ -28,8 +29,14 @@ def _is_harmless(character: str) -> bool:
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def one(path: Path, record: Record) -> str:
-    """A record in full: its runs, one line each, then the report."""
+def one(path: Path, record: Record, stream: Any = None) -> str:
+    """A record in full: its runs, one line each, then the report.
+
+    Args:
+        path: Where it stands.
+        record: What it holds.
+        stream: Where it is printed: on a terminal in colour.
+    """
     lines = [str(path)]
     for run in record["runs"]:
         said = [
@@ -48,11 +55,20 @@ def one(path: Path, record: Record) -> str:
         if run["error"]:
             said.append(f"ended by {run['error'].splitlines()[0]}")
         lines.append("  " + " · ".join(said))
-    return "\n".join([*lines, str(Report.from_dict(record["report"]))])
+    report = Report.from_dict(record["report"])
+    text = printable("\n".join([*lines, str(report)]))
+    return coloured(
+        text, stream, [printable(finding.remedy) for finding in report.findings]
+    )
 
 
-def beside(found: Sequence[tuple[Path, Record]]) -> str:
-    """Several records as one table, a column each, and what keeps them from being compared."""
+def beside(found: Sequence[tuple[Path, Record]], stream: Any = None) -> str:
+    """Several records as one table, a column each, and what keeps them from being compared.
+
+    Args:
+        found: The records, and where they stand.
+        stream: Where the table is printed: on a terminal it is a drawn one.
+    """
     columns = [column(record) for _, record in found]
     names = _names([path for path, _ in found])
     rows = [("", names)]
@@ -60,16 +76,28 @@ def beside(found: Sequence[tuple[Path, Record]]) -> str:
         cells = [each.get(label, "") for each in columns]
         if any(cells) and (not label.startswith("hparams.") or len(set(cells)) > 1):
             rows.append((label, cells))
-    widths = [max(len(_cut(row[i])) for _, row in rows) for i in range(len(names))]
-    left = max(len(label) for label, _ in rows)
-    lines = []
-    for label, cells in rows:
-        aligned = [_cut(cell).rjust(w) for cell, w in zip(cells, widths, strict=True)]
-        lines.append("  ".join([label.ljust(left), *aligned]).rstrip())
-    lines += _unlike(columns)
+    rows = [
+        (printable(label), [printable(_cut(cell)) for cell in cells])
+        for label, cells in rows
+    ]
+    lines = list(_unlike(columns))
     _, first = found[0]
     for (_, other), name in zip(found[1:], names[1:], strict=True):
         lines += differences(first, other, (names[0], name))
+    table = as_table(rows, stream) or _aligned(rows)
+    return "\n".join([table, *map(printable, lines)])
+
+
+def _aligned(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    widths = [
+        max(map(len, column))
+        for column in zip(*(cells for _, cells in rows), strict=True)
+    ]
+    left = max(len(label) for label, _ in rows)
+    lines = []
+    for label, cells in rows:
+        aligned = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
+        lines.append("  ".join([label.ljust(left), *aligned]).rstrip())
     return "\n".join(lines)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ import pytest
 import torch
 
 from lightning_evalguard import Finding, Report
+from lightning_evalguard.checks.registry import page_of
 from lightning_evalguard.checks.sync.check import Sync
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.record import run as record
@@ -106,8 +112,13 @@ def test_it_needs_nothing_from_elsewhere_and_is_well_formed() -> None:
     text = page(rich(), "logs/version_0/evalguard.json")
     outline = Outline(text)
     tags = {tag for tag, _ in outline.tags}
-    assert not tags & {"script", "link", "img", "iframe", "object"}
-    assert not re.search(r"https?://|url\(|@import", text)
+    assert not tags & {"link", "img", "iframe", "object"}
+    addresses = set(re.findall(r"https?://[^\s\"<]+", text))
+    assert addresses == {
+        page_of("modes"),
+        page_of("stochastic"),
+    }  # loaded by a click alone
+    assert not re.search(r"url\(|@import|src=", text)
     assert "default-src 'none'" in text
     assert outline.of("html") == [{"lang": "en"}]
     assert "<title>version_0 · evaluation record</title>" in text
@@ -116,7 +127,7 @@ def test_it_needs_nothing_from_elsewhere_and_is_well_formed() -> None:
 def test_it_shows_everything_that_is_on_record() -> None:
     text = page(rich())
     for words in (
-        "1 finding, 1 warning</p>", "self.backbone.train()", "src/model.py:88", "validate, 3x",
+        "1 finding, 1 warning</p>", "self.backbone.train()", "src/model.py:88", ">validate, 3x<",
         "Call <code>.eval()</code>.", "Confusion matrix · test", "loss.item()", "0.31 ms",
         "120 samples #2115e590", "last.ckpt", "0123456789, 2 files",
         "hub.api_key", "***", "torch 2.13.0", "val: multiclass, from <code>logits</code>",
@@ -150,7 +161,7 @@ def test_a_notebook_shows_report_and_result_in_a_frame() -> None:
     ):
         html = shown._repr_html_()
         (frame,) = Outline(html).of("iframe")
-        assert frame["sandbox"] == ""
+        assert "allow-same-origin" not in frame["sandbox"]
         inside = Outline(frame["srcdoc"])
         assert inside.of("table")
         assert f"<h2>{heading}" in frame["srcdoc"]
@@ -172,7 +183,8 @@ def test_names_are_text_and_never_markup() -> None:
     nasty = run(run=NASTY, model=NASTY, hyper_parameters={NASTY: NASTY}, error=NASTY)
     text = page(record.content(report, [nasty, run(history=moments)]), NASTY)
     outline = Outline(text)
-    assert not outline.of("script")
+    assert outline.of("script") == [{}]
+    assert text.count("<script") == 1
     assert not [
         attrs for _, attrs in outline.tags if "onerror" in attrs or "co" in attrs
     ]
@@ -239,6 +251,64 @@ def test_tables_have_heads_and_can_be_scrolled_by_keyboard() -> None:
     assert all(a["role"] == "img" and a["aria-label"] for a in outline.of("svg"))
 
 
+def test_the_only_script_is_the_one_that_the_policy_names_by_its_hash() -> None:
+    text = page(rich())
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in text
+
+
+def around(line: int, lines: str, stage: str = "validate") -> Finding:
+    fact, remedy = "drew random numbers", "Pass `training=self.training`."
+    where = f"src/model.py:{line}"
+    return Finding(
+        "stochastic", stage, fact, remedy, "head", "Head", where, excerpt=lines
+    )
+
+
+def test_the_lines_around_a_finding_are_shown_with_its_own_marked() -> None:
+    report = Report()
+    report.add([around(9, "\n".join(f"    x = {NASTY!r} * {n}" for n in range(6, 13)))])
+    text = page(record.content(report, []))
+    (lines,) = re.findall(r'<pre class="lines".*?</pre>', text, re.DOTALL)
+    numbers = re.findall(r'<span class="(it)?"><b>(\d+)</b>', lines)
+    assert numbers == [("it" if n == 9 else "", str(n)) for n in range(6, 13)]
+    assert "</b>x = " in lines  # without what all of them are indented by
+    assert "<script" not in lines
+    Outline(text)
+
+
+def test_a_page_reads_no_file_that_a_record_names(tmp_path: Path) -> None:
+    path = tmp_path / "private.py"
+    path.write_text("password = 'hunter2'\n" * 9)
+    report = Report()
+    report.add([Finding("modes", "fit", "is", "Do.", location=f"{path}:4")])
+    assert "hunter2" not in page(record.content(report, []))
+    report.findings[0] = replace(report.findings[0], excerpt="x\n" * 500)
+    assert page(record.content(report, [])).count('<span class="') <= 7
+
+
+def test_one_cause_is_one_card_with_its_stages_beside_it() -> None:
+    report = Report()
+    report.add(
+        [
+            around(9, "x"),
+            around(9, "x", "test"),
+            around(9, "x", "test"),
+            around(30, "x"),
+        ]
+    )
+    text = page(record.content(report, []))
+    cards = re.findall(r'<li class="bad">.*?</li>', text, re.DOTALL)
+    chips = [re.findall(r'class="chip">([^<]*)<', card) for card in cards]
+    assert chips == [["validate", "test, 2x"], ["validate"]]
+
+
+def test_the_name_of_a_check_leads_to_its_page() -> None:
+    text = page(rich())
+    assert f'<a href="{page_of("modes")}" target="_blank"' in text
+
+
 def contrast(one: str, other: str) -> float:
     """WCAG's contrast ratio of two colours."""
 
@@ -291,3 +361,52 @@ def test_a_browser_draws_it(width: int, dark: bool, tmp_path: Path) -> None:
     assert found[paper] > 50_000
     assert found[right] > 300
     assert found[wrong] > 300
+
+
+_PRESSES = """
+<script>
+const heads = () => [...document.querySelectorAll(".classes th[scope=col]")];
+const rows = () => [...document.querySelectorAll(".classes tbody tr")].map(
+  (row) => [...row.cells].map((cell) => cell.textContent.trim()));
+const shot = [];
+for (const i of [3, 3, 0]) {
+  heads()[i].querySelector("button").click();
+  shot.push({ rows: rows(), sorted: heads().map((head) => head.getAttribute("aria-sort")) });
+}
+heads()[1].querySelector("button").focus();
+const focused = document.activeElement.textContent;
+document.body.innerHTML = "<pre id=shot></pre>";
+document.getElementById("shot").textContent = JSON.stringify({ shot, focused });
+</script>
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which .ci/run installs")
+def test_a_click_on_a_head_sorts_the_classes_and_says_so(tmp_path: Path) -> None:
+    report = Report()
+    report.confusion["val"] = result(12)
+    text = page(record.content(report, []))
+    # the test's own script is none that the page's policy lets run
+    text = re.sub(r"<meta http-equiv[^>]*>", "", text).replace(
+        "</body>", _PRESSES + "</body>"
+    )
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
+        f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, check=True, timeout=240, capture_output=True, text=True
+    )
+    (shot,) = re.findall(r'<pre id="shot">(.*?)</pre>', done.stdout, re.DOTALL)
+    told = json.loads(html.unescape(shot))
+    up, down, named = told["shot"]
+    recalls = [float(row[3]) for row in up["rows"]]
+    assert recalls == sorted(recalls)
+    assert [float(row[3]) for row in down["rows"]] == recalls[::-1]
+    assert len({row[0] for row in named["rows"]}) == 12
+    states = [shown["sorted"][3] for shown in told["shot"]]
+    assert states == ["ascending", "descending", "none"]
+    assert named["sorted"][0] == "ascending"
+    assert told["focused"] == "support"

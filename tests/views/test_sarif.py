@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def test_a_result_stands_at_its_line_relative_to_the_checkout() -> None:
     }
     assert place["region"] == {"startLine": 41, "snippet": {"text": "F.dropout(x)"}}
     assert result["message"]["text"].startswith("`head`: `F.dropout(x)` drew")
+
+
+def test_the_lines_around_stand_beside_the_line_and_a_rule_leads_to_its_page() -> None:
+    run = log(replace(finding(), excerpt="a\nb\nc\nF.dropout(x)\nd\ne\nf"))
+    place = run["results"][0]["locations"][0]["physicalLocation"]
+    assert place["contextRegion"]["startLine"] == 38
+    assert place["contextRegion"]["endLine"] == 44
+    assert place["contextRegion"]["snippet"]["text"].startswith("a\nb")
+    pages = [rule["helpUri"] for rule in run["tool"]["driver"]["rules"]]
+    assert [page.rpartition("#")[2] for page in pages] == list(RULES)
 
 
 def test_what_stands_at_no_line_is_shown_at_the_script() -> None:
