@@ -17,18 +17,18 @@ import torch
 import torch.ao.quantization as quantization
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.distributed.tensor import (
-    DTensor,
-    Replicate,
-    distribute_module,
-    init_device_mesh,
-)
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard, EvalGuardError
+
+try:
+    from torch.distributed.tensor import DTensor, Replicate, distribute_module
+except ImportError:  # torch 2.4
+    from torch.distributed._tensor import DTensor, Replicate, distribute_module
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -222,7 +222,7 @@ class Exported(Dropping):
     """
 
     def build(self) -> nn.Module:
-        batch = {0: torch.export.Dim.DYNAMIC}
+        batch = {0: torch.export.Dim("samples")}
         program = torch.export.export(
             net().eval(), (torch.zeros(8, 4),), dynamic_shapes=(batch,)
         )

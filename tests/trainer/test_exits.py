@@ -109,7 +109,8 @@ _KERNELS = (
 )  # fmt: skip
 _SHARED = (
     torch.Tensor, nn.Module, F, torch.no_grad, torch.enable_grad, torch.set_grad_enabled,
-    torch.inference_mode, torch.cuda, torch.cuda.Event, torch.cuda.Stream, torch.accelerator,
+    torch.inference_mode, torch.cuda, torch.cuda.Event, torch.cuda.Stream,
+    *([torch.accelerator] if hasattr(torch, "accelerator") else []),  # torch >= 2.6
     torchmetrics.Metric, nn.Embedding, pl.Trainer, pl.LightningModule,
 )  # fmt: skip
 

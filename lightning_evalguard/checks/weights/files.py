@@ -34,8 +34,9 @@ def watch_files() -> None:
     if check is None or hasattr(check, "__evalguard__"):
         return
 
-    def watched() -> None:
-        check()
+    # Whatever torch passes to its own function: 2.14 says `weights_only=`, those before it nothing.
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        answer = check(*args, **kwargs)
         result = sys._getframe(1).f_locals.get("result")
         try:
             if type(result) is dict:
@@ -43,6 +44,7 @@ def watch_files() -> None:
         except Exception as error:  # noqa: BLE001 - a load of the user's must not fail by ours
             said = f"a checkpoint was not understood: {type(error).__name__}: {error}"
             problems.append(said)
+        return answer
 
     watched.__name__, watched.__doc__ = _LAST, check.__doc__
     watched.__evalguard__ = True  # type: ignore[attr-defined]
