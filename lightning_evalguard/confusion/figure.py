@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,11 +158,9 @@ def _matrix_figure(
     ax.set_xticks(
         range(n),
         names,
-        rotation=45,
-        ha="right",
-        rotation_mode="anchor",
         fontsize=size,
         fontfamily=fonts,
+        **_slant(names),
     )
     ax.set_yticks(range(n), rows, fontsize=size, fontfamily=fonts)
     ax.set_xlabel("predicted", fontsize=size, color=_MUTED)
@@ -206,10 +205,8 @@ def _label_figure(
     ax.set_xticks(
         range(len(columns)),
         columns,
-        rotation=45,
-        ha="right",
-        rotation_mode="anchor",
         fontsize=size,
+        **_slant(columns),
     )
     ax.set_yticks(
         range(len(rows)), rows, fontsize=size, fontfamily=list(families(rows))
@@ -327,6 +324,13 @@ def _scale(colours: tuple[str, ...]) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("", colours)
+
+
+def _slant(names: Sequence[str]) -> dict[str, Any]:
+    """How the names of columns stand: upright where all are as short as a cell is wide."""
+    if len(names) <= 20 and max(map(len, names)) <= 3:
+        return {}
+    return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
 def _rgb(colour: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import weakref
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +39,7 @@ def write(
     ]
     if not known:
         return []
-    picture = _Picture(key, result)
+    picture = _Picture(key, result, step)
     tried = (_tried(sink, logger, key, result, picture, step) for logger, sink in known)
     return [failure for failure in tried if failure]
 
@@ -64,15 +66,16 @@ def _tried(
 class _Picture:
     """The figure, drawn when the first sink wants it."""
 
-    def __init__(self, key: str, result: ConfusionResult) -> None:
-        self._key, self._result = key, result
+    def __init__(self, key: str, result: ConfusionResult, step: int) -> None:
+        self._result = result
+        self._title = _title(key, result, step)
         self._figure: Any = None
 
     def figure(self) -> Any:
         if self._figure is None:
             from lightning_evalguard.confusion.figure import figure
 
-            self._figure = figure(self._result, _title(self._key, self._result))
+            self._figure = figure(self._result, self._title)
         return self._figure
 
     def png(self) -> bytes:
@@ -87,12 +90,13 @@ class _Picture:
         return image.convert("RGB")
 
 
-def _title(key: str, result: ConfusionResult) -> str:
+def _title(key: str, result: ConfusionResult, step: int) -> str:
+    """The step is that of the scalars beside it, not the count of steps taken."""
     said = [f"{key} confusion matrix"]
     if result.epoch is not None:
         said.append(f"epoch {result.epoch}")
     if result.step is not None:
-        said.append(f"step {result.step:,}")
+        said.append(f"step {step:,}")
     return " · ".join(said)
 
 
@@ -114,20 +118,38 @@ def _csv(
 ) -> None:
     folder = Path(logger.log_dir) / "confusion_matrix"
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{key.replace('/', '_')}-step={step}"
-    (folder / f"{name}.png").write_bytes(picture.png())
-    for suffix, text in _csv_texts(result).items():
-        (folder / f"{name}{suffix}.csv").write_text(text, encoding="utf-8", newline="")
+    for name in _last_and_best(logger, key, result):
+        (folder / f"{name}.png").write_bytes(picture.png())
+        for suffix, text in _csv_texts(result).items():
+            file = folder / f"{name}{suffix}.csv"
+            file.write_text(text, encoding="utf-8", newline="")
 
 
 def _mlflow(
     logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
 ) -> None:
     client, run = logger.experiment, logger.run_id
-    name = f"confusion_matrix/{key.replace('/', '_')}-step={step}"
-    client.log_figure(run, picture.figure(), f"{name}.png")
-    for suffix, text in _csv_texts(result).items():  # which its page shows as a table
-        client.log_text(run, text, f"{name}{suffix}.csv")
+    for name in _last_and_best(logger, key, result):
+        path = f"confusion_matrix/{name}"
+        client.log_figure(run, picture.figure(), f"{path}.png")
+        # Its page shows them as tables.
+        for suffix, text in _csv_texts(result).items():
+            client.log_text(run, text, f"{path}{suffix}.csv")
+
+
+def _last_and_best(logger: Any, key: str, result: ConfusionResult) -> list[str]:
+    """What the files of an evaluation are called: those of an earlier one are written over.
+
+    Three files an evaluation would be thousands after a long fit. The title of the figure says of
+    which epoch and step it is.
+    """
+    name = key.replace("/", "_")
+    score = result.scores.get(_BEST_BY, math.nan)
+    best = _best.setdefault(logger, {})
+    if key in best and not score > best[key]:
+        return [f"{name}-last"]
+    best[key] = -math.inf if math.isnan(score) else score
+    return [f"{name}-last", f"{name}-best"]
 
 
 def _wandb(
@@ -154,7 +176,7 @@ def _wandb(
             "wandb/confusion_matrix/v1",
             wandb.Table(columns=columns, data=cells),
             {column: column for column in columns},
-            {"title": _title(key, result)},
+            {"title": _title(key, result, step)},
         )
     # Not step=, which is W&B's own count: a lower one is dropped. Lightning's logger does the same.
     logger.experiment.log({**logged, "trainer/global_step": step})
@@ -174,7 +196,7 @@ def _comet(
         experiment.log_confusion_matrix(
             matrix=matrix.tolist(),
             labels=names,
-            title=_title(key, result),
+            title=_title(key, result, step),
             row_label="true",
             column_label="predicted",
             max_categories=len(names),
@@ -190,7 +212,7 @@ def _aim(
     aim = import_module("aim")
 
     run, where = logger.experiment, {"subset": key}
-    image = aim.Image(picture.image(), caption=_title(key, result))
+    image = aim.Image(picture.image(), caption=_title(key, result, step))
     run.track(
         image, name="confusion_matrix", step=step, epoch=result.epoch, context=where
     )
@@ -251,6 +273,9 @@ def _csv_text(head: list[str], rows: list[list[Any]]) -> str:
 
 
 _WANDB_ROWS = 10_000  # more are refused
+_BEST_BY = "f1_macro"  # every task has it
+# The best score of each key, while its logger lives.
+_best: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
 _Sink = Callable[[Any, str, "ConfusionResult", _Picture, int], None]
 _SINKS: dict[str, _Sink] = {
     "TensorBoardLogger": _tensorboard,

@@ -24,7 +24,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_evalguard.confusion.loggers import write
+from lightning_evalguard.confusion.loggers import _title, write
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.result import ConfusionResult
 
@@ -61,18 +61,18 @@ def test_csv_holds_picture_matrix_and_table(tmp_path: Path) -> None:
     assert write([logger], "val/dataloader_idx_1", result(), 20) == []
     folder = Path(logger.log_dir) / "confusion_matrix"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "val_dataloader_idx_1-step=20-classes.csv",
-        "val_dataloader_idx_1-step=20.csv",
-        "val_dataloader_idx_1-step=20.png",
+        f"val_dataloader_idx_1-{which}{end}"
+        for which in ("best", "last")
+        for end in ("-classes.csv", ".csv", ".png")
     ]
-    with (folder / "val_dataloader_idx_1-step=20.csv").open(encoding="utf-8") as file:
+    with (folder / "val_dataloader_idx_1-last.csv").open(encoding="utf-8") as file:
         assert list(csv.reader(file)) == [
             ["true \\ predicted", "cat", "dog", "fox"],
             ["cat", "1", "0", "0"],
             ["dog", "0", "1", "0"],
             ["fox", "0", "1", "1"],
         ]
-    with (folder / "val_dataloader_idx_1-step=20-classes.csv").open(
+    with (folder / "val_dataloader_idx_1-last-classes.csv").open(
         encoding="utf-8"
     ) as file:
         rows = list(csv.DictReader(file))
@@ -81,6 +81,36 @@ def test_csv_holds_picture_matrix_and_table(tmp_path: Path) -> None:
         ("dog", "1", ""),
         ("fox", "2", "dog"),
     ]
+
+
+def test_the_figure_names_the_step_of_the_scalars_beside_it() -> None:
+    made = result()
+    made.step = 21  # steps taken
+    assert _title("val", made, 20) == "val confusion matrix · epoch 1 · step 20"
+
+
+def test_files_are_those_of_the_last_evaluation_and_of_the_best(tmp_path: Path) -> None:
+    logger, folder = CSVLogger(tmp_path), None
+    for step, right in enumerate([1, 4, 2, 3]):
+        confmat = ConfusionMatrix(2)
+        confmat.update(
+            torch.tensor([0] * right + [1] * (4 - right)), torch.tensor([0] * 4)
+        )
+        confmat.update(torch.tensor([1] * 4), torch.tensor([1] * 4))
+        assert write([logger], "val", confmat.result(), step) == []
+        folder = Path(logger.log_dir) / "confusion_matrix"
+        kept = {
+            which: (folder / f"val-{which}.csv").read_text()
+            for which in ("best", "last")
+        }
+        assert kept["last"].splitlines()[1] == f"0,{right},{4 - right}"
+        assert kept["best"].splitlines()[1] == ("0,1,3" if step == 0 else "0,4,0")
+    assert folder is not None
+    assert len(list(folder.iterdir())) == 6
+    other = CSVLogger(tmp_path)  # another run has another best
+    assert write([other], "val", confmat.result(), 9) == []
+    best = Path(other.log_dir) / "confusion_matrix" / "val-best.csv"
+    assert best.read_text().splitlines()[1] == "0,3,1"
 
 
 def test_a_failing_sink_is_named_and_the_others_go_on(tmp_path: Path) -> None:
@@ -161,15 +191,13 @@ def test_mlflow_holds_picture_matrix_and_table(tmp_path: Path) -> None:
     client = mlflow.MlflowClient(tracking_uri=uri)
     paths = [f.path for f in client.list_artifacts(logger.run_id, "confusion_matrix")]
     assert sorted(paths) == [
-        f"confusion_matrix/val-step={step}{end}"
-        for step in (20, 40)
+        f"confusion_matrix/val-{which}{end}"
+        for which in ("best", "last")
         for end in ("-classes.csv", ".csv", ".png")
     ]
-    local = client.download_artifacts(logger.run_id, "confusion_matrix/val-step=40.csv")
+    local = client.download_artifacts(logger.run_id, "confusion_matrix/val-last.csv")
     assert Path(local).read_text().splitlines()[3] == "fox,0,1,1"
-    picture = client.download_artifacts(
-        logger.run_id, "confusion_matrix/val-step=40.png"
-    )
+    picture = client.download_artifacts(logger.run_id, "confusion_matrix/val-last.png")
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -381,4 +409,4 @@ def test_mlflows_page_shows_the_matrix(
     with served(
         "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"
     ) as address:
-        assert shows_the_matrix(colours_of(f"{address}{page}val-step=20.png", tmp_path))
+        assert shows_the_matrix(colours_of(f"{address}{page}val-last.png", tmp_path))
