@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from lightning_evalguard import EvalGuard, EvalGuardError, EvalGuardWarning
-from models import honest_edges, honest_programs
+from models import honest_edges, honest_field, honest_programs
 from models.honest import PROGRAMS, VAL, Honest, Program, disturbances
 from models.program import FEATURES, Classifier
 
 Fit = Callable[..., pl.Trainer]
-TABLES = (honest_edges, honest_programs)
+TABLES = (honest_edges, honest_field, honest_programs)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from lightning_evalguard.confusion.loader import Stream
+from lightning_evalguard.confusion.score_keys import names_score
 
 # kinds that tell least: whether they are a score, its value says
 WEAK = ("comparison", "array")
 
-_SCORE = re.compile(
-    r"(?:^|[_/.\- ])(acc|accuracy|f1|precision|recall|kappa|mcc|iou|dice)", re.I
-)
 _LOSS = re.compile(r"^(?:(?:val|valid|validation|test|eval)[_/.\- ]*)?loss$", re.I)
 
 
@@ -127,7 +125,12 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
     returned = [stream for stream in streams if stream.kind == "outputs"]
     judged = [stream for stream in streams if stream.kind in ("metric", "function")]
     first = returned or judged
-    if evidence.top_k or len(first) != 1 or first[0].kind == "function":
+    if (
+        evidence.top_k
+        or len(first) != 1
+        or first[0].kind == "function"
+        or not first[0].cuts
+    ):
         return None
     (one,) = first
     tensors = [t for s in streams for t in (s.preds, s.target) if t is not None]
@@ -152,7 +155,7 @@ def is_stated(question: Question) -> bool:
 def is_cut_of(compared: Question, others: Sequence[Question]) -> bool:
     """Whether what is compared are scores that another question has, cut where it does not cut."""
     (one, *_) = compared.streams
-    scored = [s for q in others for s in q.streams if s.cut is not None]
+    scored = [s for q in others for s in q.streams if s.cut is not None and s.cuts]
     return any(
         _equal(one.target, s.target) and _is_cut(one.preds, s.cut) for s in scored
     )
@@ -189,13 +192,13 @@ def _is_agreed_on(question: Question, evidence: Evidence) -> Any:
 
 
 def _is_judged(question: Question, evidence: Evidence) -> Any:
-    """Else the one that a metric counts."""
-    return bool(question.of("metric"))
+    """Else the one of which a metric says what is right; a curve only ranks its scores."""
+    return any(stream.judges and stream.cuts for stream in question.streams)
 
 
 def is_logged(question: Question, evidence: Evidence) -> Any:
     """Else the one whose value the step logs as its score: for certain, where it compares."""
-    scores = [v for k, v in evidence.logged.items() if _SCORE.search(k)]
+    scores = [v for k, v in evidence.logged.items() if names_score(k)]
     logged = [
         s for s in question.streams if any(_is_share(s.accuracy, b) for b in scores)
     ]
@@ -276,9 +279,10 @@ def counted_of(main: Question, others: Sequence[Question]) -> Stream:
         if masked and len(main.streams) == 1:
             return masked[-1]
         return returned[0]
-    metrics = main.of("metric")
+    cutting = [stream for stream in main.streams if stream.cuts]
+    metrics = [stream for stream in cutting if stream.kind == "metric"]
     with_scores = [m for m in metrics if m.layout.top_k] or metrics
-    return (with_scores or main.of("loss") or main.streams)[0]
+    return (with_scores or main.of("loss") or cutting or main.streams)[0]
 
 
 def _fits(one: Stream, other: Stream) -> bool:

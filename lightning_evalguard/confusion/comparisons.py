@@ -184,8 +184,12 @@ def ordered(
         batch: Where the batch's tensors lie.
         inputs: Where those lie that the model was given.
     """
-    if one.shape != other.shape or not one.numel() or one.ndim > 4:
+    if not one.numel() or one.ndim > 4:
         return None
+    if one.shape != other.shape:
+        if not _are_each_others(one, other):
+            return None
+        one, other = one.reshape(-1), other.reshape(-1)
     # the k best, each compared with the target
     if _is_repeated(one) or _is_repeated(other):
         if one.ndim < 2:
@@ -199,6 +203,17 @@ def ordered(
     swapped = _is_swapped(first, second, text, batch)
     preds, target = (other, one) if swapped else (one, other)
     return _labels(preds), _labels(target)
+
+
+def _are_each_others(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors of two shapes are compared element by element: one has dimensions of 1 more.
+
+    A column and a row are not: each element of one is compared with each of the other.
+    """
+    if one.numel() != other.numel():
+        return False
+    shorter, longer = sorted((one.shape, other.shape), key=len)
+    return longer[len(longer) - len(shorter) :] == shorter
 
 
 def _is_swapped(first: set[int], second: set[int], text: str, batch: set[int]) -> bool:

@@ -190,6 +190,7 @@ class FirstStep:
             kind, {name}, len(like), role, layout, state, pair.source, pair.location
         )
         stream.late, stream.shares = entry.returned, pair.shares
+        stream.judges, stream.cuts = pair.judges, pair.cuts
         if pair.shares and arranged.task == "multiclass" and kind != "metric":
             stream.twin = self._twin(entry, pair)
         entry.streams.append(stream)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.confusion.losses import See
 from lightning_evalguard.confusion.memory import StorageIdentity
-from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
+from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair, cuts
 from lightning_evalguard.instruments.calls import Follow, can_follow, code_of
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
@@ -109,8 +109,7 @@ class FunctionTap:
     def _around(self, function: types.FunctionType) -> Callable[..., Any]:
         code = code_of(function)
         names = code.co_varnames[: code.co_argcount]
-        home = function.__module__ or ""
-        whole = home.startswith(("sklearn.", _TORCHMETRICS))
+        whole = _is_score(function)
 
         def around(original: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
             if self._inside or not self.hears:
@@ -132,7 +131,7 @@ class FunctionTap:
         preds, target = _first_two(given)
         if preds is None or target is None:
             return
-        site = user_site(3) if self.locates else None
+        site = user_site(3, _package_of(function)) if self.locates else None
         where = ""
         if site is not None:
             where = f" at {shown_path(site.location)}"
@@ -205,7 +204,22 @@ def _pair_of(
         threshold=threshold if is_number else None,
         ignore_index=ignored if isinstance(ignored, int) else None,
         classification=True,
+        judges=_is_score(function),
+        cuts=cuts(function.__name__, task),
     )
+
+
+def _package_of(function: Any) -> str:
+    """The library whose frames stand between a function and whoever calls it."""
+    package = (function.__module__ or "").partition(".")[0]
+    if not _is_score(function):
+        return ""
+    return package
+
+
+def _is_score(function: Any) -> bool:
+    """Whether a function is one of those that compute scores alone."""
+    return (function.__module__ or "").startswith(("sklearn.", _TORCHMETRICS))
 
 
 def _as_labels(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

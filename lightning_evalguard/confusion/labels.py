@@ -116,6 +116,32 @@ def no_shares(target: Tensor) -> Tensor:
     return off.any() | (target < 0).any()
 
 
+def may_be_among(leaves: Sequence[Tensor], samples: int) -> bool:
+    """Whether a tensor of a batch of so many samples may be labels, or nothing is known of it."""
+    try:
+        return not leaves or any(_may_be(leaf, leaves[0], samples) for leaf in leaves)
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+    ):  # tensors without values to read
+        return True
+
+
+def _may_be(leaf: Tensor, first: Tensor, samples: int) -> bool:
+    if not leaf.is_floating_point():
+        return not leaf.is_complex()
+    if leaf.ndim > 1 and leaf.shape == first.shape:
+        return False  # an input, or another view of it as contrastive learning has them
+    if not leaf.numel():
+        return True
+    if bool(((leaf == 0) | (leaf == 1)).all()):
+        return True
+    if leaf.numel() == samples:  # classes that are written as floating-point numbers
+        return bool(((leaf >= 0) & (leaf % 1 == 0)).all())
+    return leaf.ndim > 1 and leaf.shape[1] > 1 and not bool(no_shares(leaf))
+
+
 def equals_one_of(target: Tensor, leaves: Sequence[Tensor]) -> bool:
     """Whether a target has the values of a tensor of the batch."""
     for leaf in leaves:

@@ -40,6 +40,8 @@ class Stream:
         late: Whether it is shown after the step returned, in a hook.
         swapped: Whether it is given ``(target, preds)``.
         shares: Whether rows of its target are shares of the classes.
+        judges: Whether a score is computed of it, and no loss.
+        cuts: Whether it is said which scores mean yes.
         twin: The same counted as so many labels, until it is known that the shares always are.
         structured: Whether its target has a pattern that is made in the step.
         from_batch: Whether its target stands in the batch.
@@ -71,6 +73,8 @@ class Stream:
     late: bool = False
     swapped: bool = False
     shares: bool = False
+    judges: bool = False
+    cuts: bool = True
     twin: ConfusionMatrix | None = None
     structured: bool = False
     from_batch: bool = False
@@ -230,7 +234,7 @@ class LoaderCount:
         refused: Why others were not taken.
         made: Sources whose targets a step was seen to make, so that they are no labels.
         made_targets: Those targets, in the first step.
-        labelled: Whether the batches may hold labels: more than one floating-point input.
+        labelled: Whether the batches may hold labels, by the first one.
         uses_labels: Whether labels of the batch say in the step which class is meant.
         kinds: What the step calls that is no classification.
         converts_labels: Whether labels of the batch became an array in the first step.
@@ -352,10 +356,8 @@ class LoaderCount:
         self.position, self.counted, self.returned = 0, False, False
         self.tensors, self._leaves = tensors, None
         self.versions = versions_of(*tensors) if self.chosen is None else []
-        if self.chosen is None:
-            self.labelled = not tensors or not all(
-                _is_view(t, tensors[0]) for t in tensors
-            )
+        if self.chosen is None and self.batches == 1:
+            self.labelled = labels.may_be_among(tensors, samples)
         for stream in self.streams:
             stream.begin_step()
         if self.chosen is not None:
@@ -499,13 +501,6 @@ class LoaderCount:
         kept = max(0, self.keep - self.position)
         self.position += n
         return preds[:kept], target[:kept]
-
-
-def _is_view(tensor: Tensor, first: Tensor) -> bool:
-    """Whether a tensor is an input, or another view of it as contrastive learning has them."""
-    return (
-        tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape == first.shape
-    )
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

@@ -73,6 +73,8 @@ class Pair:
             says so: 1 in torch's losses and torchmetrics.
         shares: Whether rows of the target are shares of the classes that sum to one, so that the
             largest is the class: one-hot or soft targets.
+        judges: Whether a score is computed of it, and no loss.
+        cuts: Whether it is said which scores mean yes; a curve only ranks them.
         location: ``file:line`` of the call.
     """
 
@@ -88,6 +90,8 @@ class Pair:
     classification: bool = False
     axis: int | None = None
     shares: bool = False
+    judges: bool = False
+    cuts: bool = True
     location: str | None = None
 
 
@@ -141,6 +145,18 @@ def _from_mapping(outputs: Mapping[Any, Any]) -> Pair | None:
 
 def _kind_of(name: str) -> str | None:
     return next((kind for kind, names in _KINDS.items() if name in names), None)
+
+
+_CURVES = re.compile(
+    r"auroc|log_?auc|averageprecision|average_precision|roc$|recall_?curve|at_?fixed|eer$|"
+    r"calibration|hinge",
+    re.IGNORECASE,
+)
+
+
+def cuts(name: str, task: Any) -> bool:
+    """Whether a metric of that name and task says of each answer whether it is right."""
+    return task == "multiclass" or not _CURVES.search(name)
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_evalguard.confusion.losses import AtOnce, See, never
-from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair
+from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair, cuts
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import owner_of
 
@@ -225,6 +225,8 @@ class _Called:
             top_k=(top_k,) if isinstance(top_k, int) and top_k > 1 else (),
             classification=self.task is not None,
             axis=1,
+            judges=True,
+            cuts=cuts(type(self.metric).__name__, self.task),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,16 +9,12 @@ from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import ROOM, Layout
 from lightning_evalguard.confusion.loader import LoaderCount, Stream
 from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.confusion.score_keys import names_score
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.report import Finding
 
 _RETURN = 'Return {"preds": ..., "target": ...}, or pass ConfusionMetrics(source=...)'
 _STAGES = {"val": "validate", "test": "test"}
-_SCORE = re.compile(
-    r"(?:^|[_/.\- ])(acc|accuracy|f1\w*|precision|recall|auroc|kappa|mcc|iou|jaccard|dice)"
-    r"(?:$|[_/.\- ])",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -227,7 +222,7 @@ def report_nothing(
     if entry.refused:
         seen = f" and called {'; '.join(dict.fromkeys(entry.refused))}"
     text = f"{entry.key}: no confusion matrix, because {why}{seen}. {_RETURN}"
-    scored = entry.labelled and any(_SCORE.search(key) for key in logged())
+    scored = entry.labelled and any(names_score(key) for key in logged())
     scored |= entry.uses_labels and not entry.kinds
     is_due = explicit or (scored and not entry.refused and not entry.failed)
     (recorded.warnings if is_due else recorded.notes).append(text)

@@ -106,13 +106,17 @@ LIBRARIES = frozenset({*_LIBRARIES, "self", "stdlib"})
 PLUMBING = frozenset({"torch", "self", "stdlib"})
 
 
-def user_site(depth: int = 1) -> Site | None:
+def user_site(depth: int = 1, outside: str = "") -> Site | None:
     """The nearest place outside torch, Lightning, torchmetrics, the standard library and here.
 
     Args:
         depth: Frames to leave out, counted from the caller of this function.
+        outside: One more package whose frames are left out.
     """
-    frame = nearest(sys._getframe(depth), LIBRARIES)
+    skip = LIBRARIES
+    if outside:
+        skip |= {outside}
+    frame = nearest(sys._getframe(depth), skip)
     if frame is None:
         return None
     return site_of(frame)

@@ -21,6 +21,8 @@ _TRAINED = "fit_loop.epoch_loop"
 _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
 # not those of every batch
 _HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")
+# how the names of hooks end that run when a step is over
+_AFTER_STEP = "_batch_end"
 # The methods by which the writers inside of loggers take values, and how they are called.
 _WRITERS = ("add_scalar", "add_scalars", "log", "log_metric", "log_metrics")
 
@@ -38,6 +40,7 @@ class _Known(NamedTuple):
         by_metric: Whether a metric object is logged.
         location: ``file:line`` of the first call.
         waits: Whether the values after the first wait until the steps are over.
+        after_step: Whether the hook after a step logs it.
     """
 
     one: Any
@@ -49,6 +52,7 @@ class _Known(NamedTuple):
     by_metric: bool
     location: str | None
     waits: bool
+    after_step: bool
 
     def heard(self, value: Any, batch_size: int) -> LogCall:
         """One of its values."""
@@ -60,7 +64,14 @@ class _Known(NamedTuple):
             if not self.is_mean:
                 size = None
         return LogCall(
-            self.key, self.name, value, size, self.loader, self.by_metric, self.location
+            self.key,
+            self.name,
+            value,
+            size,
+            self.loader,
+            self.by_metric,
+            self.location,
+            self.after_step,
         )
 
 
@@ -166,7 +177,9 @@ class Ear(_lightning.Books):
         self._updates += 1
         done = log(key, value, batch_size)
         if known.waits:
-            self._waiting.append((self._steps, known, value, batch_size))
+            self._waiting.append(
+                (self._steps - known.after_step, known, value, batch_size)
+            )
         return done
 
     def _of_log(
@@ -219,6 +232,7 @@ class Ear(_lightning.Books):
             not one.is_tensor,
             self._lines.get(key),
             waits,
+            meta.fx.endswith(_AFTER_STEP),
         )
 
     def pulse(self) -> tuple[int, int | None]:

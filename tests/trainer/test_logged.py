@@ -17,7 +17,7 @@ from torchmetrics.classification import BinaryAccuracy, MultilabelF1Score
 import words
 from lightning_evalguard import EvalGuard, EvalGuardWarning
 from models import scores as zoo
-from models.program import Classifier
+from models.program import Classifier, samples
 
 Make = Callable[..., pl.Trainer]
 ALONE: dict[str, Any] = {"metrics": None, "sync": "ignore"}
@@ -67,6 +67,31 @@ def test_a_message_says_what_is_so_and_the_fix(
     trainer: Make, module: type[Classifier], said: str
 ) -> None:
     assert found(trainer, module, max_epochs=1) == [said]
+
+
+@pytest.mark.parametrize(
+    ("size", "findings"), [(1, ["plain mean of 4 batches'"]), (None, [])]
+)
+def test_what_a_hook_logs_after_a_step_is_weighed_by_that_steps_samples(
+    trainer: Make, size: int | None, findings: list[str]
+) -> None:
+    class Logs(Classifier):
+        def on_validation_batch_end(
+            self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            self.log("val_hook", loss, batch_size=size or len(batch[1]))
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(samples(2), 5)
+
+    guard = EvalGuard(scores="warn", **ALONE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvalGuardWarning)
+        run(trainer, Logs(), guard, max_epochs=1)
+    said = [f.fact for f in guard.report.findings]
+    assert len(said) == len(findings)
+    assert all(text in fact for text, fact in zip(findings, said, strict=True))
 
 
 @pytest.mark.parametrize("module", [zoo.NeverReset, zoo.WeighsAllAlike, zoo.MeanOfF1])

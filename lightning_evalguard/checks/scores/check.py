@@ -130,7 +130,7 @@ class ScoresCheck(Check):
     def _hear(self, heard: LogCall) -> None:
         if self._in_steps:
             if not heard.by_metric:
-                self._tally.heard(heard, len(self._tally.steps))
+                self._tally.heard(heard, len(self._tally.steps) - heard.after_step)
             self._of_step.setdefault(heard.key, heard)
         else:
             self._heard[heard.key] = heard
@@ -248,7 +248,8 @@ class ScoresCheck(Check):
             if number in told or any(one.metric is heard.value for one in metrics):
                 continue
             fact = self._claims.fact(heard, number, in_steps)
-            if fact is None and in_steps and heard.size is not None:
+            averaged = in_steps and heard.size is not None
+            if fact is None and averaged and not self._claims.is_right(heard, number):
                 weights = self._tally.weights_of(key)
                 fact = mean_of_batches(self._metrics.followed, key, number, weights)
             if fact is not None:

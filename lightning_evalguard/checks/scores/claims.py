@@ -115,6 +115,13 @@ class Claims:
             return None
         return fact._replace(location=fact.location or heard.location)
 
+    def is_right(self, heard: LogCall, value: float) -> bool:
+        """Whether a value is a score of what was counted, as its key says."""
+        claim, counted = claim_of(heard.name), self._counted_of(heard)
+        if claim is None or counted is None or claim.stage not in ("", self._stage):
+            return False
+        return bool(fits(value, candidates(counted.result, claim)))
+
     def may_hold(self, name: str) -> bool:
         """Whether what was logged may have been made of a list: of numbers, only where it was."""
         of_numbers = [n.name for n in self._tally.numbers() if n.name.startswith(name)]

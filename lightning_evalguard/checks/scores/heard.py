@@ -20,6 +20,7 @@ class LogCall:
         loader: Index of the data loader, None where there is one or the key is for all of them.
         by_metric: Whether a metric object was logged, which the loop computes and resets.
         location: ``file:line`` of the call, where known.
+        after_step: Whether the hook after a step logged it.
     """
 
     key: str
@@ -29,3 +30,4 @@ class LogCall:
     loader: int | None = None
     by_metric: bool = False
     location: str | None = None
+    after_step: bool = False
