@@ -231,6 +231,7 @@ class Recorder:
             elif not entry.counted and not entry.chosen.late:
                 self._following.fall_back(entry)
         finally:
+            self._arrays.close()
             if not entry.counted:
                 entry.saw = sources.shown(outputs)
             entry.returned = True
@@ -492,7 +493,6 @@ class Recorder:
             )
             for place, pair in self._arrays.pairs(entry):
                 self._see("array", place, pair)
-        self._arrays.close()
 
     def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
         if self.config.source is not None:
