@@ -134,8 +134,9 @@ def _code(text: str) -> markupsafe.Markup:
 
 
 def _verdict(findings: Sequence[Finding]) -> dict[str, str]:
-    certain = sum(is_error(f) for f in findings)
-    others = len(findings) - certain
+    causes = _causes(findings)
+    certain = sum(is_error(cause[0]) for cause in causes)
+    others = len(causes) - certain
     counted = ((certain, "finding"), (others, "warning"))
     words = [f"{n} {word}{'s' * (n != 1)}" for n, word in counted if n]
     kind = "good"
@@ -156,13 +157,8 @@ def _checked(report: Report) -> str:
 
 def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """Those of each check, one card a cause: what several stages saw at one place is one."""
-    causes: dict[tuple[Any, ...], list[Finding]] = {}
-    for finding in sorted(findings, key=lambda f: not is_error(f)):
-        place = (finding.subject, finding.location, finding.expression)
-        said = (finding.check, finding.fact, finding.remedy)
-        causes.setdefault((*place, *said, is_error(finding)), []).append(finding)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for cause in causes.values():
+    for cause in _causes(findings):
         groups.setdefault(cause[0].check, []).append(_card(cause))
     return [
         {
@@ -173,6 +169,16 @@ def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         }
         for check, group in groups.items()
     ]
+
+
+def _causes(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings that say the same of the same place, together; those that are certain first."""
+    causes: dict[tuple[Any, ...], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: not is_error(f)):
+        place = (finding.subject, finding.location, finding.expression)
+        said = (finding.check, finding.fact, finding.remedy, is_error(finding))
+        causes.setdefault((*place, *said), []).append(finding)
+    return list(causes.values())
 
 
 def _card(cause: Sequence[Finding]) -> dict[str, Any]:

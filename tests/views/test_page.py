@@ -302,6 +302,7 @@ def test_one_cause_is_one_card_with_its_stages_beside_it() -> None:
     cards = re.findall(r'<li class="bad">.*?</li>', text, re.DOTALL)
     chips = [re.findall(r'class="chip">([^<]*)<', card) for card in cards]
     assert chips == [["validate", "test, 2x"], ["validate"]]
+    assert "2 findings</p>" in text
 
 
 def test_the_name_of_a_check_leads_to_its_page() -> None:
