@@ -34,6 +34,7 @@ from lightning_evalguard.report import shown_path
 
 _NAMES = ("numpy", "__array__", "tolist")
 _MOST = 16  # conversions of one step; a step that has more reads samples one by one
+_MOST_OF_EPOCH = 1024  # and those after the last step
 _TARGET = re.compile(r"target|label|true|truth|\bgt\b|gold|\bclass|^\(*[yt]_?\w{0,5}\b")
 _PREDS = re.compile(
     r"pred|hat|out|argmax|logit|guess|round|sigmoid|[<>]|\bmax|prob|scores?\b"
@@ -48,11 +49,13 @@ class Array:
         tensor: The tensor.
         text: How it is written.
         location: ``file:line``.
+        place: Which instruction made it an array.
     """
 
     tensor: Tensor
     text: str
     location: str
+    place: object = None
 
 
 class ArrayTap:
@@ -68,6 +71,8 @@ class ArrayTap:
     def __init__(self, is_inside: Callable[[], bool]) -> None:
         self._is_inside = is_inside
         self._wraps: list[Wrap] = []
+        self._most = _MOST
+        self._known: set[object] = set()  # where those lie that are held in `given`
         self.given: list[Array] = []
 
     @property
@@ -75,14 +80,16 @@ class ArrayTap:
         """Whether it listens."""
         return bool(self._wraps)
 
-    def open(self) -> None:
-        """Listen from here on."""
+    def open(self, of_epoch: bool = False) -> None:
+        """Listen from here on: to a step, or to what is made of all of them."""
+        self._most = _MOST_OF_EPOCH if of_epoch else _MOST
         if not self._wraps:
             self._wraps = [Wrap(Tensor, name, self._around) for name in _NAMES]
 
     def close(self) -> None:
         """Leave no trace."""
         self.given.clear()
+        self._known.clear()
         while self._wraps:
             self._wraps.pop().remove()
 
@@ -94,17 +101,18 @@ class ArrayTap:
         return value
 
     def _hear(self, tensor: Tensor) -> None:
-        if self._is_inside() or len(self.given) >= _MOST or not tensor.ndim:
+        if self._is_inside() or len(self.given) >= self._most or not tensor.ndim:
             return
         frame = nearest(sys._getframe(3), frozenset())
         if frame is None or owner_of(frame.f_code.co_filename) in LIBRARIES:
             return
-        if any(one.tensor is tensor for one in self.given):
+        here = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if here in self._known:
             return
+        self._known.add(here)
         path, _, line = site_of(frame).location.rpartition(":")
-        self.given.append(
-            Array(tensor.detach(), expression_of(frame), f"{path}:{line}")
-        )
+        text, place = expression_of(frame), (frame.f_code, frame.f_lasti)
+        self.given.append(Array(tensor.detach(), text, f"{path}:{line}", place))
 
     def pairs(self, entry: LoaderCount) -> list[tuple[str, Pair]]:
         """What may be predictions with targets of the running batch, each with its place."""
@@ -117,13 +125,13 @@ class ArrayTap:
             array for array in self.given if all(array is not one for one in targets)
         ]
         if not targets:
-            targets, others = _told_apart(others)
+            targets, others = told_apart(others)
         found: dict[str, Pair] = {}
         for target in targets:
             for array in others:
-                if _fit(array.tensor, target.tensor):
+                if fit(array.tensor, target.tensor):
                     place = f"{array.location} {target.location}"
-                    found.setdefault(place, _pair_of(array, target))
+                    found.setdefault(place, pair_of(array, target))
         return list(found.items())
 
 
@@ -166,7 +174,7 @@ def _is_one_of(value: float, scores: Iterable[float]) -> bool:
 _ACCURACY = re.compile(r"acc|correct|right|err", re.IGNORECASE)
 
 
-def _told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+def told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
     """Targets and predictions among arrays of which none lies in the batch, by how they read."""
     whole = [array for array in arrays if not array.tensor.is_floating_point()]
     targets = [a for a in whole if not _PREDS.search(a.text)]
@@ -178,7 +186,8 @@ def _told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
     ]
 
 
-def _fit(preds: Tensor, target: Tensor) -> bool:
+def fit(preds: Tensor, target: Tensor) -> bool:
+    """Whether scores or labels have the shape that goes with labels."""
     if preds.is_complex() or target.is_floating_point():
         return False
     if preds.is_floating_point():
@@ -187,7 +196,8 @@ def _fit(preds: Tensor, target: Tensor) -> bool:
     return preds.shape == target.shape
 
 
-def _pair_of(array: Array, label: Array) -> Pair:
+def pair_of(array: Array, label: Array) -> Pair:
+    """What two arrays show."""
     said = f"the arrays `{_short(array.text)}` and `{_short(label.text)}` at "
     return Pair(
         array.tensor,
@@ -195,6 +205,8 @@ def _pair_of(array: Array, label: Array) -> Pair:
         said + shown_path(label.location),
         classification=True,
         location=label.location,
+        is_array=True,
+        is_ordered=False,
     )
 
 

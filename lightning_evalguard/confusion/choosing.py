@@ -63,11 +63,11 @@ def choose(
     wholes = [w for part, w in parts if part is main and is_all_that_counts(w)]
     if wholes and not main.of("outputs"):
         entry.warnings.append(only_a_part(entry.key, chosen, wholes[0].streams[-1]))
-    elif not (is_clear or chosen.kind == "array"):
+    elif not (is_clear or chosen.is_array):
         entry.warnings.append(ambiguous(entry.key, chosen.said, said))
     elif said:
         chosen.said += _not_from(said)
-    entry.unverified = chosen.kind == "array" and not is_logged(main, evidence)
+    entry.unverified = chosen.is_array and not is_logged(main, evidence)
     _take(entry, chosen)
 
 
@@ -107,7 +107,7 @@ def _the_right_way_round(entry: LoaderCount) -> list[Stream]:
         s for s in entry.streams if any(_is_turned(s, other) for other in entry.streams)
     ]
     for stream in entry.streams:
-        if stream.swapped or stream in turned:
+        if stream.is_ordered and (stream.swapped or stream in turned):
             entry.found.append(swapped_order(entry, stream))
     return [s for s in entry.streams if s not in turned]
 

@@ -61,13 +61,11 @@ class FirstStep:
             entry.kinds.add(name)
             return
         leaves = tensors_of(entry.batch)
-        role = entry.role_of(pair.target)
-        swapped = kind not in ("epoch", "comparison", "array") and role is None
-        swapped = swapped and _stands_in(entry, pair.preds, pair.target)
+        swapped = _is_swapped(entry, kind, pair)
         if swapped:
-            pair = replace(pair, preds=pair.target, target=pair.preds)
-            role = entry.role_of(pair.target)
-        from_batch = role is not None or labels.equals_one_of(pair.target, leaves)
+            pair = sources.turned(pair)
+        role = None if kind == "epoch" else entry.role_of(pair.target)
+        from_batch = role is not None or _is_of_batch(entry, kind, pair.target, leaves)
         pair = self._informed(entry, kind, pair)
         arranged = sources.arrange(pair, self._config, None, entry.axis or 1)
         if arranged is None:
@@ -191,6 +189,7 @@ class FirstStep:
         )
         stream.late, stream.shares = entry.returned, pair.shares
         stream.judges, stream.cuts = pair.judges, pair.cuts
+        stream.is_array, stream.is_ordered = pair.is_array, pair.is_ordered
         if pair.shares and arranged.task == "multiclass" and kind != "metric":
             stream.twin = self._twin(entry, pair)
         entry.streams.append(stream)
@@ -229,6 +228,24 @@ def _corroborate(streams: list[Stream], loss: Stream) -> None:
             one.layout = replace(one.layout, preds_are=loss.layout.preds_are)
             if one.elements == loss.elements:
                 one.preds = loss.preds
+
+
+def _is_swapped(entry: LoaderCount, kind: str, pair: Pair) -> bool:
+    """Whether what is given as predictions are the targets."""
+    if kind == "epoch":
+        return entry.is_turned(pair)
+    if kind in ("comparison", "array") or entry.role_of(pair.target) is not None:
+        return False
+    return _stands_in(entry, pair.preds, pair.target)
+
+
+def _is_of_batch(
+    entry: LoaderCount, kind: str, target: Tensor, leaves: Sequence[Tensor]
+) -> bool:
+    """Whether targets that lie elsewhere are those of the batch, or of all batches."""
+    if kind == "epoch":
+        return labels.begins_with(target, entry.first_labels)
+    return labels.equals_one_of(target, leaves)
 
 
 def _stands_in(entry: LoaderCount, preds: Tensor, target: Tensor) -> bool:

@@ -34,8 +34,11 @@ class Following:
         assert chosen is not None
         if kind == chosen.kind and name in chosen.names:
             own = pair
-            if chosen.swapped:
-                own = replace(pair, preds=pair.target, target=pair.preds)
+            is_turned = chosen.swapped
+            if kind == "epoch":
+                is_turned = entry.is_turned(pair)
+            if is_turned:
+                own = sources.turned(pair)
             if chosen.targets and is_known(StorageIdentity(own.target), chosen.targets):
                 # the same samples again: a metric and then its log, two losses of a batch
                 return

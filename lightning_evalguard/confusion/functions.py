@@ -53,6 +53,10 @@ _SKLEARN = (
     "multilabel_confusion_matrix", "precision_recall_fscore_support", "precision_score",
     "recall_score", "zero_one_loss", "hamming_loss",
 )  # fmt: skip
+# Those that are the same when the two are exchanged.
+_SYMMETRIC = (
+    "accuracy_score", "cohen_kappa_score", "hamming_loss", "matthews_corrcoef", "zero_one_loss",
+)  # fmt: skip
 _TORCHMETRICS = "torchmetrics.functional.classification."
 _TASK = re.compile(r"^(binary|multiclass|multilabel)_")
 
@@ -206,6 +210,7 @@ def _pair_of(
         classification=True,
         judges=_is_score(function),
         cuts=cuts(function.__name__, task),
+        is_ordered=function.__name__ not in _SYMMETRIC,
     )
 
 

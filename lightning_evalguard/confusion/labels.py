@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_evalguard.confusion.sources import Pair
 
+_FIRST = 4096  # labels of a first batch that are kept
 _FEW = 4  # samples, among which labels may happen to be counted up
 
 
@@ -114,6 +115,30 @@ def no_shares(target: Tensor) -> Tensor:
     total = target.sum(1)
     off = (total - 1).abs() > 1e-3 if target.is_floating_point() else total != 1
     return off.any() | (target < 0).any()
+
+
+def first_of(leaves: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """Copies of what may be the labels of a batch, as long as they are few."""
+    kept = []
+    for leaf in leaves:
+        is_number = not (leaf.is_floating_point() or leaf.is_complex())
+        if (is_number or leaf.numel() == samples) and leaf.numel() <= _FIRST:
+            kept.append(leaf.detach().reshape(-1).clone())
+    return kept
+
+
+def begins_with(target: Tensor, first: Sequence[Tensor]) -> bool:
+    """Whether the targets of an evaluation begin with labels of its first batch."""
+    if target.is_complex():
+        return False
+    flat = target.reshape(-1)
+    for labels in first:
+        n = len(labels)
+        if 0 < n <= len(flat) and torch.equal(
+            flat[:n].double(), labels.to(flat.device).double()
+        ):
+            return True
+    return False
 
 
 def may_be_among(leaves: Sequence[Tensor], samples: int) -> bool:

@@ -42,6 +42,8 @@ class Stream:
         shares: Whether rows of its target are shares of the classes.
         judges: Whether a score is computed of it, and no loss.
         cuts: Whether it is said which scores mean yes.
+        is_array: Whether all that is known is that both became arrays.
+        is_ordered: Whether it is said which of both the targets are.
         twin: The same counted as so many labels, until it is known that the shares always are.
         structured: Whether its target has a pattern that is made in the step.
         from_batch: Whether its target stands in the batch.
@@ -75,6 +77,8 @@ class Stream:
     shares: bool = False
     judges: bool = False
     cuts: bool = True
+    is_array: bool = False
+    is_ordered: bool = True
     twin: ConfusionMatrix | None = None
     structured: bool = False
     from_batch: bool = False
@@ -235,6 +239,7 @@ class LoaderCount:
         made: Sources whose targets a step was seen to make, so that they are no labels.
         made_targets: Those targets, in the first step.
         labelled: Whether the batches may hold labels, by the first one.
+        first_labels: Of the first batch, where nothing of the steps counts yet.
         uses_labels: Whether labels of the batch say in the step which class is meant.
         kinds: What the step calls that is no classification.
         converts_labels: Whether labels of the batch became an array in the first step.
@@ -292,6 +297,7 @@ class LoaderCount:
     made: set[str] = field(default_factory=set)
     made_targets: list[StorageIdentity] = field(default_factory=list)
     labelled: bool = True
+    first_labels: list[Tensor] = field(default_factory=list)
     uses_labels: bool = False
     kinds: set[str] = field(default_factory=set)
     converts_labels: bool = False
@@ -358,6 +364,8 @@ class LoaderCount:
         self.versions = versions_of(*tensors) if self.chosen is None else []
         if self.chosen is None and self.batches == 1:
             self.labelled = labels.may_be_among(tensors, samples)
+        if self.batches == 1 and (self.chosen is None or self.chosen.kind == "epoch"):
+            self.first_labels = labels.first_of(tensors, samples)
         for stream in self.streams:
             stream.begin_step()
         if self.chosen is not None:
@@ -390,6 +398,16 @@ class LoaderCount:
         if here not in leaves:
             return None
         return leaves.index(here)
+
+    def is_turned(self, pair: Pair) -> bool:
+        """Whether what is given as predictions of all batches begins as the labels do."""
+        if pair.preds.is_floating_point() or pair.preds.shape != pair.target.shape:
+            return False
+        preds, target = pair.preds, pair.target
+        first = self.first_labels
+        return labels.begins_with(preds, first) and not labels.begins_with(
+            target, first
+        )
 
     def overwritten(self, pair: Pair) -> str:
         """What of a returned pair the step wrote over: ``target``, ``preds`` or nothing.

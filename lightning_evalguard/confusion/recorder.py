@@ -23,6 +23,7 @@ from lightning_evalguard.confusion.closing import (
 )
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.epoch_arrays import pairs_of_epoch
 from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
@@ -269,6 +270,8 @@ class Recorder:
             if any(_is_open(entry) for entry in self._entries()):
                 self._comparisons.reads = True
                 self._open_comparisons(self._module)
+                if self._compares and not compiles(self._module):
+                    self._arrays.open(of_epoch=True)
 
     def hear(self, kind: str, name: str, pair: Pair) -> None:
         """A pair that no tap of this recorder heard: a comparison in a plain script."""
@@ -296,6 +299,7 @@ class Recorder:
             ValueError: If what the user asked for does not fit what was seen.
         """
         self._close_step()
+        self._see_arrays_of_epoch()
         self._close_taps()
         recorded = Recorded()
         for entry in self._entries():
@@ -444,11 +448,15 @@ class Recorder:
         """Two tensors of labels are compared, as those do who count what is right by hand."""
         short = text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
         said = f"the comparison `{short}` at {shown_path(place)}"
-        self._see(
-            "comparison",
-            place,
-            Pair(preds, target, said, classification=True, location=place),
+        pair = Pair(
+            preds,
+            target,
+            said,
+            classification=True,
+            location=place,
+            is_ordered=False,
         )
+        self._see("comparison", place, pair)
 
     def _at_once(
         self,
@@ -493,6 +501,21 @@ class Recorder:
             )
             for place, pair in self._arrays.pairs(entry):
                 self._see("array", place, pair)
+
+    def _see_arrays_of_epoch(self) -> None:
+        """What was turned into arrays after the last step, where it says more than they did."""
+        entries = [
+            entry for entry in self._entries() if entry.batches and _waits(entry)
+        ]
+        if not self._arrays.given or len(entries) != 1 or not entries[0].samples:
+            return
+        (entry,) = entries
+        try:
+            pairs = pairs_of_epoch(self._arrays.given, entry.first_labels, entry.given)
+        except (RuntimeError, TypeError):  # tensors of classes of their own
+            return
+        for place, pair in pairs:
+            self._see("array", place, pair)
 
     def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
         if self.config.source is not None:
@@ -559,6 +582,14 @@ def _shown_by(entry: LoaderCount) -> str:
 def _is_open(entry: LoaderCount) -> bool:
     """Whether what is computed at the end of the epoch may be what counts."""
     return entry.chosen is None or entry.chosen.kind == "epoch" or entry.unverified
+
+
+def _waits(entry: LoaderCount) -> bool:
+    """Whether nothing was counted yet, or what is counted are arrays of the whole evaluation."""
+    chosen = entry.chosen
+    if chosen is None:
+        return not entry.streams
+    return chosen.kind == "epoch" and chosen.is_array
 
 
 def _may_gather(chosen: Stream | None) -> bool:

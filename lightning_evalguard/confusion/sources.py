@@ -75,6 +75,8 @@ class Pair:
             largest is the class: one-hot or soft targets.
         judges: Whether a score is computed of it, and no loss.
         cuts: Whether it is said which scores mean yes; a curve only ranks them.
+        is_array: Whether all that is known is that both became arrays.
+        is_ordered: Whether it is said which of both the targets are.
         location: ``file:line`` of the call.
     """
 
@@ -92,7 +94,14 @@ class Pair:
     shares: bool = False
     judges: bool = False
     cuts: bool = True
+    is_array: bool = False
+    is_ordered: bool = True
     location: str | None = None
+
+
+def turned(pair: Pair) -> Pair:
+    """The pair with its predictions as targets, and the reverse."""
+    return replace(pair, preds=pair.target, target=pair.preds)
 
 
 def from_outputs(outputs: Any) -> Pair | None:
