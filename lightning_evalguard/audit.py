@@ -37,7 +37,7 @@ from lightning_evalguard.stages import is_sanity_check, spelling
 Mode = Literal["auto", "full", "off"]
 Judged = list[tuple[Finding, str]]
 _NOT_LOOKED_AT = (
-    "whether its results depend on the batch, or on what no seed rules, is not known"
+    "whether its results depend on the batch, or on draws that no seed fixes, is not known"
 )
 
 

@@ -330,7 +330,7 @@ def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_action_and_the_hook_call_what_is_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = Path(lightning_evalguard.__file__).parents[1]
+    root = Path(__file__).parents[1]
     action = (root / "action.yml").read_text()
     hook = (root / ".pre-commit-hooks.yaml").read_text()
     options = set(re.findall(r"--[a-z]+", action))

@@ -125,7 +125,10 @@ class GradCheck(Check):
         if torch.is_grad_enabled() and self._is_new("exit"):
             fact = f"left grad mode on after the step, {_EXPECTED}"
             self._pending.append(
-                _Violation(fact, "Use `with torch.enable_grad():` around as little.")
+                _Violation(
+                    fact,
+                    "Write `with torch.enable_grad():` around the lines that need it.",
+                )
             )
         elif outputs is not None and _has_graph(outputs) and self._is_new("graph"):
             fact = "returned an autograd graph, expected tensors without `grad_fn`"
@@ -146,7 +149,9 @@ class GradCheck(Check):
             return ()
         fact = f"grad mode was left on by a hook after the last step, {_EXPECTED}"
         violation = _Violation(
-            fact, "Use `with torch.enable_grad():` around as little.", certain=False
+            fact,
+            "Write `with torch.enable_grad():` around the lines that need it.",
+            certain=False,
         )
         violation.site = self.lines.get("grad mode") or self._left_on
         self._left_on = violation.site

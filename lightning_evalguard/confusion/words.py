@@ -129,7 +129,7 @@ def _finding(
 def ambiguous(key: str, counted: str, others: Sequence[str]) -> str:
     """Several answers stand in a step, and nothing tells which one is meant."""
     return (
-        f"{key}: the step shows several answers; counted is {counted}, not counted is "
+        f"{key}: the step has several answers; {counted} is counted, not "
         f"{', '.join(dict.fromkeys(others))}. "
         'Return {"preds": ..., "target": ...} of the one to count'
     )
@@ -138,8 +138,8 @@ def ambiguous(key: str, counted: str, others: Sequence[str]) -> str:
 def only_a_part(key: str, counted: Stream, whole: Stream) -> str:
     """What is scored is a part of what the loss is given, and nothing of the batch chose it."""
     return (
-        f"{key}: counted is {counted.said}, which is given {counted.elements:,} of the "
-        f"{whole.elements:,} answers of {whole.said} in the first batch. "
+        f"{key}: {counted.said} is counted, with {counted.elements:,} of the "
+        f"{whole.elements:,} answers that {whole.said} is given in the first batch. "
         'Return {"preds": ..., "target": ...} of the ones to count'
     )
 

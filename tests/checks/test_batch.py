@@ -252,7 +252,8 @@ def test_a_step_of_fixed_length_is_judged_by_replacing_samples(
 
 def test_what_cannot_be_halved_is_one_note(trainer: Make) -> None:
     few = guarded(trainer, model(lambda self, x: x), loader(2))
-    assert "batch: the first batch was not halved: fewer than 4 samples" in few.notes
+    unknown = "batch: whether outputs depend on the batch was not checked"
+    assert f"{unknown}: fewer than 4 samples" in few.notes
 
     def graphs(items: Any) -> Any:
         return {"x": torch.cat([i["x"][None] for i in items] * 2)}

@@ -274,7 +274,7 @@ def test_an_attribute_of_few_values_names_no_group(trainer: Make) -> None:
 
 def test_groups_that_cannot_be_had_are_noted(trainer: Make) -> None:
     guard = fitted(trainer, Held(TRAIN), Held(VAL), groups="patient")
-    assert any("groups='patient' tells no group" in note for note in guard.report.notes)
+    assert any("groups='patient' gives no group" in note for note in guard.report.notes)
 
 
 # --- across runs --------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def accuracy_of_the_first_half_of_a_batch(self, x, y):
 
 
 @form(
-    says="which is given 2 of the 4 answers",
+    says="with 2 of the 4 answers",
     build=attribute("acc", lambda: tmc.MulticlassF1Score(3)),
 )
 def a_metric_on_half_of_what_the_loss_is_given(self, x, y):

@@ -105,7 +105,7 @@ REWRITTEN: dict[str, str] = {
     # grad
     "Keep `.detach()`ed tensors.": "RunningTotal",
     "Call `self.{}.clear()` in `on_validation_epoch_start`.": "OutputsCleared",
-    "Use `with torch.enable_grad():` around as little.": "SetGradEnabledByMode",
+    "Write `with torch.enable_grad():` around the lines that need it.": "SetGradEnabledByMode",
     "Remove `set_grad_enabled(True)`.": "CallbackWithGradModeOfItsOwn",
     "Remove the `enable_grad` around it.": "GradModeOfTheCaller",
     "Return `.detach()`ed tensors.": "NoGradInTheStep",

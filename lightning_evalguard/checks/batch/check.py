@@ -86,7 +86,9 @@ class BatchCheck(Check):
             why = "dim 0 of its tensors is not samples"
             if few:
                 why = f"fewer than {_FEWEST} samples"
-            self.notes.append(f"batch: the first batch was not halved: {why}")
+            self.notes.append(
+                f"batch: whether outputs depend on the batch was not checked: {why}"
+            )
             return []
         self._samples = samples
         whole = Rows(samples)

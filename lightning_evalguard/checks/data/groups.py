@@ -68,7 +68,7 @@ def shared_groups(
     mine = _grouped(_loaders.parts(one.loader), one.loader.dataset, asked, reads)
     theirs = _grouped(side.parts, side.dataset, asked, reads)
     if mine is None or theirs is None:
-        why = f"groups={_named(asked)!r} tells no group of the samples of `{one.name}`"
+        why = f"groups={_named(asked)!r} gives no group for the samples of `{one.name}`"
         return [], why if asked is not None else ""
     if mine.name != theirs.name or (asked is None and not _tells_groups(theirs)):
         return [], ""
@@ -88,7 +88,7 @@ def shared_groups(
     by = mine.name if mine.name == _FILE_NAMES else f"`{mine.name}`"
     fact = (
         f"{least}{len(shared)} of its {len(mine.places)} groups by {by} ({few}), with "
-        f"{samples} of its {n} samples, are {side.words}'s too, expected none"
+        f"{samples} of its {n} samples, are in {side.words} too, expected none"
     )
     remedy = f"Split by {by}, as sklearn's GroupShuffleSplit does."
     return [one.fact(fact, remedy, certain=asked is not None)], ""

@@ -236,7 +236,7 @@ class Claims:
         ):
             return None
         return Fact(
-            f"is the mean of {updates} batches' values, and that score is not a mean",
+            f"is the mean of {updates} batches' values, not the score of all samples",
             _METRIC,
             heard.key,
             certain=False,

@@ -159,7 +159,8 @@ def mean_of_batches(
         apart = len(set(values)) > 1
         if apart and mean is not None and math.isclose(mean, value, rel_tol=1e-5):
             return Fact(
-                f"is the mean of {len(values)} batches' {kind} (`{one.name}`), which is not a mean",
+                f"is the mean of {len(values)} batches' {kind} (`{one.name}`), not that of all "
+                "samples",
                 f"Log the metric object itself: `self.log({key!r}, self.{one.name})`.",
                 key,
                 certain=False,
@@ -260,7 +261,7 @@ class Metrics:
         self._facts_of_training.append(
             Fact(
                 f"was reset by an evaluation within the training epoch: {one.before} of its "
-                "updates are in no value",
+                "updates are in no score of training",
                 f"Reset `self.{one.name}` where it is logged, and in an evaluation only the "
                 "metrics of that evaluation.",
                 one.name,

@@ -67,7 +67,7 @@ class Ages:
                 continue
             known = self._values.get(key)
             if known and not any(is_same(best, value) for value in known):
-                fact = f"the best score of {chooser.name} is {best:.4f}, none of the values logged"
+                fact = f"the best score of {chooser.name} is {best:.4f}, which was never logged"
                 self._report(chooser, key, fact, "Compare the value that is logged.")
 
     # evaluations
@@ -214,7 +214,7 @@ def _counted(chooser: Chooser, looks: int) -> tuple[str, str]:
 
 def _reused(chooser: Chooser) -> ChooserFact:
     fact = (
-        f"{chooser.name} begins with {chooser.best:.4f} as its best, of an earlier fit of another "
-        "model, expected to begin anew"
+        f"{chooser.name} starts with {chooser.best:.4f} as its best score, from an earlier fit of "
+        "another model, expected to start without one"
     )
     return chooser, fact, f"Make a new {chooser.name} for each fit."

@@ -494,8 +494,10 @@ class StateWindow:
             if not self._reported.is_new(path):
                 continue
             kind = f"attribute of {type(module).__name__}"
-            fact = f"kept a product of parameters that was made {when}"
-            expected = "training to make its own: no gradient passes through this one"
+            fact = f"caches a tensor computed from parameters {when}"
+            expected = (
+                "training to compute its own: no gradient passes through this one"
+            )
             remedy = "Set it to None in `train()`."
             changes.append(
                 Change(path, kind, fact, expected, remedy, certain=False, site=site)

@@ -132,8 +132,8 @@ class SyncCheck(Check):
             )
         if self._watch is not None and self._watch.missed_backward:
             report.note(
-                "syncs: a backward pass was not watched, for torch computes the gradients of prod, "
-                "masked_fill and binary cross entropy of mixed precisions otherwise while it is"
+                "syncs: a backward pass was not watched: torch would compute some of its gradients "
+                "(prod, masked_fill, binary cross entropy of mixed precisions) in another way"
             )
         for note in self.notes:
             report.note(note)
