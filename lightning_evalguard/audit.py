@@ -36,7 +36,9 @@ from lightning_evalguard.stages import is_sanity_check, spelling
 
 Mode = Literal["auto", "full", "off"]
 Judged = list[tuple[Finding, str]]
-_NOT_LOOKED_AT = "whether its results depend on the batch, or on draws that no seed fixes, is not known"
+_NOT_LOOKED_AT = (
+    "whether its results depend on the batch, or on unseeded draws, is not known"
+)
 
 
 @dataclass
