@@ -24,14 +24,18 @@ from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.model.tree import compiled, inside
-from lightning_evalguard.policies import Allow, check_allow, check_policies
+from lightning_evalguard.policies import (
+    Allow,
+    check_allow,
+    check_policies,
+    check_policy,
+)
 from lightning_evalguard.ranks import Alone, ranks_of
 from lightning_evalguard.report import (
     EvalGuardError,
     FixPolicy,
     Policy,
     Report,
-    check_policy,
     hidden,
 )
 
@@ -112,18 +116,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         )
         check_policy("audit", audit, Mode)
         check_allow(allow)
-        if not isinstance(optimizers, Iterable) or isinstance(
-            optimizers, (str, bytes, Mapping)
-        ):
-            raise ValueError(
-                f"optimizers={optimizers!r}: expected a list of optimizers"
-            )
-        trained = list(optimizers)
-        for optimizer in trained:
-            if not isinstance(optimizer, torch.optim.Optimizer):
-                raise ValueError(
-                    f"optimizers: expected optimizers, got {type(optimizer).__name__}"
-                )
+        trained = _checked_optimizers(optimizers)
         if accelerator is not None and not hasattr(
             type(accelerator), "gather_for_metrics"
         ):
@@ -215,6 +208,23 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         for module, flag in self._before:
             if module.training != flag:
                 module.training = flag
+
+
+def _checked_optimizers(given: Any) -> list[torch.optim.Optimizer]:
+    """Those that train the model.
+
+    Raises:
+        ValueError: Where it is no list of optimizers.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
+        raise ValueError(f"optimizers={given!r}: expected a list of optimizers")
+    trained = list(given)
+    for optimizer in trained:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"optimizers: expected optimizers, got {type(optimizer).__name__}"
+            )
+    return trained
 
 
 def _called(model: nn.Module) -> nn.Module:

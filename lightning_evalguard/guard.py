@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -24,19 +23,11 @@ from lightning_evalguard.instruments.dispatch import (
 )
 from lightning_evalguard.instruments.lines import LineTrace
 from lightning_evalguard.instruments.replay import CannotReplay
-from lightning_evalguard.model.places import place_about, with_excerpt
-from lightning_evalguard.model.tree import inside
 from lightning_evalguard.pace import Pace
 from lightning_evalguard.policies import Allow, Allowed
 from lightning_evalguard.ranks import Alone
-from lightning_evalguard.report import (
-    EvalGuardWarning,
-    Finding,
-    Report,
-    broke,
-    hidden,
-    warn,
-)
+from lightning_evalguard.report import Finding, Report, broke, hidden
+from lightning_evalguard.rulings import Rulings
 
 __tracebackhide__ = hidden
 # values looked at line by line, in one evaluation of each stage: about 0.1 s
@@ -74,18 +65,15 @@ class Guard:
         self._pace = Pace(budget, lambda loader: self.batches(loader))
         self._moves, self._trains = Pace(budget), Pace(budget)
         self._epoch: int | None = None  # of the last training step
-        self._host = host
         self.ranks = ranks or Alone(report)
+        self._rulings = Rulings(report, self.ranks, host)
         self._audit = Audit(self, replays or Replays("off"))
         self._root: nn.Module | None = None
         self._listeners = Listeners(checks)
         self.allowed = Allowed(allowed or {})
-        self._warned: set[tuple[Any, ...]] = set()
         self._lines: LineTrace | None = None
         self._may_show = True
         self._followed: set[str] = set()
-        self._wrapped = ""  # what stands before the names of the user's modules
-        self._located: dict[tuple[Any, ...], Finding] = {}
 
     @property
     def checks(self) -> Sequence[tuple[Check, str]]:
@@ -95,10 +83,9 @@ class Guard:
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`; where a finding stops it at once, nothing stays open."""
         self._root = root
-        self._wrapped, _ = inside(root)
+        self._rulings.open(root)
         self._audit.open(root)
         self._followed.clear()
-        self._located.clear()
         try:
             self._all("open", lambda check: check.open(root, now))
         except BaseException as error:
@@ -111,6 +98,7 @@ class Guard:
             return
         self._all("close", lambda check: check.close(now), quiet=error is not None)
         self._root = None
+        self._rulings.close()
         self._audit.close()
 
     def start(self, now: Moment) -> None:
@@ -297,9 +285,7 @@ class Guard:
         policy = next((p for c, p in self.checks if c.name == check), None)
         if policy is None:
             return
-        kept = [
-            f for f in map(self._with_known_line, findings) if f not in self.allowed
-        ]
+        kept = [f for f in map(self._rulings.placed, findings) if f not in self.allowed]
         if kept:
             self._judge([(f, policy) for f in kept], quiet=False)
 
@@ -459,9 +445,7 @@ class Guard:
     ) -> list[tuple[Finding, str]]:
         """Findings that are not allowed, each with its policy."""
         check, policy = pair
-        kept = [
-            f for f in map(self._with_known_line, findings) if f not in self.allowed
-        ]
+        kept = [f for f in map(self._rulings.placed, findings) if f not in self.allowed]
         left_alone: Iterable[Finding] = ()
         if kept and policy == "fix":
             left_alone = check.fix(kept)
@@ -471,75 +455,9 @@ class Guard:
         """The checks that do something at an event: most do nothing at most of them."""
         return self._listeners.hearing(event)
 
-    def _without_consequences(
-        self, findings: Sequence[tuple[Finding, str]]
-    ) -> list[tuple[Finding, str]]:
-        """One cause, one finding: what follows from another finding is a note."""
-        kept = []
-        for finding, policy in findings:
-            causes = (check.explains(finding) for check, _ in self.hearing("explains"))
-            cause = next((c for c in causes if c is not None), None)
-            if cause is None:
-                kept.append((finding, policy))
-            else:
-                what = (
-                    f"{finding.subject}: {finding.fact}"
-                    if finding.subject
-                    else finding.fact
-                )
-                self.report.note(
-                    f"{finding.check}: {what} (it follows from [{cause.check}])"
-                )
-        return kept
-
     def _judge(self, findings: Sequence[tuple[Finding, str]], quiet: bool) -> None:
-        findings = [
-            (with_excerpt(f), how) for f, how in self._without_consequences(findings)
-        ]
-        self.report.add(finding for finding, _ in findings)
-        fatal = [
-            f for f, policy in findings if policy == "error" and f.certain and not quiet
-        ]
-        raised = self._warn([pair for pair in findings if pair[0] not in fatal])
-        if fatal:
-            self.ranks.hold(fatal)
-        if raised is not None:
-            raise raised
-
-    def _warn(self, findings: Iterable[tuple[Finding, str]]) -> EvalGuardWarning | None:
-        """Warn of each finding once; what a filter makes an error of is returned.
-
-        A finding that stops the run comes first: it is raised where a warning would be, too.
-        """
-        raised = None
-        for finding, policy in findings:
-            key = (finding.check, finding.subject, finding.location, finding.claim)
-            if key in self._warned:
-                continue
-            self._warned.add(key)
-            try:
-                said = _repaired(finding) if policy == "fix" else finding
-                warn(said, place_about(self._root, finding))
-            except EvalGuardWarning as error:
-                raised = raised or error
-        return raised
-
-    def _with_known_line(self, finding: Finding) -> Finding:
-        """Reuse the line found in an earlier evaluation that was followed line by line."""
-        if finding.host != self._host:
-            finding = replace(finding, host=self._host)
-        if self._wrapped and finding.subject:
-            own = f"{finding.subject}.".removeprefix(self._wrapped).removesuffix(".")
-            finding = replace(finding, subject=own)
-        same = (finding.check, finding.stage, finding.subject, finding.fact)
-        if finding.location is not None:
-            self._located[same] = finding
-        elif (known := self._located.get(same)) is not None:
-            where = {
-                k: getattr(known, k) for k in ("location", "expression", "function")
-            }
-            return replace(finding, **where)
-        return finding
+        explaining = (check for check, _ in self.hearing("explains"))
+        self._rulings.give(findings, explaining, quiet)
 
     def failed(self, pair: tuple[Check, str], error: Exception) -> None:
         """Switch off a check that failed."""
@@ -548,7 +466,3 @@ class Guard:
         with suppress(Exception):  # it is broken, but what it patched must not stay
             check.close(Moment("fit"))
         broke(self.report, f"the `{check.name}` check", "the rest of the run", error)
-
-
-def _repaired(finding: Finding) -> Finding:
-    return replace(finding, remedy=f"Repaired for this run. {finding.remedy}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any, get_args
 
 from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.registry import CHECKS, RULES
 from lightning_evalguard.hints import did_you_mean
-from lightning_evalguard.report import Finding, FixPolicy, Policy, check_policy
+from lightning_evalguard.report import Finding, FixPolicy, Policy
 
 Allow = Mapping[str, Sequence[str]]
 
@@ -36,6 +37,18 @@ class Allowed:
             for pattern in self._patterns.get(check, ())
             for name in names
         )
+
+
+def check_policy(name: str, policy: str, allowed: Any) -> None:
+    """Refuse a policy that `allowed` (a ``Literal``) does not list.
+
+    Raises:
+        ValueError: Naming the keyword and what it takes.
+    """
+    if policy not in get_args(allowed):
+        choices = ", ".join(repr(p) for p in get_args(allowed))
+        hint = did_you_mean(str(policy), get_args(allowed))
+        raise ValueError(f"{name}={policy!r}: expected one of {choices}{hint}")
 
 
 def check_allow(allowed: Allow | None) -> None:

@@ -11,16 +11,24 @@ says so without waiting, one that an exception ended has told the others, and ev
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import pickle
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from lightning_evalguard.agreement import (
+    CLEAN,
+    LATE,
+    Agreement,
+    Gone,
+    packed,
+    read_agreement,
+    text_of_all,
+    unpacked,
+)
 from lightning_evalguard.report import EvalGuardError, Finding, Report, hidden, warn
 
 __tracebackhide__ = hidden
@@ -45,41 +53,6 @@ _FAREWELL = 5.0
 # A point's counter: how many ranks came, how many of them without taking part, how many said
 # something.
 _ABSENT, _SAID = 1 << 20, 1 << 40
-_CLEAN, _LATE = "clean", "late"
-
-
-@dataclass
-class _Gone:
-    """What a rank leaves behind that an exception ended.
-
-    Attributes:
-        since: The first point that it does not come to.
-        found: What it had found and not raised, or what all had agreed on.
-        text: The message that it raised, where all had agreed on one.
-    """
-
-    since: int
-    found: list[Finding]
-    text: str = ""
-
-
-@dataclass
-class _Verdict:
-    """What all ranks know after a point.
-
-    Attributes:
-        late: Whether one of them gave up waiting: nothing is decided.
-        all_there: Whether all took part.
-        found: Every rank's findings.
-        text: The message that all raise.
-        contents: What each rank had to say beside it.
-    """
-
-    late: bool = False
-    all_there: bool = True
-    found: list[Finding] = field(default_factory=list)
-    text: str = ""
-    contents: dict[int, Any] = field(default_factory=dict)
 
 
 class Alone:
@@ -145,7 +118,7 @@ class Ranks(Alone):
         self._came = 0
         self._steps = 0
         self._said: list[str] = []  # keys of ours that the others may still read
-        self._gone: dict[int, _Gone] = {}
+        self._gone: dict[int, Gone] = {}
         self._apart = False
         self._safely(self._arrive)
 
@@ -198,9 +171,9 @@ class Ranks(Alone):
             return
         for finding in self._held.findings:  # the exception under way hides them
             warn(finding)
-        self._go(_Gone(self._came + 1, self._held.findings))
+        self._go(Gone(self._came + 1, self._held.findings))
 
-    def _go(self, gone: _Gone) -> None:
+    def _go(self, gone: Gone) -> None:
         self._held = Report()
         self._safely(lambda: self._say_goodbye(gone))
         self._apart = True
@@ -217,7 +190,7 @@ class Ranks(Alone):
             return None
         if verdict.text:
             self._report.add(f for f in verdict.found if f.rank != self.rank)
-            self._go(_Gone(self._came + 1, verdict.found, verdict.text))
+            self._go(Gone(self._came + 1, verdict.found, verdict.text))
             raise EvalGuardError(verdict.text, self._report)
         if point == "close":
             self._safely(lambda: self._see_off(key))
@@ -252,13 +225,13 @@ class Ranks(Alone):
 
     # the store's side
 
-    def _settled(self, key: str, point: str, content: Any) -> _Verdict:
+    def _settled(self, key: str, point: str, content: Any) -> Agreement:
         store, said = self._store, self._said
         self._said = []
         speaks = content is not None or bool(self._held.findings)
         if speaks:
             self._said = [f"{key}/{self.rank}"]
-            store.set(self._said[0], _packed((self._held.findings, content)))
+            store.set(self._said[0], packed((self._held.findings, content)))
         came = store.add(f"{key}/came", 1 + _SAID * speaks)
         if came % _ABSENT >= self._due(key):
             verdict = self._decide(key, came)
@@ -279,7 +252,7 @@ class Ranks(Alone):
         if came % _ABSENT >= self._due(key):
             self._decide(key, came)
 
-    def _await(self, key: str, patience: float) -> _Verdict:
+    def _await(self, key: str, patience: float) -> Agreement:
         # By short looks, not by a wait of the store's: that prints a warning of its own each time
         # it runs out, keeps Ctrl-C waiting, and cannot see that a rank is gone (torch 2.13).
         store, done = self._store, f"{key}/done"
@@ -294,12 +267,12 @@ class Ranks(Alone):
                 if store.add("ranks", 0) < self.world:
                     patience = _BRIEFLY
                 if time.monotonic() - since > patience:
-                    return _read(store.compare_set(done, "", _LATE))
+                    return read_agreement(store.compare_set(done, "", LATE))
             time.sleep(pause)
             pause = min(1.5 * pause, _SLOWLY)
-        return _read(store.get(done))
+        return read_agreement(store.get(done))
 
-    def _decide(self, key: str, came: int) -> _Verdict:
+    def _decide(self, key: str, came: int) -> Agreement:
         """The verdict, now that all have come: the first one that is written holds."""
         store = self._store
         findings: list[Finding] = []
@@ -307,7 +280,7 @@ class Ranks(Alone):
         if came >= _SAID:
             for rank in range(self.world):
                 if store.check([f"{key}/{rank}"]):
-                    theirs, content = _unpacked(store.get(f"{key}/{rank}"))
+                    theirs, content = unpacked(store.get(f"{key}/{rank}"))
                     findings += theirs
                     if content is not None:
                         contents[rank] = content
@@ -315,11 +288,11 @@ class Ranks(Alone):
         findings += [f for gone in missing for f in gone.found]
         raised = next((gone.text for gone in missing if gone.text), "")
         all_there = not missing and came % _SAID < _ABSENT
-        written = _CLEAN
+        written = CLEAN
         if findings or contents or not all_there:
-            text = raised or (_text(findings, self.world) if findings else "")
-            written = _packed(_Verdict(False, all_there, findings, text, contents))
-        verdict = _read(store.compare_set(f"{key}/done", "", written))
+            text = raised or (text_of_all(findings, self.world) if findings else "")
+            written = packed(Agreement(False, all_there, findings, text, contents))
+        verdict = read_agreement(store.compare_set(f"{key}/done", "", written))
         if key.isdigit():
             self._forget(str(int(key) - 1))
         return verdict
@@ -338,10 +311,10 @@ class Ranks(Alone):
             return
         for rank in range(self.world):
             if rank not in self._gone and self._store.check([f"gone/{rank}"]):
-                self._gone[rank] = _unpacked(self._store.get(f"gone/{rank}"))
+                self._gone[rank] = unpacked(self._store.get(f"gone/{rank}"))
 
-    def _say_goodbye(self, gone: _Gone) -> None:
-        self._store.set(f"gone/{self.rank}", _packed(gone))
+    def _say_goodbye(self, gone: Gone) -> None:
+        self._store.set(f"gone/{self.rank}", packed(gone))
         self._store.add("gone", 1)
         # all ranks raise it, those too that did not take part in the verdict
         if gone.text:
@@ -387,9 +360,9 @@ class Gathering(Ranks):
     are added up, and at the end of an evaluation.
     """
 
-    def _settled(self, key: str, point: str, content: Any) -> _Verdict:
+    def _settled(self, key: str, point: str, content: Any) -> Agreement:
         if _PATIENCE[point] == _BRIEFLY:
-            return _Verdict(late=True)
+            return Agreement(late=True)
         everyone: list[Any] = [None] * self.world
         findings = self._held.findings if point == "end" else []
         dist.all_gather_object(everyone, (findings, content))
@@ -397,8 +370,8 @@ class Gathering(Ranks):
         contents = {r: c for r, (_, c) in enumerate(everyone) if c is not None}
         text = ""
         if found:
-            text = _text(found, self.world)
-        return _Verdict(False, _ABSENT not in contents.values(), found, text, contents)
+            text = text_of_all(found, self.world)
+        return Agreement(False, _ABSENT not in contents.values(), found, text, contents)
 
     def _arrive(self) -> None:
         return
@@ -410,7 +383,7 @@ class Gathering(Ranks):
     def _see_off(self, key: str) -> None:
         return
 
-    def _say_goodbye(self, gone: _Gone) -> None:
+    def _say_goodbye(self, gone: Gone) -> None:
         return
 
     def _raise_alarm(self) -> None:
@@ -461,47 +434,3 @@ def _store(rank: int) -> Any:
 
 def _is_before(since: int, key: str) -> bool:
     return not key.isdigit() or since <= int(key)
-
-
-def _packed(value: Any) -> str:
-    return base64.b64encode(pickle.dumps(value)).decode()
-
-
-def _unpacked(text: bytes) -> Any:
-    return pickle.loads(base64.b64decode(text))
-
-
-def _read(text: bytes) -> _Verdict:
-    if text == _CLEAN.encode():
-        return _Verdict()
-    verdict: _Verdict = (
-        _Verdict(late=True) if text == _LATE.encode() else _unpacked(text)
-    )
-    return verdict
-
-
-def _text(findings: Iterable[Finding], world: int) -> str:
-    """One message for all ranks; what several found is one line."""
-    merged: dict[tuple[Any, ...], Finding] = {}
-    ranks: dict[tuple[Any, ...], list[int]] = {}
-    for finding in sorted(findings, key=lambda f: f.rank):
-        same = (
-            finding.check,
-            finding.stage,
-            finding.fact,
-            finding.subject,
-            finding.location,
-        )
-        merged.setdefault(same, finding)
-        ranks.setdefault(same, []).append(finding.rank)
-    said = [
-        replace(f, fact=f"{f.fact}, {_on(ranks[k], world)}") for k, f in merged.items()
-    ]
-    return str(EvalGuardError.of(said, Report()))
-
-
-def _on(ranks: Iterable[int], world: int) -> str:
-    names = [str(rank) for rank in sorted(set(ranks))]
-    if len(names) == world:
-        return f"on all {world} ranks"
-    return f"on rank{'s' if len(names) > 1 else ''} {', '.join(names)}"

@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning_evalguard.cells import cell_of
-from lightning_evalguard.hints import did_you_mean
 from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.screen import coloured, coloured_warnings, is_uncaught
 from lightning_evalguard.stages import spelling
@@ -506,18 +505,6 @@ def broke(report: Report, what: str, off: str, error: Exception) -> None:
         sentence += f": {type(error).__name__}: {error}"
         report.note(sentence)
         warn_text(f"{sentence}. Training goes on; please report it.")
-
-
-def check_policy(name: str, policy: str, allowed: Any) -> None:
-    """Refuse a policy that `allowed` (a ``Literal``) does not list.
-
-    Raises:
-        ValueError: Naming the keyword and what it takes.
-    """
-    if policy not in get_args(allowed):
-        choices = ", ".join(repr(p) for p in get_args(allowed))
-        hint = did_you_mean(str(policy), get_args(allowed))
-        raise ValueError(f"{name}={policy!r}: expected one of {choices}{hint}")
 
 
 __all__ = [

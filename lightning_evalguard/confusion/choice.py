@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evalguard.confusion.loader import Stream
 from lightning_evalguard.confusion.score_keys import names_score
+from lightning_evalguard.confusion.stream import Stream
 
 # kinds that tell least: whether they are a score, its value says
 WEAK = ("comparison", "array")

@@ -20,12 +20,13 @@ from lightning_evalguard.confusion.choice import (
     questions_of,
 )
 from lightning_evalguard.confusion.config import ConfusionMetrics
-from lightning_evalguard.confusion.loader import LoaderCount, Stream
+from lightning_evalguard.confusion.loader import LoaderCount
 from lightning_evalguard.confusion.parts import (
     is_all_that_counts,
     is_beaten,
     unexplained,
 )
+from lightning_evalguard.confusion.stream import Stream
 from lightning_evalguard.confusion.words import ambiguous, only_a_part, swapped_order
 
 

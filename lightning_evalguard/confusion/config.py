@@ -99,14 +99,7 @@ class ConfusionMetrics:
         scores: Sequence[str] | None = None,
         per_class: int | None = None,
     ) -> None:
-        if task is not None and task not in get_args(Task):
-            raise ValueError(
-                f"task={task!r}: expected one of {_listed(get_args(Task))}"
-            )
-        if preds_are is not None and preds_are not in get_args(PredsAre):
-            raise ValueError(
-                f"preds_are={preds_are!r}: expected one of {_listed(get_args(PredsAre))}"
-            )
+        _check_kinds(task, preds_are)
         least = 2
         if task == "multilabel":
             least = 1
@@ -124,21 +117,9 @@ class ConfusionMetrics:
             expected = num_classes or (2 if task == "binary" else None)
             class_names = _checked_names(class_names, expected, least)
             num_classes = len(class_names)
-        if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
-            raise ValueError(
-                f"threshold={threshold!r}: expected a probability between 0 and 1"
-            )
-        if ignore_index is not None and not _is_int(ignore_index):
-            raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
-        if source is not None and not callable(source):
-            check_source(source)
+        _check_pairs(threshold, ignore_index, source)
         ks = _checked_ranks(top_k, num_classes)
-        if not _is_int(max_full_classes) or max_full_classes < 2:
-            raise ValueError(
-                f"max_full_classes={max_full_classes!r}: expected 2 or more"
-            )
-        if per_class is not None and (not _is_int(per_class) or per_class < 0):
-            raise ValueError(f"per_class={per_class!r}: expected 0 or more")
+        _check_sizes(max_full_classes, per_class)
         self.num_classes = num_classes
         self.class_names = class_names
         self.task = task
@@ -169,6 +150,33 @@ class ConfusionMetrics:
             return True
         patterns = _LOGGED[task] if self.scores is None else self.scores
         return any(fnmatchcase(score, pattern) for pattern in patterns)
+
+
+def _check_kinds(task: Any, preds_are: Any) -> None:
+    if task is not None and task not in get_args(Task):
+        raise ValueError(f"task={task!r}: expected one of {_listed(get_args(Task))}")
+    if preds_are is not None and preds_are not in get_args(PredsAre):
+        raise ValueError(
+            f"preds_are={preds_are!r}: expected one of {_listed(get_args(PredsAre))}"
+        )
+
+
+def _check_pairs(threshold: Any, ignore_index: Any, source: Any) -> None:
+    if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
+        raise ValueError(
+            f"threshold={threshold!r}: expected a probability between 0 and 1"
+        )
+    if ignore_index is not None and not _is_int(ignore_index):
+        raise ValueError(f"ignore_index={ignore_index!r}: expected an integer")
+    if source is not None and not callable(source):
+        check_source(source)
+
+
+def _check_sizes(max_full_classes: Any, per_class: Any) -> None:
+    if not _is_int(max_full_classes) or max_full_classes < 2:
+        raise ValueError(f"max_full_classes={max_full_classes!r}: expected 2 or more")
+    if per_class is not None and (not _is_int(per_class) or per_class < 0):
+        raise ValueError(f"per_class={per_class!r}: expected 0 or more")
 
 
 def _checked_scores(given: Any) -> tuple[str, ...]:

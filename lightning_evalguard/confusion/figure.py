@@ -11,6 +11,7 @@ from lightning_evalguard.confusion.lettering import families, labels
 from lightning_evalguard.confusion.result import ConfusionResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # One scale for what is right and one for what is wrong: on a common one an error of 17 % of a
@@ -133,6 +134,30 @@ def _matrix_figure(
         n * cell, n * cell, left, bottom, title, _subtitle(result, pooled), dpi
     )
     ax.imshow(colours, interpolation="nearest", aspect="auto")
+    _write_shares(ax, share, matrix, bool(pooled), size)
+    fonts = list(families(names))
+    ax.set_xticks(
+        range(n),
+        names,
+        fontsize=size,
+        fontfamily=fonts,
+        **_slant(names),
+    )
+    ax.set_yticks(range(n), rows, fontsize=size, fontfamily=fonts)
+    ax.set_xlabel("predicted", fontsize=size, color=_MUTED)
+    ax.set_ylabel("true, with count", fontsize=size, color=_MUTED)
+    return fig
+
+
+def _write_shares(
+    ax: Axes,
+    share: np.ndarray[Any, Any],
+    matrix: np.ndarray[Any, Any],
+    pooled: bool,
+    size: float,
+) -> None:
+    """The share of its row in each cell that has one worth reading."""
+    n = len(matrix)
     least = 0.02
     if n <= 12:
         least = 0.005
@@ -154,18 +179,6 @@ def _matrix_figure(
             fontsize=size,
             color="white" if depth > (0.45 if i == j else 0.6) else _INK,
         )
-    fonts = list(families(names))
-    ax.set_xticks(
-        range(n),
-        names,
-        fontsize=size,
-        fontfamily=fonts,
-        **_slant(names),
-    )
-    ax.set_yticks(range(n), rows, fontsize=size, fontfamily=fonts)
-    ax.set_xlabel("predicted", fontsize=size, color=_MUTED)
-    ax.set_ylabel("true, with count", fontsize=size, color=_MUTED)
-    return fig
 
 
 def _label_figure(

@@ -12,15 +12,11 @@ from lightning_evalguard.confusion import labels, sources
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.functions import SigmoidTap
 from lightning_evalguard.confusion.layout import Layout
-from lightning_evalguard.confusion.loader import (
-    LoaderCount,
-    Stream,
-    tensors_of,
-    versions_of,
-)
+from lightning_evalguard.confusion.loader import LoaderCount, tensors_of
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.memory import StorageIdentity, is_known
 from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.confusion.stream import Stream, versions_of
 from lightning_evalguard.confusion.taps import classification_metrics_of
 from lightning_evalguard.confusion.words import (
     changed_in_place,

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from lightning_evalguard.confusion import sources
 from lightning_evalguard.confusion.config import ConfusionMetrics
-from lightning_evalguard.confusion.loader import LoaderCount, Spare, Stream
+from lightning_evalguard.confusion.loader import LoaderCount, Spare
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.memory import StorageIdentity, is_known
 from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.confusion.stream import Stream
 
 _HELD = 1 << 20  # elements of a pair that may wait for the end of its step
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_evalguard.confusion.choice import WEAK, Question
-from lightning_evalguard.confusion.loader import Stream
+from lightning_evalguard.confusion.stream import Stream
 
 _VALUES = 64  # of a tensor of the batch that may each stand for what is left out
 

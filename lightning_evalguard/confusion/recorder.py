@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion import names, sources
-from lightning_evalguard.confusion.arrays import ArrayTap, agrees, holds_label
+from lightning_evalguard.confusion.arrays import agrees, holds_label
 from lightning_evalguard.confusion.by_batch import Batches
-from lightning_evalguard.confusion.by_hand import GatherTap
 from lightning_evalguard.confusion.choice import WEAK
 from lightning_evalguard.confusion.choosing import choose, name_others
 from lightning_evalguard.confusion.closing import (
@@ -21,28 +20,23 @@ from lightning_evalguard.confusion.closing import (
     is_made_in_the_step,
     settle_shares,
 )
-from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.epoch_arrays import pairs_of_epoch
 from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
-from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
 from lightning_evalguard.confusion.layout import are_logits, margins, read_state
-from lightning_evalguard.confusion.loader import TENSORS, LoaderCount, Stream
-from lightning_evalguard.confusion.losses import LossTap
+from lightning_evalguard.confusion.listening import StepTaps
+from lightning_evalguard.confusion.loader import TENSORS, LoaderCount
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
 from lightning_evalguard.confusion.parts import sizes_of
 from lightning_evalguard.confusion.reduce import agree, reduced
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
-from lightning_evalguard.confusion.taps import MetricTap
 from lightning_evalguard.confusion.thresholds import cuts_of, names_thresholds
 from lightning_evalguard.confusion.words import Recorded, report, report_nothing
 from lightning_evalguard.data.batches import sized
 from lightning_evalguard.data.loaders import left_out, listed, owned
-from lightning_evalguard.instruments.dispatch import compiles
-from lightning_evalguard.instruments.source import LIBRARIES
 from lightning_evalguard.ranks import Alone
 from lightning_evalguard.report import shown_path
 
@@ -64,6 +58,7 @@ class Recorder:
         logged: What the running step logged so far, by key; asked where a step shows several
             answers.
         makes_targets: Whether steps read no label of their batch: they make their targets.
+        pairs: How many were shown so far.
     """
 
     _compares = True  # whether it listens to comparisons by itself
@@ -85,29 +80,12 @@ class Recorder:
         self._module: nn.Module | None = None
         self._now: LoaderCount | None = None
         self._paused = self._epoch_ends = False
-        # Where the pair of every step is known to be, and all stands that hears of it there.
-        self._settled: LoaderCount | None = None
-        source = ""
-        if isinstance(self.config.source, str):
-            source = str(self.config.source)
-        only = source.partition(":")[2] if source.startswith("metric:") else None
-        self._reads_outputs = self.config.source is None or not (
-            only or source == "loss"
+        self.pairs = 0
+        self._taps = StepTaps(self, self.config, self._compares)
+        self._first = FirstStep(
+            self.config, self.explicit, outcomes, self._taps.sigmoids
         )
-        self._metrics = MetricTap(self._see, only, self._at_once)
-        self._losses = LossTap(self._see, self._at_once)
-        self._pairs = 0
-        self._functions = FunctionTap(self._see, lambda: self._pairs)
-        self._sigmoids = SigmoidTap()
-        self._gathers = GatherTap(self._see, self._stands_in_batch)
-        self._comparisons = ComparisonTap(
-            self._compared, lambda: self._paused, self._memory, frozenset(), LIBRARIES
-        )
-        self._arrays = ArrayTap(lambda: self._paused)
-        self._first = FirstStep(self.config, self.explicit, outcomes, self._sigmoids)
         self._following = Following(self.config, outcomes)
-        self._taps_metrics = self.config.source is None or only is not None
-        self._taps_losses = self.config.source is None or source == "loss"
         self._cuts_itself: bool | None = None  # whether the module names thresholds
         # sources of which one score has shown that they are
         self._logits: set[str] = set()
@@ -156,49 +134,9 @@ class Recorder:
             self._close_step()
         entry = self._now = self._loader(dataloader_idx)
         entry.begin_step(*sized(batch, TENSORS))
-        if entry is self._settled:
-            self._hear_step(True)
-            return
-        if entry.chosen is None:
+        if entry is not self._taps.settled and entry.chosen is None:
             entry.batch = batch
-        try:
-            self._open_taps(self._module, entry)
-        except BaseException:
-            self._close_taps()
-            raise
-
-    def _open_taps(self, module: nn.Module, entry: LoaderCount) -> None:
-        if entry.chosen is None:
-            self._sigmoids.open(module)
-        if entry.chosen is None or entry.chosen.kind == "comparison":
-            self._comparisons.reads = entry.chosen is None
-            self._open_comparisons(module)
-        is_asked = self._taps_losses and not compiles(module)
-        if is_asked and (entry.chosen is None or entry.chosen.kind == "array"):
-            self._arrays.open()
-        if self._taps_losses and _may_gather(entry.chosen):
-            self._gathers.reads = entry.chosen is None
-            self._gathers.open(module)
-        # Not at the start of the evaluation: hooks that run after it may still replace a metric.
-        if entry.batches == 1 and self._taps_metrics:
-            self._metrics.open(module)
-        if self._taps_losses:
-            self._losses.locates = self._functions.locates = entry.chosen is None
-            self._losses.open()
-            self._functions.open(module)
-        waits = _may_gather(entry.chosen) or self._arrays.is_open
-        self._settled = None if waits else entry
-
-    def _hear_step(self, hears: bool) -> None:
-        """Begin or end to hear a step of which the place is known: nothing is put up for it."""
-        self._losses.hears = self._functions.hears = hears and self._taps_losses
-        chosen = self._settled.chosen if self._settled is not None else None
-        if chosen is not None and chosen.kind == "comparison":
-            self._comparisons.hears = hears
-
-    def _open_comparisons(self, module: nn.Module) -> None:
-        if self._compares and self.config.source is None and not compiles(module):
-            self._comparisons.open()
+        self._taps.before_step(self._module, entry)
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int = 0) -> None:
         """The step returned `outputs`: count them.
@@ -207,20 +145,17 @@ class Recorder:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
         entry = self._now
-        if entry is not None and entry is self._settled:
-            self._hear_step(False)
-        else:
-            self._close_step_taps(entry)
+        self._taps.after_step(entry)
         if entry is None:
             return
         try:
-            if self._reads_outputs and (
+            if self._taps.reads_outputs and (
                 outputs is not None or self.config.source is not None
             ):
                 self._see_outputs(entry, outputs, batch)
             self._see_arrays(entry)
             if entry.chosen is None:
-                entry.uses_labels |= self._gathers.used
+                entry.uses_labels |= self._taps.gathers.used
                 loss = outputs
                 if isinstance(outputs, Mapping):
                     loss = outputs.get("loss")
@@ -232,55 +167,31 @@ class Recorder:
             elif not entry.counted and not entry.chosen.late:
                 self._following.fall_back(entry)
         finally:
-            self._arrays.close()
+            self._taps.arrays.close()
             if not entry.counted:
                 entry.saw = sources.shown(outputs)
             entry.returned = True
             entry.end_step()
             if entry.chosen is None:
-                self._sigmoids.close()
-
-    def _close_step_taps(self, entry: LoaderCount | None) -> None:
-        self._gathers.close()
-        if (
-            entry is not None
-            and entry.chosen is not None
-            and entry.chosen.kind == "comparison"
-        ):
-            self._comparisons.pause()
-        else:
-            self._comparisons.close()
-        if entry is None or entry.chosen is None:
-            # who looks closely at hooks sees the functions as they are
-            self._losses.close()
-            self._functions.close()
-        else:
-            self._losses.pause()
-            self._functions.pause()
+                self._taps.sigmoids.close()
 
     def steps_over(self) -> None:
         """The last step is over: from now on scores of the whole evaluation may be computed."""
         self._close_step()
-        self._settled = None
-        self._losses.close()
-        self._comparisons.close()
         self._epoch_ends = self._stage is not None
-        if self._epoch_ends and self._module is not None and self._taps_losses:
-            self._functions.open(self._module)
-            if any(_is_open(entry) for entry in self._entries()):
-                self._comparisons.reads = True
-                self._open_comparisons(self._module)
-                if self._compares and not compiles(self._module):
-                    self._arrays.open(of_epoch=True)
+        module = None
+        if self._epoch_ends:
+            module = self._module
+        self._taps.steps_over(module, any(map(_is_open, self._entries())))
 
     def hear(self, kind: str, name: str, pair: Pair) -> None:
         """A pair that no tap of this recorder heard: a comparison in a plain script."""
-        self._see(kind, name, pair)
+        self.see(kind, name, pair)
 
     @property
     def has_arrays(self) -> bool:
         """Whether something of the running step became an array."""
-        return bool(self._arrays.given)
+        return bool(self._taps.arrays.given)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -389,17 +300,7 @@ class Recorder:
 
     def _close_taps(self) -> None:
         self._epoch_ends = False
-        self._settled = None
-        for tap in (
-            self._metrics,
-            self._losses,
-            self._functions,
-            self._sigmoids,
-            self._comparisons,
-            self._gathers,
-            self._arrays,
-        ):
-            tap.close()
+        self._taps.close()
 
     def _entries(self) -> list[LoaderCount]:
         """The loaders of the running evaluation."""
@@ -418,11 +319,11 @@ class Recorder:
 
     # what a step shows
 
-    def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
+    def see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
         """A metric or a loss is called. Whatever goes wrong here, the user's step goes on."""
         entry = self._now
         # A comparison may be what the function around it judges by.
-        self._pairs += kind not in ("other", *WEAK)
+        self.pairs += kind not in ("other", *WEAK)
         if self._epoch_ends:
             entry, kind = self._of_epoch(kind), "epoch"
         if entry is None or self._paused or entry.failed:
@@ -437,14 +338,19 @@ class Recorder:
                 entry.trouble or f"{pair.source} could not be counted: {error}"
             )
 
-    def _memory(self) -> tuple[set[int], set[int]]:
+    def memory(self) -> tuple[set[int], set[int]]:
         """Where the tensors of the running batch lie."""
         return set(self._now.leaves()) if self._now is not None else set(), set()
 
-    def _stands_in_batch(self, tensor: Tensor) -> bool:
+    def is_paused(self) -> bool:
+        """Whether nothing counts now."""
+        return self._paused
+
+    def stands_in_batch(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one of the running batch's."""
         return self._now is not None and self._now.role_of(tensor) is not None
 
-    def _compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
+    def compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
         """Two tensors of labels are compared, as those do who count what is right by hand."""
         short = text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
         said = f"the comparison `{short}` at {shown_path(place)}"
@@ -456,9 +362,9 @@ class Recorder:
             location=place,
             is_ordered=False,
         )
-        self._see("comparison", place, pair)
+        self.see("comparison", place, pair)
 
-    def _at_once(
+    def at_once(
         self,
         kind: str,
         name: str,
@@ -474,9 +380,9 @@ class Recorder:
             return False
         try:
             settled = self._following.at_once(entry, kind, name, preds, target, pair)
-        except Exception:  # noqa: BLE001 - `_see` meets it again, and says so
+        except Exception:  # noqa: BLE001 - `see` meets it again, and says so
             return False
-        self._pairs += settled
+        self.pairs += settled
         return settled
 
     def _of_epoch(self, kind: str) -> LoaderCount | None:
@@ -494,28 +400,30 @@ class Recorder:
 
     def _see_arrays(self, entry: LoaderCount) -> None:
         """What the step turned into arrays, which it may compare in numpy."""
-        if self._arrays.given:
-            given = self._arrays.given
+        if self._taps.arrays.given:
+            given = self._taps.arrays.given
             entry.converts_labels |= any(
                 holds_label(entry, array.tensor) for array in given
             )
-            for place, pair in self._arrays.pairs(entry):
-                self._see("array", place, pair)
+            for place, pair in self._taps.arrays.pairs(entry):
+                self.see("array", place, pair)
 
     def _see_arrays_of_epoch(self) -> None:
         """What was turned into arrays after the last step, where it says more than they did."""
         entries = [
             entry for entry in self._entries() if entry.batches and _waits(entry)
         ]
-        if not self._arrays.given or len(entries) != 1 or not entries[0].samples:
+        if not self._taps.arrays.given or len(entries) != 1 or not entries[0].samples:
             return
         (entry,) = entries
         try:
-            pairs = pairs_of_epoch(self._arrays.given, entry.first_labels, entry.given)
+            pairs = pairs_of_epoch(
+                self._taps.arrays.given, entry.first_labels, entry.given
+            )
         except (RuntimeError, TypeError):  # tensors of classes of their own
             return
         for place, pair in pairs:
-            self._see("array", place, pair)
+            self.see("array", place, pair)
 
     def _see_outputs(self, entry: LoaderCount, outputs: Any, batch: Any) -> None:
         if self.config.source is not None:
@@ -542,7 +450,7 @@ class Recorder:
         if entry is None:
             return
         if entry.chosen is None:
-            self._sigmoids.close()
+            self._taps.sigmoids.close()
         if entry.chosen is None and entry.streams:
             choose(entry, self.config, self.logged)
         unit = 1
@@ -590,8 +498,3 @@ def _waits(entry: LoaderCount) -> bool:
     if chosen is None:
         return not entry.streams
     return chosen.kind == "epoch" and chosen.is_array
-
-
-def _may_gather(chosen: Stream | None) -> bool:
-    """Whether the pair to be counted may be one that is gathered."""
-    return chosen is None or (chosen.kind == "function" and "gather" in chosen.names)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import ROOM, Layout
-from lightning_evalguard.confusion.loader import LoaderCount, Stream
+from lightning_evalguard.confusion.loader import LoaderCount
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.score_keys import names_score
 from lightning_evalguard.confusion.sources import Pair
+from lightning_evalguard.confusion.stream import Stream
 from lightning_evalguard.report import Finding
 
 _RETURN = 'Return {"preds": ..., "target": ...}, or pass ConfusionMetrics(source=...)'

@@ -33,13 +33,17 @@ from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.host import GUARDED, Host
 from lightning_evalguard.huggingface.run import HuggingFaceRun
-from lightning_evalguard.policies import Allow, check_allow, check_policies
+from lightning_evalguard.policies import (
+    Allow,
+    check_allow,
+    check_policies,
+    check_policy,
+)
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.report import (
     FixPolicy,
     Policy,
     Report,
-    check_policy,
 )
 
 

@@ -50,10 +50,11 @@ class PlainRecorder(Recorder):
     def _is_score(self, result: ConfusionResult) -> bool:
         return self.compares  # nothing is logged
 
-    def _see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
+    def see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
+        """A metric, a loss or a comparison is called; not counted where others count it."""
         if self._is_foreign is not None and self._is_foreign(pair):
             return
         if kind != "other" or name not in _NO_SCORE:
             self._scored(pair.preds, pair.target)
         with torch.no_grad(), self._quietly():
-            super()._see(kind, name, pair, value)
+            super().see(kind, name, pair, value)

@@ -22,11 +22,12 @@ from lightning_evalguard.plain.judge import Judge, Together
 from lightning_evalguard.plain.loops import Loops
 from lightning_evalguard.plain.models import Model, Models
 from lightning_evalguard.plain.names import Names
+from lightning_evalguard.plain.surroundings import Surroundings
 from lightning_evalguard.plain.syncs import PlainSync
 from lightning_evalguard.plain.tensors import follow, tensors_of_call
 from lightning_evalguard.plain.training import TrainingSteps
 from lightning_evalguard.plain.window import Key, Loop
-from lightning_evalguard.plain.windows import Surroundings, Windows
+from lightning_evalguard.plain.windows import Windows
 from lightning_evalguard.report import EvalGuardError, Report, broke, hidden
 
 __tracebackhide__ = hidden

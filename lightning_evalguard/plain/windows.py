@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -19,52 +18,15 @@ from lightning_evalguard.plain.comparisons import hear_sklearn
 from lightning_evalguard.plain.frames import functions_around, is_discarded, path_of
 from lightning_evalguard.plain.matrix import PlainScores
 from lightning_evalguard.plain.measures import MeasureTap
-from lightning_evalguard.plain.models import Model, Models, are_rows
-from lightning_evalguard.plain.names import Names
+from lightning_evalguard.plain.models import Model, are_rows
 from lightning_evalguard.plain.scored import CodePlace
-from lightning_evalguard.plain.syncs import PlainSync
+from lightning_evalguard.plain.surroundings import Surroundings
 from lightning_evalguard.plain.tensors import memory_of, reached, size_of
-from lightning_evalguard.plain.training import TrainingSteps
 from lightning_evalguard.plain.watched import Watched, make_held
 from lightning_evalguard.plain.window import Key, Loop, ModelCall, Window
-from lightning_evalguard.report import Finding, Report, hidden
+from lightning_evalguard.report import Finding, hidden
 
 __tracebackhide__ = hidden
-
-
-@dataclass
-class Surroundings:
-    """What the windows of a session ask, and tell.
-
-    Attributes:
-        report: What is verified and found.
-        policies: Of every check.
-        allow: Patterns of what is meant.
-        models: The root modules of the script.
-        training: Its training so far.
-        names: Of its evaluations.
-        sync: Hears of waits for the device.
-        tell: Takes what is found, each with its policy.
-        innermost: Gives the running loop.
-        runs: Whether a loop still runs.
-        is_inside: Whether a model runs.
-        is_elsewhere: Whether this is another thread or process.
-        safely: Runs what may fail.
-    """
-
-    report: Report
-    policies: dict[str, str]
-    allow: Any
-    models: Models
-    training: TrainingSteps
-    names: Names
-    sync: PlainSync
-    tell: Callable[[list[tuple[Finding, str]]], None]
-    innermost: Callable[[], Loop | None]
-    runs: Callable[[Loop], bool]
-    is_inside: Callable[[], bool]
-    is_elsewhere: Callable[[], bool]
-    safely: Callable[..., Any]
 
 
 class Windows:

@@ -1,7 +1,6 @@
-"""The only file that imports Lightning, with the private attributes that we rely on.
+"""The only file that imports Lightning.
 
-Each of these stands once, in `PRIVATE`, with what happens in a Lightning that lacks it. Held
-against Lightning 2.2 to 2.6 by tests/trainer/test_versions.py, which names those that went away.
+Private attributes that we rely on stand in `private.py`, once each.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lightning_evalguard.data.loaders import Evaluated, Logged, flat
 from lightning_evalguard.instruments.dispatch import aside
+from lightning_evalguard.trainer.private import NO_REPLAY, PRIVATE, has, owner, read
 
 if (
     TYPE_CHECKING
@@ -32,101 +32,13 @@ else:  # the user's script runs on the package's other name: do not load both
     from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.loggers.logger import DummyLogger
 
-_UNGUARDED = "these steps are not guarded, and the report says so"
-_UNSEEN = "this evaluation is not guarded, and the report says so"
-_UNHEARD = "what is logged is not held against what the steps gave"
-_STEPS_OVER = (
-    "the steps are over once the guard's own hook runs, after other callbacks'"
-)
-_UNSEEN_END = "grad mode that the last hooks leave on is not seen"
-_NO_REPLAY = "steps are watched as they run, and none is run again"
-
-PRIVATE = {
-    "strategy.training_step": _UNGUARDED,
-    "strategy.validation_step": _UNGUARDED,
-    "strategy.test_step": _UNGUARDED,
-    "strategy.predict_step": _UNGUARDED,
-    "strategy.batch_to_device": "changes to a batch on its way to the device are not seen",
-    "fit_loop.epoch_loop.val_loop.run": _UNSEEN,
-    "validate_loop.run": _UNSEEN,
-    "test_loop.run": _UNSEEN,
-    "predict_loop.run": _UNSEEN,
-    "fit_loop.epoch_loop.val_loop.on_run_end": _UNSEEN_END,
-    "validate_loop.on_run_end": _UNSEEN_END,
-    "test_loop.on_run_end": _UNSEEN_END,
-    "predict_loop.on_run_end": _UNSEEN_END,
-    "_run_stage": "what a run patched stays where another callback's on_exception raises",
-    "_active_loop": _NO_REPLAY,
-    "_active_loop._results": _NO_REPLAY,
-    "_active_loop._results.training": _NO_REPLAY,
-    "_active_loop._results.batch": _NO_REPLAY,
-    "_active_loop._results.batch_size": _NO_REPLAY,
-    "_active_loop._results.dataloader_idx": _NO_REPLAY,
-    "_logger_connector._current_fx": _NO_REPLAY,
-    "_active_loop._combined_loader": "the loaders are those that the trainer names publicly",
-    "_active_loop._combined_loader._mode": "loaders are taken for sequential",
-    "_active_loop.max_batches": "no limit of batches is known",
-    "fit_loop.epoch_loop.val_loop._module_mode.mode": "no score is taken with dropout on",
-    "fit_loop.epoch_loop._results.update_metrics": _UNHEARD,
-    "fit_loop.epoch_loop.val_loop._results.update_metrics": _UNHEARD,
-    "validate_loop._results.update_metrics": _UNHEARD,
-    "test_loop._results.update_metrics": _UNHEARD,
-    "fit_loop.epoch_loop.val_loop._on_evaluation_epoch_end": _STEPS_OVER,
-    "validate_loop._on_evaluation_epoch_end": _STEPS_OVER,
-    "test_loop._on_evaluation_epoch_end": _STEPS_OVER,
-    "_results.warning_cache": "Lightning advises sync_dist for our keys on several ranks",
-    "fit_loop.epoch_loop._batches_that_stepped": "figures stand at the trainer's global step",
-    "fit_loop.epoch_loop._results": "scores that training logs are taken for fresh",
-    "_logger_connector._first_loop_iter": "scores that training logs are taken for fresh",
-    "validate_loop.verbose": "no table is printed after validate",
-    "test_loop.verbose": "no table is printed after test",
-}
-"""Path from a Trainer, during the stage that uses it -> what happens where it is missing."""
-
-_GONE = object()
-
-
-def has(trainer: Trainer, path: str) -> bool:
-    """Whether this Lightning has what `PRIVATE` names `path`."""
-    return path in PRIVATE and _walk(trainer, path) is not _GONE
-
-
-def owner(trainer: Trainer, path: str) -> Any:
-    """The object that holds what `PRIVATE` names `path`; None where it is missing."""
-    above = path.rpartition(".")[0]
-    if not has(trainer, path):
-        return None
-    if above:
-        return _walk(trainer, above)
-    return trainer
-
-
-def _read(trainer: Trainer, path: str, default: Any = _GONE) -> Any:
-    """What stands at a path of `PRIVATE`."""
-    thing = _GONE
-    if path in PRIVATE:
-        thing = _walk(trainer, path)
-    if thing is _GONE or thing is None:
-        return default
-    return thing
-
-
-def _walk(thing: Any, path: str) -> Any:
-    for name in path.split("."):
-        if thing is None:  # there is none in this stage: a prediction logs nothing
-            return None
-        if name == "warning_cache":  # stands in the module of the class
-            thing = sys.modules.get(type(thing).__module__)
-        thing = getattr(thing, name, _GONE)
-    return thing
-
 
 def why_not_logged_again(trainer: Trainer) -> str | None:
     """Why what a replay logs could not be kept out of the books, or None."""
     gone = [
         p
         for p, falls_back in PRIVATE.items()
-        if falls_back is _NO_REPLAY and not has(trainer, p)
+        if falls_back is NO_REPLAY and not has(trainer, p)
     ]
     if not gone:
         return None
@@ -136,7 +48,7 @@ def why_not_logged_again(trainer: Trainer) -> str | None:
 @contextmanager
 def out_of_the_books(trainer: Trainer, spare: SpareBooks) -> Iterator[None]:
     """What is logged inside goes into a collection of its own, and to loggers that drop it."""
-    loop, connector = _read(trainer, "_active_loop"), trainer._logger_connector
+    loop, connector = read(trainer, "_active_loop"), trainer._logger_connector
     loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
     if results is not None:
         loop._results = spare.like(results)
@@ -188,7 +100,7 @@ def _unwatched(log: Callable[..., None]) -> Callable[..., None]:
 
 def dataloaders(trainer: Trainer) -> Any:
     """The loaders of the running evaluation: one, or a sequence or a dict of them."""
-    combined = _read(trainer, "_active_loop._combined_loader", None)
+    combined = read(trainer, "_active_loop._combined_loader", None)
     if combined is not None:
         return combined.iterables
     if trainer.testing:
@@ -201,7 +113,7 @@ def dataloaders(trainer: Trainer) -> Any:
 
 def batches_of(trainer: Trainer, loader: int) -> float | None:
     """How many batches a loader of the running evaluation will give; None where it is not known."""
-    limits = _read(trainer, "_active_loop.max_batches", ())
+    limits = read(trainer, "_active_loop.max_batches", ())
     if isinstance(limits, list) and loader < len(limits):
         return float(limits[loader])
     return None
@@ -242,9 +154,9 @@ class Books:
         return Evaluated(
             loaders=list(flat(dataloaders(trainer))),
             mode=str(
-                _read(trainer, "_active_loop._combined_loader._mode", "sequential")
+                read(trainer, "_active_loop._combined_loader._mode", "sequential")
             ),
-            limits=list(_read(trainer, "_active_loop.max_batches", ())),
+            limits=list(read(trainer, "_active_loop.max_batches", ())),
             setting=(name, limit) if limited else None,
             training=list(flat(trainer.train_dataloader)),
             debugging=any(
@@ -293,7 +205,7 @@ class Entry(NamedTuple):
 def entries(trainer: Trainer) -> Iterator[Entry]:
     """What the running loop logged and did not reset, as `callback_metrics` names it now."""
     results: Any = trainer._results
-    in_step = _read(trainer, "_logger_connector._first_loop_iter", None) is not None
+    in_step = read(trainer, "_logger_connector._first_loop_iter", None) is not None
     for one in (results or {}).values():
         meta = getattr(one, "meta", None)
         if (
@@ -313,7 +225,7 @@ def entries(trainer: Trainer) -> Iterator[Entry]:
 
 def trained_keys(trainer: Trainer) -> dict[str, bool]:
     """The keys under which training has logged so far, and whether each holds a step's value."""
-    results = _read(trainer, "fit_loop.epoch_loop._results", {})
+    results = read(trainer, "fit_loop.epoch_loop._results", {})
     keys: dict[str, bool] = {}
     for meta in (one.meta for one in results.values()):
         keys |= {
@@ -383,7 +295,7 @@ class ValidationLoop:
 
     def modes(self) -> dict[str, bool] | None:
         """The mode in which each module trains, by its qualified name."""
-        found = _read(
+        found = read(
             self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None
         )
         if found is None:
@@ -394,7 +306,7 @@ class ValidationLoop:
 def verbose(trainer: Trainer, stage: str) -> bool:
     """Whether Lightning prints its own table after a ``validate`` or ``test``."""
     return stage in ("validate", "test") and bool(
-        _read(trainer, f"{stage}_loop.verbose", False)
+        read(trainer, f"{stage}_loop.verbose", False)
     )
 
 
@@ -402,7 +314,7 @@ def advised_sync_dist(trainer: Trainer, key: str) -> None:
     """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    said = _read(trainer, "_results.warning_cache", None)
+    said = read(trainer, "_results.warning_cache", None)
     if isinstance(said, set):
         said.add(
             f"It is recommended to use `self.log({key!r}, ..., sync_dist=True)`"
@@ -448,7 +360,7 @@ def _logged_again(module: LightningModule, key: str, value: float) -> bool:
 
     That looks up and compares everything that a call may say, and moves the entry to its device.
     """
-    results = _read(module.trainer, "_active_loop._results", None)
+    results = read(module.trainer, "_active_loop._results", None)
     known = f"{vars(module).get('_current_fx_name')}.{key}"
     own = "log" in vars(module) or type(module).log is not LightningModule.log
     if own or results is None or known not in results:
@@ -475,7 +387,7 @@ def logged_step(trainer: Trainer) -> int:
         return trainer.global_step
     # Lightning's `_LoggerConnector.log_metrics` takes the same count
     return int(
-        _read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step)
+        read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step)
     )
 
 

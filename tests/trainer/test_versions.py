@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_evalguard import EvalGuard
-from lightning_evalguard.trainer import lightning as _lightning
+from lightning_evalguard.trainer import private
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
@@ -25,9 +25,7 @@ class Asks(pl.Callback):
         self.gone: list[str] = []
 
     def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.gone = [
-            path for path in _lightning.PRIVATE if not _lightning.has(trainer, path)
-        ]
+        self.gone = [path for path in private.PRIVATE if not private.has(trainer, path)]
 
 
 def test_this_lightning_has_every_private_attribute_that_is_used(trainer: Make) -> None:
@@ -35,19 +33,19 @@ def test_this_lightning_has_every_private_attribute_that_is_used(trainer: Make) 
     trainer(callbacks=[asks], num_sanity_val_steps=0).fit(
         zoo.Honest(), zoo.loader(), zoo.loader()
     )
-    gone = [f"`trainer.{path}`, so {_lightning.PRIVATE[path]}" for path in asks.gone]
+    gone = [f"`trainer.{path}`, so {private.PRIVATE[path]}" for path in asks.gone]
     assert not gone, f"Lightning {pl.__version__} has no longer " + "; ".join(gone)
 
 
 def hide(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the package see a Lightning without what stands at `path`."""
-    walk = _lightning._walk
+    walk = private._walk
 
     def blind(thing: Any, asked: str) -> Any:
         hidden = asked == path or asked.startswith(f"{path}.")
-        return _lightning._GONE if hidden else walk(thing, asked)
+        return private.GONE if hidden else walk(thing, asked)
 
-    monkeypatch.setattr(_lightning, "_walk", blind)
+    monkeypatch.setattr(private, "_walk", blind)
 
 
 def test_the_test_before_can_fail(
@@ -68,7 +66,7 @@ def left(trainer: Make, guards: list[EvalGuard]) -> list[torch.Tensor]:
     return [*module.state_dict().values(), torch.get_rng_state()]
 
 
-@pytest.mark.parametrize("path", _lightning.PRIVATE)
+@pytest.mark.parametrize("path", private.PRIVATE)
 def test_without_it_a_run_is_the_same_and_the_report_says_what_is_missing(
     path: str, trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,11 +76,11 @@ def test_without_it_a_run_is_the_same_and_the_report_says_what_is_missing(
     guarded = left(trainer, [guard])
     assert all(torch.equal(a, b) for a, b in zip(bare, guarded, strict=True))
     assert guard.report.findings == []
-    falls_back = _lightning.PRIVATE[path]
+    falls_back = private.PRIVATE[path]
     notes = " ".join(guard.report.notes)
     if "the report says so" in falls_back:
         assert f"`trainer.{path}`" in notes
-    if falls_back == _lightning._NO_REPLAY:
+    if falls_back == private.NO_REPLAY:
         assert guard.report.checked["replayed_steps"] == 0
         assert guard.report.checked["batches"] > 0
 

@@ -25,15 +25,13 @@ from lightning_evalguard.checks.data.loader_facts import (
     set_of,
     workers,
 )
+from lightning_evalguard.checks.data.rereading import read_twice, reads_cheaply
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact
 from lightning_evalguard.data.samples import (
     Budget,
     Sketch,
-    digest,
-    is_cheap,
     sketch,
-    undisturbed,
 )
 from lightning_evalguard.instruments.source import owner_of, site_at
 from lightning_evalguard.record.trained import Trained
@@ -43,7 +41,6 @@ from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
 _PLAIN = (list, tuple, dict, Tensor)
 _SKETCHES = 2  # batches: as many as a sanity check has
 _CHEAP, _COSTLY = 1024, 32  # samples that are read once a run, by what a read calls
-_TWICE = 4  # samples that are read twice after an evaluation, where reading is costly
 _SHARE = 50  # evaluated samples for which one more is read
 
 
@@ -324,7 +321,7 @@ class DataCheck(Check):
         found = []
         for one in sets:
             if one.places and not one.varies:
-                found += self._read_twice(one)
+                found += read_twice(one, self._note)
             elif one.loader is not None and not now.fitting and workers(one.loader):
                 self._note(
                     f"the samples of `{one.name}` were not read twice, because its workers read "
@@ -415,7 +412,7 @@ class DataCheck(Check):
         if id(one) in self._watched:
             return []
         reads = _COSTLY
-        if self._reads_cheaply(one):
+        if reads_cheaply(one):
             reads = _CHEAP
         try:
             found, why_not = groups.shared_groups(one, side, self._groups, reads)
@@ -432,49 +429,9 @@ class DataCheck(Check):
         """How many samples may be read after this evaluation."""
         evaluated = _loaders.length(getattr(one.loader, "dataset", None)) or 0
         if one.reads is None:
-            one.reads = _CHEAP if self._reads_cheaply(one) else _COSTLY
+            one.reads = _CHEAP if reads_cheaply(one) else _COSTLY
             return one.reads + evaluated // _SHARE
         return evaluated // _SHARE
-
-    def _reads_cheaply(self, one: EvaluatedSet) -> bool:
-        if (
-            workers(one.loader)
-            or one.order == "unknown"
-            or not _loaders.length(one.loader.dataset)
-        ):
-            return False
-        dataset = one.loader.dataset
-        try:
-            with undisturbed(dataset):
-                return is_cheap(dataset, 0)
-        except Exception:  # noqa: BLE001 - a dataset that cannot be read so
-            return False
-
-    def _read_twice(self, one: EvaluatedSet) -> list[Fact]:
-        dataset = one.loader.dataset
-        budget = Budget(2 * (len(one.places) if self._reads_cheaply(one) else _TWICE))
-        with undisturbed(dataset):
-            while one.places and budget.read(2):
-                place = one.places.pop()
-                try:
-                    same = digest(dataset[place]) == digest(dataset[place])
-                except Exception as error:  # noqa: BLE001 - a dataset that cannot be read so
-                    one.places.clear()
-                    self._note(
-                        f"the samples of `{one.name}` were not read twice: "
-                        f"{type(error).__name__}: {error}"
-                    )
-                    break
-                if not same:
-                    one.varies, one.places = True, []
-                    return [
-                        one.fact(
-                            f"sample {place} read twice differs, expected the same evaluation set "
-                            "each time",
-                            "Keep random transforms out of the evaluation's dataset.",
-                        )
-                    ]
-        return []
 
     # counted once
 

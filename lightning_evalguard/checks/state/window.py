@@ -293,11 +293,8 @@ class StateWindow:
         before, now = self._held.get(name), self._inventory.held.get(name)
         if before is None or now is None or before.kind != "buffer" or now.persistent:
             return False
-        was, is_now = before.tensor, now.tensor
-        return was is not is_now and (was.shape, was.dtype) != (
-            is_now.shape,
-            is_now.dtype,
-        )
+        old, new = before.tensor, now.tensor
+        return old is not new and (old.shape, old.dtype) != (new.shape, new.dtype)
 
     def _trained(self, now: TrainingTensors) -> list[Change]:
         """Gradients and `requires_grad` that a step changed."""
