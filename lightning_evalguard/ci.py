@@ -72,10 +72,14 @@ def run(
         ValueError: If `baseline` is no such file.
     """
     root = _root()
-    known = None if baseline is None else _known(baseline, root)
+    known = None
+    if baseline is not None:
+        known = _known(baseline, root)
     outcome = watch_script(command)
     findings = merged(outcome.report.findings, root)
-    script = None if command[0] == "-m" else Path(command[0])
+    script = None
+    if command[0] != "-m":
+        script = Path(command[0])
 
     def written(form: Form) -> str:
         if form == "json":

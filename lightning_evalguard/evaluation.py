@@ -102,10 +102,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         optimizers: Iterable[torch.optim.Optimizer] = (),
         accelerator: Any = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(
-                f"model={type(model).__name__}: expected a torch.nn.Module"
-            )
+        _check_kinds_of(model, accelerator)
         policies = check_policies(
             modes=modes,
             grad=grad,
@@ -117,12 +114,6 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         check_policy("audit", audit, Mode)
         check_allow(allow)
         trained = _checked_optimizers(optimizers)
-        if accelerator is not None and not hasattr(
-            type(accelerator), "gather_for_metrics"
-        ):
-            raise ValueError(
-                f"accelerator={type(accelerator).__name__}: expected an accelerate.Accelerator"
-            )
         checks: list[Check] = [
             ModesCheck(),
             GradCheck(),
@@ -208,6 +199,21 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         for module, flag in self._before:
             if module.training != flag:
                 module.training = flag
+
+
+def _check_kinds_of(model: Any, accelerator: Any) -> None:
+    """Refuse what is no module, and what cannot gather.
+
+    Raises:
+        ValueError: Naming the argument and what it takes.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={type(model).__name__}: expected a torch.nn.Module")
+    gathers = hasattr(type(accelerator), "gather_for_metrics")
+    if accelerator is not None and not gathers:
+        raise ValueError(
+            f"accelerator={type(accelerator).__name__}: expected an accelerate.Accelerator"
+        )
 
 
 def _checked_optimizers(given: Any) -> list[torch.optim.Optimizer]:

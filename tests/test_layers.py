@@ -18,7 +18,7 @@ FLOORS = [
     {"checks/registry", "stages", "cells", "hints", "instruments/source"},
     {"screen"},
     {"report", "allow"},
-    {"policies"},
+    {"policies", "agreement"},
     {
         "instruments",
         "ranks",
@@ -33,7 +33,7 @@ FLOORS = [
     {"record"},
     {"checks/check"},
     {"checks"},
-    {"audit", "pace"},
+    {"audit", "pace", "rulings"},
     {"guard"},
     {"views"},
     {

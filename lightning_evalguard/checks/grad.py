@@ -197,7 +197,9 @@ class GradCheck(Check):
     ) -> Iterable[Finding]:
         """Name the line, and find a graph that was recorded and thrown away."""
         _switches.stop()
-        first = seen.first if isinstance(seen, RecordedOp) else None
+        first = None
+        if isinstance(seen, RecordedOp):
+            first = seen.first
         if first is None and isinstance(seen, RecordedOp) and seen.allowed:
             self._pending.clear()
         if first is None or self._on_at_entry:
@@ -261,9 +263,9 @@ class GradCheck(Check):
         more = _sizes({attribute: paths}).get(attribute, 0) - sum(
             k.sized for path, k in left_over.items() if path
         )
-        before = (
-            self._growths.get(attribute) if self._batches <= self._longest else None
-        )
+        before = None
+        if self._batches <= self._longest:
+            before = self._growths.get(attribute)
         self._growths[attribute] = more
         if more <= 0 or not stays:
             return False

@@ -167,7 +167,9 @@ def _averages(result: Counts, family: str) -> dict[str, float]:
         total = precision + recall
         made["f1_macro_of_averages"] = 2 * precision * recall / total if total else 0.0
     if result.task == "multilabel":
-        answers = result.judged.sum() if result.judged is not None else None
+        answers = None
+        if result.judged is not None:
+            answers = result.judged.sum()
         micro = _scores.per_class(s.sum(), p.sum(), tp.sum(), answers)
         made[f"{family}_micro"] = float(getattr(micro, family))
     elif family != "specificity":

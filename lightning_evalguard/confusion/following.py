@@ -238,9 +238,9 @@ class Following:
         fitting.reverse()  # the last loss of the step first
         fitting.sort(key=lambda s: order[s.kind])
         for spare in fitting:
-            arranged = (
-                None if spare.changed else self._fitting(entry, chosen, spare.pair)
-            )
+            arranged = None
+            if not spare.changed:
+                arranged = self._fitting(entry, chosen, spare.pair)
             if arranged is not None:
                 entry.count(chosen, arranged, spare.pair)
                 return

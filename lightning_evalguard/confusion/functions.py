@@ -135,7 +135,9 @@ class FunctionTap:
         preds, target = _first_two(given)
         if preds is None or target is None:
             return
-        site = user_site(3, _package_of(function)) if self.locates else None
+        site = None
+        if self.locates:
+            site = user_site(3, _package_of(function))
         where = ""
         if site is not None:
             where = f" at {shown_path(site.location)}"
@@ -170,7 +172,9 @@ def _as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     try:
-        array = np.asarray(value) if isinstance(value, (list, np.ndarray)) else None
+        array = None
+        if isinstance(value, (list, np.ndarray)):
+            array = np.asarray(value)
         if array is not None and array.dtype.kind in "biuf" and array.ndim:
             return torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError):

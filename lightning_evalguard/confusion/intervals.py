@@ -233,7 +233,9 @@ def _drawn(result: ResultLike) -> dict[str, Interval]:
     cells = _cells(result)
     if not result.total or not len(cells.filled):
         return {}
-    judged = result.judged.double() if result.judged is not None else None
+    judged = None
+    if result.judged is not None:
+        judged = result.judged.double()
     one = _without_spread(result)
     if one is not None:
         drawn = batched(*cells.margins(cells.filled), judged)

@@ -129,7 +129,9 @@ class StepTaps:
     def _hear_step(self, hears: bool) -> None:
         """Begin or end to hear a step of which the place is known: nothing is put up for it."""
         self._losses.hears = self._functions.hears = hears and self._of_losses
-        chosen = self.settled.chosen if self.settled is not None else None
+        chosen = None
+        if self.settled is not None:
+            chosen = self.settled.chosen
         if chosen is not None and chosen.kind == "comparison":
             self._comparisons.hears = hears
 

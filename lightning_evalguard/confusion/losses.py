@@ -164,7 +164,9 @@ class _Losses:
                 taps = tuple(tap for tap in taps if tap.hears)
             if not taps or not taps[0].hears or is_compiling() or len(args) < 2:
                 return value
-            ignore = args[place] if place is not None and len(args) > place else None
+            ignore = None
+            if place is not None and len(args) > place:
+                ignore = args[place]
             if peek() is None:
                 if isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
                     make = partial(_of_loss, kind, args[0], args[1], ignore)
@@ -214,7 +216,9 @@ def _tell(
                 taps = tuple(one for one in taps if one is not tap)
         if not taps:
             return
-    site = user_site(3) if located else None
+    site = None
+    if located:
+        site = user_site(3)
     where = "an unknown place"
     if site is not None:
         where = shown_path(site.location)

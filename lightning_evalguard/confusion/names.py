@@ -48,7 +48,9 @@ def _names(owner: Any) -> tuple[str, ...] | None:
 def classes_of(module: nn.Module) -> int | None:
     """``num_classes`` of the module, or of its hyperparameters."""
     hparams = _attribute(module, "hparams")
-    inside = hparams.get("num_classes") if isinstance(hparams, Mapping) else None
+    inside = None
+    if isinstance(hparams, Mapping):
+        inside = hparams.get("num_classes")
     for value in (_attribute(module, "num_classes"), inside):
         if isinstance(value, int) and not isinstance(value, bool) and value > 1:
             return value

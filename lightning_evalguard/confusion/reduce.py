@@ -157,7 +157,9 @@ def _state(entry: LoaderCount, layout: Layout) -> ConfusionMatrix:
 
 
 def _device(module: nn.Module | None) -> torch.device:
-    first = next(module.parameters(), None) if module is not None else None
+    first = None
+    if module is not None:
+        first = next(module.parameters(), None)
     if first is not None:
         return first.device
     return torch.device("cpu")

@@ -142,7 +142,9 @@ def _from_mapping(outputs: Mapping[Any, Any]) -> Pair | None:
     # labels: their number stands in the scores beside them
     if not pair.preds.is_floating_point():
         for key in _SCORES:
-            scores = tensors[key][1] if key in tensors else None
+            scores = None
+            if key in tensors:
+                scores = tensors[key][1]
             if (
                 scores is not None
                 and scores.ndim == pair.target.ndim + 1
@@ -462,7 +464,9 @@ def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) ->
         ValueError: If the user's ``num_classes`` or ``task`` do not fit the tensors.
     """
     scored = pair.task == "multiclass" and pair.preds.ndim == pair.target.ndim + 1
-    said = pair.preds.shape[1] if scored or pair.task == "multilabel" else None
+    said = None
+    if scored or pair.task == "multilabel":
+        said = pair.preds.shape[1]
     if pair.task == "binary":
         said = 2
     asked = config.num_classes

@@ -35,7 +35,9 @@ def thresholds_of(module: nn.Module) -> dict[str, float]:
     for name, value in _spoken_of(module):
         number = value
         if isinstance(value, Tensor):
-            number = float(value) if value.numel() == 1 else None
+            number = None
+            if value.numel() == 1:
+                number = float(value)
         if isinstance(number, float) and 0 < number < 1 and len(known) < _MANY:
             known.setdefault(name, number)
     return known
@@ -63,7 +65,9 @@ def _codes_of(kind: type) -> Iterator[CodeType]:
     while waiting:
         name = waiting.pop()
         held = [vars(c)[name] for c in kind.__mro__ if name in vars(c)]
-        function = held[0] if held else None
+        function = None
+        if held:
+            function = held[0]
         if not isinstance(function, FunctionType):
             continue
         code = function.__code__

@@ -270,7 +270,9 @@ def _owned_batches(batches: Any) -> int | None:
 def repeated(loader: Any) -> tuple[int, int, int]:
     """How many samples a DistributedSampler repeats, of how many, for how many ranks."""
     sampler = distributed(loader)
-    n = length(sampler.dataset) if sampler is not None else None
+    n = None
+    if sampler is not None:
+        n = length(sampler.dataset)
     if sampler is None or sampler.drop_last or not n:
         return 0, 0, 0
     return sampler.total_size - n, n, sampler.num_replicas
@@ -391,11 +393,9 @@ def shared(a: Part, b: Part) -> Tensor:
 
 def source_of(function: Any) -> str | None:
     """``file:line`` of a function of the user's own; None of a library's."""
-    code = (
-        getattr(inspect.unwrap(function), "__code__", None)
-        if function is not None
-        else None
-    )
+    code = None
+    if function is not None:
+        code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None or owner_of(code.co_filename) != "user":
         return None
     return f"{code.co_filename}:{code.co_firstlineno}"

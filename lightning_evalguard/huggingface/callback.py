@@ -244,9 +244,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         )
         recorder = None
         if self._metrics is not None:
-            config = (
-                self._metrics if isinstance(self._metrics, ConfusionMetrics) else None
-            )
+            config = None
+            if isinstance(self._metrics, ConfusionMetrics):
+                config = self._metrics
             recorder = Recorder(config, ranks)
         guard = Guard(
             [
@@ -271,7 +271,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
 def _calling_trainer() -> Any:
     """The Trainer that calls an event: it hands over all that it has, but not itself."""
     module = sys.modules.get("transformers.trainer")
-    kind = vars(module).get("Trainer") if module is not None else None
+    kind = None
+    if module is not None:
+        kind = vars(module).get("Trainer")
     frame = sys._getframe(1)
     while frame is not None and kind is not None:
         code = frame.f_code

@@ -103,7 +103,9 @@ class HuggingFaceDesk:
         )
 
     def training(self) -> list[Any]:
-        loader = self.trainer.callback_handler.train_dataloader if self.fits else None
+        loader = None
+        if self.fits:
+            loader = self.trainer.callback_handler.train_dataloader
         if loader is None:
             return []
         return [loader]

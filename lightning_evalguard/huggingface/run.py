@@ -183,15 +183,15 @@ class HuggingFaceRun:
     def seen_loss(self, call: Callable[..., Any], inputs: Any) -> Any:
         """Note the logits and labels of a step: it returns neither where nobody asks for them."""
         names = self.desk.trainer.label_names
-        labels = (
-            inputs.get(names[0])
-            if len(names) == 1 and isinstance(inputs, Mapping)
-            else None
-        )
+        labels = None
+        if len(names) == 1 and isinstance(inputs, Mapping):
+            labels = inputs.get(names[0])
         returned = call(inputs)
         if isinstance(returned, tuple) and len(returned) == 2:
             outputs = returned[1]
-            logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+            logits = None
+            if isinstance(outputs, Mapping):
+                logits = outputs.get("logits")
             if isinstance(outputs, tuple) and len(outputs) > 1:
                 logits = outputs[1]
             if isinstance(logits, Tensor):

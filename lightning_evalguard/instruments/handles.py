@@ -93,7 +93,9 @@ def owner_of_class(kind: Any) -> str:
         if kind.__module__ == "__main__":
             return "user"
         return "stdlib"
-    path = vars(module).get("__file__") if module is not None else None
+    path = None
+    if module is not None:
+        path = vars(module).get("__file__")
     if path is None:
         # of a C module, or of a file that is gone: functions in it tell
         written = (m for m in vars(kind).values() if isinstance(m, types.FunctionType))

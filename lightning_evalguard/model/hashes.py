@@ -43,7 +43,9 @@ class Prints:
         self._forms: dict[str, tuple[Any, ...]] = {}
         self._sums: list[tuple[list[str], Tensor]] = []
         self._host: dict[str, tuple[Any, ...]] | None = None
-        entire = None if whole is None else set(whole)
+        entire = None
+        if whole is not None:
+            entire = set(whole)
         together: dict[tuple[Any, Any], list[tuple[str, Tensor]]] = {}
         with torch.no_grad():
             for name, tensor in tensors.items():

@@ -103,7 +103,9 @@ class Model:
         self._dicts, self._computed, self._order = [], [], []
         self.names, self.effects, self.kinds = [], [], []
         for name, part in inside(module)[1].named_modules():
-            effect = None if is_metric(part) else effect_of(part)
+            effect = None
+            if not is_metric(part):
+                effect = effect_of(part)
             if effect is None:
                 continue
             self.names.append(name)

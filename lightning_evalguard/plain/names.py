@@ -29,7 +29,9 @@ class Names:
         said = "evaluate"
         if named and named[0] != "main":
             said = named[0]
-        loader = loop.loader() if loop is not None else None
+        loader = None
+        if loop is not None:
+            loader = loop.loader()
         data = getattr(loader, "dataset", None)
         where = (user.f_code, self.number(data) if data is not None else 0)
         if where in self._names:

@@ -293,7 +293,9 @@ def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
     if root is None:
         return None
     module = dict(root.named_modules()).get(name)
-    call = recorded_calls.last(module) if module is not None else None
+    call = None
+    if module is not None:
+        call = recorded_calls.last(module)
     if call is not None and call.mode == mode:
         return call.site
     return None

@@ -254,7 +254,9 @@ class Session:
         if key[3]:
             self._windows.trains_at((user.f_code, user.f_lasti))
             plain = model.accepted == flags and not model.evaluated
-            call = None if plain else self._windows.call_of(model, key, flags, user)
+            call = None
+            if not plain:
+                call = self._windows.call_of(model, key, flags, user)
             self._training.calls(model, call)
 
     def _finish_call(self, begun: Any, outputs: Any, failed: bool) -> None:

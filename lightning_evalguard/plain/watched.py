@@ -159,7 +159,9 @@ class Watched:
         Where a loop's end was not seen, weights may have been swapped back since: that is the
         script's own business, and no finding.
         """
-        error = None if compare else _LooseEndError()
+        error = None
+        if not compare:
+            error = _LooseEndError()
         self._guard.stop(self._now, error)
         self._guard.close(self._now)
         return self._guard.report

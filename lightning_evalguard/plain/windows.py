@@ -96,7 +96,9 @@ class Windows:
         if window.alone and window.count.get(call.key, 0):
             self._batch_over(window)
         if window.in_batch == 0:
-            loop = None if window.alone else window.loop
+            loop = None
+            if not window.alone:
+                loop = window.loop
             batch = args
             if loop is not None and loop.batch is not None:
                 batch = loop.batch

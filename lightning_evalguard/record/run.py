@@ -321,9 +321,9 @@ class RecordedRun:
     @_at_no_cost
     def trained_before(self) -> list[Trained]:
         """What earlier runs of the project, of other guards, trained with."""
-        folder = (
-            self.records.folder(self.trainer) if self.trainer.is_global_zero else None
-        )
+        folder = None
+        if self.trainer.is_global_zero:
+            folder = self.records.folder(self.trainer)
         if folder is None:
             return []
         kind = _kind_of(self.trainer.lightning_module)
@@ -345,9 +345,9 @@ class RecordedRun:
             parts = [theirs[key] for theirs in everyone if key in theirs]
             if len(parts) < self.trainer.world_size:
                 outcomes.unknown[key] = "not all processes said theirs"
-            kept = (
-                outcomes.together(key, parts) if key not in outcomes.unknown else None
-            )
+            kept = None
+            if key not in outcomes.unknown:
+                kept = outcomes.together(key, parts)
             if kept is not None:
                 self._kept[key] = kept
             else:

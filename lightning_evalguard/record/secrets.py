@@ -76,7 +76,9 @@ def _speaks_of_a_password(name: str, value: object) -> bool:
 
 def option_name(text: object) -> str:
     """The name of a command line's option: ``token`` for ``--token``; empty for anything else."""
-    option = _OPTION.match(text) if isinstance(text, str) else None
+    option = None
+    if isinstance(text, str):
+        option = _OPTION.match(text)
     if not option:
         return ""
     return option["name"]

@@ -49,9 +49,9 @@ class LightningDesk:
         for config in self._trainer.lr_scheduler_configs:
             scheduler, key = config.scheduler, config.monitor
             if isinstance(scheduler, ReduceLROnPlateau):
-                known = (
-                    key if isinstance(key, str) and config.reduce_on_plateau else None
-                )
+                known = None
+                if isinstance(key, str) and config.reduce_on_plateau:
+                    known = key
                 name = type(scheduler).__name__
                 yield Chooser(name, "schedule", known, scheduler.mode, 0, scheduler)
 
@@ -125,7 +125,9 @@ def _of_callback(callback: Any) -> Chooser | None:
 
 def _logged(entry: _lightning.Entry) -> LoggedNow:
     kind = type(entry.metric)
-    higher = None if entry.metric is None else getattr(kind, "higher_is_better", None)
+    higher = None
+    if entry.metric is not None:
+        higher = getattr(kind, "higher_is_better", None)
     known = higher
     if not isinstance(higher, bool):
         known = None

@@ -171,7 +171,9 @@ class Ear(_lightning.Books):
         batch_size: int,
     ) -> Any:
         """What an evaluation logs: of most calls in a step nothing is asked but their value."""
-        known = self._known.get(key) if self._gathers else None
+        known = None
+        if self._gathers:
+            known = self._known.get(key)
         if known is None:
             return at_once(log, key, value, batch_size)
         self._updates += 1
@@ -257,7 +259,9 @@ class Ear(_lightning.Books):
             values = [
                 v for v in (*args[1:], *kwargs.values()) if _number(v) is not None
             ]
-            given = {names[-1]: values[0]} if names and values else None
+            given = None
+            if names and values:
+                given = {names[-1]: values[0]}
         elif method == "add_scalars":
             values = args[1] if len(args) > 1 else {}
             given = {f"{given}/{k}": v for k, v in values.items()} if values else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_evalguard.data.loaders import Evaluated, Logged, flat
 from lightning_evalguard.instruments.dispatch import aside
-from lightning_evalguard.trainer.private import NO_REPLAY, PRIVATE, has, owner, read
+from lightning_evalguard.trainer.private import NO_REPLAY, PRIVATE, has, owner, peek
 
 if (
     TYPE_CHECKING
@@ -48,7 +48,7 @@ def why_not_logged_again(trainer: Trainer) -> str | None:
 @contextmanager
 def out_of_the_books(trainer: Trainer, spare: SpareBooks) -> Iterator[None]:
     """What is logged inside goes into a collection of its own, and to loggers that drop it."""
-    loop, connector = read(trainer, "_active_loop"), trainer._logger_connector
+    loop, connector = peek(trainer, "_active_loop"), trainer._logger_connector
     loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
     if results is not None:
         loop._results = spare.like(results)
@@ -100,7 +100,7 @@ def _unwatched(log: Callable[..., None]) -> Callable[..., None]:
 
 def dataloaders(trainer: Trainer) -> Any:
     """The loaders of the running evaluation: one, or a sequence or a dict of them."""
-    combined = read(trainer, "_active_loop._combined_loader", None)
+    combined = peek(trainer, "_active_loop._combined_loader", None)
     if combined is not None:
         return combined.iterables
     if trainer.testing:
@@ -113,7 +113,7 @@ def dataloaders(trainer: Trainer) -> Any:
 
 def batches_of(trainer: Trainer, loader: int) -> float | None:
     """How many batches a loader of the running evaluation will give; None where it is not known."""
-    limits = read(trainer, "_active_loop.max_batches", ())
+    limits = peek(trainer, "_active_loop.max_batches", ())
     if isinstance(limits, list) and loader < len(limits):
         return float(limits[loader])
     return None
@@ -154,9 +154,9 @@ class Books:
         return Evaluated(
             loaders=list(flat(dataloaders(trainer))),
             mode=str(
-                read(trainer, "_active_loop._combined_loader._mode", "sequential")
+                peek(trainer, "_active_loop._combined_loader._mode", "sequential")
             ),
-            limits=list(read(trainer, "_active_loop.max_batches", ())),
+            limits=list(peek(trainer, "_active_loop.max_batches", ())),
             setting=(name, limit) if limited else None,
             training=list(flat(trainer.train_dataloader)),
             debugging=any(
@@ -205,7 +205,7 @@ class Entry(NamedTuple):
 def entries(trainer: Trainer) -> Iterator[Entry]:
     """What the running loop logged and did not reset, as `callback_metrics` names it now."""
     results: Any = trainer._results
-    in_step = read(trainer, "_logger_connector._first_loop_iter", None) is not None
+    in_step = peek(trainer, "_logger_connector._first_loop_iter", None) is not None
     for one in (results or {}).values():
         meta = getattr(one, "meta", None)
         if (
@@ -218,14 +218,16 @@ def entries(trainer: Trainer) -> Iterator[Entry]:
         if meta.dataloader_idx is not None:
             suffix = f"/dataloader_idx_{meta.dataloader_idx}"
         suffix = suffix if meta.add_dataloader_idx else ""
-        metric = None if one.is_tensor else one.value
+        metric = None
+        if not one.is_tensor:
+            metric = one.value
         for name in {meta.name, meta.forked_name(in_step)}:
             yield Entry(f"{name}{suffix}", int(one._update_count), meta.fx, metric)
 
 
 def trained_keys(trainer: Trainer) -> dict[str, bool]:
     """The keys under which training has logged so far, and whether each holds a step's value."""
-    results = read(trainer, "fit_loop.epoch_loop._results", {})
+    results = peek(trainer, "fit_loop.epoch_loop._results", {})
     keys: dict[str, bool] = {}
     for meta in (one.meta for one in results.values()):
         keys |= {
@@ -295,7 +297,7 @@ class ValidationLoop:
 
     def modes(self) -> dict[str, bool] | None:
         """The mode in which each module trains, by its qualified name."""
-        found = read(
+        found = peek(
             self._trainer, "fit_loop.epoch_loop.val_loop._module_mode.mode", None
         )
         if found is None:
@@ -306,7 +308,7 @@ class ValidationLoop:
 def verbose(trainer: Trainer, stage: str) -> bool:
     """Whether Lightning prints its own table after a ``validate`` or ``test``."""
     return stage in ("validate", "test") and bool(
-        read(trainer, f"{stage}_loop.verbose", False)
+        peek(trainer, f"{stage}_loop.verbose", False)
     )
 
 
@@ -314,7 +316,7 @@ def advised_sync_dist(trainer: Trainer, key: str) -> None:
     """Note the advice about `key` as given, in the set where Lightning keeps what it has said."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    said = read(trainer, "_results.warning_cache", None)
+    said = peek(trainer, "_results.warning_cache", None)
     if isinstance(said, set):
         said.add(
             f"It is recommended to use `self.log({key!r}, ..., sync_dist=True)`"
@@ -360,7 +362,7 @@ def _logged_again(module: LightningModule, key: str, value: float) -> bool:
 
     That looks up and compares everything that a call may say, and moves the entry to its device.
     """
-    results = read(module.trainer, "_active_loop._results", None)
+    results = peek(module.trainer, "_active_loop._results", None)
     known = f"{vars(module).get('_current_fx_name')}.{key}"
     own = "log" in vars(module) or type(module).log is not LightningModule.log
     if own or results is None or known not in results:
@@ -387,7 +389,7 @@ def logged_step(trainer: Trainer) -> int:
         return trainer.global_step
     # Lightning's `_LoggerConnector.log_metrics` takes the same count
     return int(
-        read(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step)
+        peek(trainer, "fit_loop.epoch_loop._batches_that_stepped", trainer.global_step)
     )
 
 

@@ -78,7 +78,7 @@ def owner(trainer: Any, path: str) -> Any:
     return trainer
 
 
-def read(trainer: Any, path: str, default: Any = GONE) -> Any:
+def peek(trainer: Any, path: str, default: Any = GONE) -> Any:
     """What stands at a path of `PRIVATE`."""
     thing = GONE
     if path in PRIVATE:

@@ -134,7 +134,9 @@ class TrainingScore:
 
     def _scores(self, plan: _Plan, matrix: bool = True) -> dict[str, float]:
         """The scores of the plan's samples, with every effect undone."""
-        recorder = self._recorder if matrix else None
+        recorder = None
+        if matrix:
+            recorder = self._recorder
         with ExitStack() as undo:
             undo.enter_context(counted())
             undo.enter_context(unchanged_world())
@@ -320,7 +322,9 @@ class TrainScoreOfFit:
                 "train_eval: no training score, because several processes train together"
             )
             return
-        config = metrics if isinstance(metrics, ConfusionMetrics) else None
+        config = None
+        if isinstance(metrics, ConfusionMetrics):
+            config = metrics
         self._score = TrainingScore(
             module,
             batches,

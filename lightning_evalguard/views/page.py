@@ -185,7 +185,9 @@ def _card(cause: Sequence[Finding]) -> dict[str, Any]:
     """What is shown of findings that say the same of the same place."""
     finding = cause[0]
     who = finding.subject_type if finding.subject == "" else finding.subject
-    where = shown_path(finding.location) if finding.location else None
+    where = None
+    if finding.location:
+        where = shown_path(finding.location)
     seen: Counter[str] = Counter()
     for each in cause:
         seen[each.stage.replace("_", " ")] += each.count
@@ -275,7 +277,9 @@ def _cells(result: ConfusionResult) -> dict[str, Any]:
         for j, share in enumerate(shares[i]):
             kind = "other"
             if pooled not in (i, j):
-                kind = "right" if i == j else "wrong"
+                kind = "wrong"
+                if i == j:
+                    kind = "right"
             hint = f"{int(matrix[i, j]):,} of {support[i]:,} {name} as {names[j]}"
             cells.append(_cell(kind, share, share if i == j else share / full, hint))
         rows.append({"name": name, "support": f"{support[i]:,}", "cells": cells})

@@ -26,7 +26,9 @@ def is_error(finding: Finding) -> bool:
 def fingerprint(finding: Finding, root: Path) -> str:
     """What stays the same when lines are added above: no line number goes into it."""
     path, _ = place(finding, root)
-    fact = "" if finding.location else re.sub(r"\d+", "#", finding.fact)
+    fact = ""
+    if not finding.location:
+        fact = re.sub(r"\d+", "#", finding.fact)
     parts = (
         finding.check,
         path,

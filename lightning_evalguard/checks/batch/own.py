@@ -310,7 +310,9 @@ class Comparison:
             if x.giver is not y.giver or x.stop or y.stop:
                 return None
             if self._differs([x], [y]):
-                state = self._last_state(start[1]) if y.name in _VIEWS else None
+                state = None
+                if y.name in _VIEWS:
+                    state = self._last_state(start[1])
                 return state or ("op", index)
         return None
 

@@ -117,7 +117,9 @@ def padded(batch: Any, loader: Any, nth: int = 0) -> Padded | None:
         type(p) is PackedSequence for p in pieces(batch)
     ):
         return None
-    made = None if loader is None else _collated(loader, tensors(batch), nth)
+    made = None
+    if loader is not None:
+        made = _collated(loader, tensors(batch), nth)
     return made or (_marked(batch) if not nth else None)
 
 
@@ -178,7 +180,9 @@ def _pair(
 def _size(leaf: Any) -> int:
     if isinstance(leaf, Tensor):
         return leaf.numel()
-    size = getattr(leaf, "size", None) if type(leaf).__module__ == "numpy" else None
+    size = None
+    if type(leaf).__module__ == "numpy":
+        size = getattr(leaf, "size", None)
     if isinstance(size, int):
         return size
     if not isinstance(leaf, (str, bytes)):

@@ -115,7 +115,9 @@ class History:
     def _hash(self, batch: Any) -> bool:
         """Keep hashes of a training batch, if it has any; of so many batches."""
         trained = self._trained()
-        hashes = _hashes(batch) if trained else None
+        hashes = None
+        if trained:
+            hashes = _hashes(batch)
         if hashes is None:
             return False
         trained[-1].hashes.append(hashes)

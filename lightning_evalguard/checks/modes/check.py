@@ -246,7 +246,9 @@ class ModesCheck(Check):
     def _in_train_mode(self, now: Moment) -> list[Finding]:
         modes = self._tree()
         modes.refresh(force=True)
-        window = self._windows[-1] if self._windows else None
+        window = None
+        if self._windows:
+            window = self._windows[-1]
         awake: dict[str, nn.Module] = {}
         for name, module in zip(modes.names, modes.modules, strict=True):
             if not module.training or is_metric(module):

@@ -122,7 +122,9 @@ class Learning:
         children = [
             c for c in self._children.get(at, ()) if self._below.get(c, _Count()).learns
         ]
-        own = at if self._own[at].learns else None
+        own = None
+        if self._own[at].learns:
+            own = at
         if own is not None or children:
             return (own, children)
         return None

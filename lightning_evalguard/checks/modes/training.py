@@ -203,7 +203,9 @@ class TrainingModes:
         woken: dict[str, nn.Module] = {}
         found: list[Repair] = []
         for name, module, flag in zip(modes.names, modes.modules, flags, strict=True):
-            plan = planned(self._expected, name) if self._expected else None
+            plan = None
+            if self._expected:
+                plan = planned(self._expected, name)
             if plan is not None:
                 if plan != flag and effect_of(module) is not None:
                     found.append(self._against_plan(now, name, module, plan))

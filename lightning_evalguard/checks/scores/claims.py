@@ -104,7 +104,9 @@ class Claims:
         verdict = self._of_name(heard, value, in_steps)
         if verdict == "right" and not in_steps:
             return None
-        fact = verdict if isinstance(verdict, Fact) else None
+        fact = None
+        if isinstance(verdict, Fact):
+            fact = verdict
         if fact is None and in_steps:
             fact = self._of_weights(heard)
         if fact is None and not in_steps:
@@ -146,7 +148,9 @@ class Claims:
         claim = claim_of(heard.name)
         if claim is not None and claim.stage not in ("", self._stage):
             return None
-        counted = self._counted_of(heard) if claim is not None else None
+        counted = None
+        if claim is not None:
+            counted = self._counted_of(heard)
         if claim is None or counted is None:
             if not in_steps:
                 return None

@@ -65,7 +65,9 @@ class Tally:
         """A step is about to run; hooks may have kept what belongs to the step before."""
         if self.steps and not self._kept.rests:
             self._kept.look(len(self.steps) - 1)
-        first = batch[0] if type(batch) in (list, tuple) and batch else None
+        first = None
+        if type(batch) in (list, tuple) and batch:
+            first = batch[0]
         if not isinstance(first, Tensor):
             first = next(iter(tensors(batch)), None)
         self._elements.append(first.numel() if first is not None else 0)

@@ -151,11 +151,9 @@ def mean_of_batches(
             continue
         values = [float(v) for v in one.by_batch]
         total = sum(weights)
-        mean = (
-            sum(v * w for v, w in zip(values, weights, strict=True)) / total
-            if total
-            else None
-        )
+        mean = None
+        if total:
+            mean = sum(v * w for v, w in zip(values, weights, strict=True)) / total
         apart = len(set(values)) > 1
         if apart and mean is not None and math.isclose(mean, value, rel_tol=1e-5):
             return Fact(

@@ -159,7 +159,9 @@ class Ages:
         else:
             # what training logs at each step is of this one, also in a validation after it
             at_each_step = self._desk.trained().get(key, True)
-            since = None if at_each_step else -1
+            since = None
+            if not at_each_step:
+                since = -1
         if since is None or since >= step:
             return
         age = "of an earlier epoch, older"

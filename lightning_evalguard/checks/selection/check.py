@@ -63,7 +63,9 @@ class SelectionCheck(Check):
             self._ages.looked_again()
             facts = (*self._aim.by_name(), *self._aim.by_hand())
             return [*self._pending(now), *self._findings(facts, now)]
-        path = self._desk.checkpoint() if now.stage == "test" else None
+        path = None
+        if now.stage == "test":
+            path = self._desk.checkpoint()
         many = 0
         if path:
             many = tested.tested(path)

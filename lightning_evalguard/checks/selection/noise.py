@@ -38,7 +38,9 @@ class Noise:
             if key is None or key not in logged:
                 continue
             value = self._desk.value(key)
-            known = None if value is None else matrix_score(value, results)
+            known = None
+            if value is not None:
+                known = matrix_score(value, results)
             if value is None or known is None:
                 continue
             scored = self._scored.setdefault((key, chooser.mode), _Scored(chooser.mode))

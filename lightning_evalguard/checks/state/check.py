@@ -94,11 +94,9 @@ class StateCheck(Check):
         self.assigned.clear()
         # Everything at the first evaluation; from then on a piece of each parameter, and all of
         # those that once moved.
-        whole = (
-            None
-            if self._evaluations == 0
-            else frozenset(self.restless) | buffers(inventory)
-        )
+        whole = None
+        if self._evaluations != 0:
+            whole = frozenset(self.restless) | buffers(inventory)
         self._windows.append(StateWindow(inventory, self, whole, self._evaluations))
         self._evaluations += 1
         for name in inventory.opaque:
@@ -192,17 +190,23 @@ class StateCheck(Check):
             if change.writes and change.name in self._projected:
                 continue
             if change.site is None and change.writes:
-                site = seen.sites.get(change.name) if seen is not None else None
+                site = None
+                if seen is not None:
+                    site = seen.sites.get(change.name)
                 change.site = site or self.assigned.get(change.name)
             elif change.site is None and change.backward and seen is not None:
                 change.site = seen.backward
             change.site = change.site or self.lines.get(change.name)
             if seen is not None and change.writes and change.name in seen.projected:
                 change.certain, change.remedy = False, PROJECT
-            where = change.site.location if change.site else None
+            where = None
+            if change.site:
+                where = change.site.location
             # one line is one cause, however many modules it runs in
             by_line = change.writes and where is not None and change.remedy != EVAL
-            owner = None if by_line else change.owner
+            owner = None
+            if not by_line:
+                owner = change.owner
             key = (
                 owner,
                 change.fact,

@@ -76,7 +76,9 @@ class StoragePlaces:
         held: dict[int, list[str]] = {}
         parameters: set[int] = set()
         for name, h in inventory.held.items():
-            key = None if h.lazy else storage_key(h.tensor)
+            key = None
+            if not h.lazy:
+                key = storage_key(h.tensor)
             if key is not None:
                 held.setdefault(key, []).append(name)
                 if h.kind == "parameter":
@@ -85,7 +87,9 @@ class StoragePlaces:
         for attribute, paths in attributes.items():
             for path, k in paths.items():
                 tensor = k.ref()
-                key = None if tensor is None else storage_key(tensor)
+                key = None
+                if tensor is not None:
+                    key = storage_key(tensor)
                 if key is not None and key not in held:
                     plain.setdefault(key, []).append((attribute + path, k.ref))
         given = {

@@ -219,7 +219,9 @@ class StochasticCheck(Check):
         fixed = private
         if same:
             fixed = equal_at(seen, second, private)
-        differs = first_difference(seen, second) if same else None
+        differs = None
+        if same:
+            differs = first_difference(seen, second)
         if differs is not None and all(d.index != differs for d in seen.draws):
             at = At(self._tree(), differs)
             look.again(at)

@@ -107,7 +107,9 @@ class SyncCheck(Check):
             seconds,
         ) in merged.items():
             n = self._watched[stage]
-            spent = None if on_cpu else 1e3 * seconds / n
+            spent = None
+            if not on_cpu:
+                spent = 1e3 * seconds / n
             found.append(
                 Sync(location, text, owner, stage, op, count / n, spent, *rest)
             )

@@ -106,7 +106,9 @@ class _Marks:
         self._many = _MANY
 
     def put(self, same: Identity, tensor: Tensor, load: Load, loaded: bool) -> None:
-        kept = None if loaded else probe(tensor)
+        kept = None
+        if not loaded:
+            kept = probe(tensor)
         self._at[id(tensor)] = _Mark(same, load, loaded, version_of(tensor), kept)
 
     def of(self, tensor: Tensor) -> _Mark | None:

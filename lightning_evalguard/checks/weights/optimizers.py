@@ -150,7 +150,9 @@ class TrainedParameters:
             known = self._starts.get(key)
             if known is None or not known.same(tensor):
                 counted = tensor in optimized and key not in optimized.uncounted
-                values = None if counted else probe(tensor)
+                values = None
+                if not counted:
+                    values = probe(tensor)
                 mode = bool(held.module.training)
                 known = _Start(identity(held), version_of(tensor), mode, values)
             starts[key] = known
