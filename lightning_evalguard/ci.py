@@ -103,27 +103,37 @@ def run(
         print(written(form), end="")  # noqa: T201
     fresh = [f for same, f in findings.items() if known is None or same not in known]
     counts = [f for f in fresh if strict or is_error(f)]
-    checked = outcome.report.checked
-    lines = [
-        f"lightning-evalguard: {_summary(fresh, len(findings) - len(fresh), checked)}"
-    ]
-    lines += [f"  {'' if f in counts else 'warning: '}{f}" for f in fresh]
-    if outcome.status:
-        lines.append(f"  the script ended with status {_named(outcome.status)}")
-    if not any(checked.values()):
-        lines.append(
-            "  nothing was checked: no model of the script was trained or evaluated"
-        )
-    else:
-        lines += _matrices(outcome)
+    lines = _lines_of(outcome, fresh, counts, len(findings) - len(fresh))
     print_coloured("\n".join(lines), remedies=[f.remedy for f in fresh])
     if outcome.status:
         return outcome.status
     if counts:
         return 1
-    if any(checked.values()):
+    if any(outcome.report.checked.values()):
         return 0
     return NOTHING_CHECKED
+
+
+def _lines_of(
+    outcome: ScriptOutcome,
+    fresh: Sequence[Finding],
+    counts: Sequence[Finding],
+    known: int,
+) -> list[str]:
+    """What is said of a script: its new findings, how it ended, its matrices."""
+    checked = outcome.report.checked
+    lines = [f"lightning-evalguard: {_summary(fresh, known, checked)}"]
+    for finding in fresh:
+        doubt = "" if finding in counts else "warning: "
+        lines.append(f"  {doubt}{finding}")
+    if outcome.status:
+        lines.append(f"  the script ended with status {_named(outcome.status)}")
+    if any(checked.values()):
+        return lines + _matrices(outcome)
+    lines.append(
+        "  nothing was checked: no model of the script was trained or evaluated"
+    )
+    return lines
 
 
 def watch_script(command: Sequence[str]) -> ScriptOutcome:

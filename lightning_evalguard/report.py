@@ -9,11 +9,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning_evalguard.cells import cell_of
 from lightning_evalguard.instruments.source import user_site
+from lightning_evalguard.paths import file_pattern, short_path, shown_path
 from lightning_evalguard.screen import coloured, coloured_warnings, is_uncaught
 from lightning_evalguard.stages import spelling
 
@@ -159,18 +160,6 @@ class Finding:
         )
 
 
-def file_pattern(location: str) -> str:
-    """What `allow` matches all of a file by: of a library its path from the package on."""
-    path = location.rpartition(":")[0]
-    if path.startswith("<"):  # code that was typed in
-        return path
-    inside = short_path(path)
-    name = inside
-    if inside == path:
-        name = PurePath(path).name
-    return f"*/{PurePath(name).as_posix()}"
-
-
 def _module_words(subject: str | None, subject_type: str | None) -> str:
     if subject is None:
         return ""
@@ -179,22 +168,6 @@ def _module_words(subject: str | None, subject_type: str | None) -> str:
     if subject_type:
         return f"`{subject}` ({subject_type})"
     return f"`{subject}`"
-
-
-def shown_path(location: str) -> str:
-    """`location` relative to the working directory where that is shorter, for a clickable link.
-
-    Args:
-        location: ``file:line``; of a notebook ``cell 9, line 3`` comes of it.
-    """
-    path, _, line = location.rpartition(":")
-    cell = cell_of(path)
-    if cell is not None:
-        return f"{cell}, line {line}"
-    try:
-        return f"{Path(path).relative_to(Path.cwd())}:{line}"
-    except (ValueError, OSError):
-        return location
 
 
 @dataclass(frozen=True)
@@ -241,13 +214,6 @@ class Sync:
             f"{place}`{self.expression}` ({self.op}), "
             f"{self.per_step:.1f} per {spelling(self.stage).step_words}{cost} [{owner}]{fix}"
         )
-
-
-def short_path(place: str) -> str:
-    """`place` from the package on, where it lies among installed packages."""
-    for site in ("site-packages", "dist-packages"):
-        place = place.rpartition(f"{os.sep}{site}{os.sep}")[2]
-    return place
 
 
 class Report:

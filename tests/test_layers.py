@@ -17,6 +17,7 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 FLOORS = [
     {"checks/registry", "stages", "cells", "hints", "instruments/source"},
     {"screen"},
+    {"paths"},
     {"report", "allow"},
     {"policies", "agreement"},
     {
@@ -61,6 +62,7 @@ STDLIB_ONLY = {
     "stages",
     "cells",
     "hints",
+    "paths",
     "allow",
     "attach",
     "checks/registry",

@@ -34,7 +34,7 @@ from lightning_evalguard.checks.registry import CHECKS, DOCUMENTATION, page_of
 from lightning_evalguard.huggingface import EvalGuardCallback
 from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.model.places import place_about, with_excerpt
-from lightning_evalguard.report import shown_path
+from lightning_evalguard.paths import shown_path
 
 pytest_plugins = ["pytester"]
 OURS = Path(lightning_evalguard.__file__).parent

@@ -30,7 +30,7 @@ from lightning_evalguard.instruments.source import (
     owner_of,
     site_of,
 )
-from lightning_evalguard.report import shown_path
+from lightning_evalguard.paths import shown_path
 
 _NAMES = ("numpy", "__array__", "tolist")
 _MOST = 16  # conversions of one step; a step that has more reads samples one by one

@@ -15,7 +15,7 @@ from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import user_site
-from lightning_evalguard.report import shown_path
+from lightning_evalguard.paths import shown_path
 
 
 class GatherTap:

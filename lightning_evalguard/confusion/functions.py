@@ -26,7 +26,7 @@ from lightning_evalguard.instruments.calls import Follow, can_follow, code_of
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import owner_of, user_site
-from lightning_evalguard.report import shown_path
+from lightning_evalguard.paths import shown_path
 
 _INPUTS = (*PREDS, "input", "inputs", "x", "z", "a", "p")
 _TARGETS = (*TARGET, "t", "b", "mask", "masks")

@@ -441,3 +441,10 @@ def _row_in(i: int, old: Layout, new: Layout) -> int:
         return new_high - new_low
     above = value >= old.num_classes and value != old.ignore_index
     return (new.num_classes if above else value) - new_low
+
+
+def highest_not_above(threshold: float, dtype: torch.dtype) -> float:
+    """The highest of all numbers in 16 bits whose sigmoid, in 16 bits too, is not above."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    every = bits.view(dtype)[bits.view(dtype).isfinite()]
+    return float(every[~(every.sigmoid() > threshold)].max())

@@ -13,7 +13,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.instruments.source import user_site
-from lightning_evalguard.report import shown_path
+from lightning_evalguard.paths import shown_path
 
 Make = Callable[[str], Pair]
 See = Callable[[str, str, Pair, Any], None]

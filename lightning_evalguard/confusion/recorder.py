@@ -37,8 +37,8 @@ from lightning_evalguard.confusion.thresholds import cuts_of, names_thresholds
 from lightning_evalguard.confusion.words import Recorded, report, report_nothing
 from lightning_evalguard.data.batches import sized
 from lightning_evalguard.data.loaders import left_out, listed, owned
+from lightning_evalguard.paths import shown_path
 from lightning_evalguard.ranks import Alone
-from lightning_evalguard.report import shown_path
 
 __all__ = ["Recorded", "Recorder"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion.config import ConfusionMetrics
-from lightning_evalguard.confusion.layout import ROOM, Layout
+from lightning_evalguard.confusion.layout import ROOM, Layout, highest_not_above
 
 # The names under which people return and pass predictions and targets, the likeliest first.
 PREDS = (
@@ -491,15 +491,8 @@ def layout_of(pair: Pair, config: ConfusionMetrics, known: int | None = None) ->
         top_k=(config.top_k or pair.top_k) if scored else (),
         full=(number or ROOM) <= config.max_full_classes or pair.task != "multiclass",
         exact=number is not None,
-        rounded=_highest_not_above(threshold, pair.preds.dtype) if sigmoids else None,
+        rounded=highest_not_above(threshold, pair.preds.dtype) if sigmoids else None,
     )
-
-
-def _highest_not_above(threshold: float, dtype: torch.dtype) -> float:
-    """The highest of all numbers in 16 bits whose sigmoid, in 16 bits too, is not above."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    every = every[every.isfinite()]
-    return float(every[~(every.sigmoid() > threshold)].max())
 
 
 def _kind(pair: Pair, config: ConfusionMetrics, scored: bool) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.paths import shown_path
 from lightning_evalguard.report import Report, broke
 
 if TYPE_CHECKING:
@@ -102,7 +103,6 @@ class PlainScores:
         if self._now is None or not self._in_step:
             return
         from lightning_evalguard.confusion.sources import Pair
-        from lightning_evalguard.report import shown_path
 
         said = f"the {what} `{text if len(text) <= 60 else text[:57] + '...'}` at "
         pair = Pair(

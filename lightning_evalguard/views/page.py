@@ -23,7 +23,8 @@ import markupsafe
 from lightning_evalguard.checks.registry import page_of, rule_of
 from lightning_evalguard.confusion.figure import shown_classes
 from lightning_evalguard.confusion.result import ConfusionResult
-from lightning_evalguard.report import Finding, Report, Sync, shown_path
+from lightning_evalguard.paths import shown_path
+from lightning_evalguard.report import Finding, Report, Sync
 from lightning_evalguard.views import terminal
 from lightning_evalguard.views.curves import curves
 from lightning_evalguard.views.sarif import is_error

@@ -8,8 +8,9 @@ import os
 import pytest
 
 from lightning_evalguard import EvalGuardError, EvalGuardWarning, Finding, Report
+from lightning_evalguard.paths import shown_path
 from lightning_evalguard.policies import check_policy
-from lightning_evalguard.report import Policy, shown_path, warn, warn_text
+from lightning_evalguard.report import Policy, warn, warn_text
 
 
 def awake(name: str = "backbone.bn1", **more: object) -> Finding:

@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
-from lightning_evalguard.report import Finding, file_pattern
+from lightning_evalguard.paths import file_pattern
+from lightning_evalguard.report import Finding
 
 _FEW = 4  # names that a pattern list writes out
 

@@ -15,7 +15,8 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.attributes import BEFORE_TRACING
 from lightning_evalguard.model.tensors import Held, Inventory
-from lightning_evalguard.report import Finding, file_pattern
+from lightning_evalguard.paths import file_pattern
+from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import spelling
 
 PUT_BACK = "Put it back before the evaluation ends."

@@ -11,7 +11,7 @@ from types import FrameType
 from torch import nn
 
 from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
-from lightning_evalguard.report import short_path
+from lightning_evalguard.paths import short_path
 
 # The hooks that Lightning calls for every batch; what happens in the others is not a cost a step.
 _EVERY_BATCH = re.compile("batch|step|backward|zero_grad|gradient|^forward$")
