@@ -41,15 +41,8 @@ _KINDS = {
 }
 _SCORES = (*_KINDS["logits"], *_KINDS["probs"])
 # Names that only a classification uses; `preds` and `target` are a regression's as well.
-_CLASSIFIES = {
-    *_SCORES,
-    "scores",
-    "score",
-    "labels",
-    "label",
-    "true_labels",
-    "true_label",
-}
+_CLASSIFIES = {*_SCORES, "scores", "score", "labels", "label"}
+_CLASSIFIES |= {"true_labels", "true_label"}
 _STAGE = re.compile(r"^(val|valid|validation|test|eval|dev)_+")
 
 
