@@ -21,6 +21,7 @@ _TRAINED = "fit_loop.epoch_loop"
 _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
 # not those of every batch
 _HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")
+_REDUCTIONS = ("max", "min", "sum")
 # how the names of hooks end that run when a step is over
 _AFTER_STEP = "_batch_end"
 # The methods by which the writers inside of loggers take values, and how they are called.
@@ -41,6 +42,7 @@ class _Known(NamedTuple):
         location: ``file:line`` of the first call.
         waits: Whether the values after the first wait until the steps are over.
         after_step: Whether the hook after a step logs it.
+        reduction: What the loop makes of its values where that is no mean.
     """
 
     one: Any
@@ -53,6 +55,7 @@ class _Known(NamedTuple):
     location: str | None
     waits: bool
     after_step: bool
+    reduction: str
 
     def heard(self, value: Any, batch_size: int) -> LogCall:
         """One of its values."""
@@ -72,6 +75,7 @@ class _Known(NamedTuple):
             self.by_metric,
             self.location,
             self.after_step,
+            self.reduction,
         )
 
 
@@ -235,6 +239,7 @@ class Ear(_lightning.Books):
             self._lines.get(key),
             waits,
             meta.fx.endswith(_AFTER_STEP),
+            next((r for r in _REDUCTIONS if getattr(meta, f"is_{r}_reduction")), ""),
         )
 
     def pulse(self) -> tuple[int, int | None]:

@@ -264,6 +264,62 @@ def test_a_batch_whose_tensors_were_replaced_is_not_taken_for_a_written_one(
     assert guard.report.findings == []
 
 
+class Average(pl.Callback):
+    """An average of the weights and statistics, loaded before each evaluation."""
+
+    def __init__(self, puts_back: bool) -> None:
+        self.puts_back = puts_back
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.average = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    def on_train_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        for key, value in pl_module.state_dict().items():
+            mean = self.average[key].double().lerp(value.double(), 0.5)
+            self.average[key].copy_(mean)
+
+    def on_validation_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        self.own = {k: v.clone() for k, v in pl_module.state_dict().items()}
+        pl_module.load_state_dict(self.average)
+
+    def on_validation_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        if self.puts_back:
+            pl_module.load_state_dict(self.own)
+
+
+class Deep(Classifier):
+    """Two layers around a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Linear(FEATURES, FEATURES), nn.BatchNorm1d(FEATURES)
+        self.net = nn.Sequential(*first, nn.Linear(FEATURES, CLASSES))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("puts_back", [False, True])
+def test_weights_that_are_swapped_and_stay_are_one_finding_a_run(
+    puts_back: bool, fit: Fit
+) -> None:
+    guard = EvalGuard(state="warn", sync="ignore", weights="ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvalGuardWarning)
+        fit(Deep(), Average(puts_back), guard, max_epochs=4)
+    findings = [f for f in guard.report.findings if f.check == "state"]
+    if puts_back:
+        assert findings == []
+        return
+    (finding,) = findings
+    assert "pl_module.load_state_dict(self.average)" in str(finding)
+    assert finding.count >= 3
+    assert finding.certain
+
+
 def test_one_line_that_writes_in_many_modules_is_one_finding(report_of: Any) -> None:
     class Decays(nn.Module):
         def __init__(self) -> None:

@@ -50,6 +50,22 @@ class Unclear(Binary):
         return 0.3 + 0.4 * self.net(x).sigmoid()
 
 
+@applied("Log it in every step.")
+def logged_for_some_batches_alone(make: Make, fixed: bool) -> Report:
+    class Some(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self(batch[0])
+            self.log("val_loss", F.cross_entropy(logits, batch[1]))
+            right = (logits.argmax(1) == batch[1]).float().mean()
+            if fixed or batch_idx < 2:
+                self.log("val_acc", right, batch_size=len(batch[1]))
+
+        def val_dataloader(self) -> Any:
+            return many()
+
+    return scored(make, Some())
+
+
 @applied("Give it `logits{}.sigmoid()`, {}")
 def logits_taken_for_probabilities(make: Make, fixed: bool) -> Report:
     class Metric(Unclear):

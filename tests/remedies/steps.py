@@ -21,6 +21,31 @@ def waits(make: Make, module: type[Classifier]) -> Report:
     return fitted(make, alone("sync"), module())
 
 
+@applied(
+    "Update it under `torch.random.fork_rng(devices=[])`, after `torch.manual_seed(0)`."
+)
+def a_metric_resamples(make: Make, fixed: bool) -> Report:
+    class Resamples(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=CLASSES)
+            self.boot = torchmetrics.wrappers.BootStrapper(accuracy, num_bootstraps=4)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            if not fixed:
+                self.boot.update(self(batch[0]), batch[1])
+                return
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.boot.update(self(batch[0]), batch[1])
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("val_spread", self.boot.compute()["std"])
+            self.boot.reset()
+
+    return fitted(make, alone("stochastic"), Resamples())
+
+
 @applied("Keep the tensor; read it once after the last batch, or log it with self.log.")
 def a_number_is_read(make: Make, fixed: bool) -> Report:
     class Reads(Classifier):

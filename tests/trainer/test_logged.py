@@ -70,6 +70,42 @@ def test_a_message_says_what_is_so_and_the_fix(
 
 
 @pytest.mark.parametrize(
+    ("reduction", "reason"),
+    [
+        ("max", '`reduce_fx="max"` makes it the max of 4 batches'),
+        ("min", '`reduce_fx="min"` makes it the min of 4 batches'),
+        ("sum", '`reduce_fx="sum"` makes it the sum of 4 batches'),
+        ("first", "it is logged in 1 of 4 batches"),
+        ("mean", ""),
+    ],
+)
+def test_a_score_that_is_no_mean_of_all_batches_says_how_it_is_logged(
+    trainer: Make, reduction: str, reason: str
+) -> None:
+    class Reduces(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self(batch[0])
+            right = (logits.argmax(1) == batch[1]).float().mean()
+            how: dict[str, Any] = {"batch_size": len(batch[1])}
+            if reduction != "first":
+                how["reduce_fx"] = reduction
+            if reduction != "first" or batch_idx == 0:
+                self.log("val_acc", right, **how)
+            return {"logits": logits, "target": batch[1]}
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(samples(2), 5)
+
+    guard = EvalGuard(sync="ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvalGuardWarning)
+        run(trainer, Reduces(), guard, max_epochs=1)
+    said = [f.fact for f in guard.report.findings]
+    assert len(said) == bool(reason)
+    assert all(reason in fact for fact in said)
+
+
+@pytest.mark.parametrize(
     ("size", "findings"), [(1, ["plain mean of 4 batches'"]), (None, [])]
 )
 def test_what_a_hook_logs_after_a_step_is_weighed_by_that_steps_samples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lightning_evalguard.checks.scores.heard import LogCall
@@ -20,6 +20,7 @@ from lightning_evalguard.confusion.by_batch import (
     Batches,
     exactly,
     is_summary,
+    mean_of,
 )
 from lightning_evalguard.confusion.differences import (
     CHECK_IT,
@@ -49,7 +50,13 @@ _NOT_A_MEAN = re.compile(
 _ACCURACY = Claim("accuracy", "", "")
 _LOOKED_AT = 2  # evaluations in which every score is recomputed batch by batch
 _LOG_IT = "Log it in the step, with self.log."
+_LOG_EACH = "Log it in every step."
 _WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.log."
+_REDUCED: dict[str, Callable[[list[float]], float]] = {
+    "max": max,
+    "min": min,
+    "sum": math.fsum,
+}
 _METRIC = "Log a torchmetrics object, or compute it once when the epoch ends."
 
 
@@ -170,7 +177,9 @@ class Claims:
             fix = how.remedy or f"Give it `logits.sigmoid()`, {OR}"
             return Fact(f"{said}; {how.how}", fix, heard.key, certain=False)
         why, remedy = "", ""
-        if not heard.by_metric:
+        if in_steps:
+            why, remedy = self._of_calls(heard, value, counted)
+        if not why and not heard.by_metric:
             why, remedy = self._how(
                 heard, value, counted.batches.series(claim), counted
             )
@@ -201,6 +210,27 @@ class Claims:
         if len(self.counted) != 1 or self._tally.loaders > 1:
             return None
         return self.counted.get(self._stage)
+
+    def _of_calls(
+        self, heard: LogCall, value: float, counted: LoaderCounts
+    ) -> tuple[str, str]:
+        """Whether a value is no mean of every batch by the way in which it is logged."""
+        values = self._tally.values_of(heard.key)
+        n = len(counted.batches.totals())
+        if not values:
+            return "", ""
+        if heard.reduction:
+            made = _REDUCED[heard.reduction](values)
+            if not exactly(value, made):
+                return "", ""
+            which = f'`reduce_fx="{heard.reduction}"` makes it the {heard.reduction}'
+            return f"{which} of {len(values)} batches' values", _METRIC
+        weights = self._tally.weights_of(heard.key)
+        if len(weights) != len(values) or len(values) >= n:
+            return "", ""
+        if not exactly(value, mean_of(values, weights)):
+            return "", ""
+        return f"it is logged in {len(values)} of {n} batches", _LOG_EACH
 
     def _how(
         self,

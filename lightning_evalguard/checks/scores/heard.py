@@ -21,6 +21,8 @@ class LogCall:
         by_metric: Whether a metric object was logged, which the loop computes and resets.
         location: ``file:line`` of the call, where known.
         after_step: Whether the hook after a step logged it.
+        reduction: What the loop makes of the values where that is no mean: ``max``, ``min`` or
+            ``sum``.
     """
 
     key: str
@@ -31,3 +33,4 @@ class LogCall:
     by_metric: bool = False
     location: str | None = None
     after_step: bool = False
+    reduction: str = ""

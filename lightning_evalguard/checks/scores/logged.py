@@ -162,6 +162,13 @@ class Tally:
         pairs = zip(self._sizes, self.steps, strict=True)
         return [size for size, of in pairs if loader in (None, of)]
 
+    def values_of(self, key: str) -> list[float]:
+        """The numbers that the steps logged under a key; none where one was a metric object."""
+        _, heard = self._logged.get(key, ([], []))
+        if not all(isinstance(h.value, Tensor) for h in heard):
+            return []
+        return [float(value) for value in on_host([h.value for h in heard])]
+
     def weights_of(self, key: str) -> list[int]:
         """The batch sizes by which a key's values were weighed."""
         _, heard = self._logged.get(key, ([], []))

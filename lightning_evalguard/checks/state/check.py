@@ -52,6 +52,8 @@ class StateCheck(Check):
         self._evaluations = 0
         self.restless: set[str] = set()
         self.calibrated: set[str] = set()
+        # of tensors that one line wrote, by what became of them
+        self._sites: dict[tuple[str, str, str], Site] = {}
         self._allowed: set[str] = set()
         # reported once: each evaluation does it again
         self._projected: set[str] = set()
@@ -67,7 +69,7 @@ class StateCheck(Check):
         self._windows, self.pending = [], []
         self._evaluations = 0
         self.restless, self._allowed, self._projected = set(), set(), set()
-        self.calibrated = set()
+        self.calibrated, self._sites = set(), {}
         self._handles = [
             _module.register_module_parameter_registration_hook(self._registered),
             _module.register_module_buffer_registration_hook(self._registered),
@@ -173,6 +175,23 @@ class StateCheck(Check):
                 if allowed("state"):
                     self._allowed.add(f"{owner}.{key}" if owner else key)
 
+    def _site_before(self, change: Change) -> Site | None:
+        """The line of an earlier evaluation that did the same: later ones are not followed."""
+        if not change.writes:
+            return None
+        return self._sites.get((change.name, change.fact, change.remedy))
+
+    def _remember(self, groups: Iterable[list[Change]]) -> None:
+        """Keep the lines that wrote to tensors of several modules: they are one cause."""
+        for group in groups:
+            site = group[0].site
+            if site is None or len({change.owner for change in group}) < 2:
+                continue
+            for change in group:
+                if change.writes:
+                    key = change.name, change.fact, change.remedy
+                    self._sites.setdefault(key, site)
+
     def _take(self) -> list[Change]:
         changes, self.pending = self.pending, []
         return changes
@@ -197,6 +216,7 @@ class StateCheck(Check):
             elif change.site is None and change.backward and seen is not None:
                 change.site = seen.backward
             change.site = change.site or self.lines.get(change.name)
+            change.site = change.site or self._site_before(change)
             if seen is not None and change.writes and change.name in seen.projected:
                 change.certain, change.remedy = False, PROJECT
             where = None
@@ -218,4 +238,5 @@ class StateCheck(Check):
             groups.setdefault(key, []).append(change)
         if seen is not None:
             self._projected |= seen.projected
+        self._remember(groups.values())
         return [finding_of(group, now) for group in groups.values()]

@@ -459,15 +459,18 @@ class StateWindow:
         )
         look_at = {n: h for n, h in look_at.items() if h.registered}
         changes = []
-        for name in self._hash(look_at).differing(self._prints):
+        differing = list(self._hash(look_at).differing(self._prints))
+        # where weights are others too, they were swapped, and nothing was calibrated
+        is_swap = any(held[name].kind == "parameter" for name in differing)
+        for name in differing:
             if not self._is_cache(name) and self._reported.is_new(name):
                 h = held[name]
                 remedy = PUT_BACK
-                if h.kind != "parameter":
+                if h.kind != "parameter" and not is_swap:
                     remedy = remedy_of(h)
                 fact, is_plan = (
                     f"changed {when}",
-                    h.kind == "buffer" and h.owner in self._estimated,
+                    not is_swap and h.kind == "buffer" and h.owner in self._estimated,
                 )
                 # batch norm is calibrated for the weights that are evaluated
                 if is_plan:

@@ -126,7 +126,12 @@ def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
     chain = list(op.modules())
     subject, module = names.nearest(chain)
     remedy = ""
-    if chain and chain[0] not in names:
+    if any(
+        owner_of(frame.f_code.co_filename) == "torchmetrics" for frame in op.stack()
+    ):
+        # it resamples what it is given: the model draws nothing
+        remedy = SEED_IT
+    elif chain and chain[0] not in names:
         subject, remedy = where_hidden(chain, root, names, op)
         module = chain[0]
     elif any(_in_init(frame) for frame in op.stack()):
@@ -145,6 +150,9 @@ def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
     )
 
 
+SEED_IT = (
+    "Update it under `torch.random.fork_rng(devices=[])`, after `torch.manual_seed(0)`."
+)
 _GAUSSIAN = re.compile(r"^(randn|normal)")
 _MEAN = re.compile(r"^(z_?)?(mu|mean|means|loc)(_?z)?$")
 _SPREAD = re.compile(r"^(z_?)?(std|sigma|scale|log_?var|log_?std|log_?sigma)(_?z)?$")
