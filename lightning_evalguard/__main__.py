@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import lightning_evalguard
 from lightning_evalguard.hints import did_you_mean
 from lightning_evalguard.record import run as record
 
+_CHOICE = re.compile(r"invalid choice: '(?P<given>.*)' \(choose from (?P<choices>.*)\)")
 _COMMANDS = ("show", "html", "run")
 
 
@@ -30,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _line(error: Exception) -> str:
     from lightning_evalguard.views.terminal import printable
 
-    return printable(str(error))
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return printable(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,9 +51,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
-        super().error(
-            message + did_you_mean(message.rpartition(" ")[2], sorted(self.options))
-        )
+        choice = _CHOICE.search(message)
+        given, names = message.rpartition(" ")[2], sorted(self.options)
+        if choice is not None:
+            given, names = choice["given"], re.findall(r"\w+", choice["choices"])
+        super().error(message + did_you_mean(given, names))
 
 
 def _command(given: Sequence[str]) -> None:

@@ -343,7 +343,7 @@ class Report:
             return cls.from_dict(plain["report"])
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is no record of lightning-evalguard: {error}"
+                f"{path} is no record of lightning-evalguard: {shape.why(error)}"
             ) from error
 
     def __eq__(self, other: object) -> bool:

@@ -104,6 +104,32 @@ def test_a_record_becomes_a_page(command: Callable[..., Done], records: Path) ->
     assert Path("p.html").read_text().startswith("<!doctype html>")
 
 
+def test_no_error_of_python_is_what_a_wrong_file_is_answered_with(
+    command: Callable[..., Done],
+) -> None:
+    Path("text.json").write_text("not JSON")
+    Path("bytes.json").write_bytes(b"\xff\xfe")
+    Path("deep.json").write_text("[" * 200_000)
+    for given, words in (
+        ("text.json", "it is no JSON, from line 1, column 1 on"),
+        ("bytes.json", "it is no text in UTF-8"),
+        ("deep.json", "it is nested too deeply"),
+        ("nowhere", "nowhere: no such file or directory"),
+    ):
+        done = command("show", given)
+        assert done.status == 2
+        assert words in done.err
+        assert "Errno" not in done.err
+
+
+def test_a_misspelt_choice_is_answered_with_the_one_that_is_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--format", "gitub", "train.py"])
+    assert "Did you mean: github" in capsys.readouterr().err
+
+
 def test_what_cannot_be_shown_is_said(
     command: Callable[..., Done], records: Path
 ) -> None:

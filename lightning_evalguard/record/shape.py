@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -17,6 +18,17 @@ def check(record: Any) -> None:
         ValueError: With the place, as in ``report.findings[3].count: expected an integer``.
     """
     _RECORD(record, "")
+
+
+def why(error: Exception) -> str:
+    """What keeps a file from being a record, in words of its own."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON, from line {error.lineno}, column {error.colno} on"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error)
 
 
 def _of(kind: type | tuple[type, ...], words: str) -> Shape:
