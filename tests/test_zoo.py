@@ -21,6 +21,7 @@ from lightning_evalguard import (
     Report,
 )
 from models import PROGRAMS, Classifier, Program
+from remedies.templates import is_collected
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -155,6 +156,8 @@ def test_a_program_is_found_in_its_first_evaluation(
     report, warned, stopped = guarded(program, program.module, trainer)
     assert hits(program, report, program.stage), (report, report.notes)
     assert {f.check for f in report.findings} <= {program.check} | program.also, report
+    # tests/checks/test_remedies.py applies those that it can read from the source
+    assert [f.remedy for f in report.findings if not is_collected(f.remedy)] == []
     fatal = [
         f for f in report.findings if f.certain and program.guard.get(f.check) != "warn"
     ]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import pytest
 
-import lightning_evalguard
-from models import PROGRAMS, Program
+from models import PROGRAMS
 from remedies import APPLIED, ELSEWHERE, REWRITTEN, Applied, Make
 from remedies import data as _data  # noqa: F401 - importing them fills `APPLIED`
 from remedies import modes as _modes  # noqa: F401
@@ -19,6 +15,7 @@ from remedies import plain as _plain  # noqa: F401
 from remedies import scores as _scores  # noqa: F401
 from remedies import steps as _steps  # noqa: F401
 from remedies import weights as _weights  # noqa: F401
+from remedies.templates import pattern_of, templates
 from test_zoo import guarded
 
 pytestmark = [
@@ -32,7 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*GradScaler"),
 ]
-ROOT = Path(lightning_evalguard.__file__).parent
 CASES = [(template, case) for template, cases in APPLIED.items() for case in cases]
 PAIRS = {
     near.__name__: (program, near)
@@ -40,55 +36,6 @@ PAIRS = {
     for near in program.near_misses
 }
 PAIRS |= {program.module.__name__: (program, program.module) for program in PROGRAMS}
-
-# Where findings are made; what `--help` and SARIF say of a rule is no remedy of a finding.
-_FOLDERS = ("checks", "confusion", "data", "huggingface", "model", "plain", "trainer")
-_NOT = frozenset({"checks/registry.py"})
-_IMPERATIVES = (
-    "Add|Apply|Assign|Call|Catch|Change|Choose|Collect|Compare|Compute|Copy|Count|Create|Declare|"
-    "Decide|Delete|Divide|Draw|Evaluate|Fill|Fix|Freeze|Give|Hold|Keep|Leave|Let|Load|Log|Look|"
-    "Make|Name|Normalise|Pack|Pass|Print|Put|Read|Register|Remove|Replace|Reset|Return|Run|Save|"
-    "Set|Share|Shuffle|Split|Start|Step|Take|Train|Update|Use|Wait|Weigh|Work|Write|The size of"
-)
-_REMEDY = re.compile(rf"({_IMPERATIVES})\b \S.* ", re.DOTALL)
-
-
-def templates() -> Iterator[tuple[str, str]]:
-    """Each text of the package that is a remedy, ``{}`` where it is filled in, and its place."""
-    for path in sorted(ROOT.rglob("*.py")):
-        place = path.relative_to(ROOT).as_posix()
-        if place.partition("/")[0] not in _FOLDERS or place in _NOT:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for text, line in _texts(tree):
-            if _REMEDY.match(text + " "):
-                yield text, f"{place}:{line}"
-
-
-def _texts(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """The strings of a module that are no docstrings."""
-    left_out = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            left_out.add(node.value)  # a docstring
-        if isinstance(node, ast.JoinedStr):
-            left_out |= {part for part in ast.walk(node) if part is not node}
-    for node in ast.walk(tree):
-        if node in left_out:
-            continue
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value, node.lineno
-        elif isinstance(node, ast.JoinedStr):
-            yield "".join(_part(part) for part in node.values), node.lineno
-
-
-def _part(node: ast.expr) -> str:
-    return str(node.value) if isinstance(node, ast.Constant) else "{}"
-
-
-def pattern_of(template: str) -> re.Pattern[str]:
-    pieces = (re.escape(piece) for piece in template.split("{}"))
-    return re.compile(".*".join(pieces), re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -131,15 +78,3 @@ def test_no_remedy_is_applied_that_the_package_does_not_have() -> None:
     known = APPLIED.keys() | REWRITTEN.keys() | ELSEWHERE.keys()
     assert known - texts == set()
     assert not (APPLIED.keys() | REWRITTEN.keys()) & ELSEWHERE.keys()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.module.__name__)
-def test_a_remedy_of_the_zoo_is_one_that_is_collected(
-    program: Program, trainer: Callable[..., pl.Trainer]
-) -> None:
-    """The list above would miss a remedy that begins with a verb of its own."""
-    report, _, _ = guarded(program, program.module, trainer)
-    patterns = [pattern_of(text) for text, _ in templates()]
-    for finding in report.findings:
-        assert any(p.search(finding.remedy) for p in patterns), finding.remedy
