@@ -23,6 +23,8 @@ _NOISE = (
     r"Found .* module\(s\) in eval mode",  # names nothing; the modes check does
     r"Detected KeyboardInterrupt",  # a warning up to Lightning 2.4
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own pytree call
+    # Of the tests' own calls; a FutureWarning from torch 2.14 on, before that a DeprecationWarning.
+    r"`torch\.jit\.\w+` is deprecated",
 )
 
 collect_ignore = ["cases", "ranks_launched.py", "scripts"]  # scripts, started by tests

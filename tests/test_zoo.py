@@ -25,7 +25,6 @@ from remedies.templates import is_collected
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
     pytest.mark.filterwarnings(
         "ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"
     ),

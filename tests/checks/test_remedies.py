@@ -20,7 +20,6 @@ from test_zoo import guarded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
     pytest.mark.filterwarnings(
         "ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning"
     ),

@@ -33,8 +33,7 @@ except ImportError:  # torch 2.4
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
-        r"`torch.jit.\w+` is deprecated:DeprecationWarning",
-        r"torch.ao.quantization is deprecated:DeprecationWarning",
+        r"torch.ao.quantization is deprecated",
         r"Please use quant_min and quant_max",
         r"torch.quantize_per_tensor",
         # it takes bf16 there

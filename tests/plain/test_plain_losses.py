@@ -82,7 +82,6 @@ def test_a_loss_in_one_line_gives_the_matrix() -> None:
     assert result.total == 20
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 def test_the_functions_keep_their_signature_and_their_name() -> None:
     before = {
         n: inspect.signature(vars(F)[n]) for n in ("gaussian_nll_loss", "cross_entropy")
@@ -106,7 +105,6 @@ class Scored(nn.Module):
         return F.cross_entropy(self.head(x), y)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 def test_a_model_is_scripted_right_after_it_was_evaluated() -> None:
     net = Scored()
     with watch(sync="ignore") as report:
