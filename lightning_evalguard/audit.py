@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
@@ -29,7 +30,12 @@ from lightning_evalguard.instruments.dispatch import (
 from lightning_evalguard.instruments.effects import Effects
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.given import Given
-from lightning_evalguard.instruments.replay import CannotReplay, Look, uncollected
+from lightning_evalguard.instruments.replay import (
+    RUNS_EAGERLY,
+    CannotReplay,
+    Look,
+    uncollected,
+)
 from lightning_evalguard.ranks import processes
 from lightning_evalguard.report import Finding, Report, broke
 from lightning_evalguard.stages import is_sanity_check, spelling
@@ -251,6 +257,10 @@ class Audit:
             return "replays are off"
         if showing.effects is not None and showing.effects.why is not None:
             return f"it {showing.effects.why}"
+        if not RUNS_EAGERLY and compiles(self._root):
+            return (
+                f"torch {torch.__version__} would compile it anew, 2.6 and later do not"
+            )
         return self.replays.why_not()
 
     def _again(

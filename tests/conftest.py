@@ -23,6 +23,8 @@ _NOISE = (
     r"Found .* module\(s\) in eval mode",  # names nothing; the modes check does
     r"Detected KeyboardInterrupt",  # a warning up to Lightning 2.4
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own pytree call
+    # torch 2.4 and 2.5, of each checkpoint that Lightning reads
+    r"You are using `torch\.load` with `weights_only=False`",
     # Of the tests' own calls; a FutureWarning from torch 2.14 on, before that a DeprecationWarning.
     r"`torch\.jit\.\w+` is deprecated",
 )

@@ -417,7 +417,7 @@ def blinds_compiled(root: nn.Module) -> bool:
     Before torch 2.10 a mode could not ask to be ignored by it.
     """
     ignorable = hasattr(TorchDispatchMode, "ignore_compile_internals")
-    return not ignorable and any(holds(m, "_orig_mod") for m in root.modules())
+    return not ignorable and compiles(root)
 
 
 # of which no attribute can be asked

@@ -25,6 +25,9 @@ from lightning_evalguard.instruments.reach import Reach
 from lightning_evalguard.instruments.rollback import CannotReplay, Snapshot, Writes
 from lightning_evalguard.instruments.settings import unchanged_world
 
+# Compiled modules can run their Python code, so that nothing is compiled anew: torch >= 2.6.
+RUNS_EAGERLY = hasattr(torch.compiler, "set_stance")
+
 # under way; a replay may contain another run's evaluation, never the reverse
 _replays = 0
 
@@ -217,14 +220,15 @@ def _silence() -> Iterator[None]:
 
 
 def _eagerly() -> AbstractContextManager[Any]:
-    """Compiled modules run their Python code: all is seen, nothing recompiles (torch >= 2.6)."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+    """Compiled modules run their Python code: all is seen, nothing recompiles."""
+    if "torch._dynamo" in sys.modules and RUNS_EAGERLY:
         eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return eager
     return contextlib.nullcontext()
 
 
 __all__ = [
+    "RUNS_EAGERLY",
     "CannotReplay",
     "Look",
     "Outcome",

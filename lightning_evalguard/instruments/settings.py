@@ -19,9 +19,21 @@ def _attribute(owner: Any, name: str) -> tuple[Get, Put]:
     return (lambda: getattr(owner, name)), (lambda value: setattr(owner, name, value))
 
 
+def _default_device() -> torch.device:
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.4, once the user's code took a default device away
+        return torch.device("cpu")
+
+
 def _put_default_device(device: torch.device) -> None:
     # "cpu" would install a mode where there was none
     torch.set_default_device(None if device.type == "cpu" else device)
+    try:
+        torch.get_default_device()
+    except AttributeError:
+        # torch 2.4 cannot read what was taken away: Lightning asks in each module's `__init__`.
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context
 
 
 def _put_deterministic(value: bool) -> None:
@@ -60,7 +72,7 @@ _CUDA: Any = torch.backends.cuda
 # How each setting is written, how it is read, and how it is put back.
 SETTINGS: dict[str, tuple[Get, Put]] = {
     "torch.get_default_dtype()": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch.get_default_device()": (torch.get_default_device, _put_default_device),
+    "torch.get_default_device()": (_default_device, _put_default_device),
     "torch.get_float32_matmul_precision()": (
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,

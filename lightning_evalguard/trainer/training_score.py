@@ -128,7 +128,9 @@ class TrainingScore:
         for score, value in at_rest.items():
             self._log(f"{STAGE}/{score}", value)
             if score in held:
-                self._log(f"{STAGE}/{score}_gap", value - held[score])
+                # of the two as they are logged: a score is rounded to the default type
+                logged = float(torch.tensor(value))
+                self._log(f"{STAGE}/{score}_gap", logged - held[score])
             if score in moving:
                 self._log(f"{STAGE}/{score}_dropout", moving[score] - value)
 

@@ -42,6 +42,7 @@ pytestmark = [
         # Dynamo's own, of a traced input
         r"The .grad attribute of a Tensor that is not a leaf",
         r"None of the inputs have requires_grad",
+        r"`torch.cpu.amp.autocast\(args...\)` is deprecated",  # torch 2.4's own checkpointing
         # Distributed is a group of one process
         r"It is recommended to use `self.log\('loss'",
         r"Total length of `CombinedLoader`",

@@ -129,6 +129,16 @@ def leaves(value: Any) -> list[Tensor]:
     return [leaf for item in items for leaf in leaves(item)]
 
 
+def runs(module: nn.Module, args: tuple[Tensor, ...]) -> bool:
+    """Whether torch itself can do it: 2.4 mixes types in the encoder layer's fast path."""
+    try:
+        module(*args)
+    except RuntimeError as error:
+        assert "must have the same dtype" in str(error)  # noqa: PT017
+        return False
+    return True
+
+
 @MODES
 @pytest.mark.parametrize("name", WHOLE)
 def test_results_are_the_same_to_the_bit(
@@ -138,6 +148,8 @@ def test_results_are_the_same_to_the_bit(
     module.eval()
     for autocast in (False, True):
         with mode(), torch.autocast("cpu", enabled=autocast):
+            if autocast and not runs(module, args):
+                pytest.skip("this torch does not cast in the fast path")
             bare = leaves(module(*args))
             with Watch(Log(lambda op: op.name)):
                 once = leaves(module(*args))
@@ -260,6 +272,10 @@ def test_a_higher_order_operator_passes() -> None:
     assert torch.equal(got, expected)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "set_stance"),
+    reason="torch < 2.6 compiles anew below a dispatch mode",
+)
 def test_a_compiled_function_is_neither_recompiled_nor_given_up() -> None:
     compiled = []
 

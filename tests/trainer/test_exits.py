@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as registrations
 
 from lightning_evalguard import EvalGuard, EvalGuardError, Report
+from lightning_evalguard.checks.sync.overrides import SUPPORTED
 from models import modes as zoo
 
 pytestmark = [
@@ -914,4 +915,6 @@ def test_the_comparison_sees_what_it_must(trainer: Make) -> None:
     bare = dict(seen)
     trainer(**settings, callbacks=[EvalGuard()]).fit(Looks())
     changed = {what for what in bare if bare[what] != seen[what]}
-    assert {"Tensor", "Module", "kernels", "registrations", "parts"} <= changed
+    # below torch 2.9 no syncs are listened for, so no kernel and no method of Tensor is replaced
+    listens = {"Tensor", "kernels"} if SUPPORTED else set()
+    assert {"Module", "registrations", "parts"} | listens <= changed
