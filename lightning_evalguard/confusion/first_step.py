@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion import labels, sources
@@ -22,7 +23,10 @@ from lightning_evalguard.confusion.words import (
     changed_in_place,
     overwritten,
     sigmoid_twice,
+    softmax_twice,
 )
+
+_ROWS = 8  # of scores, which do not sum to one by chance
 
 
 class FirstStep:
@@ -62,7 +66,7 @@ class FirstStep:
             pair = sources.turned(pair)
         role = None if kind == "epoch" else entry.role_of(pair.target)
         from_batch = role is not None or _is_of_batch(entry, kind, pair.target, leaves)
-        pair = self._informed(entry, kind, pair)
+        pair = self._informed(entry, kind, name, pair)
         arranged = sources.arrange(pair, self._config, None, entry.axis or 1)
         if arranged is None:
             if self._config.source is not None and kind == "outputs":
@@ -108,7 +112,7 @@ class FirstStep:
         if kind == "outputs":
             _note_writes(entry, stream, pair)
 
-    def _informed(self, entry: LoaderCount, kind: str, pair: Pair) -> Pair:
+    def _informed(self, entry: LoaderCount, kind: str, name: str, pair: Pair) -> Pair:
         """`pair` with what the rest of the step says about it."""
         preds = StorageIdentity(pair.preds)
         of_logits = kind == "loss" and pair.task is None and pair.preds_are == "logits"
@@ -117,6 +121,14 @@ class FirstStep:
             if "sigmoid twice" not in entry.reported:
                 entry.reported.add("sigmoid twice")
                 entry.found.append(sigmoid_twice(entry, pair))
+        of_softmax = kind == "loss" and name in ("cross_entropy", "nll_loss")
+        if (
+            of_softmax
+            and "softmax twice" not in entry.reported
+            and _sum_to_one(pair.preds)
+        ):
+            entry.reported.add("softmax twice")
+            entry.found.append(softmax_twice(entry, pair))
         if kind == "loss" and pair.preds.ndim > 1:
             entry.strides.append(
                 (pair.preds.untyped_storage().data_ptr(), pair.preds.stride(1))
@@ -267,6 +279,22 @@ def _is_yes_or_no(pair: Pair) -> bool:
         return False
     zero, one = target == 0, target == 1
     return bool((zero | one).all() & zero.any() & one.any())
+
+
+def _sum_to_one(preds: Tensor) -> bool:
+    """Whether each of several rows of scores, classes in dim 1, is a distribution."""
+    if (
+        not preds.is_floating_point()
+        or preds.ndim < 2
+        or preds.numel() < _ROWS * preds.shape[1]
+    ):
+        return False
+    scores = preds.detach().float()
+    apart = (scores.sum(1) - 1).abs().max()
+    rounding = 1e-2
+    if preds.dtype in (torch.float32, torch.float64):
+        rounding = 1e-4
+    return bool((scores.min() >= 0) & (apart < rounding))
 
 
 def _note_writes(entry: LoaderCount, returned: Stream, pair: Pair) -> None:

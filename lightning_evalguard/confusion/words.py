@@ -52,6 +52,17 @@ def sigmoid_twice(entry: LoaderCount, pair: Pair) -> Finding:
     )
 
 
+def softmax_twice(entry: LoaderCount, pair: Pair) -> Finding:
+    """A loss of logits, or of their logarithms, is given what came out of a softmax."""
+    if "nll_loss" in pair.source:
+        fact = "`nll_loss` is given probabilities, expected their logarithms"
+        remedy = "Give it `F.log_softmax(logits, 1)`, or call `F.cross_entropy` with the logits."
+    else:
+        fact = "`cross_entropy` is given probabilities, expected logits: the softmax stands twice"
+        remedy = "Give it the logits, or call `F.nll_loss` with the logarithms."
+    return _finding(entry, fact, remedy, location=pair.location, certain=True)
+
+
 def swapped_order(entry: LoaderCount, stream: Stream) -> Finding:
     """A metric is given ``(target, preds)``."""
     return _finding(

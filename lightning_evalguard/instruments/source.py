@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 # the package
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -156,3 +156,14 @@ def _whole_text(code: CodeType, lasti: int, lineno: int) -> str:
             lines[-1], lines[0] = lines[-1][:stop], lines[0][start:]
             return " ".join(b" ".join(lines).decode(errors="replace").split())
     return _text(code, lasti, lineno)[1]
+
+
+def raised_at(trace: TracebackType | None) -> str | None:
+    """The innermost line of the user's own that an exception passed."""
+    found = None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if owner_of(code.co_filename) == "user":
+            found = site_at(code, trace.tb_lasti, trace.tb_lineno).location
+        trace = trace.tb_next
+    return found

@@ -1,10 +1,11 @@
 """Lies around the step, each with its honest twin, in tables by what they are about."""
 
-from lies import data, further, padding, scores, selection, weights
+from lies import around, data, further, padding, scores, selection, weights
 from lies.common import GUARDED, TABLE
 from lies.honest import HONEST
 
 CHECKS = {
+    "lies.around": {"weights", "data", "scores", "batch", "selection"},
     "lies.weights": {"weights", "stochastic"},
     "lies.data": {"data"},
     "lies.further": {"weights", "data", "selection"},
@@ -19,6 +20,7 @@ __all__ = [
     "GUARDED",
     "HONEST",
     "TABLE",
+    "around",
     "data",
     "further",
     "padding",

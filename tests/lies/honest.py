@@ -428,3 +428,121 @@ def micro_f1_by_step():
             self.m.reset()
 
     return fitted(N())
+
+
+@honest
+def checkpoints_of_folds_in_one_net():
+    full, n, kept = TensorDataset(X[:900], Y[:900]), Net(), []
+    parts = [[i for i in range(900) if i % 3 == k] for k in range(3)]
+    first = copy.deepcopy(n.state_dict())
+    for held in parts:
+        n.load_state_dict(first)
+        t, g = trainer(epochs=1)
+        rest = sorted(set(range(900)) - set(held))
+        t.fit(n, loader(Subset(full, rest), True), loader(Subset(full, held)))
+        kept.append(copy.deepcopy(n.state_dict()))
+    t, g = trainer()
+    for weights, held in zip(kept, parts):
+        n.load_state_dict(weights)
+        t.validate(n, loader(Subset(full, held)), verbose=False)
+    return g
+
+
+@honest
+def trained_further_on_more():
+    n = Net()
+    t, g = trainer(epochs=1)
+    t.fit(n, loader((X[:500], Y[:500]), True), loader(VAL))
+    t, g = trainer(guard=g, epochs=1)
+    t.fit(n, loader(TRAIN, True), loader(VAL))
+    t.test(n, loader(TEST), verbose=False)
+    return g
+
+
+def stacked(b):
+    return torch.stack([x for x, _ in b]), torch.stack([y for _, y in b])
+
+
+def negatives(b):
+    x, y = stacked(b)
+    return x, y, x.roll(1, 0)
+
+
+def sorted_by_ink(b):
+    return stacked(sorted(b, key=lambda s: -float(s[0].sum())))
+
+
+def without_the_blank(b):
+    return stacked([s for s in b if s[0].sum() > 15] or b)
+
+
+def of_one_bag(b):
+    x, y = stacked(b)
+    return x.unsqueeze(0), y[:1]
+
+
+def weights_beside(b):
+    x, y = stacked(b)
+    return x, y, torch.bincount(y, minlength=10)[y] / len(y)
+
+
+@honest
+def collate_functions_that_keep_each_sample():
+    class N(Net):
+        def training_step(self, b, i):
+            return super().training_step(b[:2], i)
+
+        def validation_step(self, b, i):
+            return super().validation_step(b[:2], i)
+
+    class Bags(N):
+        def forward(self, x):
+            return self.net(x.mean(1) if x.dim() == 3 else x)
+
+    g = None
+    for collate in (
+        negatives,
+        sorted_by_ink,
+        without_the_blank,
+        of_one_bag,
+        weights_beside,
+    ):
+        t, g = trainer(guard=g, epochs=1)
+        of = Bags if collate is of_one_bag else N
+        t.fit(of(), loader(TRAIN, True), loader(VAL, collate_fn=collate))
+    return g
+
+
+@honest
+def unfreezes_as_it_should():
+    from lightning.pytorch.callbacks import BackboneFinetuning
+
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
+
+        def forward(self, x):
+            return self.net(self.backbone(x))
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(
+                [p for p in self.parameters() if p.requires_grad], 1e-2
+            )
+
+    return fitted(N(), BackboneFinetuning(1, verbose=False), epochs=3)
+
+
+@honest
+def norms_that_learn_no_statistics():
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.BatchNorm1d(64, affine=False), nn.Linear(64, 10), nn.GroupNorm(2, 10)
+            )
+
+    a, _ = trained(N())
+    b = N()
+    b.load_state_dict(a.state_dict())
+    return tested(b)

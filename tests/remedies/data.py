@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    get_worker_info,
+)
 
 from lightning_evalguard import Report
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
@@ -145,3 +151,44 @@ def a_stream_of_which_less_is_left(make: Make, fixed: bool) -> Report:
             return iter(self.rows[0 if fixed else start % 16 :])
 
     return data(make, On(samples(1), DataLoader(Stream(), BATCH)))
+
+
+@applied(
+    "Begin each fold with a new model, or with the weights from before the first fit."
+)
+def one_model_for_all_folds(make: Make, fixed: bool) -> Report:
+    guard, rows = alone("data"), Rows(1)
+    halves = Subset(rows, range(32)), Subset(rows, range(32, 64))
+    module = On(*halves)
+
+    def act() -> None:
+        make(callbacks=[guard]).fit(module)
+        second = On(*reversed(halves)) if fixed else module
+        second.sets = (*reversed(halves), None)
+        make(callbacks=[guard]).fit(second)
+
+    return heard(guard, act)
+
+
+def collating(make: Make, collate: Callable[[list[Any]], Any]) -> Report:
+    return data(make, On(Rows(1), DataLoader(Rows(2), BATCH, collate_fn=collate)))
+
+
+def stacked(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+
+
+@applied("Return a row for each sample that it is given.")
+def a_collate_function_that_drops_samples(make: Make, fixed: bool) -> Report:
+    return collating(make, lambda b: stacked(b if fixed else b[: len(b) // 4 or 1]))
+
+
+@applied("Compute it from each sample alone, or with numbers of the training set.")
+def a_collate_function_that_centres(make: Make, fixed: bool) -> Report:
+    mean = Rows(1).x.mean(0)
+
+    def centred(batch: list[Any]) -> tuple[Tensor, Tensor]:
+        x, y = stacked(batch)
+        return x - (mean if fixed else x.mean(0)), y
+
+    return collating(make, centred)

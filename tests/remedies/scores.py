@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -341,3 +342,27 @@ def a_batch_that_is_skipped(make: Make, fixed: bool) -> Report:
             return super().validation_step(batch, batch_idx)
 
     return scored(make, Skips(), None)
+
+
+def lossy(make: Make, loss: Callable[[Tensor, Tensor], Tensor]) -> Report:
+    class Lossy(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log(
+                "val_loss", loss(self(batch[0]), batch[1]), batch_size=len(batch[1])
+            )
+
+    return scored(make, Lossy())
+
+
+@applied("Give it the logits, or call `F.nll_loss` with the logarithms.")
+def a_softmax_before_cross_entropy(make: Make, fixed: bool) -> Report:
+    return lossy(make, lambda z, y: F.cross_entropy(z if fixed else z.softmax(1), y))
+
+
+@applied(
+    "Give it `F.log_softmax(logits, 1)`, or call `F.cross_entropy` with the logits."
+)
+def probabilities_for_nll(make: Make, fixed: bool) -> Report:
+    return lossy(
+        make, lambda z, y: F.nll_loss(z.log_softmax(1) if fixed else z.softmax(1), y)
+    )

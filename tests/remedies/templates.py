@@ -15,7 +15,7 @@ ROOT = Path(lightning_evalguard.__file__).parent
 _FOLDERS = ("checks", "confusion", "data", "huggingface", "model", "plain", "trainer")
 _NOT = frozenset({"checks/registry.py"})
 _IMPERATIVES = (
-    "Add|Apply|Assign|Call|Catch|Change|Choose|Collect|Compare|Compute|Copy|Count|Create|Declare|"
+    "Add|Apply|Assign|Begin|Call|Catch|Change|Choose|Collect|Compare|Compute|Copy|Count|Create|Declare|"
     "Decide|Delete|Divide|Draw|Evaluate|Fill|Fix|Freeze|Give|Hold|Keep|Leave|Let|Load|Log|Look|"
     "Make|Name|Normalise|Pack|Pass|Print|Put|Read|Register|Remove|Replace|Reset|Return|Run|Save|"
     "Set|Share|Shuffle|Split|Start|Step|Take|Train|Update|Use|Wait|Weigh|Work|Write|The size of"

@@ -249,3 +249,32 @@ def checkpoints_chosen_on_the_test_set(make: Make, fixed: bool) -> Report:
             made.test(module, ckpt_path=paths[0], verbose=False, weights_only=False)
 
     return heard(guard, act)
+
+
+class Normed(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.BatchNorm1d(CLASSES))
+
+
+@applied(
+    "Save and load `model.state_dict()`, which holds them, in place of the parameters."
+)
+def statistics_that_were_not_saved(make: Make, fixed: bool) -> Report:
+    before, module = Normed(), Normed()
+    before.net(torch.randn(8, FEATURES))
+    saved = before.state_dict() if fixed else dict(before.named_parameters())
+    module.load_state_dict(saved, strict=fixed)
+    return tested(make, module)
+
+
+@applied(
+    "Run a batch through it in train mode first, or make it with "
+    "`torch.nn.utils.parametrizations.spectral_norm`."
+)
+def a_spectral_norm_that_saw_no_batch(make: Make, fixed: bool) -> Report:
+    old, new = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
+    module = TwoLayers()
+    module.load_state_dict(checkpoint())
+    module.body = (new if fixed else old)(module.body)
+    return tested(make, module)

@@ -12,6 +12,7 @@ from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.data import (
     agreement,
     appearance,
+    collate,
     groups,
     ranks,
     repeats,
@@ -33,7 +34,7 @@ from lightning_evalguard.data.samples import (
     Sketch,
     sketch,
 )
-from lightning_evalguard.instruments.source import owner_of, site_at
+from lightning_evalguard.instruments.source import raised_at
 from lightning_evalguard.record.trained import Trained
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import is_sanity_check, is_scored, spelling
@@ -90,6 +91,7 @@ class DataCheck(Check):
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
+        self._history.end(self._root)
         self._forget(None)
         return ()
 
@@ -167,7 +169,7 @@ class DataCheck(Check):
             else []
         )
         before = sum(limit for limit in limits if limit < float("inf"))
-        self._ended_at, self._broke_at = int(before) + now.batch, _raised_at(trace)
+        self._ended_at, self._broke_at = int(before) + now.batch, raised_at(trace)
         return ()
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
@@ -185,6 +187,8 @@ class DataCheck(Check):
                 facts += self._repeated(one, now)
             facts += self._by_reading(mine, now)
             self._leaky = len(facts) > 0
+            if now.fitting and not is_sanity_check(now.stage):
+                self._history.validated(self._root)
             if self._fits and now.stage == "validate":
                 for one in mine:
                     self._history.add("val", one.loader)
@@ -335,7 +339,9 @@ class DataCheck(Check):
             return found
         for one in sets:
             for side in self._sides(now):
-                found += self._leaks_of(one, side, now.fitting)
+                known = any("these weights" in fact.fact for fact in found)
+                if not known:  # one cause, one finding
+                    found += self._leaks_of(one, side, now.fitting)
             if not (now.fitting or found):
                 found += self._of_records(one)
             if id(one) not in self._compared:
@@ -347,8 +353,10 @@ class DataCheck(Check):
                 ]
                 found += agreement.disagreements_of(one, roots)
                 found += self._looks_other(one)
+                found += collate.mixed_by_collate(one)
                 for side in self._sides(now, "train"):
-                    found += self._groups_of(one, side)
+                    if "these weights" not in side.words:
+                        found += self._groups_of(one, side)
         return found
 
     def _sides(self, now: Moment, *kinds: SplitKind) -> list[Side]:
@@ -487,14 +495,3 @@ class DataCheck(Check):
 def _is_whole(fact: Fact, one: EvaluatedSet) -> bool:
     """Whether a fact speaks of all evaluated samples."""
     return one.hashes is not None and fact.fact.startswith(f"{len(one.hashes)} of")
-
-
-def _raised_at(trace: TracebackType | None) -> str | None:
-    """The innermost line of the user's own that an exception passed."""
-    found = None
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if owner_of(code.co_filename) == "user":
-            found = site_at(code, trace.tb_lasti, trace.tb_lineno).location
-        trace = trace.tb_next
-    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +23,7 @@ SplitKind = Literal["train", "val"]
 _SETS = 16  # of earlier fits that are remembered
 _BATCHES = 16  # of a fit whose samples are hashed
 _FEWEST = 16  # samples that tell a set
+_PARAMETERS, _VALUES = 8, 16  # by which weights are recognised
 
 
 class Side(NamedTuple):
@@ -45,6 +48,9 @@ class Side(NamedTuple):
     batches: Portrait | None = None
 
 
+_numbers = itertools.count()
+
+
 @dataclass
 class _Seen:
     """One loader that a fit trained or validated with."""
@@ -56,6 +62,7 @@ class _Seen:
     roots: list[Any]
     places: list[tuple[Tensor, Tensor]]
     workers: int
+    number: int = field(default_factory=_numbers.__next__)
     portraits: list[Portrait] = field(default_factory=list)
     # of samples of its first batches
     hashes: list[Tensor] = field(default_factory=list)
@@ -66,7 +73,7 @@ class _Seen:
             return None
         return of_hashes(torch.cat([hashes.cpu() for hashes in self.hashes]))
 
-    def side(self, key: int, running: bool) -> Side:
+    def side(self, running: bool, continued: bool = False) -> Side:
         """What is known of it now."""
         parts = []
         for reference, (indices, at) in zip(self.roots, self.places, strict=True):
@@ -77,8 +84,9 @@ class _Seen:
         if self.kind == "train":
             words = "the training set"
         words = words if running else f"{words} of an earlier fit"
+        words += " of these weights" * continued
         return Side(
-            key,
+            self.number,
             words,
             parts,
             self.dataset(),
@@ -88,18 +96,56 @@ class _Seen:
         )
 
 
+Weights = list[tuple[float, ...]]
+"""Some values of some parameters."""
+
+
+@dataclass
+class _Fit:
+    """A fit of this process, under whatever guard.
+
+    Attributes:
+        module: The one that was fitted, weakly.
+        began: Its weights as the fit began.
+        sets: What those weights have been trained with, by this fit and those before it.
+        gave: The weights at its validations, and at its end.
+    """
+
+    module: Any
+    began: Weights
+    sets: list[_Seen]
+    gave: list[Weights] = field(default_factory=list)
+
+    def made(self, weights: Weights) -> bool:
+        """Whether some of a module's weights are those that this fit gave."""
+        return any(
+            len(weights) == len(given) == len(self.began)
+            and any(
+                now == then != before
+                for now, then, before in zip(weights, given, self.began, strict=True)
+            )
+            for given in self.gave
+        )
+
+
+_fits: deque[_Fit] = deque(maxlen=_SETS)
+
+
 class History:
-    """The sets of all fits under one guard."""
+    """The sets of all fits under one guard, and by their weights those of earlier guards."""
 
     def __init__(self) -> None:
         self._sets: list[_Seen] = []
         self._fits: list[Any] = []  # of which module, weakly
         self.appearance = Appearance()  # of the last fit's training batches
         self._hashes = False  # whether training batches are hashed
+        self._running: _Fit | None = None
 
     def begin(self, module: nn.Module | None) -> None:
         """A fit of `module` begins."""
         self._fits.append(_weak(module))
+        weights = _weights(module)
+        self._running = _Fit(_weak(module), weights, self._made(weights) or [])
         self.appearance = Appearance()
         self._hashes = True
 
@@ -168,18 +214,59 @@ class History:
         ]
         self._sets = [*self._sets, seen][-_SETS:]
 
+    def validated(self, module: nn.Module | None) -> None:
+        """A validation of the running fit is over."""
+        if self._running is not None:
+            self._running.gave = [*self._running.gave, _weights(module)][-_SETS:]
+
+    def end(self, module: nn.Module | None) -> None:
+        """The running fit is over."""
+        fit, self._running = self._running, None
+        if fit is not None:
+            fit.gave.append(_weights(module))
+            fit.sets = [*fit.sets, *self._trained()]
+            _fits.append(fit)
+
     def sides(
         self, kind: SplitKind, module: nn.Module | None, fitting: bool
     ) -> list[Side]:
-        """The sets of the fits that made `module` what it is: its own, else the last one."""
+        """The sets of the fits that made `module` what it is.
+
+        Those of the fits that gave its weights; else its own, else those of the last fit.
+        """
         fits = [i for i, one in enumerate(self._fits, 1) if one() is module]
         if fitting or not fits:
             fits = [len(self._fits)]
-        return [
-            seen.side(key, fitting)
-            for key, seen in enumerate(self._sets)
-            if seen.kind == kind and seen.fit in fits
-        ]
+        own = [seen for seen in self._sets if seen.kind == kind and seen.fit in fits]
+        if kind != "train":
+            return [seen.side(fitting) for seen in own]
+        if fitting:
+            earlier = self._running.sets if self._running is not None else []
+            return [seen.side(True) for seen in own] + [
+                seen.side(False, True) for seen in earlier
+            ]
+        made = self._made(_weights(module))
+        return [seen.side(False) for seen in (own if made is None else made)]
+
+    def _made(self, weights: Weights) -> list[_Seen] | None:
+        """What the fits trained with that gave these weights; None where no fit of ours did."""
+        fits = [fit for fit in _fits if fit.made(weights)]
+        if not fits:
+            return None
+        return list({id(seen): seen for fit in fits for seen in fit.sets}.values())
+
+
+def _weights(module: nn.Module | None) -> Weights:
+    """A few values of a few parameters; waits for the device."""
+    parameters = [] if module is None else list(module.parameters())
+    step = max(1, -(-len(parameters) // _PARAMETERS))
+    try:
+        with torch.no_grad():
+            each = [p.detach().reshape(-1) for p in parameters[::-step]]
+            return [tuple(flat[:: max(1, len(flat) // _VALUES)][:_VALUES].tolist())
+                    for flat in each]  # fmt: skip
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return []
 
 
 def _hashes(batch: Any) -> Tensor | None:

@@ -37,6 +37,9 @@ _SPLIT = (
     "Split once, before anything is drawn or repeated, "
     "and evaluate what training does not see."
 )
+_ANEW = (
+    "Begin each fold with a new model, or with the weights from before the first fit."
+)
 _CHOSEN = "Keep a set for the test alone: what was chosen by a score is fitted to its samples."
 
 
@@ -57,7 +60,7 @@ class Leak:
     def __init__(self, one: EvaluatedSet, side: Side) -> None:
         self._one, self._side = one, side
         self._mine = _loaders.parts(one.loader)
-        self._remedy = _SPLIT if "training" in side.words else _CHOSEN
+        self._remedy = _remedy(side.words)
         self._done = not self._mine
         self.why_not = ""
         self.is_whole = self.compared = False
@@ -220,6 +223,15 @@ class Leak:
         ]
 
 
+def _remedy(words: str) -> str:
+    """What to do about samples that stand in a set of these words."""
+    if "these weights" in words:
+        return _ANEW
+    if "training" in words:
+        return _SPLIT
+    return _CHOSEN
+
+
 def by_batches(one: EvaluatedSet, theirs: Portrait | None, words: str) -> list[Fact]:
     """What the hashes of samples say, as steps got them: of streams, and of what workers read."""
     if theirs is None or one.hashes is None or not len(theirs.hashes):
@@ -233,7 +245,7 @@ def by_batches(one: EvaluatedSet, theirs: Portrait | None, words: str) -> list[F
     number = str(hits) if hits == of else f"at least {hits}"
     which = listed_places(places)
     fact = f"{number} of its {of} samples stand in {words} too ({which}), expected none"
-    return [one.fact(fact, _SPLIT if "training" in words else _CHOSEN)]
+    return [one.fact(fact, _remedy(words))]
 
 
 def by_portraits(

@@ -211,6 +211,8 @@ class Tally:
         constant = set(weights) in ({1}, {max(samples)})
         if not (inferred or constant) or _apart(weights, samples) < _UNEVEN:
             return None
+        if len(set(steps)) < len(steps) and self._weighs_samples(steps, weights):
+            return None  # one value a sample, in a loop over the batch
         counted = answers
         if len(answers) != len(weights):
             counted = ()
@@ -232,6 +234,14 @@ class Tally:
                 "of the batch's first tensor for the samples"
             )
         return Fact(fact, "Pass batch_size=<number of samples> to self.log.", heard.key)
+
+    def _weighs_samples(self, steps: Sequence[int], weights: Sequence[int]) -> bool:
+        """Whether what a step logged of one key weighs as many as its batch has samples."""
+        sums: dict[int, int] = {}
+        for step, weight in zip(steps, weights, strict=True):
+            sums[step] = sums.get(step, 0) + weight
+        sizes = [self._sizes[step] or 0 for step in sums]
+        return _apart(list(sums.values()), sizes) < _UNEVEN
 
     def facts(self, module_step: str | None) -> list[Fact]:
         """Batches that are in no score.

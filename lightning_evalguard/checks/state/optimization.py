@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
 from lightning_evalguard.checks.state.change import Change
 
 
@@ -12,8 +14,11 @@ class Optimization:
     """Hyper-parameters and step counts of optimizers and schedulers at one moment."""
 
     def __init__(self, optimizers: Iterable[Any], schedulers: Iterable[Any]) -> None:
+        optimizers = list(optimizers)
         self._kinds: dict[str, str] = {}
         self._settings: dict[tuple[str, str], Any] = {}
+        # by which scheduler that waits for a score
+        self._steered: dict[str, list[str]] = {}
         for i, optimizer in enumerate(optimizers):
             name = f"optimizers[{i}]"
             self._kinds[name] = type(optimizer).__name__
@@ -26,6 +31,12 @@ class Optimization:
             name = f"lr_schedulers[{i}]"
             self._kinds[name] = type(scheduler).__name__
             self._settings[name, "last_epoch"] = getattr(scheduler, "last_epoch", None)
+            if isinstance(scheduler, ReduceLROnPlateau):
+                steers = enumerate(optimizers)
+                own = [
+                    f"optimizers[{j}]" for j, o in steers if o is scheduler.optimizer
+                ]
+                self._steered[name] = own
 
     def values(self) -> dict[str, dict[str, Any]]:
         """The settings of each optimizer and scheduler, by its name."""
@@ -34,8 +45,22 @@ class Optimization:
             values[name][key] = value
         return values
 
+    def _stepped_by_a_score(self, now: Optimization) -> set[str]:
+        """Schedulers that wait for an evaluation's score and got it, and their optimizers."""
+        stepped: set[str] = set()
+        for name, own in now._steered.items():
+            key = name, "last_epoch"
+            if self._settings.get(key) != now._settings.get(key):
+                stepped |= {name, *own}
+        return stepped
+
     def changes(self, now: Optimization, when: str, certain: bool) -> Iterable[Change]:
+        by_hand: set[str] = set()
+        if not certain:
+            by_hand = self._stepped_by_a_score(now)
         for (name, key), value in now._settings.items():
+            if name in by_hand:  # it waits for the score of an evaluation
+                continue
             before = self._settings.get((name, key), value)
             if value != before:
                 fact = f"went from {key}={before} to {key}={value} {when}"

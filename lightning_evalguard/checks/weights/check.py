@@ -141,6 +141,9 @@ class WeightsCheck(Check):
         self._inventory.refresh(force=True)
         findings = origin.judge(self._inventory, self._reads, now, self.notes)
         findings += missed.loads_of_itself(self._inventory, now)
+        if self._reads is not None:
+            findings += missed.statistics(self._inventory, self._reads, now)
+        findings += missed.unestimated_norms(self._inventory, now)
         return [
             *findings,
             *hyper.other_hyper_parameters(
@@ -154,7 +157,8 @@ class WeightsCheck(Check):
         training = self._training
         if training is None:
             return ()
-        if now.thinned and now.epoch == training.epoch and self._began:
+        known = now.epoch == training.epoch and self._began and not training.due
+        if now.thinned and known:
             training.steps += 1
             return ()
         if self._averages is not None and not training.steps:

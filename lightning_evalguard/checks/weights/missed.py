@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.spectral_norm import SpectralNorm
+
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_drawn, is_own_draw
@@ -24,6 +30,8 @@ from lightning_evalguard.report import Finding
 
 _reported: list[Load] = []
 _MANY = 64
+_ITERATIONS = 4  # after which the largest singular value is known well enough
+_ESTIMATED = 0.5  # of it, at least, once a spectral norm has seen a batch
 
 
 def before_training(inventory: Inventory, now: Moment) -> list[Finding]:
@@ -70,6 +78,89 @@ def frozen(inventory: Inventory, reads: MemoryReads, now: Moment) -> list[Findin
             )
         )
     return findings
+
+
+def statistics(inventory: Inventory, reads: MemoryReads, now: Moment) -> list[Finding]:
+    """Norms whose weights a load brought and whose running statistics nothing estimated."""
+    names = [
+        name for name, module in inventory.modules.items() if _has_none(module, reads)
+    ]
+    if not names:
+        return []
+    first = inventory.modules[names[0]]
+    assert isinstance(first.running_mean, Tensor)
+    load = loads.missed(first.running_mean)
+    more = ""
+    if names[1:]:
+        more = f", as {are(names[1:])} {listed_modules(names[1:])}"
+    return [
+        weights_finding(
+            now,
+            "is evaluated with a running mean of 0 and a variance of 1, as it was initialised, "
+            f"while its weights were loaded: the statistics were not{more}",
+            "Save and load `model.state_dict()`, which holds them, in place of the parameters.",
+            subject=names[0],
+            kind=type(first).__name__,
+            site=load.site if load is not None else None,
+        )
+    ]
+
+
+def _has_none(module: nn.Module, reads: MemoryReads) -> bool:
+    """Whether a norm in eval mode has loaded weights and the statistics of its constructor."""
+    if not isinstance(module, _NormBase) or module.training or module.weight is None:
+        return False
+    mean, variance, batches = (
+        module.running_mean,
+        module.running_var,
+        module.num_batches_tracked,
+    )
+    if mean is None or variance is None or batches is None or mean not in reads:
+        return False
+    weight = module.weight
+    if loads.touched(mean) or not loads.loaded(weight) or weight in trained:
+        return False
+    return bool((mean == 0).all() & (variance == 1).all() & (batches == 0))
+
+
+def unestimated_norms(inventory: Inventory, now: Moment) -> list[Finding]:
+    """Layers under torch's old spectral norm whose largest singular value is not estimated yet.
+
+    Its two vectors are random until a forward in train mode (pytorch/pytorch#51800).
+    """
+    for name, module in inventory.modules.items():
+        for hook in module._forward_pre_hooks.values():
+            if not isinstance(hook, SpectralNorm) or module.training:
+                continue
+            divisor, norm = _norms(hook, module)
+            if divisor < _ESTIMATED * norm:
+                return [
+                    weights_finding(
+                        now,
+                        f"its spectral norm divides by {divisor:.3g}, expected about {norm:.3g}: "
+                        "it is estimated in train mode, and no forward ran in it",
+                        "Run a batch through it in train mode first, or make it with "
+                        "`torch.nn.utils.parametrizations.spectral_norm`.",
+                        subject=name,
+                        kind=type(module).__name__,
+                    )
+                ]
+    return []
+
+
+def _norms(hook: SpectralNorm, module: nn.Module) -> tuple[float, float]:
+    """What a spectral norm divides by, and the largest singular value, from below."""
+    with torch.no_grad():
+        matrix = hook.reshape_weight_to_matrix(
+            getattr(module, f"{hook.name}_orig")
+        ).float()
+        u = getattr(module, f"{hook.name}_u").float()
+        v = getattr(module, f"{hook.name}_v").float()
+        divisor = float(u @ (matrix @ v))
+        for _ in range(_ITERATIONS):
+            v = F.normalize(matrix.t() @ u, dim=0)
+            u = F.normalize(matrix @ v, dim=0)
+        return divisor, float(u @ (matrix @ v))
 
 
 def loads_of_itself(inventory: Inventory, now: Moment) -> list[Finding]:

@@ -116,19 +116,24 @@ class TrainedParameters:
         self._leaves = Leaves()
         self._stale: dict[int, _Start] = {}
         self.steps = 0
+        # whether the gradients of an epoch's first step are to be looked at
+        self.due = False
 
     def step(self, now: Moment, reads: MemoryReads | None = None) -> list[Finding]:
         """A training step is about to run; `reads` is what an evaluation step was seen to read."""
         self.steps += 1
         if now.epoch == self.epoch:
-            if self.steps == 2:
+            if self.due:
                 self.look()
+                self.due = False
             return []
         first = self.epoch is None
         self.epoch = now.epoch
         self._inventory.refresh(force=True)
         findings = [] if first else self.judge(now, reads)
         self._take_in(reads)
+        # later epochs may unfreeze what the first ones froze
+        self.due = not all(start.reached for start in self._starts.values())
         return findings
 
     def look(self) -> None:
