@@ -139,7 +139,7 @@ def test_a_fault_of_ours_keeps_its_frames() -> None:
     with pytest.raises(AttributeError) as raised:
         shown_path(3)  # type: ignore[arg-type]
     trim(raised.value)
-    assert ours_in(raised.value) == ["report.py"]
+    assert ours_in(raised.value) == ["paths.py"]
 
 
 @pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")

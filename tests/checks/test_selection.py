@@ -230,7 +230,7 @@ def test_a_checkpoint_kept_from_the_fold_before_is_found(
     second, _ = fitted(checkpoint, stop)
     assert chosen(first) == []
     assert [f.subject for f in chosen(second)] == ["val_loss", "val_loss"]
-    assert "of an earlier fit of another model" in chosen(second)[0].fact
+    assert "from an earlier fit of another model" in chosen(second)[0].fact
 
 
 def test_a_fit_that_goes_on_with_its_own_callbacks_is_left_alone(
