@@ -54,7 +54,7 @@ def guarded(
         data="ignore", **({"batch": "warn", "metrics": None, "sync": "ignore"} | kwargs)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_evalguard.guard.warn", lambda *_: None)
+        patch.setattr("lightning_evalguard.rulings.warn", lambda *_: None)
         trainer(callbacks=[guard]).fit(
             module, loader(), loader() if data is None else data
         )

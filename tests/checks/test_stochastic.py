@@ -67,7 +67,7 @@ def guarded(
     )
     made = trainer(callbacks=[guard])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_evalguard.guard.warn", lambda *_: None)
+        patch.setattr("lightning_evalguard.rulings.warn", lambda *_: None)
         if entry == "fit":
             made.fit(module, loader(), loader())
         elif entry == "predict":
