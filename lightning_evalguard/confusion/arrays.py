@@ -131,7 +131,7 @@ class ArrayTap:
             for array in others:
                 if fit(array.tensor, target.tensor):
                     place = f"{array.location} {target.location}"
-                    found.setdefault(place, pair_of(array, target))
+                    found.setdefault(place, array_pair(array, target))
         return list(found.items())
 
 
@@ -196,7 +196,7 @@ def fit(preds: Tensor, target: Tensor) -> bool:
     return preds.shape == target.shape
 
 
-def pair_of(array: Array, label: Array) -> Pair:
+def array_pair(array: Array, label: Array) -> Pair:
     """What two arrays show."""
     said = f"the arrays `{_short(array.text)}` and `{_short(label.text)}` at "
     return Pair(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evalguard.confusion.arrays import Array, fit, pair_of, told_apart
+from lightning_evalguard.confusion.arrays import Array, array_pair, fit, told_apart
 from lightning_evalguard.confusion.labels import begins_with
 from lightning_evalguard.confusion.sources import Pair
 
@@ -40,7 +40,7 @@ def pairs_of_epoch(
             answers = _answers(array.tensor, target.tensor)
             if answers is not None:
                 place = f"{array.location} {target.location}"
-                pair = pair_of(Array(answers, array.text, array.location), target)
+                pair = array_pair(Array(answers, array.text, array.location), target)
                 found.setdefault(place, pair)
     return list(found.items())
 

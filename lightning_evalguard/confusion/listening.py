@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion.arrays import ArrayTap
+from lightning_evalguard.confusion.bincounts import NAME as COUNTED
+from lightning_evalguard.confusion.bincounts import BincountTap
 from lightning_evalguard.confusion.by_hand import GatherTap
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
@@ -86,6 +88,7 @@ class StepTaps:
         self._functions = FunctionTap(heard.see, lambda: heard.pairs)
         self.sigmoids = SigmoidTap()
         self.gathers = GatherTap(heard.see, heard.stands_in_batch)
+        self._bincounts = BincountTap(heard.see)
         self._comparisons = ComparisonTap(
             heard.compared, heard.is_paused, heard.memory, frozenset(), LIBRARIES
         )
@@ -115,6 +118,8 @@ class StepTaps:
         if self._of_losses and _may_gather(entry.chosen):
             self.gathers.reads = looks
             self.gathers.open(module)
+            if self._compares:
+                self._bincounts.open(module, entry)
         # Not at the start of the evaluation: hooks that run after it may still replace a metric.
         if entry.batches == 1 and self._of_metrics:
             self._metrics.open(module)
@@ -145,6 +150,7 @@ class StepTaps:
             self._hear_step(False)
             return
         self.gathers.close()
+        self._bincounts.close()
         chosen = None
         if entry is not None:
             chosen = entry.chosen
@@ -189,14 +195,17 @@ class StepTaps:
             self.sigmoids,
             self._comparisons,
             self.gathers,
+            self._bincounts,
             self.arrays,
         ):
             tap.close()
 
 
 def _may_gather(chosen: Stream | None) -> bool:
-    """Whether the pair to be counted may be one that is gathered."""
-    return chosen is None or (chosen.kind == "function" and "gather" in chosen.names)
+    """Whether the pair to be counted may be one that is gathered, or counted by the step."""
+    if chosen is None:
+        return True
+    return chosen.kind == "function" and bool(chosen.names & {"gather", COUNTED})
 
 
 __all__ = ["StepTaps"]

@@ -454,33 +454,28 @@ class StateWindow:
 
     def _contents(self, when: str) -> list[Change]:
         held = self._inventory.held
-        look_at = some(
-            held, (n for n in self._held if n not in self._reported and n in held)
-        )
-        look_at = {n: h for n, h in look_at.items() if h.registered}
+        unreported = (n for n in self._held if n not in self._reported and n in held)
+        look_at = {n: h for n, h in some(held, unreported).items() if h.registered}
         changes = []
         differing = list(self._hash(look_at).differing(self._prints))
-        # where weights are others too, they were swapped, and nothing was calibrated
+        # batch norm is calibrated for weights that stay: with others it was swapped as they were
         is_swap = any(held[name].kind == "parameter" for name in differing)
         for name in differing:
-            if not self._is_cache(name) and self._reported.is_new(name):
-                h = held[name]
-                remedy = PUT_BACK
-                if h.kind != "parameter" and not is_swap:
-                    remedy = remedy_of(h)
-                fact, is_plan = (
-                    f"changed {when}",
-                    not is_swap and h.kind == "buffer" and h.owner in self._estimated,
-                )
-                # batch norm is calibrated for the weights that are evaluated
-                if is_plan:
-                    if name in self._check.calibrated:
-                        continue  # one plan, one finding, whatever the stage
-                    self._check.calibrated.add(name)
-                    fact, remedy = "was estimated anew before the first batch", PUT_BACK
-                change = of_tensor(h, fact, "it to be as before", remedy, writes=True)
-                change.certain = not is_plan
-                changes.append(change)
+            if self._is_cache(name) or not self._reported.is_new(name):
+                continue
+            h = held[name]
+            fact, remedy = f"changed {when}", PUT_BACK
+            if h.kind != "parameter" and not is_swap:
+                remedy = remedy_of(h)
+            is_plan = not is_swap and h.kind == "buffer" and h.owner in self._estimated
+            if is_plan:
+                if name in self._check.calibrated:
+                    continue  # one plan, one finding, whatever the stage
+                self._check.calibrated.add(name)
+                fact, remedy = "was estimated anew before the first batch", PUT_BACK
+            change = of_tensor(h, fact, "it to be as before", remedy, writes=True)
+            change.certain = not is_plan
+            changes.append(change)
         return changes
 
     def _reused(self, when: str) -> list[Change]:
