@@ -19,7 +19,7 @@ from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import nearest, owner_of, site_of
 from lightning_evalguard.paths import shown_path
 
-NAME = "bincount"
+COUNTED = "bincount"
 
 
 class BincountTap:
@@ -44,7 +44,7 @@ class BincountTap:
         self._entry = entry
         if not self._wraps and not compiles(module):
             self._wraps = [
-                Wrap(owner, NAME, self._counted) for owner in (torch, Tensor)
+                Wrap(owner, COUNTED, self._counted) for owner in (torch, Tensor)
             ]
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class BincountTap:
         pair = Pair(
             preds,
             target,
-            f"`{NAME}` at {shown_path(site.location)}",
+            f"`{COUNTED}` at {shown_path(site.location)}",
             task="multiclass",
             num_classes=n,
             classification=True,
@@ -92,7 +92,7 @@ class BincountTap:
             is_ordered=False,
             location=site.location,
         )
-        self._see("function", NAME, pair, None)
+        self._see("function", COUNTED, pair, None)
 
 
 def _which_are_labels(

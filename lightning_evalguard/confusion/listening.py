@@ -8,8 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightning_evalguard.confusion.arrays import ArrayTap
-from lightning_evalguard.confusion.bincounts import NAME as COUNTED
-from lightning_evalguard.confusion.bincounts import BincountTap
+from lightning_evalguard.confusion.bincounts import COUNTED, BincountTap
 from lightning_evalguard.confusion.by_hand import GatherTap
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
