@@ -75,6 +75,9 @@ class FirstStep:
                     f"{tuple(pair.target.shape)} {pair.target.dtype}, which fit no task"
                 )
             return
+        if labels.are_only_ranked(arranged):
+            entry.refused.append(f"{pair.source}: nothing says which scores mean yes")
+            return
         if kind != "outputs" or self._config.source is None:
             why = labels.refusal(arranged, from_batch, leaves)
             target = StorageIdentity(pair.target)

@@ -117,6 +117,19 @@ def no_shares(target: Tensor) -> Tensor:
     return off.any() | (target < 0).any()
 
 
+def are_only_ranked(pair: Pair) -> bool:
+    """Whether scores are neither logits nor probabilities, and only a curve takes them.
+
+    Errors and distances begin at zero and have no end: where they mean yes, a threshold says.
+    """
+    preds = pair.preds
+    if pair.cuts or pair.task == "multiclass" or pair.preds_are is not None:
+        return False
+    if not preds.is_floating_point() or not preds.numel():
+        return False
+    return bool((preds >= 0).all() & (preds > 1).any())
+
+
 def first_of(leaves: Sequence[Tensor], samples: int) -> list[Tensor]:
     """Copies of what may be the labels of a batch, as long as they are few."""
     kept = []

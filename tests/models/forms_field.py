@@ -79,6 +79,30 @@ def anomalies_are_ranked_by_a_metric_and_compared_by_hand(self, x, y):
     self.log("val_acc", mean_accuracy(error > 9, y.bool()))
 
 
+@form("none", classes=1, row=_anomalies, build=attribute("model", Reconstructs))
+def anomalies_are_only_ranked(self, x, y):
+    error = self.model(x)
+    self.model.auroc(error, y)
+    self.log_dict({"val_auroc": self.model.auroc, "val_loss": error.mean()})
+
+
+@form(classes=1, row=_anomalies, build=attribute("model", Reconstructs))
+def probabilities_are_only_ranked(self, x, y):
+    p = self.net(x)[:, 0].sigmoid()
+    self.model.auroc(p, y)
+    self.true(p > 0.5, y.bool())
+    self.log("val_auroc", self.model.auroc)
+
+
+@form(classes=1, row=_anomalies, build=attribute("model", Reconstructs))
+def logits_are_ranked_and_have_a_loss(self, x, y):
+    z = self.net(x)[:, 0].exp()
+    self.model.auroc(z, y)
+    self.true(z > 0, y.bool())
+    self.log("val_auroc", self.model.auroc)
+    self.log("val_loss", F.binary_cross_entropy_with_logits(z, y.float()))
+
+
 # --- one answer a batch, in shapes that differ ----------------------------------------------------
 
 

@@ -273,3 +273,50 @@ def the_best_weights_are_put_back_at_the_end(folder):
         return trainer.validate(module, DataLoader(VAL, 4), verbose=False)
 
     return Program(Honest(), callbacks=[Best()], then=then)
+
+
+@honest
+def predictions_are_written_to_a_file_at_the_end(folder):
+    class M(Honest):
+        def on_validation_epoch_start(self):
+            self.answers, self.labels = [], []
+
+        def validation_step(self, batch, i):
+            super().validation_step(batch, i)
+            self.answers.append(self(batch[0]).argmax(1))
+            self.labels.append(batch[1])
+
+        def on_validation_epoch_end(self):
+            p, t = torch.cat(self.answers).tolist(), torch.cat(self.labels).tolist()
+            (folder / "answers.txt").write_text(f"{p} {t}")
+
+    return M()
+
+
+@honest
+def extremes_and_counts_of_losses_are_logged(folder):
+    class M(Honest):
+        def validation_step(self, batch, i):
+            each = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+            self.log("val_loss", each.mean())
+            self.log("val_worst", each.max(), reduce_fx="max")
+            self.log("val_count", float(len(each)), reduce_fx="sum")
+
+    return M()
+
+
+@honest
+def every_hook_logs(folder):
+    class M(Honest):
+        def on_validation_batch_start(self, batch, i, dataloader_idx=0):
+            how = {"batch_size": len(batch[0]), "on_epoch": True}
+            self.log("before", batch[0].norm(dim=1).mean(), **how)
+
+        def on_validation_batch_end(self, outputs, batch, i, dataloader_idx=0):
+            how = {"batch_size": len(batch[0]), "on_epoch": True}
+            self.log("after", self(batch[0]).norm(dim=1).mean(), **how)
+
+        def on_validation_epoch_end(self):
+            self.log("weight", self.head.weight.norm())
+
+    return M()
