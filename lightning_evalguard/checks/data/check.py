@@ -338,10 +338,13 @@ class DataCheck(Check):
         ):
             return found
         for one in sets:
+            leaks: list[Fact] = []
             for side in self._sides(now):
-                known = any("these weights" in fact.fact for fact in found)
-                if not known:  # one cause, one finding
-                    found += self._leaks_of(one, side, now.fitting)
+                known = any("these weights" in fact.fact for fact in leaks)
+                # one cause, one finding: an equal fit before this one had the same samples
+                if not known and (side.own or not leaks):
+                    leaks += self._leaks_of(one, side, now.fitting)
+            found += leaks
             if not (now.fitting or found):
                 found += self._of_records(one)
             if id(one) not in self._compared:

@@ -37,6 +37,7 @@ class Side(NamedTuple):
         workers: How many processes read it.
         portraits: Hashes of its rows, where they lay in memory.
         batches: Hashes of some of its samples, as training steps got them.
+        own: Whether a fit under this guard was given it.
     """
 
     key: int
@@ -46,6 +47,7 @@ class Side(NamedTuple):
     workers: int
     portraits: list[Portrait]
     batches: Portrait | None = None
+    own: bool = True
 
 
 _numbers = itertools.count()
@@ -73,7 +75,7 @@ class _Seen:
             return None
         return of_hashes(torch.cat([hashes.cpu() for hashes in self.hashes]))
 
-    def side(self, running: bool, continued: bool = False) -> Side:
+    def side(self, running: bool, continued: bool = False, own: bool = True) -> Side:
         """What is known of it now."""
         parts = []
         for reference, (indices, at) in zip(self.roots, self.places, strict=True):
@@ -93,6 +95,7 @@ class _Seen:
             self.workers,
             self.portraits,
             self.batches(),
+            own,
         )
 
 
@@ -243,10 +246,14 @@ class History:
         if fitting:
             earlier = self._running.sets if self._running is not None else []
             return [seen.side(True) for seen in own] + [
-                seen.side(False, True) for seen in earlier
+                seen.side(False, continued=True, own=False) for seen in earlier
             ]
         made = self._made(_weights(module))
-        return [seen.side(False) for seen in (own if made is None else made)]
+        if made is None:
+            return [seen.side(False) for seen in own]
+        mine = {id(seen) for seen in self._sets}
+        sides = [seen.side(False, own=id(seen) in mine) for seen in made]
+        return sorted(sides, key=lambda side: not side.own)
 
     def _made(self, weights: Weights) -> list[_Seen] | None:
         """What the fits trained with that gave these weights; None where no fit of ours did."""
