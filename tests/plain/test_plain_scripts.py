@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import lightning_evalguard
 from lightning_evalguard import EvalGuardError, Report, evaluating, watch
 from lightning_evalguard.__main__ import main
+from lightning_evalguard.checks.sync.overrides import SUPPORTED
 from lightning_evalguard.record import run as record
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -107,6 +108,8 @@ def test_a_fault_is_found_at_its_line_and_its_fixed_twin_is_silent(
 ) -> None:
     expected = marked(path)[name]
     reads = any(check == "sync?" for _, check in expected)
+    if reads and not SUPPORTED:
+        pytest.skip("torch < 2.9: no syncs are listened for")
     report, fixed = run(path, name), run(path, name, "--fixed")
     assert found(report if reads else without_reads(report)) == expected
     assert found(fixed if reads else without_reads(fixed)) == set()
@@ -275,7 +278,8 @@ def test_run_guards_a_plain_script(
     assert (
         "Call `model.eval()` before this loop and `model.train()` after it." in summary
     )
-    assert "evaluate_without_eval: accuracy 0.8" in summary
+    # torch draws and computes a little differently from version to version
+    assert re.search(r"evaluate_without_eval: accuracy 0\.(7[5-9]|8)", summary)
     written = record.read(Path("f.json"))
     assert written["runs"][0]["run"] == "script"
     assert len(written["runs"][0]["history"]) == 3
