@@ -124,7 +124,9 @@ def _lines_of(
     checked = outcome.report.checked
     lines = [f"lightning-evalguard: {_summary(fresh, known, checked)}"]
     for finding in fresh:
-        doubt = "" if finding in counts else "warning: "
+        doubt = "warning: "
+        if finding in counts:
+            doubt = ""
         lines.append(f"  {doubt}{finding}")
     if outcome.status:
         lines.append(f"  the script ended with status {_named(outcome.status)}")
@@ -197,7 +199,9 @@ def _known(baseline: Path, root: Path) -> set[str]:
 
 
 def _summary(fresh: Sequence[Finding], known: int, checked: Mapping[str, int]) -> str:
-    said = amount(len(fresh), "finding") if fresh else "no findings"
+    said = "no findings"
+    if fresh:
+        said = amount(len(fresh), "finding")
     if checked.get("evaluations") or checked.get("training_steps"):
         said += f" in {looked_at(checked)}"
     if known:

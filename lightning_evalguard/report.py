@@ -466,7 +466,8 @@ def broke(report: Report, what: str, off: str, error: Exception) -> None:
         error: Why.
     """
     sentence = f"{what} failed inside lightning-evalguard"
-    sentence += f" and is off for {off}" if off else ""
+    if off:
+        sentence += f" and is off for {off}"
     if not any(note.startswith(sentence) for note in report.notes):
         sentence += f": {type(error).__name__}: {error}"
         report.note(sentence)

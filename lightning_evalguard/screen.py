@@ -57,9 +57,9 @@ def console_of(stream: Any) -> Any:
         from rich.console import Console
 
         console = Console(file=stream, highlight=False, markup=False, emoji=False)
-        return (
-            None if console.color_system is None or console.legacy_windows else console
-        )
+        if console.color_system is None or console.legacy_windows:
+            return None
+        return console
     except Exception:  # noqa: BLE001 - no rich, another rich, a stream that is closed
         return None
 
@@ -122,7 +122,9 @@ def coloured_warnings(remedies: Sequence[str]) -> Iterator[None]:
     ) -> str:  # fmt: skip
         text = plain(message, category, filename, lineno, line)
         ours = category.__module__.startswith("lightning_evalguard.")
-        return coloured(text, sys.stderr, remedies) if ours else text
+        if ours:
+            return coloured(text, sys.stderr, remedies)
+        return text
 
     warnings.formatwarning = formatted
     try:
@@ -159,7 +161,9 @@ def _styled(text: str, remedies: Sequence[str]) -> Any:
     styled.highlight_regex(_CODE, style="cyan")
     styled.highlight_regex(_WARNS, style="yellow")
     for match in _COUNT.finditer(text):
-        colour = "green" if match["count"] == "no" else "red"
+        colour = "red"
+        if match["count"] == "no":
+            colour = "green"
         styled.stylize(f"bold {colour}", match.start("count"), match.end())
     for match in _TAG.finditer(text):
         styled.stylize(Style(dim=True, link=page_of(match[1])), *match.span())
@@ -173,7 +177,9 @@ def _styled(text: str, remedies: Sequence[str]) -> Any:
 def _link(path: str, line: str) -> str | None:
     """The address of a line, as terminals and editors take it; None for a file that is not here."""
     file = Path(path)
-    return f"{file.absolute().as_uri()}#{line}" if file.is_file() else None
+    if not file.is_file():
+        return None
+    return f"{file.absolute().as_uri()}#{line}"
 
 
 def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> Any:
@@ -188,7 +194,9 @@ def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> Any:
         table.add_column(Text(head), justify="right", overflow="fold")
     for label, cells in others:
         differ = len(set(cells)) > 1
-        style = "" if differ else "dim"
+        style = "dim"
+        if differ:
+            style = ""
         table.add_row(Text(label), *(Text(cell, style=style) for cell in cells))
     return table
 

@@ -161,4 +161,6 @@ def page_of(check: str) -> str | None:
         ('#modes', None)
     """
     rule = rule_of(check)
-    return None if rule is None else f"{DOCUMENTATION}/checks/#{rule.name}"
+    if rule is None:
+        return None
+    return f"{DOCUMENTATION}/checks/#{rule.name}"

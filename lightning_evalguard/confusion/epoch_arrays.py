@@ -88,7 +88,9 @@ def _whole_numbers(tensor: Tensor) -> Tensor:
         flat = tensor[:, 0]
     if flat.ndim == 1 and flat.is_floating_point():
         is_whole = bool(((flat >= 0) & (flat % 1 == 0)).all())
-        return flat.long() if is_whole else flat
+        if is_whole:
+            return flat.long()
+        return flat
     return flat
 
 
@@ -99,4 +101,6 @@ def _answers(preds: Tensor, target: Tensor) -> Tensor | None:
     if preds.shape != target.shape or target.is_floating_point():
         return None
     is_yes_or_no = bool(((target == 0) | (target == 1)).all())
-    return preds if is_yes_or_no and not preds.is_complex() else None
+    if is_yes_or_no and not preds.is_complex():
+        return preds
+    return None

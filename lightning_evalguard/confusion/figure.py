@@ -126,7 +126,11 @@ def _matrix_figure(
     size = 7.5
     if n <= 12:
         size = 9.0
-    cell = 1.0 if n <= 4 else 0.52 if n <= 12 else 0.42
+    cell = 0.42
+    if n <= 4:
+        cell = 1.0
+    elif n <= 12:
+        cell = 0.52
     rows = [f"{name}  {count:,}" for name, count in zip(names, support, strict=True)]
     left = max(map(len, rows)) * size * 0.0085 + 0.45
     bottom = max(map(len, names)) * size * 0.0066 + 0.55

@@ -64,7 +64,9 @@ class FirstStep:
         swapped = _is_swapped(entry, kind, pair)
         if swapped:
             pair = sources.turned(pair)
-        role = None if kind == "epoch" else entry.role_of(pair.target)
+        role = None
+        if kind != "epoch":
+            role = entry.role_of(pair.target)
         from_batch = role is not None or _is_of_batch(entry, kind, pair.target, leaves)
         pair = self._informed(entry, kind, name, pair)
         arranged = sources.arrange(pair, self._config, None, entry.axis or 1)

@@ -188,7 +188,8 @@ def batch_sizes(loader: Any, batches: int) -> list[int] | None:
     if known is None:
         return None
     n, size, drops = known
-    n -= n % size if drops else 0
+    if drops:
+        n -= n % size
     sizes = [min(size, n - at) for at in range(0, n, size)][:batches]
     if len(sizes) != batches:
         return None

@@ -118,7 +118,9 @@ def code_without_secrets(text: str) -> str:
 
 
 def _masked_literal(pair: re.Match[str]) -> str:
-    return _masked_pair(pair) if pair["value"][:1] in ("'", '"') else pair[0]
+    if pair["value"][:1] in ("'", '"'):
+        return _masked_pair(pair)
+    return pair[0]
 
 
 def _masked_pair(pair: re.Match[str]) -> str:

@@ -55,7 +55,8 @@ class Learning:
         for parameter in _parameters_of(module):
             size = _size(parameter)
             own.total += size
-            own.learning += size if self._is_learning(parameter) else 0
+            if self._is_learning(parameter):
+                own.learning += size
         if not own.total:
             return
         at: str | None = name

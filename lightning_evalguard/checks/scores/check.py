@@ -297,7 +297,8 @@ class ScoresCheck(Check):
                 if one.key in self._explained or one.key in self._of_step:
                     continue
                 fact = self._claims.fact(one, float(one.value), in_steps=False)
-                facts += [fact] if fact is not None else []
+                if fact is not None:
+                    facts.append(fact)
         yield from self._findings(now, facts, self._stage)
 
     def _findings(
