@@ -80,16 +80,9 @@ class FirstStep:
         if labels.are_only_ranked(arranged):
             entry.refused.append(f"{pair.source}: nothing says which scores mean yes")
             return
-        if kind != "outputs" or self._config.source is None:
-            why = labels.refusal(arranged, from_batch, leaves)
-            target = StorageIdentity(pair.target)
-            if not why and not from_batch and is_known(target, entry.made_targets):
-                why = "its targets are made in the step"
-            if why or (role is None and pair.source in entry.made):
-                entry.made_targets.append(target)
-                entry.made.add(pair.source)
-                entry.refused.append(f"{pair.source}: {why}")
-                return
+        asked = kind == "outputs" and self._config.source is not None
+        if not asked and _is_refused(entry, arranged, pair, role, from_batch, leaves):
+            return
         stream = self._stream(entry, kind, name, role, pair, arranged)
         if stream is None:
             return
@@ -227,6 +220,27 @@ class FirstStep:
             )
             layout = replace(layout, by_batch=guesses)
         return layout
+
+
+def _is_refused(
+    entry: LoaderCount,
+    arranged: Pair,
+    pair: Pair,
+    role: int | None,
+    from_batch: bool,
+    leaves: Sequence[Tensor],
+) -> bool:
+    """Whether its targets are no labels; noted with the reason."""
+    why = labels.refusal(arranged, from_batch, leaves)
+    target = StorageIdentity(pair.target)
+    if not why and not from_batch and is_known(target, entry.made_targets):
+        why = "its targets are made in the step"
+    if not why and (role is not None or pair.source not in entry.made):
+        return False
+    entry.made_targets.append(target)
+    entry.made.add(pair.source)
+    entry.refused.append(f"{pair.source}: {why}")
+    return True
 
 
 def _corroborate(streams: list[Stream], loss: Stream) -> None:
