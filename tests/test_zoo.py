@@ -88,6 +88,7 @@ def guarded(
 # --- under Lightning alone ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @found
 def test_a_program_runs_silently_under_lightning_alone(
     program: Program, trainer: MakeTrainer, capfd: pytest.CaptureFixture[str]
@@ -96,6 +97,7 @@ def test_a_program_runs_silently_under_lightning_alone(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @spared
 def test_a_near_miss_runs_silently_under_lightning_alone(
     program: Program,
