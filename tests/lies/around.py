@@ -353,36 +353,6 @@ def rows(kind):
 
 
 @rows
-class positions_along_the_batch(Rows):
-    def make(self):
-        self.register_buffer("table", torch.randn(512, 1, 8))
-
-    def rows(self, x):
-        return x + (
-            self.table[:8].transpose(0, 1) if self.fixed else self.table[: len(x)]
-        )
-
-
-@rows
-class prompt_for_each_place(Rows):
-    def make(self):
-        self.prompt = nn.Parameter(torch.randn(64, 1, 8))
-
-    def rows(self, x):
-        return x + (self.prompt[:1] if self.fixed else self.prompt[: len(x)])
-
-
-@rows
-class reshaped_in_place_of_transposed(Rows):
-    def make(self):
-        self.r = nn.GRU(8, 8)
-
-    def rows(self, x):
-        h = x.transpose(0, 1) if self.fixed else x.reshape(8, len(x), 8)
-        return self.r(h)[0].transpose(0, 1)
-
-
-@rows
 class attention_over_the_batch(Rows):
     def make(self):
         self.a = nn.MultiheadAttention(8, 2, batch_first=self.fixed)

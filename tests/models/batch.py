@@ -284,25 +284,3 @@ class UntrackedBatchNormInValidate(Classifier):
 @near_miss
 class TrackedBatchNormInValidate(TrackedBatchNorm):
     """The statistics of training."""
-
-
-@bug("batch", "", certain=False)
-class PositionsAlongTheBatch(Classifier):
-    """Positions are counted in dim 0, which is the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("table", torch.randn(64, FEATURES))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + self.table[: len(x)])  # <- here
-
-
-@near_miss
-class PositionsAlongTheFeatures(Classifier):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("table", torch.randn(FEATURES))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x + self.table)

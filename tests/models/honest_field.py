@@ -136,7 +136,7 @@ def positions(n, d):
 def positions_in_a_cache_of_a_function(folder):
     class M(Honest):
         def forward(self, x):
-            return super().forward(x + positions(len(x), 8))
+            return super().forward(x + positions(1, 8))
 
     return M()
 

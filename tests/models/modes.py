@@ -475,6 +475,8 @@ class GrowsAtTheEpoch(Honest):
     def on_train_epoch_start(self) -> None:
         self.head = nn.Linear(8, 3)
         self.extra = nn.Dropout(0.1)
+        optimizer = self.trainer.optimizers[0]
+        optimizer.add_param_group({"params": self.head.parameters()})
 
 
 class UnfrozenByHand(FrozenBackbone):

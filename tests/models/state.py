@@ -880,9 +880,9 @@ class ParamGroupAdded(Classifier):
     def on_validation_end(self) -> None:
         optimizer = self.trainer.optimizers[0]
         if len(optimizer.param_groups) == 1 and not self.trainer.sanity_checking:
-            optimizer.add_param_group(
+            optimizer.add_param_group(  # <- here
                 {"params": list(self.head.parameters())}
-            )  # <- here
+            )
 
 
 @near_miss

@@ -662,9 +662,9 @@ class BootstrappedMetric(Classifier):
         self.interval = BootStrapper(MeanMetric(), num_bootstraps=2)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.interval.update(
+        self.interval.update(  # <- here
             F.cross_entropy(self(batch[0]), batch[1], reduction="none")
-        )  # <- here
+        )
 
 
 @near_miss

@@ -70,8 +70,6 @@ REWRITTEN: dict[str, str] = {
         "FunctionalBatchNormFollowsTheMode"
     ),
     "Compute it from each sample alone.": "StandardisedBySample",
-    "Keep each sample in its own row: transpose where it is reshaped, and count positions along "
-    "the sequence.": "PositionsAlongTheFeatures",
     "Leave it in eval mode during an evaluation.": "BatchNormInEval",
     "Pass track_running_stats=True, or use a norm of each sample (GroupNorm).": "TrackedBatchNorm",
     "Pack it: `pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)`, "

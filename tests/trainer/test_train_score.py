@@ -88,7 +88,8 @@ def test_the_score_is_what_validate_gives_on_the_same_batches(trainer: Make) -> 
     held = dict(run.callback_metrics)
     some = Subset(samples(1), [i * 16 // 12 for i in range(12)])
     module = run.lightning_module
-    plain = trainer(callbacks=[EvalGuard(**QUIET)])
+    # on training samples on purpose
+    plain = trainer(callbacks=[EvalGuard(data="ignore", **QUIET)])
     (other,) = plain.validate(module, DataLoader(some, batch_size=4), verbose=False)
     for score, key in (
         ("loss", "val_loss"),
@@ -167,7 +168,7 @@ def test_augmentation_is_taken_off_where_the_validation_set_says_how(
     guard = EvalGuard(train_score=4, **QUIET)
     run = fitted(trainer, guard, Split)
     held = run.callback_metrics["train_eval/loss"].item()
-    bare = trainer(callbacks=[EvalGuard(**QUIET)])
+    bare = trainer(callbacks=[EvalGuard(data="ignore", **QUIET)])
     calm = DataLoader(samples(1), batch_size=4)
     (other,) = bare.validate(run.lightning_module, calm, verbose=False)
     assert held == other["val_loss"]

@@ -19,12 +19,6 @@ from lightning_evalguard.instruments.source import Site, user_site
 from lightning_evalguard.model.attributes import BEFORE_TRACING, where_hidden
 from lightning_evalguard.report import Finding
 
-_MIXES = "gives a sample different outputs when the rest of the batch changes"
-_PLACE = "gives a sample different outputs at another place of the batch"
-_IN_ITS_ROW = (
-    "Keep each sample in its own row: transpose where it is reshaped, and count positions along "
-    "the sequence."
-)
 _FEWEST = 4  # samples of a batch that is worth halving
 
 
@@ -170,22 +164,9 @@ class BatchCheck(Check):
         take = functools.partial(_repeated, half=whole.samples // 2, start=start)
         if self._run(look, other, take) is not None:
             return []
-        if differs(whole.at(at), other.at(at), start):
-            return [_finding(now, other)]
-        return self._by_place(now, look, whole, other, start)
-
-    def _by_place(
-        self, now: Moment, look: Look, whole: Rows, other: _Other, start: int
-    ) -> list[Finding]:
-        """Not what else is in the batch, but where in it a sample stands may change its rows."""
-        half, at = self._samples // 2, other.place
-        first = 0 if start else half  # where the rows of that half come to stand
-        moved = Rows(whole.samples, of_operators=True, at={start: first})
-        if self._run(look, moved, functools.partial(_rolled, by=half)) is not None:
+        if not differs(whole.at(at), other.at(at), start):
             return []
-        if not differs(whole.at(at), moved.at(at), start):
-            return []
-        return [_finding(now, other, _PLACE, _IN_ITS_ROW)]
+        return [_finding(now, other)]
 
 
 class _Other(Rows):
@@ -200,11 +181,11 @@ class _Other(Rows):
         self.remedy = ""
         self._root = root
         self._names = ModuleNames(root)
-        self.place = place
+        self._place = place
 
     def after(self, op: Op) -> None:
         super().after(op)
-        if self.place == ("op", op.index):
+        if self._place == ("op", op.index):
             self.op, self.site = op.name, op.site
             chain = list(op.modules())
             self.subject, self.module = self._names.nearest(chain)
@@ -217,7 +198,7 @@ class _Other(Rows):
     def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
         first = len(self.modules)
         super().returned(outputs, module)
-        kind, index = self.place
+        kind, index = self._place
         if kind == "module" and first <= index < len(self.modules):
             self.site = user_site()
             self.subject, self.module = self._names.nearest(
@@ -226,13 +207,6 @@ class _Other(Rows):
 
 
 # batches
-
-
-def _rolled(items: Any, *, by: int) -> Any:
-    """The same samples, each `by` places earlier, the first ones last."""
-    if isinstance(items, Tensor):
-        return torch.cat([items[by:], items[:by]])
-    return [*items[by:], *items[:by]]
 
 
 def _repeated(items: Any, *, half: int, start: int) -> Any:
@@ -249,12 +223,12 @@ def _repeated(items: Any, *, half: int, start: int) -> Any:
 # words
 
 
-def _finding(now: Moment, at: _Other, fact: str = "", remedy: str = "") -> Finding:
+def _finding(now: Moment, at: _Other) -> Finding:
     site, module = at.site, at.module
     said = "the step"
     if site is not None:
         said = site.quoted
-    norm = "batch_norm" in at.op and not fact
+    norm = "batch_norm" in at.op
     if norm:
         mode = "eval"
         if module.training:
@@ -270,8 +244,8 @@ def _finding(now: Moment, at: _Other, fact: str = "", remedy: str = "") -> Findi
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             remedy = "Pass track_running_stats=True, or use a norm of each sample (GroupNorm)."
     else:
-        fact = f"{said} {fact or _MIXES}"
-        remedy = remedy or "Compute it from each sample alone."
+        fact = f"{said} gives a sample different outputs when the rest of the batch changes"
+        remedy = "Compute it from each sample alone."
     return Finding(
         check="batch",
         stage=now.stage,

@@ -55,15 +55,10 @@ class Rows(Subscriber):
         start: Which sample of the whole batch is its first.
         of_operators: Whether rows of what operators gave are kept too: that names the first one
             that mixes samples, and costs several operators for each.
-        at: Where samples of the whole batch stand in it, by their index there.
     """
 
     def __init__(
-        self,
-        samples: int,
-        start: int | None = None,
-        of_operators: bool = False,
-        at: dict[int, int] | None = None,
+        self, samples: int, start: int | None = None, of_operators: bool = False
     ) -> None:
         self.samples = samples
         self.ops: list[Row] = []
@@ -71,8 +66,9 @@ class Rows(Subscriber):
         self.modules: list[tuple[int, Row]] = []
         self._of_operators = of_operators
         # index in the whole batch -> index in this one
-        halves = {0: 0, samples // 2: samples // 2}
-        self._starts = at or (halves if start is None else {start: 0})
+        self._starts = (
+            {0: 0, samples // 2: samples // 2} if start is None else {start: 0}
+        )
         self._last: tuple[weakref.ref[Tensor], int, int, dict[int, Tensor]] | None = (
             None
         )
