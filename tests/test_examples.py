@@ -289,9 +289,9 @@ def test_a_baseline_lets_only_new_findings_fail(
     assert re.findall(
         r"^exit status (\d)  lightning-evalguard: (.*)$", done.stdout, re.MULTILINE
     ) == [
-        ("1", "2 findings"),
-        ("0", "no findings in 1 evaluation, 2 more in the baseline"),
-        ("1", "1 finding, 2 more in the baseline"),
+        ("1", "2 findings in 8 evaluations"),
+        ("0", "no findings in 8 evaluations, 2 more in the baseline"),
+        ("1", "1 finding in 8 evaluations, 2 more in the baseline"),
     ]
     assert done.stdout.count("::error file=") == 1
 
