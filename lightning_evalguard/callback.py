@@ -22,7 +22,7 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
-from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.config import ConfusionMetrics, check_metrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
@@ -152,7 +152,8 @@ class EvalGuard(Callback):
         )
         check_policy("audit", audit, Mode)
         check_allow(allow)
-        _check_metrics(metrics, groups, outcomes)
+        check_metrics(metrics)
+        _check_samples(groups, outcomes)
         _check_amounts(budget, train_score)
         if not (record is None or isinstance(record, (str, os.PathLike))):
             raise ValueError(f"record={record!r}: expected 'auto', a folder or None")
@@ -408,17 +409,12 @@ class EvalGuard(Callback):
             run.close(error)
 
 
-def _check_metrics(metrics: Any, groups: Any, outcomes: Any) -> None:
-    """Refuse what does not say what to count.
+def _check_samples(groups: Any, outcomes: Any) -> None:
+    """Refuse what does not say which samples belong together, or whether each is kept.
 
     Raises:
         ValueError: Naming the argument and what it takes.
     """
-    asked = isinstance(metrics, ConfusionMetrics)
-    if metrics is not None and metrics != "auto" and not asked:
-        raise ValueError(
-            f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None"
-        )
     if not (groups is None or isinstance(groups, str) or callable(groups)):
         raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
     if not isinstance(outcomes, bool):

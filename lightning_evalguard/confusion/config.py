@@ -152,6 +152,19 @@ class ConfusionMetrics:
         return any(fnmatchcase(score, pattern) for pattern in patterns)
 
 
+def check_metrics(given: Any) -> None:
+    """Refuse what does not say what to count.
+
+    Raises:
+        ValueError: Naming the argument and what it takes.
+    """
+    asked = isinstance(given, ConfusionMetrics)
+    if given is not None and given != "auto" and not asked:
+        raise ValueError(
+            f"metrics={given!r}: expected 'auto', a ConfusionMetrics or None"
+        )
+
+
 def _check_kinds(task: Any, preds_are: Any) -> None:
     if task is not None and task not in get_args(Task):
         raise ValueError(f"task={task!r}: expected one of {_listed(get_args(Task))}")

@@ -30,7 +30,7 @@ _FEW = 16  # tensors of a plain batch
 _PLAIN = frozenset({str, bytes, bool, int, float, complex})
 _SEQUENCES = (list, tuple, deque, set, frozenset)
 _CLOSED = (torch.Size, torch.dtype, torch.device, types.FunctionType, type, nn.Module)
-_KNOWN = {
+NUMBER_TYPES = {
     "float32",
     "float64",
     "float16",
@@ -466,7 +466,7 @@ def columns(batch: Any) -> Iterator[Tensor]:
 
 
 def _of_array(array: Any) -> Tensor:
-    if array.dtype.name in _KNOWN:
+    if array.dtype.name in NUMBER_TYPES:
         return torch.tensor(array)
     return _checksums(array.ravel().tolist()[:_MANY])
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_evalguard.data.batches import is_array, is_image, leaves
+from lightning_evalguard.data.batches import NUMBER_TYPES, is_array, is_image, leaves
 from lightning_evalguard.instruments.generators import is_generator
 from lightning_evalguard.instruments.rollback import Snapshot, attributes_of, held_parts
 from lightning_evalguard.instruments.settings import unchanged_world
@@ -80,7 +80,7 @@ def rich(leaf: Any) -> bool:
     """Whether a tensor, array or text is so particular that two are not equal by chance."""
     if isinstance(leaf, str):
         return len(leaf) > 40 or len(set(leaf.split())) >= _VALUES
-    if is_array(leaf) and leaf.dtype.name in _KNOWN:
+    if is_array(leaf) and leaf.dtype.name in NUMBER_TYPES:
         return len(set(_spread(leaf.ravel()).tolist())) >= _VALUES
     if isinstance(leaf, Tensor):
         return len(set(_spread(leaf.flatten()).tolist())) >= _VALUES
@@ -143,7 +143,9 @@ def rows(dataset: Any, chosen: Tensor) -> SampleRows | None:
         if is_array(value) and value.ndim > 1 and value.dtype.kind in "fiub":
             if not value.flags.writeable or value.dtype.byteorder == ">":
                 continue  # torch takes neither without a word
-            value = torch.from_numpy(value) if value.dtype.name in _KNOWN else None
+            value = (
+                torch.from_numpy(value) if value.dtype.name in NUMBER_TYPES else None
+            )
         if isinstance(value, Tensor) and _is_table(value) and len(value) == n:
             tables.append(value.detach())
     if not tables:
@@ -154,19 +156,6 @@ def rows(dataset: Any, chosen: Tensor) -> SampleRows | None:
 def _is_table(tensor: Tensor) -> bool:
     plain = tensor.layout == torch.strided and not tensor.is_complex()
     return plain and tensor.ndim > 1 and tensor.device.type == "cpu"
-
-
-_KNOWN = {
-    "float32",
-    "float64",
-    "float16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "bool",
-}
 
 
 def _length(dataset: Any) -> int:

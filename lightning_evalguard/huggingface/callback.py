@@ -26,7 +26,7 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
-from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.config import ConfusionMetrics, check_metrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
@@ -128,14 +128,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         )
         check_policy("audit", audit, Mode)
         check_allow(allow)
-        if (
-            metrics is not None
-            and metrics != "auto"
-            and not isinstance(metrics, ConfusionMetrics)
-        ):
-            raise ValueError(
-                f"metrics={metrics!r}: expected 'auto', a ConfusionMetrics or None"
-            )
+        check_metrics(metrics)
         if not (groups is None or isinstance(groups, str) or callable(groups)):
             raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
         SyncCheck(sync_steps)  # refuses what is not two numbers

@@ -131,7 +131,7 @@ class _Fit:
         )
 
 
-_fits: deque[_Fit] = deque(maxlen=_SETS)
+_fits_of_the_process: deque[_Fit] = deque(maxlen=_SETS)
 
 
 class History:
@@ -228,7 +228,7 @@ class History:
         if fit is not None:
             fit.gave.append(_weights(module))
             fit.sets = [*fit.sets, *self._trained()]
-            _fits.append(fit)
+            _fits_of_the_process.append(fit)
 
     def sides(
         self, kind: SplitKind, module: nn.Module | None, fitting: bool
@@ -257,7 +257,7 @@ class History:
 
     def _made(self, weights: Weights) -> list[_Seen] | None:
         """What the fits trained with that gave these weights; None where no fit of ours did."""
-        fits = [fit for fit in _fits if fit.made(weights)]
+        fits = [fit for fit in _fits_of_the_process if fit.made(weights)]
         if not fits:
             return None
         return list({id(seen): seen for fit in fits for seen in fit.sets}.values())
