@@ -24,6 +24,29 @@ _FEW_SCORES = 1024
 _SMALL, _WAITING, _STEPS = 1 << 12, 1 << 16, 32
 
 
+class _Waiting:
+    """What small batches answered and is not counted yet.
+
+    An object of its own: an attribute of a metric takes longer to write than an answer.
+
+    Attributes:
+        answers: The classes, flat, and the scores that show which of them are NaN.
+        targets: Copies of the targets, flat.
+        elements: How many targets.
+        ends: Of the steps, in targets that wait.
+        each: Is to know what was counted at each of those.
+    """
+
+    __slots__ = ("answers", "each", "elements", "ends", "targets")
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[Tensor, Tensor | None]] = []
+        self.targets: list[Tensor] = []
+        self.elements = 0
+        self.ends: list[int] = []
+        self.each: Batches | None = None
+
+
 class ConfusionMatrix(Metric):
     """Counts predictions against targets without ever making the host wait for the device.
 
@@ -112,8 +135,7 @@ class ConfusionMatrix(Metric):
             self.kept: list[Tensor] | None = None
             self._pairs = None if full or task != "multiclass" else _Pairs(num_classes)
         self._waits = task == "multiclass" and full and not top_k
-        self._each: Batches | None
-        self._forget()
+        self._waiting = _Waiting()
 
     @classmethod
     def of(cls, layout: Layout, **kwargs: Any) -> ConfusionMatrix:
@@ -153,41 +175,41 @@ class ConfusionMatrix(Metric):
         p, top = self._predicted_soon(
             preds.detach() if preds.requires_grad else preds, target
         )
-        self._answers.append((p, top))
+        waiting = self._waiting
+        waiting.answers.append((p, top))
         # a copy: the target is the batch's own
         flat = target
         if target.ndim != 1:
             flat = target.reshape(-1)
-        self._targets.append(flat.clone() if flat.dtype == torch.long else flat.long())
-        self._noted += target.numel()
-        if self._noted > _WAITING or len(self._targets) > 2 * _STEPS:
+        waiting.targets.append(
+            flat.clone() if flat.dtype == torch.long else flat.long()
+        )
+        waiting.elements += target.numel()
+        if waiting.elements > _WAITING or len(waiting.targets) > 2 * _STEPS:
             self.settle()
 
     def step_over(self, each: Batches) -> None:
         """A step is over: `each` is to know what was counted so far."""
-        self._each = each
-        self._ends.append(self._noted)
-        if len(self._ends) == _STEPS:
+        waiting = self._waiting
+        waiting.each = each
+        waiting.ends.append(waiting.elements)
+        if len(waiting.ends) == _STEPS:
             self.settle()
 
     def settle(self) -> None:
         """Count what waits."""
-        if not self._targets and not self._ends:
+        waiting = self._waiting
+        if not waiting.targets and not waiting.ends:
             return
-        answers, targets, ends, each = (
-            self._answers,
-            self._targets,
-            self._ends,
-            self._each,
-        )
-        self._forget()
-        bins = len(self.counts)
+        self._waiting = _Waiting()
+        each, ends, bins = waiting.each, waiting.ends, len(self.counts)
         knows = each is not None and each.takes(len(ends), bins)
-        if not targets:
+        if not waiting.targets:
             if each is not None and knows:
                 each.take(self.counts.expand(len(ends), -1).clone())
             return
-        index = self._cell(self._joined(answers), self._row(torch.cat(targets)), 1)
+        rows = self._row(torch.cat(waiting.targets))
+        index = self._cell(self._joined(waiting.answers), rows, 1)
         if each is None or not knows:
             self.counts.index_add_(0, index, self._one.expand_as(index))
             return
@@ -198,13 +220,6 @@ class ConfusionMatrix(Metric):
         totals = tables.view(-1, bins).cumsum(0).add_(self.counts)
         self.counts.copy_(totals[-1])
         each.take(totals[:-1])
-
-    def _forget(self) -> None:
-        self._answers: list[tuple[Tensor, Tensor | None]] = []
-        self._targets: list[Tensor] = []
-        self._noted = 0
-        self._ends: list[int] = []  # of the steps, in answers that wait
-        self._each = None
 
     def _predicted(self, preds: Tensor, target: Tensor) -> Tensor:
         scored = self._is_scored(preds, target)
@@ -229,10 +244,12 @@ class ConfusionMatrix(Metric):
         self, preds: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """The classes, flat, and the scores by which `_joined` finds those that are NaN."""
-        scored = self._is_scored(preds, target)
-        if scored and preds.ndim == 2 and preds.is_floating_point():
+        # most pairs: nothing else is asked of them
+        is_row = target.ndim == 1 and preds.is_floating_point()
+        if is_row and preds.shape == (len(target), self.layout.num_classes):
             top, p = preds.max(1)
             return p, top
+        scored = self._is_scored(preds, target)
         p = (
             highest(preds)
             if scored
@@ -384,7 +401,7 @@ class ConfusionMatrix(Metric):
         """Start again from zero."""
         with torch.inference_mode(False):
             super().reset()
-            self._forget()
+            self._waiting = _Waiting()
             if self.kept is not None:
                 self.kept = []
             if self._pairs is not None:

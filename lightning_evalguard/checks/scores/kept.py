@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,17 @@ class _Place:
     mark: Any = None  # of an attribute: what stood there
     moves: bool = False
     broken: bool = False  # emptied while the steps ran
+    series: Series | None = None  # of the plain numbers that are kept there
+
+    def now(self) -> Any:
+        """What stands there."""
+        thing = vars(self.owner).get(self.path[0])
+        for name in self.path[1:]:
+            if type(thing) is dict:
+                thing = thing.get(name)
+            else:
+                thing = _inside(thing).get(name)
+        return thing
 
 
 class KeptValues:
@@ -106,13 +117,15 @@ class KeptValues:
             return
         for place in self._moving:
             if not place.broken:
-                self._look_at(place, _at(place.owner, place.path), step)
+                self._look_at(place, place.now(), step)
 
     def came(self) -> int:
         """How many items came into the lists so far, of those that any came into."""
-        if not self._moving:
-            return 0
-        return sum(place.length for place in self._moving if not place.broken)
+        items = 0
+        for place in self._moving:
+            if not place.broken:
+                items += place.length
+        return items
 
     def series(self) -> list[Series]:
         """What was kept, of places that were not emptied meanwhile."""
@@ -155,6 +168,8 @@ class KeptValues:
     def _look_at(self, place: _Place, value: Any, step: int) -> None:
         if isinstance(value, (list, deque)):
             n = len(value)
+            if n == place.length:
+                return
             if n < place.length:
                 # emptied of what this evaluation kept
                 place.broken = place.length > place.before
@@ -165,7 +180,7 @@ class KeptValues:
             if n > place.length:
                 self._moves(place)
                 if n <= _ITEMS:
-                    for item in list(value)[place.length :]:
+                    for item in _last(value, n - place.length):
                         self._keep(place, item, step, grows=True)
             place.length = n
         elif value is not place.mark and value is not None:
@@ -180,6 +195,13 @@ class KeptValues:
             self._moving.append(place)
 
     def _keep(self, place: _Place, item: Any, step: int, grows: bool) -> None:
+        if type(item) is float:
+            series = place.series
+            if series is None:
+                series = place.series = self._of(place.name, grows)
+            series.values.append(item)
+            series.steps.append(step)
+            return
         for name, number in _numbers(item):
             series = self._of(place.name + name, grows)
             series.values.append(_kept(number))
@@ -219,14 +241,20 @@ def _has_dict(value: Any) -> bool:
         return False
 
 
-def _at(owner: Any, path: Iterable[str]) -> Any:
-    thing = owner
-    for name in path:
-        inside = thing
-        if not isinstance(thing, dict):
-            inside = vars(thing) if _has_dict(thing) else {}
-        thing = inside.get(name)
-    return thing
+def _last(items: Sequence[Any], n: int) -> Sequence[Any]:
+    """The last `n` of a list that may be long: most often one came."""
+    if n == 1:
+        return (items[-1],)
+    return list(items)[-n:]
+
+
+def _inside(thing: Any) -> Mapping[str, Any]:
+    """What is kept in a dict or in the attributes of an object."""
+    if isinstance(thing, dict):
+        return thing
+    if _has_dict(thing):
+        return vars(thing)
+    return {}
 
 
 def _words(path: tuple[str, ...]) -> str:

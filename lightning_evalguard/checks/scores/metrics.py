@@ -82,13 +82,14 @@ class Followed:
     def step_over(self, loader: int) -> int:
         """How many updates a step of one loader made, which is over."""
         count, was = self.count(), self.now
-        if count == was:
-            return 0
-        if count.states == was.states and count.updates == was.updates + 1:
-            self.updated += 1
-            self.by_loader[loader] = self.by_loader.get(loader, 0) + 1
-            self.now = count
-            return 1
+        if count.states == was.states:
+            if count.updates == was.updates:
+                return 0
+            if count.updates == was.updates + 1:
+                self.updated += 1
+                self.by_loader[loader] = self.by_loader.get(loader, 0) + 1
+                self.now = count
+                return 1
         if count.updates > self.now.updates:
             came = count.updates - self.now.updates
         else:
