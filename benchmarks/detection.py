@@ -118,7 +118,10 @@ def _verdict(
         "line": bool(line) and re.search(rf"{re.escape(line)}(?!\d)", text) is not None,
         "when": " ".join(stage.groups()) if stage else "",
         "failed": answer.get("failed", ""),
-        "said": [f"[{kind}] {text}"[:200] for kind, text in telling[:1]],
+        "said": [
+            f"[{kind}] {text}".replace(f"{HERE.parent}/", "")[:200]
+            for kind, text in telling[:1]
+        ],
     }
 
 
