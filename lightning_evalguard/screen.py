@@ -13,10 +13,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from lightning_evalguard.checks.registry import CHECKS, page_of
 
+# what runs while the interpreter prints an exception
+_PRINTING = ("traceback", "lightning_evalguard.plain.uncaught")
 _DUMB = ("dumb", "unknown")
 _NOT_REPLACED = re.compile(r"_?(py_)?warnings$|lightning_evalguard\.")
 
@@ -140,13 +143,14 @@ def is_uncaught(depth: int) -> bool:
     Args:
         depth: Frames to leave out, counted from the caller of this function.
     """
+    frame: FrameType | None
     try:
         frame = sys._getframe(depth + 1)
     except ValueError:
         return True
-    while frame.f_back is not None and frame.f_globals.get("__name__") == "traceback":
+    while frame is not None and frame.f_globals.get("__name__") in _PRINTING:
         frame = frame.f_back
-    return frame.f_globals.get("__name__") == "traceback"
+    return frame is None
 
 
 def _styled(text: str, remedies: Sequence[str]) -> Any:

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_evalguard.checks.sync.overrides import crossing
-from lightning_evalguard.report import hidden
+from lightning_evalguard.instruments.tracebacks import trim
+from lightning_evalguard.report import EvalGuardError, hidden
 
 __tracebackhide__ = hidden
 
@@ -51,6 +52,9 @@ class Listener(Protocol):
 
     def backward(self, roots: Any) -> None:
         """Gradients are computed, from `roots` on."""
+
+    def optimizes(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is made."""
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to change weights."""
@@ -89,6 +93,8 @@ class Events:
         self._patch(
             _BaseDataLoaderIter, "__next__", self._fetches(_BaseDataLoaderIter.__next__)
         )
+        made = torch.optim.Optimizer.__init__
+        self._patch(torch.optim.Optimizer, "__init__", self._optimizing(made))
         engine = vars(torch.autograd)["_engine_run_backward"]
         self._patch(torch.autograd, "_engine_run_backward", self._backwards(engine))
         for name in ("__enter__", "__exit__"):
@@ -153,6 +159,9 @@ class Events:
                     raise
                 self._listener.end(call, outputs, False)
                 return outputs
+            except EvalGuardError as verdict:
+                trim(verdict)
+                raise
             finally:
                 self.inside = False
 
@@ -182,6 +191,9 @@ class Events:
             except StopIteration:
                 self._loops.pop(id(iterator), None)
                 self._listener.exhausted(iterator)
+                raise
+            except EvalGuardError as verdict:
+                trim(verdict)
                 raise
             finally:
                 self.inside = False
@@ -234,6 +246,17 @@ class Events:
 
         return scripted
 
+    def _optimizing(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def made(
+            optimizer: torch.optim.Optimizer, /, *args: Any, **kwargs: Any
+        ) -> None:
+            original(optimizer, *args, **kwargs)
+            if not self.elsewhere():
+                self._listener.optimizes(optimizer)
+
+        return made
+
     def _steps(self) -> Callable[..., None]:
         is_compiling = torch.compiler.is_compiling
 
@@ -247,6 +270,9 @@ class Events:
         self.inside = True
         try:
             hear(*args)
+        except EvalGuardError as verdict:
+            trim(verdict)
+            raise
         finally:
             self.inside = False
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.registry import RULES
 from lightning_evalguard.guard import Guard
+from lightning_evalguard.instruments.dispatch import aside, is_watched, unseen
 from lightning_evalguard.plain.models import Models
 from lightning_evalguard.report import Finding, hidden
 
@@ -22,6 +24,25 @@ class Judge(Guard):
     def tell(self, findings: Sequence[tuple[Finding, str]]) -> None:
         """Report what is found, unless it is meant; raise where the policy says so."""
         self._judge([(f, p) for f, p in findings if f not in self.allowed], quiet=False)
+
+    def follow(self, name: str, act: Callable[[], Iterable[Finding]]) -> None:
+        """Judge what a check of single models finds; one that fails is switched off.
+
+        Args:
+            name: The check.
+            act: Gives its findings.
+        """
+        pair = next((pair for pair in self.checks if pair[0].name == name), None)
+        if pair is None:
+            return
+        try:
+            with aside, unseen() if is_watched() else nullcontext():
+                findings = self._kept(pair, act())
+        except Exception as error:  # noqa: BLE001 - our own bug must not stop a script
+            self.failed(pair, error)
+            return
+        if findings:
+            self._judge(findings, quiet=False)
 
     def step(self, now: Moment, args: tuple[Any, ...]) -> None:  # type: ignore[override]
         """A step begins: the wait for the device is looked for in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Model:
         evaluated: Whether it was evaluated since.
         judged: The flags in training that were judged already.
         looked_at: Whether the operators of a step of it were shown once.
+        reads: The memory that such a step of an evaluation reads; None where that is not known.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -48,6 +49,7 @@ class Model:
         self.evaluated = False
         self.judged: set[tuple[bool, ...]] = set()
         self.looked_at = False
+        self.reads: set[int | None] | None = None
         self.computes = not is_metric(module) and self._counts(module)
 
     def module(self) -> nn.Module | None:
@@ -146,16 +148,25 @@ _OF_TIME = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 class Models:
-    """The root modules that were called, each met once."""
+    """The root modules that were called, each met once.
+
+    Attributes:
+        met: How many there were.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, Model] = {}
+        self.met = 0
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter([model for model in self._known.values() if model.computes])
 
     def of(self, module: nn.Module) -> Model:
         """What is known of `module`."""
         known = self._known.get(id(module))
         if known is None or known.module() is not module:
             known = self._known[id(module)] = Model(module)
+            self.met += 1
             weakref.finalize(module, self._forget, id(module), known).atexit = False
         return known
 

@@ -16,6 +16,7 @@ from lightning_evalguard.checks.modes.callers import calls
 from lightning_evalguard.evaluation import is_evaluated
 from lightning_evalguard.instruments.source import site_of
 from lightning_evalguard.model.tree import registrations
+from lightning_evalguard.plain.chain import Chain, OfEachModel
 from lightning_evalguard.plain.events import Events
 from lightning_evalguard.plain.frames import is_trainers, user_frame
 from lightning_evalguard.plain.judge import Judge, Together
@@ -26,6 +27,7 @@ from lightning_evalguard.plain.surroundings import Surroundings
 from lightning_evalguard.plain.syncs import PlainSync
 from lightning_evalguard.plain.tensors import follow, tensors_of_call
 from lightning_evalguard.plain.training import TrainingSteps
+from lightning_evalguard.plain.uncaught import Uncaught
 from lightning_evalguard.plain.window import Key, Loop
 from lightning_evalguard.plain.windows import Windows
 from lightning_evalguard.report import EvalGuardError, Report, broke, hidden
@@ -47,6 +49,7 @@ class Session:
     ) -> None:
         self.report = report
         self._events = Events(self)
+        self._uncaught = Uncaught()
         self.models = Models()
         self._training = TrainingSteps()
         names = Names()
@@ -56,8 +59,11 @@ class Session:
         self._woken: list[Any] = []
         self._off = False
         self._sync = PlainSync(allowed=lambda: allowed("sync"))
-        syncs = [(self._sync, policies["sync"])] if policies["sync"] != "ignore" else []
-        self._judge = Judge(syncs, allow, report, host="watch")
+        checks = [self._sync, OfEachModel("weights"), OfEachModel("data")]
+        wanted = [(check, policies[check.name]) for check in checks]
+        wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
+        self._judge = Judge(wanted, allow, report, host="watch")
+        self._chain = Chain(self._judge, self.models, self._training)
         self._now = Moment("fit")
         self._windows = Windows(
             Surroundings(
@@ -68,6 +74,7 @@ class Session:
                 self._training,
                 names,
                 self._sync,
+                self._chain,
                 self._judge.tell,
                 self._loops.innermost,
                 lambda loop: any(loop is running for running in self._loops),
@@ -84,6 +91,7 @@ class Session:
         calls.start(self._woken)
         self._windows.start()
         self._events.start()
+        self._uncaught.start()
 
     def stop(self) -> None:
         """The script is over."""
@@ -94,6 +102,7 @@ class Session:
 
     def _leave(self) -> None:
         self._off = True
+        self._uncaught.stop()
         self._events.stop()
         self._windows.leave()
         calls.stop(self._woken)
@@ -103,6 +112,7 @@ class Session:
         for number in self._loops.numbers():
             self._over(number, known=False)
         self._windows.finish()
+        self._chain.finish()
         self._judge.close(self._now)
         self._sync.write(self.report)
 
@@ -151,12 +161,17 @@ class Session:
         """Gradients are computed."""
         self._graded = True
         self._safely(self._trains, list(tensors_of_call(roots)))
-        if not self._training.optimizers:  # a script that updates its weights by hand
+        if not self._training.steps:  # a script that updates its weights by hand
             self._new_step = True
+            self._chain.trained_by_hand()
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to change weights."""
         self._safely(self._stepped, optimizer)
+
+    def optimizes(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is made."""
+        self._training.made.add(optimizer)
 
     def scripts(self) -> None:
         """TorchScript compiles."""
@@ -287,8 +302,10 @@ class Session:
         loop = self._loops.take(number)
         if loop is None:
             return
+        decided = self._windows.loop_over(loop, known)
         loop.batch = None
-        if self._windows.loop_over(loop, known):
+        self._chain.loop_over(loop)
+        if decided:
             self._judge.leave(self._now)
             self._new_step = True
 
@@ -307,6 +324,7 @@ class Session:
         self._trains(None)
         self._new_step = True
         self._windows.tell(self._training.step(optimizer))
+        self._chain.stepped(optimizer, self._loops.innermost())
 
     def _within_evaluation(self) -> bool:
         """Whether an optimizer is stepped in an evaluation's loop, without a backward pass."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_evalguard.plain.chain import Chain
 from lightning_evalguard.plain.models import Models
 from lightning_evalguard.plain.names import Names
 from lightning_evalguard.plain.syncs import PlainSync
@@ -26,6 +27,7 @@ class Surroundings:
         training: Its training so far.
         names: Of its evaluations.
         sync: Hears of waits for the device.
+        chain: Follows the models from their first step to their last score.
         tell: Takes what is found, each with its policy.
         innermost: Gives the running loop.
         runs: Whether a loop still runs.
@@ -41,6 +43,7 @@ class Surroundings:
     training: TrainingSteps
     names: Names
     sync: PlainSync
+    chain: Chain
     tell: Callable[[list[tuple[Finding, str]]], None]
     innermost: Callable[[], Loop | None]
     runs: Callable[[Loop], bool]

@@ -17,11 +17,13 @@ class TrainingSteps:
     Attributes:
         steps: How many there were.
         optimizers: Those that stepped and still live.
+        made: Those that were made under guard and still live.
     """
 
     def __init__(self) -> None:
         self.steps = 0
         self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.made: weakref.WeakSet[Any] = weakref.WeakSet()
         self._calls: dict[int, tuple[Model, ModelCall | None]] = {}
 
     def calls(self, model: Model, call: ModelCall | None) -> None:

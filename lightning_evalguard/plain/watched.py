@@ -17,7 +17,10 @@ from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.rng import RngCheck
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
+from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.guard import Guard
+from lightning_evalguard.instruments.dispatch import Subscriber
+from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.report import Finding, Report, hidden
 
@@ -171,6 +174,25 @@ class _LooseEndError(Exception):
     """Stands for an end that was not seen."""
 
 
+class _Reads(Check):
+    """Sees what a step reads, for the `weights` check of the script."""
+
+    name = "weights"
+
+    def __init__(self, read: Callable[[MemoryReads], None]) -> None:
+        self._read = read
+
+    def watch(self, now: Moment) -> Subscriber:
+        return MemoryReads()
+
+    def saw(
+        self, now: Moment, seen: Subscriber | None, look: Look | None
+    ) -> list[Finding]:
+        if isinstance(seen, MemoryReads):
+            self._read(seen)
+        return []
+
+
 def make_held(
     policies: dict[str, str],
     allow: Any,
@@ -180,6 +202,7 @@ def make_held(
     tell: Callable[[Any], None],
     site: Site | None = None,
     rows: bool = False,
+    read: Callable[[MemoryReads], None] | None = None,
 ) -> WaitingGuard:
     """The guard of one model in one window.
 
@@ -193,6 +216,7 @@ def make_held(
         site: The first call.
         rows: Whether each row of what the first call is given is a sample: then it is run again on
             halves of them.
+        read: Takes what the step that is watched reads.
     """
     checks: list[Check] = [
         StateCheck(optimizers),
@@ -203,6 +227,8 @@ def make_held(
         checks.insert(0, GradCheck())
         if rows:
             checks.append(BatchCheck())
+    if read is not None:
+        checks.append(_Reads(read))
     wanted = [(check, policies[check.name]) for check in checks]
     wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
     audit: Mode = "full" if rows else "auto"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.source import owner_of, site_of
@@ -171,6 +172,7 @@ class Windows:
                 around.tell,
                 call.site,
                 rows,
+                lambda seen: _remember(call.model, seen),
             )
             known = window.guards[id(call.model)] = Watched(
                 module, held, Moment("evaluate")
@@ -320,7 +322,8 @@ class Windows:
         report = self._around.report
         report.checked["evaluations"] += 1
         report.checked["batches"] += max(1, window.batches)
-        results = self._scores.stop(window.name, self._is_scored(window))
+        is_scored = self._is_scored(window)
+        results = self._scores.stop(window.name, is_scored)
         for number, guard in window.guards.items():
             for note in guard.close(compare).notes:
                 report.note(note)
@@ -328,6 +331,7 @@ class Windows:
                 c.model for c in window.calls.values() if id(c.model) == number
             ]:
                 model.looked_at = True
+        self._around.chain.evaluated(window, is_scored)
         living = self._around.models.living()
         count = max((sum(1 for _ in m.modules()) for m in living), default=0)
         report.checked["modules"] = max(report.checked["modules"], count)
@@ -481,3 +485,10 @@ class Windows:
         ]
         if judged:
             self._around.tell(judged)
+
+
+def _remember(model: Model, seen: MemoryReads) -> None:
+    """What a step of an evaluation reads."""
+    if model.reads is None:
+        model.reads = set()
+    model.reads |= seen.storages

@@ -158,3 +158,50 @@ def a_frozen_part_that_is_woken(make: Make, fixed: bool) -> Report:
                 body.eval()
 
     return watched(act, "modes")
+
+
+@applied("Replace it before the optimizer is made.")
+def replaced_after_the_optimizer(make: Make, fixed: bool) -> Report:
+    def act() -> None:
+        model = model_of()
+        if fixed:
+            model[3] = nn.Linear(FEATURES, CLASSES)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        if not fixed:
+            model[3] = nn.Linear(FEATURES, CLASSES)
+        for _ in range(2):
+            train_epoch(model, optimizer)
+
+    return watched(act, "weights")
+
+
+@applied(
+    "Pass its parameters to the optimizer, or freeze it with `.requires_grad_(False)`."
+)
+def in_no_optimizer(make: Make, fixed: bool) -> Report:
+    def act() -> None:
+        model = model_of()
+        trained = model
+        if not fixed:
+            trained = model[3]
+        optimizer = torch.optim.SGD(trained.parameters(), 0.1)
+        for _ in range(2):
+            train_epoch(model, optimizer)
+
+    return watched(act, "weights")
+
+
+@applied(
+    "Evaluate the model that was trained, or call `model.load_state_dict(torch.load(...))` first."
+)
+def another_model_evaluated(make: Make, fixed: bool) -> Report:
+    def act() -> None:
+        model = model_of()
+        train_epoch(model, torch.optim.SGD(model.parameters(), 0.1))
+        other = model
+        if not fixed:
+            other = model_of()
+        other.eval()
+        rate(other)
+
+    return watched(act, "weights")

@@ -6,7 +6,7 @@ Known are torch's `AveragedModel`, held by the model or by a callback (Lightning
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,19 @@ class Averages:
     Args:
         inventory: The model's modules and tensors.
         callbacks: The trainer's callbacks.
+        others: Gives further modules whose statistics an average may have, by name.
+
+    Attributes:
+        inventory: The model's; a host that holds no model gives it for each moment.
     """
 
-    def __init__(self, inventory: Inventory, callbacks: Iterable[object]) -> None:
-        self._inventory = inventory
+    def __init__(
+        self,
+        inventory: Inventory,
+        callbacks: Iterable[object],
+        others: Callable[[], Mapping[str, nn.Module]] = dict,
+    ) -> None:
+        self.inventory, self._others = inventory, others
         self._callbacks = list(callbacks)
         self._before: dict[str, list[Any]] = {}
         self._at_first: list[Any] | None = None  # as training found the model
@@ -67,7 +76,7 @@ class Averages:
         self._reported: set[tuple[str, str]] = set()
 
     def _averages(self) -> Iterator[Average]:
-        modules = {**self._inventory.modules, **self._inventory.unregistered}
+        modules = {**self.inventory.modules, **self.inventory.unregistered}
         for name, module in modules.items():
             if isinstance(module, AveragedModel):
                 yield Average(name, module, by_callback=False)
@@ -78,13 +87,13 @@ class Averages:
 
     def training_begins(self) -> None:
         """The first training step of the run is about to run."""
-        self._at_first = _probes(self._inventory.root)
+        self._at_first = _probes(self.inventory.root)
 
     def start(self, optimized: bool) -> None:
         """An evaluation begins: a callback has not yet put its average in the model's place."""
-        self._trained = _probes(self._inventory.root) if optimized else None
+        self._trained = _probes(self.inventory.root) if optimized else None
         self._before = {
-            average.name: _probes(self._inventory.root)
+            average.name: _probes(self.inventory.root)
             for average in self._averages()
             if average.by_callback
         }
@@ -99,11 +108,15 @@ class Averages:
         findings = []
         for average in self._averages():
             before = self._before.get(average.name)
-            if average.by_callback and before != _probes(self._inventory.root):
+            if average.by_callback and before != _probes(self.inventory.root):
                 findings += self._scored(average, now, optimized)
         if not any(average.by_callback for average in self._averages()):
             findings += self._as_at_first(now)
         return findings
+
+    def unsay(self) -> None:
+        """What was found of the weights that training began with was not said."""
+        self._reported.discard(("", "first"))
 
     def _as_at_first(self, now: Moment) -> list[Finding]:
         """Whether somebody put back, for this evaluation, what training began with."""
@@ -115,7 +128,7 @@ class Averages:
             or ("", "first") in self._reported
         ):
             return []
-        if _probes(self._inventory.root) != first:
+        if _probes(self.inventory.root) != first:
             return []
         self._reported.add(("", "first"))
         return [
@@ -147,7 +160,8 @@ class Averages:
             if known:
                 return []
             return self._say(average, "never", _never(average, now))
-        other = _same_statistics(average, self._inventory)
+        candidates = {**self._others(), **self.inventory.modules}
+        other = _same_statistics(average, candidates)
         if other is None or average.updates < 2:
             return []
         return self._say(average, "statistics", _of_others(average, other, now))
@@ -161,9 +175,7 @@ class Averages:
             unlike = (
                 average.by_callback and average.updates == 0 and not average.is_loaded
             )
-            if unlike and _probes(average.model.module) == _probes(
-                self._inventory.root
-            ):
+            if unlike and _probes(average.model.module) == _probes(self.inventory.root):
                 findings += self._say(average, "left", _left(average, now))
         for callback in self._callbacks:
             if type(callback).__name__ == "StochasticWeightAveraging":
@@ -175,7 +187,7 @@ class Averages:
         model, n = held.get("_average_model"), held.get("n_averaged")
         if not isinstance(model, nn.Module) or n is None or int(n) < 1:
             return []
-        if _probes(model) == _probes(self._inventory.root):
+        if _probes(model) == _probes(self.inventory.root):
             return []
         return [
             weights_finding(
@@ -234,7 +246,9 @@ def _of_others(average: Average, other: str, now: Moment) -> Finding:
     )
 
 
-def _same_statistics(average: Average, inventory: Inventory) -> str | None:
+def _same_statistics(
+    average: Average, candidates: Mapping[str, nn.Module]
+) -> str | None:
     """A module outside of the average whose running statistics are those of the average."""
     inside = {
         name: module
@@ -243,8 +257,7 @@ def _same_statistics(average: Average, inventory: Inventory) -> str | None:
     }
     ours = set(map(id, inside.values()))
     for name, module in inside.items():
-        candidates = inventory.modules.items()
-        for other, twin in candidates:
+        for other, twin in candidates.items():
             if id(twin) in ours or type(twin) is not type(module):
                 continue
             if (other == name or other.endswith(name) or not name) and _is_twin(

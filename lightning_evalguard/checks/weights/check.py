@@ -14,6 +14,7 @@ from lightning_evalguard.checks.weights.optimizers import TrainedParameters
 from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.checks.weights.ranks import Replicas
 from lightning_evalguard.checks.weights.records import contradicted
+from lightning_evalguard.checks.weights.words import OF_LIGHTNING, Remedies
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.model.tensors import Inventory
@@ -29,6 +30,8 @@ class WeightsCheck(Check):
         callbacks: Gives the trainer's callbacks, which may average weights.
         disagreements: Gives the scores of this run that earlier records have otherwise.
         hyper_parameters: Gives those that the module was built with.
+        remedies: In the words of the host.
+        others: Gives further modules whose statistics an average may have, by name.
     """
 
     name = "weights"
@@ -40,8 +43,11 @@ class WeightsCheck(Check):
         callbacks: Callable[[], Iterable[object]] = tuple,
         disagreements: Callable[[], Iterable[Disagreement] | None] = tuple,
         hyper_parameters: Callable[[], Mapping[str, Any]] = dict,
+        remedies: Remedies = OF_LIGHTNING,
+        others: Callable[[], Mapping[str, nn.Module]] = dict,
     ) -> None:
         self.notes: list[str] = []
+        self._remedies, self._others = remedies, others
         self._optimizers, self._callbacks = optimizers, callbacks
         self._disagreements, self._hyper_parameters = disagreements, hyper_parameters
         self._averages: Averages | None = None
@@ -54,8 +60,10 @@ class WeightsCheck(Check):
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._inventory = Inventory(root)
         self._inventory.refresh(force=True)
-        self._training = TrainedParameters(self._inventory, self._optimizers)
-        self._averages = Averages(self._inventory, self._callbacks())
+        self._training = TrainedParameters(
+            self._inventory, self._optimizers, self._remedies
+        )
+        self._averages = Averages(self._inventory, self._callbacks(), self._others)
         self._replicas = Replicas(self._inventory)
         self._reads = None
         self._judged = self._began = False
@@ -139,7 +147,9 @@ class WeightsCheck(Check):
             return ()
         self._judged = True
         self._inventory.refresh(force=True)
-        findings = origin.judge(self._inventory, self._reads, now, self.notes)
+        findings = origin.judge(
+            self._inventory, self._reads, now, self.notes, self._remedies
+        )
         findings += missed.loads_of_itself(self._inventory, now)
         if self._reads is not None:
             findings += missed.statistics(self._inventory, self._reads, now)

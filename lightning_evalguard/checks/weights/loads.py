@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -89,13 +89,23 @@ class Load:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What is known of one tensor."""
+    """What is known of one tensor.
+
+    Attributes:
+        same: Recognises it.
+        load: The load that wrote it, or should have.
+        loaded: Whether that wrote it.
+        version: Its count of writes when that was over.
+        probe: Some of its values then, where it was left out.
+        meant: Whether the state dict had a key for it, by another name.
+    """
 
     same: Identity
     load: Load
     loaded: bool
     version: int
     probe: list[float] | None
+    meant: bool = False
 
 
 class _Marks:
@@ -105,11 +115,22 @@ class _Marks:
         self._at: dict[int, _Mark] = {}
         self._many = _MANY
 
-    def put(self, same: Identity, tensor: Tensor, load: Load, loaded: bool) -> None:
+    def put(
+        self,
+        same: Identity,
+        tensor: Tensor,
+        load: Load,
+        loaded: bool,
+        meant: bool = False,
+    ) -> None:
         kept = None
         if not loaded:
             kept = probe(tensor)
-        self._at[id(tensor)] = _Mark(same, load, loaded, version_of(tensor), kept)
+        mark = _Mark(same, load, loaded, version_of(tensor), kept, meant)
+        known = self.of(tensor)
+        if not loaded and known is not None and _is_to_blame(known, mark, tensor):
+            return
+        self._at[id(tensor)] = mark
 
     def of(self, tensor: Tensor) -> _Mark | None:
         mark = self._at.get(id(tensor))
@@ -165,6 +186,19 @@ def set_by_hand(tensor: Tensor) -> bool:
     """Whether something wrote `tensor` after a load had left it out."""
     mark = _marks.of(tensor)
     return mark is not None and not mark.loaded and _written(mark, tensor)
+
+
+def _is_to_blame(known: _Mark, later: _Mark, tensor: Tensor) -> bool:
+    """Whether an earlier load that left a tensor out is the one that should have written it.
+
+    That is the one whose state dict has it by another name, else the one that loaded most; of
+    equals the first.
+    """
+    if known.loaded or _written(known, tensor):
+        return False
+    if known.meant != later.meant:
+        return known.meant
+    return known.load.elements >= later.load.elements
 
 
 def _written(mark: _Mark, tensor: Tensor) -> bool:
@@ -284,10 +318,31 @@ def _record(
     )
     key = id(module)
     _loads_of[key] = weakref.ref(module, lambda _: _loads_of.pop(key, None)), load
+    others = _ends_of(unexpected)
     for name, (tensor, part, own) in places.items():
-        if name not in left_out or not touched(tensor):
-            _marks.put(Identity(tensor, part, own), tensor, load, name not in left_out)
+        written = name not in left_out
+        if written or not touched(tensor):
+            same = Identity(tensor, part, own)
+            _marks.put(same, tensor, load, written, not others.isdisjoint(_ends(name)))
     _marks.drop_those_gone()
+
+
+def _ends_of(keys: Iterable[str]) -> set[str]:
+    """What keys end in, without their last part alone: ``weight`` names nothing."""
+    return {end for key in keys for end in _ends(key)}
+
+
+def _ends(key: str) -> Iterator[str]:
+    """A key, and what is left of it below one module after the other.
+
+    Example:
+        >>> list(_ends("net.fc.bias"))
+        ['net.fc.bias', 'fc.bias']
+    """
+    yield key
+    parts = key.split(".")
+    for n in range(1, len(parts) - 1):
+        yield ".".join(parts[n:])
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, nn.Module, str]]]:

@@ -35,6 +35,8 @@ from lightning_evalguard.checks.weights.unregistered import (
     saves_by_hand,
 )
 from lightning_evalguard.checks.weights.words import (
+    OF_LIGHTNING,
+    Remedies,
     are,
     listed_modules,
     tops,
@@ -103,13 +105,20 @@ class TrainedParameters:
     Args:
         inventory: The model's tensors.
         optimizers: Gives the optimizers of the fit.
+        remedies: In the words of the host.
+
+    Attributes:
+        inventory: The model's tensors; a host that holds no model gives it for each moment.
     """
 
     def __init__(
-        self, inventory: Inventory, optimizers: Callable[[], Iterable[Any]]
+        self,
+        inventory: Inventory,
+        optimizers: Callable[[], Iterable[Any]],
+        remedies: Remedies = OF_LIGHTNING,
     ) -> None:
-        self._inventory = inventory
-        self._optimizers = optimizers
+        self.inventory = inventory
+        self._optimizers, self._remedies = optimizers, remedies
         self._starts: dict[int, _Start] = {}
         self.epoch: int | None = None
         self._reported: set[str] = set()
@@ -129,7 +138,7 @@ class TrainedParameters:
             return []
         first = self.epoch is None
         self.epoch = now.epoch
-        self._inventory.refresh(force=True)
+        self.inventory.refresh(force=True)
         findings = [] if first else self.judge(now, reads)
         self._take_in(reads)
         # later epochs may unfreeze what the first ones froze
@@ -146,7 +155,7 @@ class TrainedParameters:
     def _take_in(self, reads: MemoryReads | None) -> None:
         """Remember each trainable parameter as it stands when it is first met."""
         optimized = Optimized(self._optimizers())
-        self._leaves.take_in(self._inventory)
+        self._leaves.take_in(self.inventory)
         if reads is not None and not self._stale:
             self._take_in_scored(optimized, reads)
         starts: dict[int, _Start] = {}
@@ -165,7 +174,7 @@ class TrainedParameters:
 
     def _take_in_scored(self, optimized: Optimized, reads: MemoryReads) -> None:
         """Remember what evaluations read, where no optimizer holds any of it."""
-        scored = [held for held in _parameters(self._inventory) if held.tensor in reads]
+        scored = [held for held in _parameters(self.inventory) if held.tensor in reads]
         if any(h.tensor in optimized and h.tensor.requires_grad for h in scored):
             return
         for held in scored:
@@ -175,7 +184,7 @@ class TrainedParameters:
             )
 
     def _trainable(self) -> Iterable[Held]:
-        for held in self._inventory.held.values():
+        for held in self.inventory.held.values():
             if held.kind == "parameter" and not held.lazy and held.tensor.requires_grad:
                 yield held
 
@@ -218,6 +227,14 @@ class TrainedParameters:
             findings += self._never_stepped(still, optimized, reads, now)
         return findings
 
+    def so_far(self, now: Moment, reads: MemoryReads | None) -> list[Finding]:
+        """What would be found if training were over now; it may be asked again, and go on."""
+        kept = set(self._reported), dict(self._stale)
+        try:
+            return self.judge(now, reads, over=True)
+        finally:
+            self._reported, self._stale = kept
+
     def _outside(
         self,
         still: list[tuple[Held, _Start]],
@@ -226,7 +243,7 @@ class TrainedParameters:
         now: Moment,
     ) -> list[Finding]:
         """Parameters that the step uses, by their gradient, and no optimizer holds."""
-        here = {id(held.tensor) for held in self._inventory.held.values()}
+        here = {id(held.tensor) for held in self.inventory.held.values()}
         orphans = [t.shape for k, t in optimized.parameters.items() if k not in here]
         replaced, forgotten, hidden = [], [], []
         for held, start in still:
@@ -249,8 +266,7 @@ class TrainedParameters:
                 replaced,
                 "{are} in no optimizer: replaced after the optimizer was made, which still trains "
                 "the old one; {it} never changed, expected to be trained",
-                "Replace it before `configure_optimizers` runs, e.g. in `__init__` or "
-                "`configure_model`.",
+                self._remedies.replaced,
                 now,
             )
         if forgotten:
@@ -258,8 +274,7 @@ class TrainedParameters:
                 forgotten,
                 "{are} in no optimizer: {it} gets gradients and never changed, expected to be "
                 "trained, or frozen with `requires_grad_(False)`",
-                "Pass its parameters to the optimizer in `configure_optimizers`, or freeze it with "
-                "`.requires_grad_(False)`.",
+                self._remedies.forgotten,
                 now,
             )
         return findings
@@ -339,7 +354,7 @@ class TrainedParameters:
             for held in self._trainable()
             if not held.registered and held.tensor in optimized
         ]
-        if not trained_here or saves_by_hand(self._inventory.root):
+        if not trained_here or saves_by_hand(self.inventory.root):
             return findings
         names = self._new(outermost(trained_here))
         if names:
@@ -350,7 +365,7 @@ class TrainedParameters:
         """An evaluation that reads nothing of what training changes."""
         scored = [
             held
-            for held in _parameters(self._inventory)
+            for held in _parameters(self.inventory)
             if id(held.tensor) in self._stale
         ]
         if not scored or len(scored) < len(self._stale):
@@ -378,13 +393,13 @@ class TrainedParameters:
     ) -> list[Finding]:
         for held in chosen:
             reported.add(held)
-        names = self._new(tops(chosen, _parameters(self._inventory)))
+        names = self._new(tops(chosen, _parameters(self.inventory)))
         if not names:
             return []
         said = fact.format(are=are(names[:1]), it="it")
         if names[1:]:
-            said += f"; so {are(names[1:])} {listed_modules(names[1:], self._inventory.modules)}"
-        kind = kind_of(names[0], self._inventory)
+            said += f"; so {are(names[1:])} {listed_modules(names[1:], self.inventory.modules)}"
+        kind = kind_of(names[0], self.inventory)
         return [weights_finding(now, said, remedy, subject=names[0], kind=kind)]
 
 

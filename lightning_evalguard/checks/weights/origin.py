@@ -18,6 +18,8 @@ from lightning_evalguard.checks.weights.initial import (
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.unregistered import how_to_register
 from lightning_evalguard.checks.weights.words import (
+    OF_LIGHTNING,
+    Remedies,
     are,
     listed_modules,
     tops,
@@ -141,7 +143,11 @@ def _is_own_draw(held: Held, asked: dict[int, bool]) -> bool:
 
 
 def judge(
-    inventory: Inventory, reads: MemoryReads | None, now: Moment, notes: list[str]
+    inventory: Inventory,
+    reads: MemoryReads | None,
+    now: Moment,
+    notes: list[str],
+    remedies: Remedies = OF_LIGHTNING,
 ) -> list[Finding]:
     """What is wrong with the weights of an evaluation that no training came before.
 
@@ -150,6 +156,7 @@ def judge(
         reads: What the evaluation's first step reads; None where that is not known.
         now: Where the run stands.
         notes: Gets a sentence where nothing shows that other weights are meant.
+        remedies: In the words of the host.
     """
     everything = parameters_of(inventory)
     used = everything
@@ -163,10 +170,10 @@ def judge(
     random = _elements(left_out) + _elements(drawn)
     if not known and random >= _elements(used) / 2:
         # a validation before the training is a usual baseline; a test is not
-        if not found.loads and now.stage != "test":
+        if not found.loads and now.stage not in ("test", "evaluate"):
             notes.append(UNTRAINED)
             return []
-        return [_nothing_loaded(found, used, now)]
+        return [_nothing_loaded(found, used, now, remedies)]
     findings = [
         _partly_loaded(found, key, everything, inventory, now) for key in found.missed
     ]
@@ -193,7 +200,9 @@ def _elements(chosen: Iterable[Held]) -> int:
     return sum(held.tensor.numel() for held in chosen)
 
 
-def _nothing_loaded(found: Origins, used: list[Held], now: Moment) -> Finding:
+def _nothing_loaded(
+    found: Origins, used: list[Held], now: Moment, remedies: Remedies
+) -> Finding:
     load = next(iter(found.loads.values()), None)
     scored = {"predict": "predicts"}.get(now.stage, "is scored")
     if load is not None:
@@ -205,9 +214,10 @@ def _nothing_loaded(found: Origins, used: list[Held], now: Moment) -> Finding:
         now,
         f"is scored as it was initialised: nothing loaded or trained its {n:,} weights in this "
         "process, expected trained weights",
-        'Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate what '
-        "it returns.",
+        remedies.untrained,
         subject="",
+        # a script may score chance on purpose; a test of a Trainer is meant for a model
+        certain=now.stage != "evaluate",
     )
 
 

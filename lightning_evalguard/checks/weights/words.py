@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,6 +13,37 @@ from lightning_evalguard.model.tensors import Held
 from lightning_evalguard.report import Finding
 
 _NAMED = 3
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What to do, in the words of the host that runs the training.
+
+    Attributes:
+        untrained: About weights that nothing loaded or trained.
+        replaced: About a layer that took another's place after the optimizer was made.
+        forgotten: About one that no optimizer holds.
+    """
+
+    untrained: str
+    replaced: str
+    forgotten: str
+
+
+OF_LIGHTNING = Remedies(
+    untrained='Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate '
+    "what it returns.",
+    replaced="Replace it before `configure_optimizers` runs, e.g. in `__init__` or "
+    "`configure_model`.",
+    forgotten="Pass its parameters to the optimizer in `configure_optimizers`, or freeze it with "
+    "`.requires_grad_(False)`.",
+)
+OF_SCRIPTS = Remedies(
+    untrained="Evaluate the model that was trained, or call "
+    "`model.load_state_dict(torch.load(...))` first.",
+    replaced="Replace it before the optimizer is made.",
+    forgotten="Pass its parameters to the optimizer, or freeze it with `.requires_grad_(False)`.",
+)
 
 
 def weights_finding(
