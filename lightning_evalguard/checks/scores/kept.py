@@ -65,10 +65,10 @@ class _Place:
         """What stands there."""
         thing = vars(self.owner).get(self.path[0])
         for name in self.path[1:]:
-            if type(thing) is dict:
-                thing = thing.get(name)
-            else:
-                thing = _inside(thing).get(name)
+            held = thing
+            if type(thing) is not dict:
+                held = _inside(thing)
+            thing = held.get(name)
         return thing
 
 
