@@ -250,11 +250,12 @@ def _last(items: Sequence[Any], n: int) -> Sequence[Any]:
 
 def _inside(thing: Any) -> Mapping[str, Any]:
     """What is kept in a dict or in the attributes of an object."""
+    held: Mapping[str, Any] = {}
     if isinstance(thing, dict):
-        return thing
-    if _has_dict(thing):
-        return vars(thing)
-    return {}
+        held = thing
+    elif _has_dict(thing):
+        held = vars(thing)
+    return held
 
 
 def _words(path: tuple[str, ...]) -> str:
