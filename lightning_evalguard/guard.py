@@ -22,7 +22,8 @@ from lightning_evalguard.instruments.dispatch import (
     unseen,
 )
 from lightning_evalguard.instruments.lines import LineTrace
-from lightning_evalguard.instruments.replay import CannotReplay
+from lightning_evalguard.instruments.replay import CannotReplay, uncollected
+from lightning_evalguard.model.tree import parts_of
 from lightning_evalguard.pace import Pace
 from lightning_evalguard.policies import Allow, Allowed
 from lightning_evalguard.ranks import Alone
@@ -30,8 +31,9 @@ from lightning_evalguard.report import Finding, Report, broke, hidden
 from lightning_evalguard.rulings import Rulings
 
 __tracebackhide__ = hidden
-# values looked at line by line, in one evaluation of each stage: about 0.1 s
-_FOLLOWS = 10_000
+# values looked at line by line, in one evaluation of each stage: about 0.1 s; of a model that has
+# too many for so many lines, no line is told apart from its neighbours
+_FOLLOWS, _LINES = 10_000, 8
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
 
@@ -69,6 +71,7 @@ class Guard:
         self._rulings = Rulings(report, self.ranks, host)
         self._audit = Audit(self, replays or Replays("off"))
         self._root: nn.Module | None = None
+        self._parts = 0
         self._listeners = Listeners(checks)
         self.allowed = Allowed(allowed or {})
         self._lines: LineTrace | None = None
@@ -86,6 +89,9 @@ class Guard:
         self._rulings.open(root)
         self._audit.open(root)
         self._followed.clear()
+        self._parts = parts_of(root)
+        for pace in (self._pace, self._moves):
+            pace.reads(self._parts)
         try:
             self._all("open", lambda check: check.open(root, now))
         except BaseException as error:
@@ -114,6 +120,7 @@ class Guard:
             new
             and self._audit.replays.audit != "off"
             and root is not None
+            and self._parts * _LINES <= _FOLLOWS
             and not compiles(root)
         ):
             self._lines = LineTrace(self._standing, _FOLLOWS, live=True)
@@ -388,6 +395,7 @@ class Guard:
             try:
                 with (
                     aside,
+                    uncollected(),
                     nullcontext() if check.enters or not is_watched() else unseen(),
                 ):
                     findings += self._kept(pair, ask(check))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_FIRST = 16  # batches of each loader that are looked at in any case
+# Batches of each loader that are looked at in any case: the most, the fewest, and what they look at
+# together, in modules and tensors.
+_FIRST, _LEAST, _PARTS = 16, 4, 1 << 13
 
 
 class Pace:
@@ -35,8 +37,13 @@ class Pace:
         batches: Callable[[int], float | None] = lambda loader: None,
     ) -> None:
         self._widest = max(1, round(1 / budget))
+        self._first = _FIRST
         self._known = batches
         self.begin()
+
+    def reads(self, parts: int) -> None:
+        """A look reads so many modules and tensors: of many, fewer batches come first."""
+        self._first = max(_LEAST, min(_FIRST, _PARTS // max(1, parts)))
 
     def begin(self) -> None:
         """An evaluation begins."""
@@ -53,7 +60,7 @@ class Pace:
         if n < self._next:
             self.skipped = True
             return False
-        if n >= _FIRST - 1:
+        if n >= self._first - 1:
             self._gap = min(2 * self._gap, self._widest)
         self._next = n + self._gap
         if self._end is not None and n + 1 < self._end < self._next + 1:

@@ -216,3 +216,13 @@ def test_a_draw_in_the_last_batch_of_a_later_epoch_is_named_at_once() -> None:
 def test_what_a_dataset_draws_in_skipped_batches_is_no_finding() -> None:
     made = loader().dataset
     assert not fitted(Net(), _Noisy(*made.tensors)).report.findings  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("parts", "first"), [(10, 16), (1000, 8), (5000, 4)])
+def test_of_a_model_of_many_parts_fewer_batches_are_looked_at_first(
+    parts: int, first: int
+) -> None:
+    pace = Pace(0.01)
+    pace.reads(parts)
+    looks = [batch for batch in range(100) if pace.looks(0)]
+    assert looks[: first + 1] == [*range(first), first + 1]

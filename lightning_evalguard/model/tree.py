@@ -40,6 +40,15 @@ class _Registrations:
 registrations = _Registrations()
 
 
+def parts_of(root: nn.Module) -> int:
+    """How many modules a model has, with the parameters and buffers that they hold."""
+    parts = 0
+    for module in root.modules():
+        held = module.__dict__
+        parts += 1 + len(held.get("_parameters", ())) + len(held.get("_buffers", ()))
+    return parts
+
+
 class Modes:
     """Each submodule's `training` flag, in microseconds.
 

@@ -15,6 +15,7 @@ import torch
 from lightning_evalguard.data.fingerprint import Content, whole
 from lightning_evalguard.data.loaders import listed, owned
 from lightning_evalguard.data.portraits import Portrait
+from lightning_evalguard.instruments.replay import uncollected
 from lightning_evalguard.record import files as _files
 from lightning_evalguard.record import ledger
 from lightning_evalguard.record.agreement import (
@@ -165,7 +166,8 @@ def _at_no_cost(
         if not run.wanted:
             return None
         try:
-            return method(run, *args, **kwargs)
+            with uncollected():
+                return method(run, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
             run.wanted = False
             run.records.failed(error)

@@ -422,17 +422,31 @@ def test_the_guards_own_replay_of_a_step_is_not_counted(fit: Fit) -> None:
     assert sites(guard, "user", "validate") == {"batch[0].mean().item()": 1.0}
 
 
-def test_windows_are_the_first_steps_and_on_the_cpu_ever_rarer_ones() -> None:
-    check, counted = SyncCheck((2, 50)), []
+@pytest.mark.parametrize(
+    ("sync_steps", "operators", "windows"),
+    [
+        ((2, 50), 300, [0, 1, 50, 100, 200, 400]),
+        ((2, 50), 6000, [0, 1, 400]),
+        ((1, 40), 6000, [0, 40, 80, 160, 320]),
+    ],
+    ids=["of few operators", "of many", "of many, and more is asked for"],
+)
+def test_windows_are_the_first_steps_and_on_the_cpu_ever_rarer_ones(
+    sync_steps: tuple[int, int], operators: int, windows: list[int]
+) -> None:
+    check, counted = SyncCheck(sync_steps), []
     for n in range(500):
-        if n < 2 or check._is_due(n):
+        if n < sync_steps[0] or check._is_due(n):
             counted.append(n)
-            check._watch = check._watch or _FakeDevice
-    assert counted == [0, 1, 50, 100, 200, 400]
+            check._watch = check._watch or _FakeDevice(operators)
+    assert counted == windows
 
 
 class _FakeDevice:
     on_cpu = True
+
+    def __init__(self, operators: int) -> None:
+        self.operators = operators
 
 
 @pytest.mark.parametrize("steps", [(2,), (-1, 50), (2, 0)])

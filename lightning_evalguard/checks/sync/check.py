@@ -25,8 +25,13 @@ from lightning_evalguard.checks.sync.remedies import (
 )
 from lightning_evalguard.data.batches import moved_tensors
 from lightning_evalguard.instruments.dispatch import holds
+from lightning_evalguard.instruments.replay import uncollected
 from lightning_evalguard.report import Finding, Report, Sync
 from lightning_evalguard.stages import spelling
+
+_FIRST, _EVERY = 2, 50  # steps of each stage that are watched by default
+# on the CPU, operators of a watched step for each step before it, unless more is asked for
+_FOR_A_STEP = 20
 
 
 class SyncCheck(Check):
@@ -55,7 +60,7 @@ class SyncCheck(Check):
 
     def __init__(
         self,
-        sync_steps: tuple[int, int] = (2, 50),
+        sync_steps: tuple[int, int] = (_FIRST, _EVERY),
         allowed: Callable[[], bool] = lambda: False,
     ) -> None:
         is_pair = isinstance(sync_steps, (tuple, list)) and len(sync_steps) == 2
@@ -223,14 +228,18 @@ class SyncCheck(Check):
             ("lightning.", "pytorch_lightning.")
         )
         batch = moved_tensors(args) if known else ()
-        self._watch.open(itertools.chain(root.parameters(), root.buffers(), batch))
+        with uncollected():
+            self._watch.open(itertools.chain(root.parameters(), root.buffers(), batch))
 
     def _is_due(self, n: int) -> bool:
         times, rest = divmod(n, self._every)
         if rest or self._watch is None or not self._watch.on_cpu:
             return not rest
         # on the CPU a watched step is slower, and there is no wait to measure again and again
-        return times & (times - 1) == 0
+        if times & (times - 1):
+            return False
+        operators = self._watch.operators / max(1, self._watched.total())
+        return self._every < _EVERY or n * _FOR_A_STEP >= operators
 
     def _leave(self) -> list[Finding]:
         findings = self._findings()

@@ -119,6 +119,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[Callable[[], Tensor | None], bool]] = {}
+        self.operators = 0  # looked at so far
         self._running: Any = None
         self._previous = ""  # the operator that ran before
         self._args: tuple[Any, ...] = ()  # of the operator that runs
@@ -256,6 +257,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 seen = func.decompose(*args, **kwargs or {})
             if seen is not NotImplemented:
                 return seen
+        self.operators += 1
         outer = self._running, self._args
         self._running, self._args = func, args
         try:

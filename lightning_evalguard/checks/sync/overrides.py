@@ -73,12 +73,14 @@ class WaitWatch:
     Attributes:
         error: What `hear` raised, if it did: nothing is raised into the code that is watched.
         missed_backward: Whether a backward pass ran unseen, for it would have moved bits.
+        operators: On the CPU, how many it has looked at so far.
     """
 
     def __init__(self, device_type: str, hear: Hear) -> None:
         self.device_type = device_type
         self.error: Exception | None = None
         self.missed_backward = False
+        self.operators = 0
         self._hear = hear
         self._key = KEYS[device_type]
         self._is_open = False
@@ -131,6 +133,7 @@ class WaitWatch:
         if not self.on_cpu:
             devices_open.remove(self)
         elif here.places is not None and not any(w.on_cpu for w in here.watches):
+            self.operators += here.places.operators
             here.places.leave()
             here.places = None
         _release(self._passing, self._key)
