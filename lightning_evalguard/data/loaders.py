@@ -43,6 +43,9 @@ class Evaluated:
             0.5)``.
         training: The data loaders of the training around or before it.
         debugging: Whether the run is meant to see little: ``fast_dev_run``, ``overfit_batches``.
+        first: Number of the first loader, where a host evaluates one after the other.
+        names: How the user calls them, where that is known.
+        order_matters: Whether an evaluation that shuffles is worth a word.
     """
 
     loaders: Sequence[Any] = ()
@@ -51,6 +54,13 @@ class Evaluated:
     setting: tuple[str, float] | None = None
     training: Sequence[Any] = ()
     debugging: bool = False
+    first: int = 0
+    names: Sequence[str] = ()
+    order_matters: bool = True
+
+    def holds(self, number: int) -> bool:
+        """Whether the loader of this number is one of this evaluation's."""
+        return 0 <= number - self.first < max(1, len(self.loaders))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.data.loaders import sampler_of
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.plain.judge import Judge
 from lightning_evalguard.plain.models import Model, Models
+from lightning_evalguard.plain.names import Names
+from lightning_evalguard.plain.sets import ModelSets
 from lightning_evalguard.plain.training import TrainingSteps
+from lightning_evalguard.plain.variables import name_of_loader
 from lightning_evalguard.plain.weights import ModelWeights
 from lightning_evalguard.plain.window import Loop, Window
 from lightning_evalguard.report import Finding
@@ -42,14 +48,18 @@ class ScriptModel:
     Attributes:
         model: It, not held.
         weights: Whose weights it is scored with.
+        sets: On which samples.
         now: Where its training stands: passes over loaders and steps of optimizers.
         loop: The pass over a loader in which it was trained last.
+        trains_with: The ``id`` of the optimizer of its last step, and of the pass.
     """
 
     model: Model
     weights: ModelWeights
+    sets: ModelSets = field(default_factory=ModelSets)
     now: Moment = field(default_factory=lambda: Moment("fit", 0, 0))
     loop: Loop | None = None
+    trains_with: tuple[int, int] | None = None
 
 
 class Chain:
@@ -59,23 +69,78 @@ class Chain:
         judge: Judges what is found.
         models: The root modules of the script.
         training: Its training so far.
+        names: Gives numbers to datasets and samplers.
     """
 
-    def __init__(self, judge: Judge, models: Models, training: TrainingSteps) -> None:
+    def __init__(
+        self, judge: Judge, models: Models, training: TrainingSteps, names: Names
+    ) -> None:
+        self._names = names
         self._judge, self._models, self._training = judge, models, training
         self._followed: dict[int, ScriptModel] = {}
         self._kinds: Counter[str] = Counter()
+        self._reads: ModelSets | None = None  # of the running evaluation
         self._owners: weakref.WeakKeyDictionary[Any, tuple[Any, list[Model]]]
         self._owners = weakref.WeakKeyDictionary()
 
     # training
 
-    def stepped(self, optimizer: torch.optim.Optimizer, loop: Loop | None) -> None:
-        """An optimizer is about to change weights; `loop` runs."""
+    def stepped(
+        self, optimizer: torch.optim.Optimizer, loop: Loop | None, alone: bool
+    ) -> None:
+        """An optimizer is about to change weights.
+
+        Args:
+            optimizer: The optimizer.
+            loop: What runs.
+            alone: Whether no other loop runs, so that its samples are those trained on.
+        """
         for model in self._owned_by(optimizer):
             one = self._follow(model)
-            if one is not None:
-                self._steps(one, loop)
+            if one is None:
+                continue
+            self._steps(one, loop)
+            if (
+                loop is not None
+                and alone
+                and one.trains_with != (id(optimizer), loop.number)
+            ):
+                one.trains_with = id(optimizer), loop.number
+                self._trains(one, optimizer, loop)
+
+    def _trains(
+        self, one: ScriptModel, optimizer: torch.optim.Optimizer, loop: Loop
+    ) -> None:
+        root, loader, with_this = (
+            one.model.inner(),
+            loop.loader(),
+            (id(optimizer), id(loop)),
+        )
+        if one.trains_with == with_this or root is None or loader is None:
+            return
+        one.trains_with = with_this
+
+        def trains() -> list[Finding]:
+            one.sets.trains(root, optimizer, self._number(loader), loader)
+            return []
+
+        self._judge.follow("data", trains)
+
+    def trains_on(self, model: Model, loop: Loop) -> None:
+        """A model is called on a batch that it trains on."""
+        one = self._followed.get(id(model))
+        batch = loop.batch
+        if one is None or not one.sets.looks or batch is None:
+            return
+        if one.loop is not loop:
+            return
+        sets = one.sets
+
+        def looks() -> list[Finding]:
+            sets.trains_on(batch)
+            return []
+
+        self._judge.follow("data", looks)
 
     def _steps(self, one: ScriptModel, loop: Loop | None) -> None:
         now, weights = one.now, one.weights
@@ -105,8 +170,47 @@ class Chain:
 
     # evaluations
 
+    def begins(self, window: Window) -> None:
+        """A window is known to be an evaluation: its samples are looked at from here on."""
+        loop = window.loop
+        if window.is_followed or loop is None or window.alone:
+            return
+        window.is_followed = True
+        self._begins(window, loop)
+        # the first batch is there as long as the second is not
+        batches = window.batches + bool(window.in_batch)
+        if batches:
+            self.batch(loop.batch if batches == 1 else None)
+
+    def _begins(self, window: Window, loop: Loop) -> None:
+        self._reads = None
+        model = next(iter(window.calls.values())).model
+        one, root, loader = self._follow(model), model.inner(), loop.loader()
+        if one is None or root is None or loader is None:
+            return
+        called = name_of_loader(sys._getframe(2))
+
+        def begins() -> list[Finding]:
+            if one.sets.begins(root, one.now, self._number(loader), loader, called):
+                self._reads = one.sets
+            return []
+
+        self._judge.follow("data", begins)
+
+    def batch(self, batch: Any) -> None:
+        """A batch of it."""
+        if self._reads is not None:
+            self._judge.follow("data", partial(_read, self._reads, batch))
+
+    def _ends(self, window: Window, is_scored: bool) -> None:
+        sets, self._reads = self._reads, None
+        if sets is not None:
+            site = next(iter(window.calls.values())).site
+            self._judge.follow("data", partial(sets.judged, site, is_scored))
+
     def evaluated(self, window: Window, is_scored: bool) -> None:
         """An evaluation is over."""
+        self._ends(window, is_scored)
         models = {id(call.model): call.model for call in window.calls.values()}
         alone = len(models) == 1
         for model in models.values():
@@ -127,8 +231,18 @@ class Chain:
             "weights",
             lambda: map(_without_moment, one.weights.over(one.now, one.model.inner())),
         )
+        self._judge.follow("data", one.sets.over)
 
-    # the models
+    # the models and loaders
+
+    def _number(self, loader: Any) -> tuple[Any, ...]:
+        """The same for two loaders that give the same samples in the same batches."""
+        sampler = sampler_of(loader)
+        own = 0
+        if type(sampler) not in (SequentialSampler, RandomSampler):
+            own = self._names.number(sampler)
+        size = getattr(loader, "batch_size", None)
+        return self._names.number(loader.dataset), type(sampler), own, size
 
     def _look(self, one: ScriptModel, act: Callable[[], list[Finding]]) -> None:
         root = one.model.inner()
@@ -206,6 +320,12 @@ class Chain:
 def _site(window: Window, model: Model) -> Site:
     """Where a window evaluates a model."""
     return next(c.site for c in window.calls.values() if c.model is model)
+
+
+def _read(sets: ModelSets, batch: Any) -> list[Finding]:
+    """A batch of an evaluation: what it shows is said as that ends."""
+    sets.batch(batch)
+    return []
 
 
 def _without_moment(finding: Finding) -> Finding:

@@ -72,7 +72,12 @@ class ScriptReport(Report):
         atexit.unregister(self.stop)
         if session.is_elsewhere():  # a forked worker
             return
-        session.stop()
+        try:
+            session.stop()
+        finally:
+            self._say(session)
+
+    def _say(self, session: Session) -> None:
         self._write(session)
         if os.environ.get(record.REPORTS) is None and self._has_to_say():
             print_coloured(

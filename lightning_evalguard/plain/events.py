@@ -22,7 +22,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_evalguard.checks.sync.overrides import crossing
 from lightning_evalguard.instruments.tracebacks import trim
-from lightning_evalguard.report import EvalGuardError, hidden
+from lightning_evalguard.report import EvalGuardError, EvalGuardWarning, hidden
 
 __tracebackhide__ = hidden
 
@@ -80,7 +80,7 @@ class Events:
         self._process = self._home = os.getpid()
         self._undo: list[Callable[[], None]] = []
         self._loops: dict[int, weakref.ref[Any]] = {}
-        self._loaders: weakref.WeakKeyDictionary[Any, weakref.ref[DataLoader[Any]]]
+        self._loaders: weakref.WeakKeyDictionary[Any, Callable[[], Any]]
         self._loaders = weakref.WeakKeyDictionary()
         self.inside = False
 
@@ -114,7 +114,8 @@ class Events:
         refer = self._loaders.get(iterator)
         if refer is None:
             return None
-        return refer()
+        loader: DataLoader[Any] | None = refer()
+        return loader
 
     def elsewhere(self) -> bool:
         """Whether this is another thread, a forked process, or after the end."""
@@ -159,7 +160,7 @@ class Events:
                     raise
                 self._listener.end(call, outputs, False)
                 return outputs
-            except EvalGuardError as verdict:
+            except (EvalGuardError, EvalGuardWarning) as verdict:
                 trim(verdict)
                 raise
             finally:
@@ -173,7 +174,7 @@ class Events:
         def made(iterator: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
             original(iterator, loader, *args, **kwargs)
             if not self.elsewhere():
-                self._loaders[iterator] = weakref.ref(loader)
+                self._loaders[iterator] = _kept(loader)
 
         return made
 
@@ -192,7 +193,7 @@ class Events:
                 self._loops.pop(id(iterator), None)
                 self._listener.exhausted(iterator)
                 raise
-            except EvalGuardError as verdict:
+            except (EvalGuardError, EvalGuardWarning) as verdict:
                 trim(verdict)
                 raise
             finally:
@@ -270,11 +271,18 @@ class Events:
         self.inside = True
         try:
             hear(*args)
-        except EvalGuardError as verdict:
+        except (EvalGuardError, EvalGuardWarning) as verdict:
             trim(verdict)
             raise
         finally:
             self.inside = False
+
+
+def _kept(loader: DataLoader[Any]) -> Callable[[], Any]:
+    """Gives a loader, which may have no other home than its loop."""
+    if loader.persistent_workers:  # it holds its iterator
+        return weakref.ref(loader)
+    return lambda: loader
 
 
 def _let_dynamo_pass(function: Callable[..., Any]) -> None:

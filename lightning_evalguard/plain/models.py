@@ -63,6 +63,10 @@ class Model:
             return None
         return inside(module)[1]
 
+    def remember(self, read: set[int | None]) -> None:
+        """What a step of an evaluation reads."""
+        self.reads = (self.reads or set()) | read
+
     def flags(self) -> tuple[bool, ...]:
         """Whether each submodule that a mode changes is in train mode, in the order of `names`."""
         module = self._ref()

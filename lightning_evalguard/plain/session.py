@@ -30,7 +30,13 @@ from lightning_evalguard.plain.training import TrainingSteps
 from lightning_evalguard.plain.uncaught import Uncaught
 from lightning_evalguard.plain.window import Key, Loop
 from lightning_evalguard.plain.windows import Windows
-from lightning_evalguard.report import EvalGuardError, Report, broke, hidden
+from lightning_evalguard.report import (
+    EvalGuardError,
+    EvalGuardWarning,
+    Report,
+    broke,
+    hidden,
+)
 
 __tracebackhide__ = hidden
 
@@ -63,7 +69,7 @@ class Session:
         wanted = [(check, policies[check.name]) for check in checks]
         wanted = [(check, policy) for check, policy in wanted if policy != "ignore"]
         self._judge = Judge(wanted, allow, report, host="watch")
-        self._chain = Chain(self._judge, self.models, self._training)
+        self._chain = Chain(self._judge, self.models, self._training, names)
         self._now = Moment("fit")
         self._windows = Windows(
             Surroundings(
@@ -97,8 +103,10 @@ class Session:
         """The script is over."""
         if self._off:
             return
-        self._safely(self._finish)
-        self._leave()
+        try:
+            self._safely(self._finish)
+        finally:
+            self._leave()
 
     def _leave(self) -> None:
         self._off = True
@@ -184,8 +192,8 @@ class Session:
         before, self._sync.deaf = self._sync.deaf, True
         try:
             return act(*args)
-        except EvalGuardError:
-            raise
+        except (EvalGuardError, EvalGuardWarning):
+            raise  # where a filter makes an error of a warning
         except Exception as error:  # noqa: BLE001 - our own bug must not stop a script
             self._leave()
             broke(
@@ -265,6 +273,8 @@ class Session:
         loop: Loop | None,
     ) -> None:
         if loop is not None:
+            if key[3]:
+                self._chain.trains_on(model, loop)
             loop.batch = None
         if key[3]:
             self._windows.trains_at((user.f_code, user.f_lasti))
@@ -324,7 +334,8 @@ class Session:
         self._trains(None)
         self._new_step = True
         self._windows.tell(self._training.step(optimizer))
-        self._chain.stepped(optimizer, self._loops.innermost())
+        loops = self._loops
+        self._chain.stepped(optimizer, loops.innermost(), len(loops.numbers()) == 1)
 
     def _within_evaluation(self) -> bool:
         """Whether an optimizer is stepped in an evaluation's loop, without a backward pass."""

@@ -179,7 +179,7 @@ class _Reads(Check):
 
     name = "weights"
 
-    def __init__(self, read: Callable[[MemoryReads], None]) -> None:
+    def __init__(self, read: Callable[[set[int | None]], None]) -> None:
         self._read = read
 
     def watch(self, now: Moment) -> Subscriber:
@@ -189,7 +189,7 @@ class _Reads(Check):
         self, now: Moment, seen: Subscriber | None, look: Look | None
     ) -> list[Finding]:
         if isinstance(seen, MemoryReads):
-            self._read(seen)
+            self._read(seen.storages)
         return []
 
 
@@ -202,7 +202,7 @@ def make_held(
     tell: Callable[[Any], None],
     site: Site | None = None,
     rows: bool = False,
-    read: Callable[[MemoryReads], None] | None = None,
+    read: Callable[[set[int | None]], None] | None = None,
 ) -> WaitingGuard:
     """The guard of one model in one window.
 

@@ -93,6 +93,7 @@ class Window:
         confirmed: Whether it is an evaluation.
         batches: Batches, each without training.
         scores: Losses, metrics and comparisons that were computed in it.
+        is_followed: Whether its samples are looked at.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Window:
     in_batch: int = 0
     scores: int = 0
     graph_reported: bool = False
+    is_followed: bool = False
     samples: int | None = None
 
     def add(self, call: ModelCall) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Moment
-from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.source import owner_of, site_of
@@ -105,9 +104,13 @@ class Windows:
                 batch = loop.batch
             self._inputs = set()
             self._scores.before(batch)
+            if window.is_followed and loop is not None:
+                self._around.chain.batch(loop.batch)
         self._inputs |= memory_of((args, kwargs))
         window.samples = size_of((args, kwargs))
         window.add(call)
+        if window.confirmed:
+            self._around.chain.begins(window)
         self._places.add(call.path[0])
         if window.confirmed:
             call.model.evaluated = True
@@ -172,7 +175,7 @@ class Windows:
                 around.tell,
                 call.site,
                 rows,
-                lambda seen: _remember(call.model, seen),
+                call.model.remember,
             )
             known = window.guards[id(call.model)] = Watched(
                 module, held, Moment("evaluate")
@@ -227,6 +230,7 @@ class Windows:
             call.model.evaluated = True
             self._around.training.evaluates(call.model)
         self.tell(findings)
+        self._around.chain.begins(window)
         whole = window.alone and not again and max(window.count.values(), default=0) < 2
         for guard in window.guards.values():
             guard.release(whole)
@@ -485,10 +489,3 @@ class Windows:
         ]
         if judged:
             self._around.tell(judged)
-
-
-def _remember(model: Model, seen: MemoryReads) -> None:
-    """What a step of an evaluation reads."""
-    if model.reads is None:
-        model.reads = set()
-    model.reads |= seen.storages

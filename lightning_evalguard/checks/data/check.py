@@ -17,10 +17,16 @@ from lightning_evalguard.checks.data import (
     ranks,
     repeats,
 )
-from lightning_evalguard.checks.data.history import History, Side, SplitKind
-from lightning_evalguard.checks.data.leaks import Leak, by_batches, by_portraits
+from lightning_evalguard.checks.data.history import TRAINING, History, Side, SplitKind
+from lightning_evalguard.checks.data.leaks import (
+    Leak,
+    by_batches,
+    by_portraits,
+    is_whole,
+)
 from lightning_evalguard.checks.data.loader_facts import (
     EvaluatedSet,
+    broken_off,
     combined,
     plain_facts,
     set_of,
@@ -69,6 +75,9 @@ class DataCheck(Check):
         history: The sets of all fits under this guard.
         groups: Which samples belong together: a name, or a callable that takes a sample.
         earlier: Gives what earlier runs on record trained with, those first that made the weights.
+
+    Attributes:
+        whole: Facts by which all that is evaluated are training samples.
     """
 
     name = "data"
@@ -81,8 +90,8 @@ class DataCheck(Check):
         earlier: Callable[[], Iterable[Trained] | None] = tuple,
     ) -> None:
         self._loop = loop
-        self._history = history or History()
-        self._groups, self._earlier = groups, earlier
+        self._history, self._groups = history or History(), groups
+        self._earlier, self.whole = earlier, set[str]()
         self.notes: list[str] = []
         self._forget(None)
 
@@ -175,13 +184,13 @@ class DataCheck(Check):
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         if error is not None:
             return ()
-        facts = self._broken_off(now)
+        facts = self._broken_off()
         if not now.rank and is_scored(now.stage):
             if self._evaluated is None:
                 facts += self._begin(now)  # no step ran
             whole = not facts
             key = spelling(now.stage).key
-            mine = [s for (stage, _), s in self._sets.items() if stage == key]
+            mine = self._running(key)
             for one in mine:
                 facts += self._same_as_before(one, now, whole)
                 facts += self._repeated(one, now)
@@ -197,6 +206,12 @@ class DataCheck(Check):
                 if key == spelling(now.stage).key:
                     self._repeated(one, now)
         return self._findings(now, facts)
+
+    def _running(self, key: str) -> list[EvaluatedSet]:
+        """The sets of the evaluation that runs, of a stage with this key."""
+        sets = [(i, one) for (stage, i), one in self._sets.items() if stage == key]
+        evaluated = self._evaluated
+        return [one for i, one in sets if evaluated is None or evaluated.holds(i)]
 
     # with the other ranks
 
@@ -247,12 +262,14 @@ class DataCheck(Check):
         if now.fitting:
             self._begin_fit()
         stage, facts = spelling(now.stage).key, []
-        for i, loader in enumerate(evaluated.loaders):
+        for i, loader in enumerate(evaluated.loaders, evaluated.first):
             one = self._sets.get((stage, i))
             if one is None or one.loader is not loader:
                 one = self._sets[stage, i] = set_of(
-                    loader, stage, i, len(evaluated.loaders)
+                    loader, stage, i - evaluated.first, len(evaluated.loaders)
                 )
+                if evaluated.names:
+                    one.name = evaluated.names[i - evaluated.first]
                 facts += list(plain_facts(one, evaluated))
                 one.varies |= one.order in ("shuffled", "drawn")
                 facts += self._watch_repeats(one)
@@ -386,9 +403,11 @@ class DataCheck(Check):
         found = leak.look(Budget(self._reads(one)))
         if not (found or leak.compared) and leak.has_more(side.batches):
             found = by_batches(one, side.batches, side.words)
-            leak.is_whole = bool(found) and _is_whole(found[0], one)
+            leak.is_whole = bool(found) and is_whole(found[0], one)
         if leak.why_not:
             self._note(leak.why_not)
+        if found and leak.is_whole and side.words == TRAINING:
+            self.whole.update(fact.fact for fact in found)
         if found and one.index and leak.is_whole and "training" in side.words:
             self._watched.add(id(one))
             self._note(
@@ -446,23 +465,10 @@ class DataCheck(Check):
 
     # counted once
 
-    def _broken_off(self, now: Moment) -> list[Fact]:
+    def _broken_off(self) -> list[Fact]:
         if self._ended_at is None or self._opaque:
             return []
-        expected = ""
-        if self._evaluated is not None:
-            total = sum(self._evaluated.limits)
-            expected = ""
-            if total < float("inf"):
-                expected = f" of {int(total)}"
-        return [
-            Fact(
-                f"the step raised StopIteration, which ended the evaluation after "
-                f"{self._ended_at}{expected} batches without a word",
-                "Catch it in the step: give `next()` a default, or loop over `itertools.cycle`.",
-                location=self._broke_at,
-            )
-        ]
+        return [broken_off(self._ended_at, self._evaluated, self._broke_at)]
 
     # saying it
 
@@ -473,8 +479,7 @@ class DataCheck(Check):
     def _findings(self, now: Moment, facts: Iterable[Fact]) -> list[Finding]:
         findings = []
         for fact in facts:
-            key = fact.subject, fact.fact
-            if key in self._said:
+            if (key := (fact.subject, fact.fact)) in self._said:
                 continue
             self._said.add(key)
             findings.append(
@@ -493,8 +498,3 @@ class DataCheck(Check):
                 )
             )
         return findings
-
-
-def _is_whole(fact: Fact, one: EvaluatedSet) -> bool:
-    """Whether a fact speaks of all evaluated samples."""
-    return one.hashes is not None and fact.fact.startswith(f"{len(one.hashes)} of")

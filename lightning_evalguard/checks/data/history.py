@@ -20,6 +20,7 @@ from lightning_evalguard.data.portraits import Portrait, of_hashes, portrait
 from lightning_evalguard.data.samples import rows
 
 SplitKind = Literal["train", "val"]
+TRAINING = "the training set"
 _SETS = 16  # of earlier fits that are remembered
 _BATCHES = 16  # of a fit whose samples are hashed
 _FEWEST = 16  # samples that tell a set
@@ -84,7 +85,7 @@ class _Seen:
                 parts.append(Part(root, indices, at))
         words = "the validation set"
         if self.kind == "train":
-            words = "the training set"
+            words = TRAINING
         words = words if running else f"{words} of an earlier fit"
         words += " of these weights" * continued
         return Side(

@@ -248,6 +248,11 @@ def by_batches(one: EvaluatedSet, theirs: Portrait | None, words: str) -> list[F
     return [one.fact(fact, _remedy(words))]
 
 
+def is_whole(fact: Fact, one: EvaluatedSet) -> bool:
+    """Whether a fact speaks of all evaluated samples."""
+    return one.hashes is not None and fact.fact.startswith(f"{len(one.hashes)} of")
+
+
 def by_portraits(
     one: EvaluatedSet, theirs: Sequence[Portrait], words: str
 ) -> list[Fact]:

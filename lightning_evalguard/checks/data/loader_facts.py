@@ -95,7 +95,11 @@ def plain_facts(one: EvaluatedSet, evaluated: Evaluated) -> Iterator[Fact]:
             "each time",
             "Pass shuffle=False, or `Subset(dataset, indices)` instead of a sampler.",
         )
-    elif one.order == "shuffled" and sampler != "SeedableRandomSampler":
+    elif (
+        one.order == "shuffled"
+        and evaluated.order_matters
+        and sampler != "SeedableRandomSampler"
+    ):
         # accelerate's has a generator of its own, and gives each sample once
         yield one.fact(
             f"{sampler} gives the samples in another order each time, and draws from the "
@@ -143,6 +147,25 @@ def combined(evaluated: Evaluated, name: str) -> Iterator[Fact]:
         "Pass the loaders as a list, or mode='max_size'.",
         name,
         "CombinedLoader",
+    )
+
+
+def broken_off(ended_at: int, evaluated: Evaluated | None, where: str | None) -> Fact:
+    """A step raised what its loop takes for the end of the data.
+
+    Args:
+        ended_at: How many batches ran.
+        evaluated: What was to be evaluated.
+        where: The line.
+    """
+    expected = ""
+    if evaluated is not None and (total := sum(evaluated.limits)) < float("inf"):
+        expected = f" of {int(total)}"
+    return Fact(
+        f"the step raised StopIteration, which ended the evaluation after {ended_at}{expected} "
+        "batches without a word",
+        "Catch it in the step: give `next()` a default, or loop over `itertools.cycle`.",
+        location=where,
     )
 
 
