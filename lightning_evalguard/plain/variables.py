@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from lightning_evalguard.instruments.source import owner_of, site_of
 
-Said = Literal["train", "val", "test", ""]
+SetKind = Literal["train", "val", "test", ""]
 _FRAMES = 8
 _NAME = re.compile(r"[A-Za-z_][\w.]*(?!\w*\s*=[^=])")
 _KEYWORD = re.compile(r"\b\w+\s*=(?!=)\s*")
@@ -28,7 +28,7 @@ class LoaderName(NamedTuple):
     """
 
     name: str = ""
-    says: Said = ""
+    says: SetKind = ""
 
 
 def name_of_loader(frame: FrameType | None) -> LoaderName:
@@ -59,21 +59,21 @@ def name_in(text: str) -> LoaderName:
     _, opened, arguments = text.partition("(")
     if not opened:
         arguments = text
-    found: dict[Said, str] = {}
+    found: dict[SetKind, str] = {}
     for name in _NAME.findall(_KEYWORD.sub("", arguments)):
         says = _said_by(name.lower())
         if says:
             found.setdefault(says, name)
     if _MAKES.search(arguments) or (len(found) > 1 and "train" in found):
         return LoaderName()
-    order: tuple[Said, ...] = ("train", "test", "val")
+    order: tuple[SetKind, ...] = ("train", "test", "val")
     for says in order:
         if says in found:
             return LoaderName(found[says], says)
     return LoaderName()
 
 
-def _said_by(name: str) -> Said:
+def _said_by(name: str) -> SetKind:
     last = name.rpartition(".")[2]
     if _NO_SET.search(last):
         return ""
