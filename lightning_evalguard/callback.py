@@ -270,6 +270,7 @@ class EvalGuard(Callback):
                 lambda: trainer.callbacks,  # type: ignore[attr-defined]
                 record.disagreements,
                 lambda: _lightning.hyper_parameters(pl_module),
+                schedulers=lambda: [c.scheduler for c in trainer.lr_scheduler_configs],
             ),
         ]
 

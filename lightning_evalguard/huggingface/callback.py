@@ -222,7 +222,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
             RngCheck(restore=self._policies["rng"] == "fix"),
             DataCheck(desk, self._history, self._groups),
             sync,
-            WeightsCheck(desk.optimizers, desk.callbacks),
+            WeightsCheck(desk.optimizers, desk.callbacks, schedulers=desk.schedulers),
             _Reported(),
             SelectionCheck(desk),
         ]

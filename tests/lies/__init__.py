@@ -1,6 +1,6 @@
 """Lies around the step, each with its honest twin, in tables by what they are about."""
 
-from lies import around, data, further, padding, scores, selection, weights
+from lies import around, data, further, padding, quiet, scores, selection, weights
 from lies.common import GUARDED, TABLE
 from lies.honest import HONEST
 
@@ -10,6 +10,7 @@ CHECKS = {
     "lies.data": {"data"},
     "lies.further": {"weights", "data", "selection"},
     "lies.padding": {"batch"},
+    "lies.quiet": {"weights", "scores", "data"},
     "lies.scores": {"scores"},
     "lies.selection": {"selection", "data", "modes", "grad", "state"},
 }
@@ -24,6 +25,7 @@ __all__ = [
     "data",
     "further",
     "padding",
+    "quiet",
     "scores",
     "selection",
     "weights",

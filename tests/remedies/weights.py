@@ -278,3 +278,39 @@ def a_spectral_norm_that_saw_no_batch(make: Make, fixed: bool) -> Report:
     module.load_state_dict(checkpoint())
     module.body = (new if fixed else old)(module.body)
     return tested(make, module)
+
+
+class Warmed(Classifier):
+    """Its rate rises by epochs."""
+
+    def __init__(self, fixed: bool, by_hand: bool) -> None:
+        super().__init__()
+        self.fixed, self.by_hand = fixed, by_hand
+
+    def rate(self, epoch: int) -> float:
+        return (epoch + self.fixed) / 3
+
+    def on_train_epoch_start(self) -> None:
+        if self.by_hand:
+            optimizer: Any = self.optimizers()
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(self.current_epoch)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        if self.by_hand:
+            return optimizer
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)]
+
+
+@applied(
+    'Let {} count from 1, step with each batch (`"interval": "step"`), or reach 0 only where the '
+    "fit ends."
+)
+def a_warmup_that_begins_at_nothing(make: Make, fixed: bool) -> Report:
+    return fitted(make, alone("weights"), Warmed(fixed, by_hand=False), max_epochs=2)
+
+
+@applied("Give each epoch that trains a learning rate above 0.")
+def a_rate_by_hand_that_begins_at_nothing(make: Make, fixed: bool) -> Report:
+    return fitted(make, alone("weights"), Warmed(fixed, by_hand=True), max_epochs=2)

@@ -13,6 +13,7 @@ from lightning_evalguard.checks.weights.averaged import Averages
 from lightning_evalguard.checks.weights.optimizers import TrainedParameters
 from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.checks.weights.ranks import Replicas
+from lightning_evalguard.checks.weights.rates import LearningRates
 from lightning_evalguard.checks.weights.records import contradicted
 from lightning_evalguard.checks.weights.words import OF_LIGHTNING, Remedies
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
@@ -32,6 +33,7 @@ class WeightsCheck(Check):
         hyper_parameters: Gives those that the module was built with.
         remedies: In the words of the host.
         others: Gives further modules whose statistics an average may have, by name.
+        schedulers: Gives the schedulers of a fit.
     """
 
     name = "weights"
@@ -45,15 +47,18 @@ class WeightsCheck(Check):
         hyper_parameters: Callable[[], Mapping[str, Any]] = dict,
         remedies: Remedies = OF_LIGHTNING,
         others: Callable[[], Mapping[str, nn.Module]] = dict,
+        schedulers: Callable[[], Iterable[Any]] = tuple,
     ) -> None:
         self.notes: list[str] = []
         self._remedies, self._others = remedies, others
         self._optimizers, self._callbacks = optimizers, callbacks
         self._disagreements, self._hyper_parameters = disagreements, hyper_parameters
+        self._schedulers = schedulers
         self._averages: Averages | None = None
         self._replicas: Replicas | None = None
         self._inventory: Inventory | None = None
         self._training: TrainedParameters | None = None
+        self._rates: LearningRates | None = None
         self._reads: MemoryReads | None = None
         self._judged = self._began = False
 
@@ -64,6 +69,7 @@ class WeightsCheck(Check):
             self._inventory, self._optimizers, self._remedies
         )
         self._averages = Averages(self._inventory, self._callbacks(), self._others)
+        self._rates = LearningRates(self._optimizers, self._schedulers, root)
         self._replicas = Replicas(self._inventory)
         self._reads = None
         self._judged = self._began = False
@@ -164,16 +170,19 @@ class WeightsCheck(Check):
     def before_train_step(
         self, now: Moment, args: tuple[Any, ...]
     ) -> Iterable[Finding]:
-        training = self._training
-        if training is None:
+        training, rates = self._training, self._rates
+        if training is None or rates is None:
             return ()
+        if rates.idle and now.epoch == training.epoch:
+            rates.step()
         known = now.epoch == training.epoch and self._began and not training.due
         if now.thinned and known:
             training.steps += 1
             return ()
         if self._averages is not None and not training.steps:
             self._averages.training_begins()
-        findings = training.step(now, self._reads)
+        idle = rates.begin(now) if now.epoch != training.epoch else []
+        findings = [*idle, *training.step(now, self._reads)]
         if self._began:
             return findings
         return [*self._begins(now), *findings]
@@ -181,6 +190,7 @@ class WeightsCheck(Check):
     def close(self, now: Moment) -> Iterable[Finding]:
         training, averages, inventory = self._training, self._averages, self._inventory
         reads, self._reads = self._reads, None
+        rates, self._rates = self._rates, None
         self._training = self._averages = self._replicas = self._inventory = None
         if training is None or averages is None or inventory is None:
             return ()
@@ -189,7 +199,9 @@ class WeightsCheck(Check):
             return contradictions
         averaged = averages.close(now, bool(now.step))
         inventory.refresh(force=True)
-        return [*contradictions, *averaged, *training.judge(now, reads, over=True)]
+        idle = rates.end(now) if rates is not None else []
+        still = training.judge(now, reads, over=True)
+        return [*contradictions, *averaged, *idle, *still]
 
 
 loads.watch_loads()

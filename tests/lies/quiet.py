@@ -1,0 +1,129 @@
+"""Epochs that train nothing, ranks of decisions, scalers and windows; each with its twin."""
+
+from lies.common import *
+from lies.honest import honest
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, PolynomialLR
+
+
+# learning rates
+def scheduled(make, interval="epoch", kind=torch.optim.Adam, **options):
+    """A net whose optimizer is steered by the scheduler that `make` gives."""
+
+    class N(Net):
+        def configure_optimizers(self):
+            optimizer = kind(self.parameters(), 1e-2, **options)
+            return [optimizer], [{"scheduler": make(optimizer), "interval": interval}]
+
+    return N()
+
+
+def rises(steps):
+    return lambda optimizer: LambdaLR(optimizer, lambda s: min(1.0, s / steps))
+
+
+@lie
+def warmup_by_epochs_begins_at_nothing(fixed):
+    def made(optimizer):
+        return LambdaLR(optimizer, lambda epoch: (epoch + fixed) / 3)
+
+    return fitted(scheduled(made), epochs=2)
+
+
+@lie
+def warmup_of_steps_is_stepped_by_epochs(fixed):
+    steps = scheduled(rises(20), "step" if fixed else "epoch", torch.optim.SGD)
+    return fitted(steps, epochs=2)
+
+
+@lie
+def cosine_ends_before_the_fit(fixed):
+    return fitted(scheduled(lambda o: CosineAnnealingLR(o, 2 + fixed)), epochs=3)
+
+
+@lie
+def polynomial_ends_before_the_fit(fixed):
+    kind, options = torch.optim.AdamW, {"fused": True}
+    made = scheduled(lambda o: PolynomialLR(o, 2 + fixed), kind=kind, **options)
+    return fitted(made, epochs=3)
+
+
+@lie
+def rate_by_hand_begins_at_nothing(fixed):
+    class N(Net):
+        def on_train_epoch_start(self):
+            for group in self.optimizers().param_groups:
+                group["lr"] = 1e-2 * (self.current_epoch + fixed) / 3
+
+    return fitted(N(), epochs=2)
+
+
+@lie
+def frozen_layers_beside_a_rate_of_nothing(fixed):
+    class N(Net):
+        def configure_optimizers(self):
+            self.net[0].requires_grad_(False)
+            groups = [{"params": self.net[i].parameters()} for i in (0, 3)]
+            optimizer = torch.optim.SGD(groups, 0.1)
+            rates = [lambda e: 1.0, lambda e: (e + fixed) / 3]
+            return [optimizer], [LambdaLR(optimizer, rates)]
+
+    return fitted(N(), accumulate_grad_batches=4)
+
+
+@honest
+def warmup_whose_epoch_is_one_step():
+    return fitted(scheduled(rises(3)), limit_train_batches=1)
+
+
+@honest
+def warmup_by_steps_over_gathered_batches():
+    return fitted(scheduled(rises(3), "step"), accumulate_grad_batches=16, epochs=3)
+
+
+@honest
+def one_group_of_two_waits_an_epoch():
+    class N(Net):
+        def configure_optimizers(self):
+            groups = [{"params": self.net[i].parameters()} for i in (0, 3)]
+            optimizer = torch.optim.SGD(groups, 0.1)
+            rates = [lambda e: float(e > 0), lambda e: 1.0]
+            return [optimizer], [LambdaLR(optimizer, rates)]
+
+    return fitted(N())
+
+
+@honest
+def one_optimizer_of_two_waits_an_epoch():
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.critic = nn.Linear(10, 1)
+
+        def configure_optimizers(self):
+            a = torch.optim.Adam(self.net.parameters(), 1e-3)
+            b = torch.optim.SGD(self.critic.parameters(), 1e-3)
+            return [a, b], [LambdaLR(a, lambda e: float(e > 0))]
+
+        def training_step(self, b, i):
+            z, optimizer = self(b[0]), self.optimizers()[i % 2]
+            loss = self.critic(z.detach()).square().mean()
+            if i % 2 == 0:
+                loss = F.cross_entropy(z, b[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+        def on_train_epoch_end(self):
+            self.lr_schedulers().step()
+
+    return fitted(N())
+
+
+@honest
+def rate_of_nothing_on_purpose():
+    class N(Net):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    return fitted(N())
