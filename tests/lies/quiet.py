@@ -2,6 +2,7 @@
 
 from lies.common import *
 from lies.honest import honest
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, PolynomialLR
 
 
@@ -127,3 +128,125 @@ def rate_of_nothing_on_purpose():
             return torch.optim.SGD(self.parameters(), 0.0)
 
     return fitted(N())
+
+
+# a softmax over the batch
+def right(answers, y):
+    return (answers == y).float().mean()
+
+
+class Logs(Net):
+    """Logs what a function of the net, the logits and the labels gives."""
+
+    def __init__(self, step, fixed=True):
+        super().__init__()
+        self.step, self.fixed = step, fixed
+        self.acc = MulticlassAccuracy(10, average="micro")
+        self.auroc = MulticlassAUROC(10)
+
+    def validation_step(self, b, i):
+        size = len(b[1])
+        value = self.step(self, self(b[0]), b[1], int(self.fixed))
+        self.log("val_it", value, batch_size=size)
+
+    test_step = validation_step
+
+
+def normalised(step, test=False):
+    def f(fixed):
+        net = Logs(step, fixed)
+        if test:
+            return tested(trained(net)[0])
+        return fitted(net, epochs=1)
+
+    f.__name__ = step.__name__ + ("_in_a_test" if test else "")
+    return lie(f)
+
+
+def softmax_over_the_batch(self, z, y, dim):
+    return right(z.softmax(dim).argmax(1), y)
+
+
+def softmax_module_over_the_batch(self, z, y, dim):
+    return right(nn.Softmax(dim=dim)(z).max(dim=1)[1], y)
+
+
+def best_three_over_the_batch(self, z, y, dim):
+    three = F.softmax(z, dim - 2).topk(3, 1).indices
+    return (three == y[:, None]).any(1).float().mean()
+
+
+def metric_of_shares_of_the_batch(self, z, y, dim):
+    self.acc(z.softmax(dim), y)
+    return self.acc
+
+
+def ranks_of_shares_of_the_batch(self, z, y, dim):
+    self.auroc(z.softmax(dim), y)
+    return self.auroc
+
+
+def logarithms_over_the_batch(self, z, y, dim):
+    return F.nll_loss(F.log_softmax(z, dim), y)
+
+
+def implicit_dim_of_three(self, z, y, dim):
+    words = z[:, None, :].expand(-1, 3, -1)
+    probs = F.softmax(words, *([-1] if dim else []))
+    return right(probs.argmax(-1), y[:, None])
+
+
+for step in (
+    softmax_over_the_batch,
+    softmax_module_over_the_batch,
+    metric_of_shares_of_the_batch,
+    ranks_of_shares_of_the_batch,
+    logarithms_over_the_batch,
+    implicit_dim_of_three,
+):
+    normalised(step)
+for step in (
+    softmax_over_the_batch,
+    best_three_over_the_batch,
+    metric_of_shares_of_the_batch,
+    logarithms_over_the_batch,
+):
+    normalised(step, test=True)
+
+
+def balanced(self, z, y, dim):
+    for _ in range(3):
+        z = z.log_softmax(1).log_softmax(0)
+    return right(z.argmax(1), y)
+
+
+def pooled(self, z, y, dim):
+    shares = z[:, :3].softmax(0)
+    best = shares.argmax(0)
+    return F.cross_entropy(z + 0 * (shares.T @ z).mean(0) + 0 * best.sum(), y)
+
+
+def classes_come_first(self, z, y, dim):
+    return right(z.T.contiguous().softmax(0).argmax(0), y)
+
+
+def pairs_in_both_directions(self, z, y, dim):
+    alike = z @ z.T
+    own = torch.arange(len(z))
+    there = right(alike.softmax(0).argmax(1), own)
+    return there + F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)
+
+
+@honest
+def softmaxes_that_are_meant():
+    guard = None
+    for step in (balanced, pooled, classes_come_first, pairs_in_both_directions):
+        guard = fitted(Logs(step), guard=guard, epochs=1)
+    return guard
+
+
+@honest
+def softmax_over_a_batch_of_one():
+    return fitted(
+        Logs(softmax_over_the_batch, False), val=loader(VAL, batch_size=1), epochs=1
+    )

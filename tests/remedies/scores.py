@@ -366,3 +366,14 @@ def probabilities_for_nll(make: Make, fixed: bool) -> Report:
     return lossy(
         make, lambda z, y: F.nll_loss(z.log_softmax(1) if fixed else z.softmax(1), y)
     )
+
+
+@applied("Pass the dim of the classes: `dim=1`.")
+def a_softmax_over_the_batch(make: Make, fixed: bool) -> Report:
+    class OverTheBatch(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            probs = self(batch[0]).softmax(dim=int(fixed))
+            right = (probs.argmax(1) == batch[1]).float().mean()
+            self.log("val_acc", right, batch_size=len(batch[1]))
+
+    return scored(make, OverTheBatch())

@@ -12,10 +12,16 @@ from lightning_evalguard.checks.scores.claims import Claims, LoaderCounts
 from lightning_evalguard.checks.scores.groups import Groups
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import Owner
-from lightning_evalguard.checks.scores.labels import LabelsRead, places_of_labels
+from lightning_evalguard.checks.scores.labels import places_of_labels
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.metrics import Metrics, mean_of_batches
+from lightning_evalguard.checks.scores.shares import (
+    OfStep,
+    kept_by,
+    share_of_the_batch,
+)
 from lightning_evalguard.data import loaders as _loaders
+from lightning_evalguard.data.batches import sized
 from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.replay import Look
@@ -104,6 +110,10 @@ class ScoresCheck(Check):
         self._stage = "validate"
         self._explained: set[str] = set()
         self._labels: set[int] | None = None  # where those of the first batch lie
+        self._samples = 0  # of that batch
+        self._shared: set[str] = (
+            set()
+        )  # lines that share out over the batch, as reported
 
     @property
     def makes_targets(self) -> bool:
@@ -154,19 +164,26 @@ class ScoresCheck(Check):
             self._begin(now)
         if self._labels is None:
             self._labels = places_of_labels(args[0])
+            self._samples = sized(args[0], 0)[0]
         self._tally.before_step(args[0])
         self._groups.before_step()
         return ()
 
     def watch(self, now: Moment) -> Subscriber:
-        return LabelsRead(self._labels or set())
+        return OfStep(self._labels or set(), self._samples)
 
     def saw(
         self, now: Moment, seen: Subscriber | None, look: Look | None
     ) -> Iterable[Finding]:
-        if isinstance(seen, LabelsRead):
-            self._labels_unread = seen.unread
-        return ()
+        if not isinstance(seen, OfStep):
+            return ()
+        self._labels_unread = seen.unread
+        kept = kept_by(one.metric for one in self._metrics.followed)
+        site = seen.shared or seen.ranked(kept)
+        if site is None or site.location in self._shared:
+            return ()
+        self._shared.add(site.location)
+        return self._findings(now, [share_of_the_batch(site)])
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         if self._follows:

@@ -1,0 +1,153 @@
+"""Are probabilities normalised over the classes of a sample, or over the samples of the batch?
+
+A softmax over dim 0 of ``(N, C)`` gives each sample a share of the batch, which hangs on the
+samples beside it; the classes of a sample are ranked by it all the same. Reported is one whose
+result is then read as that of classes: by ``argmax``, ``max``, ``topk`` or ``sort`` over another
+dim, by ``nll_loss`` or ``cross_entropy``, or by a metric that ranks. Meant are attention over a bag
+(its result is summed up), contrastive scores (as many columns as rows), a softmax over both dims in
+turn, and answers that are read over dim 0 too.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_evalguard.checks.scores.labels import LabelsRead
+from lightning_evalguard.data.loaders import Fact
+from lightning_evalguard.instruments.dispatch import Op
+from lightning_evalguard.instruments.source import Site
+
+_SHARES = frozenset({"softmax", "_softmax", "log_softmax", "_log_softmax"})
+_READS = frozenset({"argmax", "max", "topk", "sort", "argsort"})
+_LOSSES = frozenset(
+    {"nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd", "cross_entropy_loss"}
+)
+_SUM = 1e-3  # by which a column's shares may miss 1, in half precision too
+
+
+class OfStep(LabelsRead):
+    """What the check wants to know of the operators of a step.
+
+    Args:
+        labels: Where the batch's labels lie.
+        samples: How many samples the batch holds.
+
+    Attributes:
+        shared: Where a share of the batch was read as that of a class; None where none was.
+    """
+
+    def __init__(self, labels: set[int], samples: int) -> None:
+        super().__init__(labels)
+        self._samples = samples
+        # no result is kept alive: those of attention are many
+        self._over_batch: list[tuple[weakref.ref[Tensor], Site | None]] = []
+        self._over_classes: list[tuple[weakref.ref[Tensor], Site | None]] = []
+        self.shared: Site | None = None
+
+    def before(self, op: Op) -> None:
+        super().before(op)
+        if not self._over_batch or not op.args or not isinstance(op.args[0], Tensor):
+            return
+        given = op.args[0]
+        if op.name in _READS and not _is_over_others(op, given):
+            return
+        shared = self._over_batch
+        if op.name in _LOSSES:
+            shared = [*shared, *self._over_classes]
+        elif op.name not in _READS:
+            return
+        self.shared = self.shared or self._site_of(given, shared)
+
+    def after(self, op: Op) -> None:
+        super().after(op)
+        if op.name not in _SHARES or not isinstance(op.out, Tensor):
+            return
+        given, out = op.args[0], op.out
+        if out.ndim < 2:
+            return
+        if _dim_of(op, out):  # cross entropy takes a softmax of what it is given
+            site = self._site_of(given, self._over_batch)
+            self._over_classes.append((weakref.ref(out), site))
+        elif self._is_of_batch(out) and not self._is_of_classes(given):
+            self._over_batch.append((weakref.ref(out), op.site))
+
+    def _is_of_batch(self, out: Tensor) -> bool:
+        n, classes = out.shape[:2]
+        return n == self._samples and n > 1 and classes > 1 and classes != n
+
+    def _is_of_classes(self, given: Tensor) -> bool:
+        """Whether a tensor is normalised over the other dim already: both in turn, balanced."""
+        return any(_same(given, out()) for out, _ in self._over_classes)
+
+    @staticmethod
+    def _site_of(
+        given: Tensor, shared: Iterable[tuple[weakref.ref[Tensor], Site | None]]
+    ) -> Site | None:
+        """Where it was shared out over the batch, what is read here."""
+        return next((site for out, site in shared if _same(given, out())), None)
+
+    def ranked(self, kept: Iterable[Any]) -> Site | None:
+        """Where shares of the batch come from that a metric kept, ``(N, C)`` each."""
+        if not self._over_batch:
+            return None
+        for tensor in kept:
+            if isinstance(tensor, Tensor) and self._holds_shares(tensor):
+                return self._over_batch[-1][1]
+        return None
+
+    def _holds_shares(self, tensor: Tensor) -> bool:
+        if tensor.ndim != 2 or not self._is_of_batch(tensor):
+            return False
+        with torch.no_grad():
+            return bool(((tensor.double().sum(0) - 1).abs() < _SUM).all())
+
+
+def _dim_of(op: Op, out: Tensor) -> int:
+    dim = op.arguments.get("dim")
+    if isinstance(dim, int):
+        return dim % out.ndim
+    return 0
+
+
+def _is_over_others(op: Op, given: Tensor) -> bool:
+    """Whether it is read over another dim than that of the samples."""
+    dim = op.arguments.get("dim")
+    return isinstance(dim, int) and given.ndim > 1 and dim % given.ndim != 0
+
+
+def _same(a: Any, b: Tensor | None) -> bool:
+    """Whether both are one tensor, or an alias of it."""
+    if b is None or not isinstance(a, Tensor):
+        return False
+    if a is b:
+        return True
+    if a.shape != b.shape or a.stride() != b.stride():
+        return False
+    try:
+        return a.data_ptr() == b.data_ptr()
+    except RuntimeError:  # no storage
+        return False
+
+
+def share_of_the_batch(site: Site) -> Fact:
+    """Probabilities that hang on the samples beside a sample."""
+    return Fact(
+        f"`{site.expression}` normalises over the samples of the batch (dim 0), and is read as "
+        "probabilities of classes: a sample's answer depends on the others in its batch",
+        "Pass the dim of the classes: `dim=1`.",
+        location=site.location,
+        certain=False,
+    )
+
+
+def kept_by(metrics: Iterable[Any]) -> Iterator[Any]:
+    """The last predictions of metrics that keep them."""
+    for metric in metrics:
+        preds = vars(metric).get("preds")
+        if isinstance(preds, list) and preds:
+            yield preds[-1]
