@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_evalguard.confusion.decisions import SKLEARN_RANKS, Decisions, ranks
 from lightning_evalguard.confusion.losses import See
 from lightning_evalguard.confusion.memory import StorageIdentity
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair, cuts
@@ -74,6 +75,7 @@ class FunctionTap:
         pairs: How many pairs were seen so far.
 
     Attributes:
+        decisions: What functions that rank are given.
         locates: Whether the line of a call is looked up.
         hears: Whether calls are reported now.
     """
@@ -84,6 +86,7 @@ class FunctionTap:
         self.hears = self._is_followed = False
         self._inside = False
         self.locates = True
+        self.decisions = Decisions()
 
     def open(self, module: nn.Module) -> None:
         """Follow the functions from now on."""
@@ -114,6 +117,8 @@ class FunctionTap:
         code = code_of(function)
         names = code.co_varnames[: code.co_argcount]
         whole = _is_score(function)
+        of_sklearn = (function.__module__ or "").startswith("sklearn.")
+        is_ranking = whole and ranks(function.__name__)
 
         def around(original: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
             if self._inside or not self.hears:
@@ -124,8 +129,15 @@ class FunctionTap:
                 value = original(*args, **kwargs)
             finally:
                 self._inside = False
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if is_ranking:
+                site = user_site(2, _package_of(function))
+                scores = given.get(names[1 if of_sklearn else 0])
+                self.decisions.add(function.__name__, scores, site)
+                if of_sklearn:
+                    return value
             if self._pairs() == before:
-                self._report(function, dict(zip(names, args, strict=False)) | kwargs)
+                self._report(function, given)
             return value
 
         return around
@@ -327,7 +339,7 @@ def _of_libraries() -> Iterator[types.FunctionType]:
                 if _TASK.match(bound) and isinstance(value, types.FunctionType):
                     yield value
     sklearn = sys.modules.get("sklearn.metrics")
-    for name in _SKLEARN if sklearn is not None else ():
+    for name in (*_SKLEARN, *SKLEARN_RANKS) if sklearn is not None else ():
         function = inspect.unwrap(getattr(sklearn, name, None) or _SKLEARN.__len__)
         if isinstance(function, types.FunctionType):
             yield function

@@ -85,6 +85,7 @@ class StepTaps:
         self._metrics = MetricTap(heard.see, only, heard.at_once)
         self._losses = LossTap(heard.see, heard.at_once)
         self._functions = FunctionTap(heard.see, lambda: heard.pairs)
+        self.decisions = self._functions.decisions
         self.sigmoids = SigmoidTap()
         self.gathers = GatherTap(heard.see, heard.stands_in_batch)
         self._bincounts = BincountTap(heard.see)
@@ -187,6 +188,7 @@ class StepTaps:
     def close(self) -> None:
         """Nothing is listened to."""
         self.settled = None
+        self.decisions.clear()
         for tap in (
             self._metrics,
             self._losses,

@@ -211,8 +211,8 @@ class Recorder:
         """
         self._close_step()
         self._see_arrays_of_epoch()
+        recorded = Recorded(findings=self._taps.decisions.findings(str(self._stage)))
         self._close_taps()
-        recorded = Recorded()
         for entry in self._entries():
             if entry.chosen is None and entry.streams:
                 choose(entry, self.config, self.logged)

@@ -1,8 +1,16 @@
 """Epochs that train nothing, ranks of decisions, scalers and windows; each with its twin."""
 
+import sklearn.metrics
+import torchmetrics.functional
 from lies.common import *
 from lies.honest import honest
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from sklearn.metrics import roc_auc_score
+from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+)
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, PolynomialLR
 
 
@@ -250,3 +258,116 @@ def softmax_over_a_batch_of_one():
     return fitted(
         Logs(softmax_over_the_batch, False), val=loader(VAL, batch_size=1), epochs=1
     )
+
+
+# decisions where scores are ranked
+class Yes(Net):
+    """Whether a digit is above four; what is logged is made of all answers when the epoch ends."""
+
+    def __init__(self, answers, make=None, score=None):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.answers, self.score = answers, score
+        self.metric = make() if make else None
+        self.kept = []
+
+    def training_step(self, b, i):
+        target = (b[1] > 4).float()
+        return F.binary_cross_entropy_with_logits(self(b[0])[:, 0], target)
+
+    def validation_step(self, b, i):
+        answers, y = self.answers(self(b[0])[:, 0]), (b[1] > 4).long()
+        if self.metric is not None and self.score is None:
+            self.metric.update(answers, y)
+            self.log("val_rank", self.metric, batch_size=len(y))
+        self.kept.append((answers, y))
+
+    def on_validation_epoch_end(self):
+        answers, y = (torch.cat(parts) for parts in zip(*self.kept))
+        self.kept.clear()
+        if self.score is not None:
+            self.log("val_rank", float(self.score(self, answers, y)))
+
+
+def ranked(name, decide, score=None, make=None, honest=torch.sigmoid):
+    def f(fixed):
+        return fitted(Yes(honest if fixed else decide, make, score), epochs=1)
+
+    f.__name__ = name
+    lie(f)
+
+
+def yes(z):
+    return (z > 0).float()
+
+
+def rounded(z):
+    return z.sigmoid().round()
+
+
+ranked("auroc_of_decisions", yes, make=BinaryAUROC)
+ranked("precision_of_rounded", rounded, make=BinaryAveragePrecision)
+ranked("binned_auroc_of_decisions", yes, make=lambda: BinaryAUROC(thresholds=50))
+ranked(
+    "auroc_of_decisions_at_the_end", yes, lambda s, a, y: s.metric(a, y), BinaryAUROC
+)
+ranked(
+    "sklearn_auc_of_decisions",
+    yes,
+    lambda s, a, y: roc_auc_score(y.numpy(), a.numpy()),
+)
+ranked(
+    "sklearn_precision_of_booleans",
+    lambda z: z > 0,
+    lambda s, a, y: sklearn.metrics.average_precision_score(y.numpy(), a.numpy()),
+)
+ranked(
+    "sklearn_curve_of_signs",
+    torch.sign,
+    lambda s, a, y: sklearn.metrics.auc(
+        *sklearn.metrics.roc_curve(y.tolist(), a.tolist())[:2]
+    ),
+)
+ranked(
+    "function_of_decisions",
+    yes,
+    lambda s, a, y: torchmetrics.functional.auroc(a.float(), y, task="binary"),
+)
+
+
+@lie
+def auroc_of_one_hot_answers(fixed):
+    def step(self, z, y, dim):
+        best = F.one_hot(z.argmax(1), 10).float()
+        self.auroc.update(z.softmax(1) if dim else best, y)
+        return self.auroc
+
+    return fitted(Logs(step, fixed), epochs=1)
+
+
+@honest
+def answers_that_saturate():
+    def saturated(z):
+        return (z * 80).sigmoid()
+
+    def area(self, a, y):
+        return roc_auc_score(y.numpy(), a.numpy())
+
+    guard = fitted(Yes(saturated, BinaryAUROC), epochs=1)
+    return fitted(Yes(saturated, score=area), guard=guard, epochs=1)
+
+
+@honest
+def decisions_of_a_few_samples():
+    few = loader(tuple(t[:15] for t in VAL))
+    return fitted(Yes(yes, BinaryAUROC), val=few, epochs=1)
+
+
+@honest
+def decisions_of_a_teacher_as_labels():
+    def area(self, a, y):
+        drawn = torch.rand(len(y), generator=torch.Generator().manual_seed(0))
+        teacher = (y.float() + drawn > 0.9).long()
+        return torchmetrics.functional.auroc(a, teacher, task="binary")
+
+    return fitted(Yes(torch.sigmoid, score=area), epochs=1)

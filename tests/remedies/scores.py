@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import BinaryAccuracy, MulticlassF1Score
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassF1Score
 
 from lightning_evalguard import ConfusionMetrics, EvalGuardWarning, Report
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
@@ -377,3 +377,24 @@ def a_softmax_over_the_batch(make: Make, fixed: bool) -> Report:
             self.log("val_acc", right, batch_size=len(batch[1]))
 
     return scored(make, OverTheBatch())
+
+
+@applied(
+    "Give it probabilities or logits, as they are before `argmax`, `round` or a threshold."
+)
+def an_area_of_decisions(make: Make, fixed: bool) -> Report:
+    class Area(Binary):
+        def __init__(self) -> None:
+            super().__init__()
+            self.auroc = BinaryAUROC()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self(batch[0])[:, 0]
+            answers = logits.sigmoid() if fixed else (logits > 0).float()
+            self.auroc.update(answers, (batch[1] > 0).long())
+            self.log("val_auroc", self.auroc, batch_size=len(batch[1]))
+
+        def val_dataloader(self) -> Any:
+            return many()
+
+    return scored(make, Area())

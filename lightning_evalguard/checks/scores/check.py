@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.scores.claims import Claims, LoaderCounts
+from lightning_evalguard.checks.scores.curves import Curves
 from lightning_evalguard.checks.scores.groups import Groups
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import Owner
@@ -95,12 +96,14 @@ class ScoresCheck(Check):
             return list(self._late(now))
         finally:  # whatever fails, no method stays wrapped
             self._metrics.close()
+            self._curves.end()
             self._forget(None)
 
     def _forget(self, root: nn.Module | None) -> None:
         self._root = root
         self._tally = Tally()
         self._metrics = Metrics()
+        self._curves = Curves()
         self._groups = Groups(root)
         self._claims = Claims()
         self._follows = self._in_steps = self._judged = False
@@ -198,6 +201,7 @@ class ScoresCheck(Check):
             self._hear_what_waits()
             self._tally.ended(self._loop.logged(), self._sizes)
             self._metrics.step_over(-1)  # what hooks updated after the last step
+            self._curves.steps_over()
         return ()
 
     def _hear_what_waits(self) -> None:
@@ -210,6 +214,8 @@ class ScoresCheck(Check):
             self._hear_what_waits()
         self._groups.after_step()
         self._metrics.end()
+        ranked = self._curves.facts()
+        self._curves.end()
         if error is not None or not self._follows:
             return ()
         stage = spelling(now.stage)
@@ -218,7 +224,7 @@ class ScoresCheck(Check):
         )
         facts = self._metrics.facts(self._tally.records, left, len(self._tally.steps))
         self._metrics.watch_training()
-        facts += self._groups.facts()
+        facts += self._groups.facts() + ranked
         step = _loaders.source_of(getattr(type(self._root), stage.step, None))
         facts += self._tally.facts(step)
         facts += self._of_keys(facts)
@@ -241,6 +247,7 @@ class ScoresCheck(Check):
             self._sizes[i] = _loaders.batch_sizes(loader, int(taken)) or []
         own = [("", self._root)] if self._root is not None else []
         self._tally.begin([*own, *self._loop.owners()])
+        self._curves.begin(self._root)  # below the metrics' own look at their callers
         self._metrics.begin(self._root)
         self._groups.begin()
         self._claims.begin(now.stage, self._tally)
