@@ -4,7 +4,10 @@ import sklearn.metrics
 import torchmetrics.functional
 from lies.common import *
 from lies.honest import honest
+from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import MinMaxScaler, QuantileTransformer, StandardScaler
+from torch.utils.data import Subset
 from torchmetrics.classification import (
     BinaryAUROC,
     BinaryAveragePrecision,
@@ -371,3 +374,157 @@ def decisions_of_a_teacher_as_labels():
         return torchmetrics.functional.auroc(a, teacher, task="binary")
 
     return fitted(Yes(torch.sigmoid, score=area), epochs=1)
+
+
+# scalers
+class Table(Net):
+    """Classes of rows or images."""
+
+    def __init__(self, features, classes):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
+
+    def validation_step(self, b, i):
+        loss = F.cross_entropy(self(b[0]), b[1])
+        self.log("val_loss", loss, batch_size=len(b[1]))
+
+
+def table(load):
+    x, y = load(return_X_y=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).numpy()
+    return torch.tensor(x[order]).float(), torch.tensor(y[order])
+
+
+def fitted_to(train, val, y, make=TensorDataset):
+    net = Table(train[0].numel(), int(y.max()) + 1)
+    sets = make(train, y[: len(train)]), make(val, y[len(train) :])
+    return fitted(net, train=loader(sets[0], True), val=loader(sets[1]), epochs=1)
+
+
+def by_sklearn(scaler, train, val, fixed):
+    scale = scaler().fit(train)
+    other = scale if fixed else scaler().fit(val)
+    return [
+        torch.tensor(s.transform(x)).float() for s, x in ((scale, train), (other, val))
+    ]
+
+
+def by_statistics(x, of=None, dims=0):
+    of = x if of is None else of
+    mean, spread = of.mean(dims, keepdim=True), of.std(dims, keepdim=True)
+    return (x - mean) / spread
+
+
+class Arrays(Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x.numpy().copy(), y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+
+@lie
+def scaler_fitted_to_each_set(fixed):
+    x, y = table(load_wine)
+    return fitted_to(*by_sklearn(StandardScaler, x[:120], x[120:], fixed), y)
+
+
+@lie
+def scaler_fitted_to_each_array(fixed):
+    x, y = table(load_breast_cancer)
+    return fitted_to(*by_sklearn(StandardScaler, x[:400], x[400:], fixed), y, Arrays)
+
+
+@lie
+def ranges_fitted_to_each_set(fixed):
+    x, y = table(load_breast_cancer)
+    return fitted_to(*by_sklearn(MinMaxScaler, x[:400], x[400:], fixed), y)
+
+
+@lie
+def mean_and_deviation_of_each_set(fixed):
+    x, y = table(load_wine)
+    train, val = x[:120], x[120:]
+    scaled = by_statistics(val, train if fixed else None)
+    return fitted_to(by_statistics(train), scaled, y)
+
+
+def images():
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.rand(300, 3, 8, 8, generator=drawn)
+    return x * torch.tensor([1.0, 2.0, 3.0])[:, None, None], torch.arange(300) % 3
+
+
+@lie
+def channels_of_each_set(fixed):
+    x, y = images()
+    train, val = x[:200], x[200:]
+    scaled = by_statistics(val, train if fixed else None, (0, 2, 3))
+    return fitted_to(by_statistics(train, dims=(0, 2, 3)), scaled, y)
+
+
+@lie
+def some_columns_of_each_set(fixed):
+    x, y = table(load_wine)
+    flags = (x[:, :3] > x[:, :3].mean(0)).float()
+    train, val = x[:120], x[120:]
+    scaled = by_statistics(val, train if fixed else None)
+    return fitted_to(
+        torch.cat([by_statistics(train), flags[:120]], 1),
+        torch.cat([scaled, flags[120:]], 1),
+        y,
+    )
+
+
+@honest
+def ranges_that_are_clipped():
+    x, y = table(load_breast_cancer)
+    guard = None
+    for scaler in (
+        lambda: MinMaxScaler(clip=True),
+        lambda: QuantileTransformer(n_quantiles=50),
+    ):
+        train, val = by_sklearn(scaler, x[:300], x[300:], True)
+        guard = fitted_to(train, val, y)
+        assert not guard.report.findings
+    return guard
+
+
+@honest
+def scaled_before_the_split():
+    x, y = table(load_wine)
+    whole = TensorDataset(by_statistics(x), y)
+    parts = Subset(whole, range(120)), Subset(whole, range(120, len(x)))
+    net = Table(13, 3)
+    return fitted(net, train=loader(parts[0], True), val=loader(parts[1]), epochs=1)
+
+
+@honest
+def images_normalised_each_by_itself():
+    x, y = images()
+    x = by_statistics(x, dims=(2, 3))
+    return fitted_to(x[:200], x[200:], y)
+
+
+@honest
+def rows_normalised_each_by_itself():
+    x, y = table(load_wine)
+    x = by_statistics(x, dims=1)
+    return fitted_to(x[:120], x[120:], y)
+
+
+@honest
+def subjects_normalised_each_by_itself():
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=drawn) + torch.arange(400)[:, None] // 50
+    x = torch.cat([by_statistics(part) for part in x.split(50)])
+    return fitted_to(x[:300], x[300:], torch.arange(400) % 3)
+
+
+@honest
+def balanced_codes():
+    x = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
+    return fitted_to(x[:300], x[300:], torch.arange(400) % 2)

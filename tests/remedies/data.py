@@ -192,3 +192,16 @@ def a_collate_function_that_centres(make: Make, fixed: bool) -> Report:
         return x - (mean if fixed else x.mean(0)), y
 
     return collating(make, centred)
+
+
+@applied(
+    "Fit the scaler on the training set alone, and pass both sets through its `transform`."
+)
+def sets_scaled_each_by_its_own(make: Make, fixed: bool) -> Report:
+    train, val = Rows(0), Rows(1)
+    mean, spread = train.x.mean(0), train.x.std(0)
+    train.x = (train.x - mean) / spread
+    if not fixed:
+        mean, spread = val.x.mean(0), val.x.std(0)
+    val.x = (val.x - mean) / spread
+    return data(make, On(train, val))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.data import (
     agreement,
-    appearance,
     collate,
     groups,
     ranks,
     repeats,
+    scaled,
 )
 from lightning_evalguard.checks.data.history import TRAINING, History, Side, SplitKind
 from lightning_evalguard.checks.data.leaks import (
@@ -28,6 +28,7 @@ from lightning_evalguard.checks.data.loader_facts import (
     EvaluatedSet,
     broken_off,
     combined,
+    looks_other,
     plain_facts,
     set_of,
     workers,
@@ -372,9 +373,11 @@ class DataCheck(Check):
                     for part in side.parts
                 ]
                 found += agreement.disagreements_of(one, roots)
-                found += self._looks_other(one)
+                found += looks_other(one, self._history.appearance)
                 found += collate.mixed_by_collate(one)
                 for side in self._sides(now, "train"):
+                    if not leaks:
+                        found += scaled.by_own_statistics(one, side)
                     if "these weights" not in side.words:
                         found += self._groups_of(one, side)
         return found
@@ -428,15 +431,6 @@ class DataCheck(Check):
             if facts:
                 return [fact._replace(certain=earlier.certain) for fact in facts]
         return []
-
-    def _looks_other(self, one: EvaluatedSet) -> list[Fact]:
-        said = appearance.difference_in_looks(one.appearance, self._history.appearance)
-        remedy = (
-            "Give both sets the same preprocessing, but for what is random in training."
-        )
-        if not said:
-            return []
-        return [one.fact(said, remedy, certain=False)]
 
     def _groups_of(self, one: EvaluatedSet, side: Side) -> list[Fact]:
         if id(one) in self._watched:

@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_evalguard.checks.data.appearance import Appearance
+from lightning_evalguard.checks.data.appearance import (
+    Appearance,
+    difference_in_looks,
+)
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact
 from lightning_evalguard.data.samples import Sketch
@@ -127,6 +130,17 @@ def plain_facts(one: EvaluatedSet, evaluated: Evaluated) -> Iterator[Fact]:
             "device.",
             certain=False,
         )
+
+
+def looks_other(one: EvaluatedSet, training: Appearance) -> list[Fact]:
+    """How the batches of a set look otherwise than training's."""
+    said = difference_in_looks(one.appearance, training)
+    remedy = (
+        "Give both sets the same preprocessing, but for what is random in training."
+    )
+    if not said:
+        return []
+    return [one.fact(said, remedy, certain=False)]
 
 
 def combined(evaluated: Evaluated, name: str) -> Iterator[Fact]:
