@@ -7,7 +7,7 @@ from lies.honest import honest
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import MinMaxScaler, QuantileTransformer, StandardScaler
-from torch.utils.data import Subset
+from torch.utils.data import Subset, SubsetRandomSampler, random_split
 from torchmetrics.classification import (
     BinaryAUROC,
     BinaryAveragePrecision,
@@ -528,3 +528,102 @@ def subjects_normalised_each_by_itself():
 def balanced_codes():
     x = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
     return fitted_to(x[:300], x[300:], torch.arange(400) % 2)
+
+
+# windows of one series
+class Windows(Dataset):
+    """Cut as they are read."""
+
+    def __init__(self, series, hop=1, read=lambda x: x):
+        self.series, self.hop, self.read = series, hop, read
+
+    def __len__(self):
+        return (len(self.series) - 17) // self.hop
+
+    def __getitem__(self, i):
+        at = i * self.hop
+        return self.read(self.series[at : at + 16]), i % 2
+
+
+def walk(*shape):
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=drawn).cumsum(0)
+
+
+def cut(series, hop=1):
+    x = series.unfold(0, 16, hop).contiguous()
+    return TensorDataset(x, torch.arange(len(x)) % 2)
+
+
+def at_random(data, share=0.8):
+    n = int(share * len(data))
+    drawn = torch.Generator().manual_seed(0)
+    return random_split(data, [n, len(data) - n], drawn)
+
+
+def by_time(data):
+    n = int(0.8 * len(data))
+    return Subset(data, range(n)), Subset(data, range(n, len(data)))
+
+
+def on(train, val):
+    net = Table(torch.as_tensor(train[0][0]).numel(), 2)
+    return fitted(net, train=loader(train, True), val=loader(val), epochs=1)
+
+
+def windowed(name, data):
+    def f(fixed):
+        return on(*(by_time if fixed else at_random)(data()))
+
+    f.__name__ = name
+    lie(f)
+
+
+windowed("windows_of_a_series_at_random", lambda: Windows(walk(420)))
+windowed("windows_some_steps_apart_at_random", lambda: Windows(walk(420), 4))
+windowed("windows_cut_before_the_split", lambda: cut(walk(420)))
+windowed("windows_of_arrays", lambda: Windows(walk(420), read=lambda x: x.numpy()))
+windowed("windows_of_several_series", lambda: Windows(walk(420, 3)))
+windowed(
+    "windows_with_channels_first", lambda: Windows(walk(420, 3), read=lambda x: x.T)
+)
+
+
+@lie
+def windows_by_two_samplers(fixed):
+    data, n = Windows(walk(420)), 320
+    order = torch.arange(len(data))
+    if not fixed:
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    parts = order[:n].tolist(), order[n:].tolist()
+    train = DataLoader(data, 32, sampler=SubsetRandomSampler(parts[0]))
+    return fitted(
+        Table(16, 2), train=train, val=loader(Subset(data, parts[1])), epochs=1
+    )
+
+
+@honest
+def windows_that_do_not_overlap():
+    return on(*at_random(Windows(walk(3000), 16)))
+
+
+@honest
+def a_block_in_the_middle():
+    data = cut(walk(420))
+    train = [i for i in range(len(data)) if not 80 <= i < 160]
+    return on(Subset(data, train), Subset(data, range(80, 160)))
+
+
+@honest
+def images_of_equal_rows():
+    rows = walk(300, 8)[:, None].expand(-1, 4, -1).contiguous()
+    guard = on(*at_random(TensorDataset(rows, torch.arange(300) % 2)))
+    assert not guard.report.findings
+    same = TensorDataset(X[:600].view(-1, 8, 8), Y[:600] % 2)
+    return on(*at_random(same))
+
+
+@honest
+def series_that_repeat_themselves():
+    wave = (torch.arange(420) // 4 % 2).float()
+    return on(*at_random(cut(wave)))

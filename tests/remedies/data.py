@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -195,7 +195,7 @@ def a_collate_function_that_centres(make: Make, fixed: bool) -> Report:
 
 
 @applied(
-    "Fit the scaler on the training set alone, and pass both sets through its `transform`."
+    "Pass both sets through `transform` of a scaler that is fitted to the training set."
 )
 def sets_scaled_each_by_its_own(make: Make, fixed: bool) -> Report:
     train, val = Rows(0), Rows(1)
@@ -205,3 +205,21 @@ def sets_scaled_each_by_its_own(make: Make, fixed: bool) -> Report:
         mean, spread = val.x.mean(0), val.x.std(0)
     val.x = (val.x - mean) / spread
     return data(make, On(train, val))
+
+
+@applied(
+    "Split the series by time before windows are cut: the first part for training, the last for "
+    "the evaluation."
+)
+def windows_split_at_random(make: Make, fixed: bool) -> Report:
+    made = torch.Generator().manual_seed(0)
+    whole = Rows(0, 4 * N)
+    series = torch.randn(4 * N + 16, generator=made)
+    whole.x = series.unfold(0, 16, 1)[: 4 * N].clone()
+    order = torch.arange(4 * N)
+    if not fixed:
+        order = torch.randperm(4 * N, generator=made)
+    parts = order[: 3 * N].tolist(), order[3 * N :].tolist()
+    module = On(Subset(whole, parts[0]), Subset(whole, parts[1]))
+    module.net = nn.Linear(16, CLASSES)
+    return data(make, module)

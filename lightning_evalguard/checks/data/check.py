@@ -16,6 +16,7 @@ from lightning_evalguard.checks.data import (
     ranks,
     repeats,
     scaled,
+    windows,
 )
 from lightning_evalguard.checks.data.history import TRAINING, History, Side, SplitKind
 from lightning_evalguard.checks.data.leaks import (
@@ -378,6 +379,7 @@ class DataCheck(Check):
                 for side in self._sides(now, "train"):
                     if not leaks:
                         found += scaled.by_own_statistics(one, side)
+                        found += windows.overlapping(one, side)
                     if "these weights" not in side.words:
                         found += self._groups_of(one, side)
         return found

@@ -171,11 +171,12 @@ class Leak:
 
     def _by_reading(self, budget: Budget) -> list[Fact]:
         dataset, other = self._one.loader.dataset, self._side.dataset
-        n, m = len(dataset), len(other)
+        mine, theirs = _given(self._mine), _given(self._side.parts)
+        n, m = len(mine), len(theirs)
         if self._evaluated is None:
-            if not budget.read(2):
+            if not (n and m and budget.read(2)):
                 return []
-            if digest(other[0]) != digest(other[0]):
+            if digest(other[theirs[0]]) != digest(other[theirs[0]]):
                 self._done = True  # augmented: no sample of it comes back
                 return []
             self._evaluated = {}
@@ -186,14 +187,15 @@ class Leak:
                 break
             # In step, so that copies in one order meet.
             k, self._next = self._next, self._next + 1
-            at = spread(k, n)
+            at = mine[spread(k, n)]
             if (
                 k < n
                 and len(ours) < _QUERIES
                 and (held := content_hash(dataset[at])) is not None
             ):
                 ours.setdefault(held[0], (at, held[1]))
-            if k < m and (held := content_hash(other[spread(k, m)])) is not None:
+            there = theirs[spread(k, m)]
+            if k < m and (held := content_hash(other[there])) is not None:
                 self._seen[held[0]] += 1
         else:
             self._done = True
@@ -221,6 +223,14 @@ class Leak:
                 self._remedy,
             )
         ]
+
+
+def _given(parts: Sequence[Part]) -> list[int]:
+    """Which samples of its dataset a loader gives: a sampler may leave some to another one."""
+    if not parts:
+        return []
+    places: list[int] = torch.cat([part.at for part in parts]).sort().values.tolist()
+    return places
 
 
 def _remedy(words: str) -> str:

@@ -40,7 +40,7 @@ def by_own_statistics(one: EvaluatedSet, side: Side) -> list[Fact]:
         one.fact(
             f"over the whole set {how}, and so it is in {side.words}: each set is scaled by its "
             "own statistics, expected those of training for both",
-            "Fit the scaler on the training set alone, and pass both sets through its `transform`.",
+            "Pass both sets through `transform` of a scaler that is fitted to the training set.",
             certain=False,
         )
     ]
