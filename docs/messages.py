@@ -12,6 +12,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning_evalguard.checks.modes import consequences
+from lightning_evalguard.checks.registry import RULES
+from lightning_evalguard.reasons import REASONS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lightning_evalguard"
 GOLDEN = ROOT / "tests" / "golden" / "messages.txt"
@@ -100,11 +104,22 @@ def golden() -> str:
 def check_of(name: str) -> str | None:
     """The check whose findings a file's sentences are; None for the command line and the like."""
     folder, _, rest = name.partition("/")
+    if rest == "modes/consequences.py":
+        return None  # they stand among the reasons
     if folder == "checks" and not rest.startswith(("registry", "check.py")):
         return rest.partition("/")[0].removesuffix(".py")
     return next(
         (check for start, check in _ELSEWHERE.items() if name.startswith(start)), None
     )
+
+
+def reasons_of(check: str) -> list[str]:
+    """Why what a check finds matters: each reason that a message of it can give."""
+    if check not in RULES:
+        return []
+    rows = [why for _, why in REASONS.get(check, ())]
+    modes = consequences.OF_MODES if check == "modes" else ()
+    return list(dict.fromkeys([RULES[check].why, *rows, *modes]))
 
 
 def page() -> str:
@@ -119,9 +134,9 @@ def page() -> str:
         "",
         "Made from the source by `python docs/messages.py`: what each check can say, as it stands "
         "in the code, `{}` for a name, a place or a number. A finding is put together as "
-        "`<where>: <fact>. <remedy> If it is meant: <switch>. [<check>]`; parts of sentences are "
-        "filled into others. What stands under *to do* is a remedy. [What each check finds and "
-        "what stays silent](checks.md).",
+        "`<where>: <fact>. <Why it matters.> <Remedy.> If it is meant: <switch>. [<check>]`; parts "
+        "of sentences are filled into others, and a fact that says itself why it matters is "
+        "followed by no reason. [What each check finds and what stays silent](checks.md).",
     ]
     for check, listed in said.items():
         to_do = [line for line in listed if _IMPERATIVE.match(line)]
@@ -129,6 +144,9 @@ def page() -> str:
         title = "Plain scripts" if check == "scripts" else check
         lines += ["", f"## {title}", ""]
         lines += [f"- {_code(line)}" for line in facts]
+        if reasons := reasons_of(check):
+            lines += ["", "*Why it matters:*", ""]
+            lines += [f"- {line}" for line in reasons]
         if to_do:
             lines += ["", "*To do:*", ""]
             lines += [f"- {_code(line)}" for line in to_do]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from lightning_evalguard.cells import cell_of
 from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.paths import file_pattern, short_path, shown_path
+from lightning_evalguard.reasons import says, why_of
 from lightning_evalguard.screen import coloured, coloured_warnings, is_uncaught
 from lightning_evalguard.stages import spelling
 
@@ -55,6 +56,7 @@ class Finding:
             would be too narrow or too wide.
         host: To whom that entry is passed: ``EvalGuard``, ``evaluating``, ...
         excerpt: The lines around `location`, as they were when it was found; see `around`.
+        why: Why it matters, in a few words; what `reasons` has for the fact where none is given.
     """
 
     check: str
@@ -75,6 +77,11 @@ class Finding:
     pattern: str | None = None
     host: str = "EvalGuard"
     excerpt: str | None = None
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.why:  # records of 0.1 have none
+            object.__setattr__(self, "why", why_of(self.check, self.fact))
 
     @property
     def switch(self) -> str:
@@ -108,8 +115,15 @@ class Finding:
         times = ""
         if self.count > 1:
             times = f" ({self.count}x)"
-        said = f"{self._where()}: {self.fact}{self._cause()}{times}. {self.remedy}"
+        said = f"{self._where()}: {self.fact}{self._cause()}{times}. {self.advice}"
         return f"{said} If it is meant: {self.switch}. [{self.check}]"
+
+    @property
+    def advice(self) -> str:
+        """Why it matters, unless the fact says so itself, and what to write."""
+        if not self.why or says(self.fact, self.why):
+            return self.remedy
+        return f"{self.why} {self.remedy}"
 
     def _where(self) -> str:
         who = _module_words(self.subject, self.subject_type)
@@ -234,7 +248,7 @@ class Report:
         ...                     "Call `.eval()` on it.", "head", "Dropout", leads="subject")])
         >>> print(report)  # doctest: +ELLIPSIS
         1 finding during validation
-          `head` (Dropout): is in train mode, expected eval mode. Call `.eval()` on it. If it is ...
+          `head` (Dropout): is in train mode, expected eval mode. It computes something else ...
     """
 
     def __init__(self) -> None:

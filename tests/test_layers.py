@@ -16,7 +16,7 @@ PACKAGE = Path(lightning_evalguard.__file__).parent
 # fmt: off
 FLOORS = [
     {"checks/registry", "stages", "cells", "hints", "instruments/source"},
-    {"screen"},
+    {"screen", "reasons"},
     {"paths"},
     {"report", "allow"},
     {"policies", "agreement"},
@@ -59,6 +59,7 @@ FLOORS = [
 # fmt: on
 STDLIB_ONLY = {
     "report",
+    "reasons",
     "stages",
     "cells",
     "hints",

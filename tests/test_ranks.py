@@ -77,7 +77,8 @@ def evaluation(
 TEXT = (
     "1 finding during validation\n"
     "  `net.1` (BatchNorm1d): is in train mode, expected eval mode, on rank 1; "
-    "set at model.py:7 `self.net.train()`. Call `.eval()` on it. [modes]"
+    "set at model.py:7 `self.net.train()`. It computes something else in this mode. "
+    "Call `.eval()` on it. [modes]"
 )
 
 

@@ -22,6 +22,7 @@ from lightning_evalguard import (
 )
 from models import PROGRAMS, Classifier, Program
 from remedies.templates import is_collected
+from words import badly_reasoned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -159,6 +160,7 @@ def test_a_program_is_found_in_its_first_evaluation(
     assert {f.check for f in report.findings} <= {program.check} | program.also, report
     # tests/checks/test_remedies.py applies those that it can read from the source
     assert [f.remedy for f in report.findings if not is_collected(f.remedy)] == []
+    assert [bad for f in report.findings if (bad := badly_reasoned(f))] == []
     fatal = [
         f for f in report.findings if f.certain and program.guard.get(f.check) != "warn"
     ]

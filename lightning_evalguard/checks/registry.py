@@ -14,6 +14,7 @@ class Rule:
         default: The policy of a bare guard.
         title: The rule's name in SARIF.
         violation: What a finding means, in one sentence.
+        why: Why that matters, in a few words, where no fact says it closer.
         help: Why it matters and what to do.
         fixable: Whether the policy ``"fix"`` is offered.
         stops_run: Whether the number itself is wrong: then a certain finding is an error.
@@ -24,6 +25,7 @@ class Rule:
     default: str
     title: str
     violation: str
+    why: str
     help: str
     fixable: bool = False
     stops_run: bool = False
@@ -36,6 +38,7 @@ _LISTED = (
         "error",
         "WrongMode",
         "A module is in the wrong mode.",
+        "It computes something else in this mode.",
         "In eval mode dropout is off and batch norm uses what it learned. A module in train mode "
         "makes an evaluation depend on chance and on the other samples; one in eval mode while it "
         "trains learns something else. Remove the `.train()` or `.eval()` that the message names, "
@@ -49,6 +52,7 @@ _LISTED = (
         "error",
         "GradientsInEvaluation",
         "An evaluation records an autograd graph.",
+        "Each batch builds a graph nobody uses.",
         "A graph that is kept from batch to batch fills the memory. Remove what switches grad mode "
         "on, and detach what is kept.",
         stops_run=True,
@@ -59,6 +63,7 @@ _LISTED = (
         "error",
         "EvaluationChangesState",
         "An evaluation changes the model or its training.",
+        "Validating more often gives another model.",
         "Weights, buffers, optimizers and settings must be after an evaluation what they were "
         "before it, or validating more often gives another model.",
         stops_run=True,
@@ -69,6 +74,7 @@ _LISTED = (
         "error",
         "RandomEvaluation",
         "An evaluation step draws random numbers.",
+        "Scores change from run to run.",
         "Evaluated twice, the model gives two scores. Functional dropout needs "
         "`training=self.training`; what is meant is allowed by name: "
         '`EvalGuard(allow={"stochastic": [...]})`.',
@@ -80,6 +86,7 @@ _LISTED = (
         "error",
         "OutputDependsOnBatch",
         "A sample's output depends on the other samples of its batch.",
+        "Scores depend on batch size and order.",
         "Then a score depends on the batch size and the order of the samples.",
         stops_run=True,
         in_plain_loops=True,
@@ -89,6 +96,7 @@ _LISTED = (
         "ignore",
         "EvaluationMovesGenerators",
         "An evaluation moves the shared random generators.",
+        "Validating more often gives another model.",
         'Training then differs with and without validation. Pass `rng="fix"`.',
         fixable=True,
         stops_run=True,
@@ -99,6 +107,7 @@ _LISTED = (
         "warn",
         "EvaluationData",
         "The evaluation set is not what it should be.",
+        "The score is of other samples.",
         "It must be the same each time, counted once, and apart from the training set.",
     ),
     Rule(
@@ -106,6 +115,7 @@ _LISTED = (
         "warn",
         "HostWaitsForDevice",
         "The host waits for the device in every step.",
+        "The device runs out of work.",
         "While it waits, no work is queued for the device. Keep tensors and read them once after "
         "the last batch, or log them with `self.log`.",
     ),
@@ -114,6 +124,7 @@ _LISTED = (
         "warn",
         "WeightsNotMeant",
         "The weights that are evaluated are not the ones that are meant.",
+        "The score is another model's.",
         "Weights that were never loaded, never trained or never averaged give a score that says "
         "nothing about the model.",
     ),
@@ -122,6 +133,7 @@ _LISTED = (
         "warn",
         "ScoreDiffers",
         "A logged score is not what its name claims.",
+        "Whoever reads it is misled.",
         "Often a metric is never reset, averaged over batches, or micro-averaged. Log the metric "
         "object itself, or let the guard log the score.",
     ),
@@ -130,6 +142,7 @@ _LISTED = (
         "warn",
         "WrongChoice",
         "A checkpoint or a stop is chosen by a score that does not justify it.",
+        "The wrong model is chosen.",
         "A score that should be maximised and is minimised, or that is older than the weights "
         "saved under it, selects the wrong model.",
     ),

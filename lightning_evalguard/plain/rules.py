@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_evalguard.checks.modes import consequences
 from lightning_evalguard.checks.modes.callers import calls as recorded_calls
 from lightning_evalguard.checks.modes.learning import trains as trains_by_name
 from lightning_evalguard.checks.modes.plans import keeps_eval
@@ -46,7 +47,8 @@ def evaluated_in_train_mode(call: ModelCall) -> list[Finding]:
         remedy = (
             f"Call `{name}.eval()` before this {around} and `{name}.train()` after it."
         )
-        return [_of_call("modes", call, fact, remedy, certain)]
+        why = consequences.of_evaluating(_modules(model, ""))
+        return [_of_call("modes", call, fact, remedy, certain, why)]
     findings = []
     named = {model.names[i]: i for i in awake}
     root = model.inner()
@@ -71,6 +73,7 @@ def evaluated_in_train_mode(call: ModelCall) -> list[Finding]:
                 remedy,
                 certain,
                 "subject",
+                why=consequences.of_evaluating(_modules(model, top)),
             )
         )
     return findings
@@ -175,8 +178,9 @@ def _asleep(
             remedy = f"Call `{path}.train()` after `{said}`, before training goes on."
         kind = type(modules[top]).__name__
         at = site or call.site
+        why = consequences.of_sleeping(modules[name] for name in names)
         findings.append(
-            _at("modes", at, top, kind, fact, remedy, certain, "subject", "fit")
+            _at("modes", at, top, kind, fact, remedy, certain, "subject", "fit", why)
         )
     return findings
 
@@ -214,8 +218,9 @@ def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
         site = _site_of_mode(root, top, True) or call.site
         remedy = "Put it back in eval mode after this line."
         kind = model.kinds[woken[top]]
+        why = consequences.of_waking(_modules(model, top))
         findings.append(
-            _at("modes", site, top, kind, fact, remedy, True, "subject", "fit")
+            _at("modes", site, top, kind, fact, remedy, True, "subject", "fit", why)
         )
     return findings
 
@@ -301,10 +306,25 @@ def _site_of_mode(root: nn.Module | None, name: str, mode: bool) -> Site | None:
     return None
 
 
+def _modules(model: Model, name: str) -> list[nn.Module]:
+    """The module of that name, if the model is still there."""
+    root = model.inner()
+    known: dict[str, nn.Module] = {}
+    if root is not None:
+        known = dict(root.named_modules())
+    return [known[name]] if name in known else []
+
+
 def _of_call(
-    check: str, call: ModelCall, fact: str, remedy: str, certain: bool
+    check: str,
+    call: ModelCall,
+    fact: str,
+    remedy: str,
+    certain: bool,
+    why: str = "",
 ) -> Finding:
-    return _at(check, call.site, "", call.model.kind, fact, remedy, certain, "location")
+    kind = call.model.kind
+    return _at(check, call.site, "", kind, fact, remedy, certain, "location", why=why)
 
 
 def _at(
@@ -317,6 +337,7 @@ def _at(
     certain: bool,
     leads: str,
     stage: str = "evaluate",
+    why: str = "",
 ) -> Finding:
     return Finding(
         check=check,
@@ -333,6 +354,7 @@ def _at(
         # the whole model has no name: the function that evaluates it has
         pattern=site.function if not subject and site.function.isidentifier() else None,
         host="watch",
+        why=why,
     )
 
 

@@ -137,6 +137,7 @@ _FINDING = _fields(
         "pattern": _or_none(_TEXT),
         "host": _TEXT,
         "excerpt": _or_none(_TEXT),
+        "why": _TEXT,
     },
 )
 _SYNC = _fields(

@@ -24,6 +24,7 @@ from lightning_evalguard.checks.registry import page_of, rule_of
 from lightning_evalguard.confusion.figure import shown_classes
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.paths import shown_path
+from lightning_evalguard.reasons import says
 from lightning_evalguard.report import Finding, Report, Sync
 from lightning_evalguard.views import terminal
 from lightning_evalguard.views.curves import curves
@@ -201,6 +202,7 @@ def _card(cause: Sequence[Finding]) -> dict[str, Any]:
         "expression": None if said or lines else finding.expression,
         "lines": lines,
         "fact": finding.fact,
+        "why": "" if says(finding.fact, finding.why) else finding.why,
         "remedy": finding.remedy,
     }
 

@@ -127,7 +127,7 @@ def _result(
     result: dict[str, Any] = {
         "ruleId": finding.check,
         "level": _LEVELS[is_error(finding)],
-        "message": {"text": f"{who}{finding.fact}{times}. {finding.remedy}"},
+        "message": {"text": f"{who}{finding.fact}{times}. {finding.advice}"},
         "partialFingerprints": {"evalguard/v1": same},
         "occurrenceCount": finding.count,
         "properties": {"stage": finding.stage, "certain": finding.certain},

@@ -142,7 +142,7 @@ def test_the_words(trainer: Make) -> None:
     assert words.said(report.findings[0]) == (
         f"tests/checks/test_batch.py:{line} in `Model` (the whole model): `x - x.mean(0)` gives a "
         "sample different outputs when the rest of the batch changes. "
-        "Compute it from each sample alone. [batch]"
+        "Scores depend on batch size and order. Compute it from each sample alone. [batch]"
     )
     forward, attributes, *_ = MIXING["in a list"]
     report = guarded(trainer, model(forward, **attributes))

@@ -68,12 +68,13 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
         (
             zoo.DropsTheLast,
             "drop_last=True leaves out the last 1 of 16 samples, expected all of them. "
-            "Pass drop_last=False. [data]",
+            "The score covers only a part. Pass drop_last=False. [data]",
         ),
         (
             zoo.SplitTwice,
             "10 of its 16 samples are the training set's too (samples 0, 3, 4, ...), expected "
-            "none. Split once, before anything is drawn or repeated, and evaluate what training "
+            "none. The model knows the answers already. "
+            "Split once, before anything is drawn or repeated, and evaluate what training "
             "does not see. [data]",
         ),
     ],

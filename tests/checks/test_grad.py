@@ -65,7 +65,8 @@ def test_the_line_that_switched_grad_mode_on_is_named(report_of: Any) -> None:
         "`grad_fn`; set at tests/checks/test_grad.py:"
     )
     assert words.said(finding).endswith(
-        "`with torch.enable_grad():`. Return `.detach()`ed tensors. [grad]"
+        "`with torch.enable_grad():`. "
+        "The graph stays in memory. Return `.detach()`ed tensors. [grad]"
     )
 
 

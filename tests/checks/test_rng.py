@@ -100,7 +100,8 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
     assert where.endswith(f"test_rng.py:{draw}")
     assert said == (
         "the evaluation moved torch's global generator in its steps, expected training "
-        "to draw the same numbers with and without it (3x). Draw from a generator of its own, or "
+        "to draw the same numbers with and without it (3x). "
+        "Validating more often gives another model. Draw from a generator of its own, or "
         'pass rng="fix". [rng]'
     )
     # Lightning isolates the sanity check

@@ -361,7 +361,7 @@ def test_the_message_names_the_key_and_the_code(fitted: Any) -> None:
     (finding,) = chosen(guard)
     assert str(finding).startswith(
         '`val_acc`: ModelCheckpoint(mode="min") takes its lowest value for the best, expected the '
-        "highest: its name says `acc`, of which higher is better. "
+        "highest: its name says `acc`, of which higher is better. It keeps the worst model. "
         'Pass `ModelCheckpoint(monitor="val_acc", mode="max")`.'
     )
 

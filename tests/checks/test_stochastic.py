@@ -106,7 +106,7 @@ def test_functional_dropout_is_named_with_its_line_and_its_mend(trainer: Make) -
     report = guarded(trainer, model(forward))
     assert said(report) == [
         f"{HERE} in `Model` (the whole model): `F.dropout(x, 0.5)` drew random numbers in eval "
-        "mode. Pass training=self.training. [stochastic]"
+        "mode. Scores change from run to run. Pass training=self.training. [stochastic]"
     ]
     assert report.findings[0].certain
     assert report.findings[0].stage == "sanity_check"
@@ -123,7 +123,8 @@ def test_equal_draws_of_twelve_layers_are_one_finding(trainer: Make) -> None:
     )
     assert said(report) == [
         f"{HERE} in `layers` (Layer): `F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)` "
-        "drew random numbers in eval mode (12x). Pass dropout_p=p if self.training else 0.0. "
+        "drew random numbers in eval mode (12x). "
+        "Scores change from run to run. Pass dropout_p=p if self.training else 0.0. "
         "[stochastic]"
     ]
 
@@ -139,7 +140,7 @@ def test_sampling_is_a_suspicion_that_prints_what_allows_it(trainer: Make) -> No
     report = guarded(trainer, vae())
     assert said(report) == [
         f"{HERE} in `sampler` (Sampler): `torch.randn_like(x)` drew random numbers in eval mode. "
-        "Draw only in training: `if self.training:`. [stochastic]"
+        "Scores change from run to run. Draw only in training: `if self.training:`. [stochastic]"
     ]
     assert not report.findings[0].certain
     assert guarded(trainer, vae(), allow={"stochastic": ["sampler"]}).findings == []
@@ -154,9 +155,11 @@ def test_a_line_of_python_is_named_where_no_operator_draws(trainer: Make) -> Non
 
     assert said(guarded(trainer, model(forward))) == [
         f"{HERE} in `Model` (the whole model): `if random.random() < 2:` moved python's global "
-        "generator in eval mode. Draw only in training: `if self.training:`. [stochastic]",
+        "generator in eval mode. Scores change from run to run. "
+        "Draw only in training: `if self.training:`. [stochastic]",
         f"{HERE} in `Model` (the whole model): `noise = np.random.rand(8)` moved numpy's global "
-        "generator in eval mode. Draw only in training: `if self.training:`. [stochastic]",
+        "generator in eval mode. Scores change from run to run. "
+        "Draw only in training: `if self.training:`. [stochastic]",
     ]
 
 
@@ -169,7 +172,8 @@ def test_what_no_generator_shows_is_found_by_running_the_step_twice(
     report = guarded(trainer, model(forward, draws=np.random.default_rng(0)))
     assert said(report) == [
         f"{HERE} in `Model` (the whole model): `x * self.draws.random()` returned different "
-        "values when replayed with the same batch and seeds. Draw only in training: "
+        "values when replayed with the same batch and seeds. Scores change from run to run. "
+        "Draw only in training: "
         "`if self.training:`. [stochastic]"
     ]
 
@@ -226,7 +230,10 @@ def test_a_module_out_of_reach_is_named_where_it_hides(
     where, remedy = words.split("|")
     (line,) = said(guarded(trainer, model(forward, **attributes)))
     assert f" in {where}: " in line
-    assert line.endswith(f"drew random numbers in eval mode. {remedy} [stochastic]")
+    why = "Scores change from run to run."
+    assert line.endswith(
+        f"drew random numbers in eval mode. {why} {remedy} [stochastic]"
+    )
 
 
 # near misses
@@ -368,7 +375,9 @@ def test_without_replays_a_moved_generator_is_still_reported(trainer: Make) -> N
 
     report = guarded(trainer, model(forward), audit="off")
     assert said(report) == [
-        "`model` (the whole model): the step moved torch's global generator. Draw only in "
+        "`model` (the whole model): the step moved torch's global generator. "
+        "Scores change from run to run. "
+        "Draw only in "
         "training: `if self.training:`. [stochastic]"
     ]
 

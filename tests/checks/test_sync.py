@@ -241,7 +241,8 @@ def test_a_bare_guard_warns_once_at_the_users_line(fit: Fit) -> None:
         line_of(ReadsItsLoss, ".item()")
     ]
     assert words.said(told_of[0].message).endswith(
-        "`loss.item()` would make the host wait for the device, 1.0 per training step. Keep the "
+        "`loss.item()` would make the host wait for the device, 1.0 per training step. "
+        "The device runs out of work. Keep the "
         "tensor; read it once after the last batch, or log it with self.log. [sync]"
     )
 

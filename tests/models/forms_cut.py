@@ -20,7 +20,7 @@ def _yes(i, g):
     n=23,
     row=_yes,
     build=attribute("threshold", lambda: 0.3),
-    says="it is cut at a probability of 0.3, the module's `threshold`. Pass ConfusionMetrics(threshold=0.3)",
+    says="it is cut at a probability of 0.3, the module's `threshold`. The matrix counts other answers. Pass ConfusionMetrics(threshold=0.3)",
 )
 def accuracy_at_the_modules_threshold(self, x, y):
     p = self.net(x)[:, 0].sigmoid()

@@ -47,13 +47,15 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
         (
             zoo.NeverReset,
             "is not reset: it still held 2 updates from the sanity check when this evaluation "
-            "began. Call `self.acc.reset()` in `on_validation_epoch_start`, or log the metric "
+            "began. Earlier samples are in the score. "
+            "Call `self.acc.reset()` in `on_validation_epoch_start`, or log the metric "
             "object itself; train and validation need one each. [scores]",
         ),
         (
             zoo.TimeFirst,
             "self.log weighs a batch of 5 samples as 4: it took dim 0 of the batch's first tensor "
-            "for the samples. Pass batch_size=<number of samples> to self.log. [scores]",
+            "for the samples. Some samples count more than others. "
+            "Pass batch_size=<number of samples> to self.log. [scores]",
         ),
         (
             zoo.WeighsAllAlike,
@@ -237,14 +239,16 @@ def test_a_value_that_is_no_number_breaks_nothing(value: float, trainer: Make) -
             metric_of_logits,
             1,
             "is 0.8333, expected 1.0000 (accuracy); the logits of 4 samples were taken for "
-            "probabilities, because all of their batch lie in [0, 1]. Give it",
+            "probabilities, because all of their batch lie in [0, 1]. "
+            "Right answers count as wrong. Give it",
         ),
         (metric_of_logits_beside_outputs, 1, "the logits of 4 samples were taken for"),
         (metric_of_many_labels, 2, "the logits of 8 answers were taken for"),
         (
             cut_by_hand,
             1,
-            "expected 1.0000 (accuracy); it cuts logits at 0.5, expected 0. Give it",
+            "expected 1.0000 (accuracy); it cuts logits at 0.5, expected 0. "
+            "Right answers count as wrong. Give it",
         ),
         (metric_of_probabilities, 1, ""),
     ],

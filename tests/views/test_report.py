@@ -43,10 +43,11 @@ DRAW = Finding(
 GOLDEN = """\
 2 findings during validation (epoch 3, step 1200)
   `backbone.bn1` (BatchNorm2d): is in train mode, expected eval mode; set at src/model.py:88 \
-`self.backbone.train()`. Call `.eval()` on it, or pass modes="fix". \
+`self.backbone.train()`. \
+It computes something else in this mode. Call `.eval()` on it, or pass modes="fix". \
 If it is meant: EvalGuard(allow={"modes": ["backbone.bn1"]}). [modes]
   src/model.py:41 in `head` (Head): `F.dropout(x, 0.5)` drew random numbers in eval mode (12x). \
-Pass training=self.training. \
+Scores change from run to run. Pass training=self.training. \
 If it is meant: EvalGuard(allow={"stochastic": ["head"]}). [stochastic]"""
 
 
@@ -69,7 +70,8 @@ def test_a_location_alone_opens_the_line() -> None:
     )
     assert str(sync) == (
         "src/model.py:57: `loss.item()` makes the host wait for the device, 1.0 per training "
-        "step. Keep the tensor; read it once after the last batch, or log it with self.log. "
+        "step. The device runs out of work. "
+        "Keep the tensor; read it once after the last batch, or log it with self.log. "
         'If it is meant: EvalGuard(allow={"sync": ["*/model.py"]}). [sync]'
     )
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_evalguard.allow import CONSEQUENCES
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.modes import consequences
 from lightning_evalguard.checks.modes.callers import (
     ModeCall,
     Override,
@@ -299,9 +300,11 @@ class ModesCheck(Check):
             remedy = f"Remove `{why}`, or write `with {_AROUND}` around the draws."
         elif why:
             remedy = f"Remove `{why}`."
-        return self._once(
-            mode_finding(now, top, module, fact, remedy, site, siblings=siblings)
+        reason = consequences.of_evaluating(awake[name] for name in tops)
+        made = mode_finding(
+            now, top, module, fact, remedy, site, siblings=siblings, why=reason
         )
+        return self._once(made)
 
     def _put_back_before_the_end(
         self, now: Moment, reported: set[str | None]
@@ -337,8 +340,9 @@ class ModesCheck(Check):
             )
             remedy = f"Evaluate without it, or write `with {_AROUND}` around it if it is meant."
             module, call = woken[top]
+            reason = consequences.of_evaluating(woken[n][0] for n in group)
             made = mode_finding(
-                now, top, module, fact, remedy, call.site, siblings=siblings
+                now, top, module, fact, remedy, call.site, siblings=siblings, why=reason
             )
             found = self._once(made)
             self._awake |= {n: (found, woken[n][0]) for n in group if n in affected}
@@ -397,7 +401,10 @@ class ModesCheck(Check):
                 "Put back only the modules that were in train mode: `.train()` and `unfreeze()` "
                 "wake frozen ones too."
             )
-        return mode_finding(now, top, module, fact, remedy, site)
+        reason = consequences.of_waking([module])
+        if before:
+            reason = consequences.of_sleeping([module])
+        return mode_finding(now, top, module, fact, remedy, site, why=reason)
 
     def _undone(self, now: Moment, past: Unrestored) -> Iterable[Repair]:
         """What was frozen at the end of an evaluation, and woken again by the loop."""
@@ -412,7 +419,8 @@ class ModesCheck(Check):
                 "before it, expected eval mode"
             )
             remedy = "Freeze it in `on_train_epoch_start`, after modes are put back."
-            found = mode_finding(now, top, undone[top], fact, remedy, site)
+            reason = consequences.of_waking([undone[top]])
+            found = mode_finding(now, top, undone[top], fact, remedy, site, why=reason)
             yield found, [(undone[n], False) for n in group]
 
 

@@ -89,25 +89,30 @@ def effect_of(module: nn.Module) -> Effect | None:
 
 def _known_effect(module: nn.Module) -> Effect | None:
     """What torch's own modules do in train mode."""
-    changes = False
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        changes = module.p > 0
+    changes = drops(module)
+    if isinstance(module, nn.RReLU):
+        changes = module.lower != module.upper
     elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
         changes = module.track_running_stats and module.running_mean is not None
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         # without any, both modes take the batch's
         changes = module.running_mean is not None
-    elif isinstance(module, nn.RReLU):
-        changes = module.lower != module.upper
-    elif isinstance(module, nn.RNNBase):
-        changes = module.dropout > 0 and module.num_layers > 1
-    elif isinstance(module, nn.MultiheadAttention):
-        changes = isinstance(module.dropout, float) and module.dropout > 0
     elif type(module) is nn.utils.parametrizations._SpectralNorm:
         changes = module.n_power_iterations > 0
     if changes:
         return "certain"
     return None
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether one of torch's own modules has a dropout that is on in train mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0 and module.num_layers > 1
+    if isinstance(module, nn.MultiheadAttention):
+        return isinstance(module.dropout, float) and module.dropout > 0
+    return False
 
 
 def tracks_statistics(module: nn.Module) -> bool:

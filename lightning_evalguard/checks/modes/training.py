@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Moment
+from lightning_evalguard.checks.modes import consequences
 from lightning_evalguard.checks.modes.bystanders import Bystanders
 from lightning_evalguard.checks.modes.callers import calls, who
 from lightning_evalguard.checks.modes.effect import (
@@ -240,7 +241,11 @@ class TrainingModes:
         site, _ = who(module, not plan)
         fact = f"is in {word(not plan)} mode, expected {word(plan)} mode as expect_modes says"
         remedy = f"Call `.{'train' if plan else 'eval'}()` on it, or change the plan."
-        return mode_finding(now, name, module, fact, remedy, site), [(module, plan)]
+        reason = consequences.of_waking([module])
+        if plan:
+            reason = consequences.of_sleeping([module])
+        found = mode_finding(now, name, module, fact, remedy, site, why=reason)
+        return found, [(module, plan)]
 
     # in eval mode while it learns
 
@@ -360,7 +365,14 @@ class TrainingModes:
         certain = not meant and any(a.certain for a in group)
         subject = modules.get(top, group[0].module)
         found = mode_finding(
-            group[0].now, top, subject, fact, remedy, site, certain=certain
+            group[0].now,
+            top,
+            subject,
+            fact,
+            remedy,
+            site,
+            certain=certain,
+            why=consequences.of_sleeping(a.module for a in group),
         )
         if meant:
             return found, []
@@ -448,7 +460,14 @@ class TrainingModes:
             )
             remedy = "Leave it in eval mode, or declare the plan with `guard.expect_modes(...)`."
             found = mode_finding(
-                now, top, woken[top], fact, remedy, site, certain=certain
+                now,
+                top,
+                woken[top],
+                fact,
+                remedy,
+                site,
+                certain=certain,
+                why=consequences.of_waking(group),
             )
             yield found, [(m, False) for m in group]
 

@@ -104,6 +104,7 @@ def mode_finding(
     site: Site | None,
     certain: bool = True,
     siblings: Sequence[str] = (),
+    why: str = "",
 ) -> Finding:
     """A finding of the `modes` check on `module`, which `named_modules()` calls `name`.
 
@@ -128,4 +129,5 @@ def mode_finding(
         step=now.step,
         rank=now.rank,
         certain=certain,
+        why=why,
     )
