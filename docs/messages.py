@@ -1,13 +1,14 @@
 """Collects every sentence that the package can print: ``python docs/messages.py`` writes them.
 
-``tests/golden/messages.txt`` holds all of them, by file, to be read side by side;
-``docs/messages.md`` those of findings and notes, by check. ``{}`` stands where a name, a place or a
-number is filled in. A test fails where either is not what the package says.
+``tests/golden/messages.txt`` holds all of them, by file, to be read side by side; the page of each
+check in ``docs/checks`` those of its findings and notes, between two marks. ``{}`` stands where a
+name, a place or a number is filled in. A test fails where one of them is not what the package says.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ from lightning_evalguard.reasons import REASONS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lightning_evalguard"
 GOLDEN = ROOT / "tests" / "golden" / "messages.txt"
-PAGE = ROOT / "docs" / "messages.md"
+FOLDER = ROOT / "docs" / "checks"
+PAGE = ROOT / "docs" / "messages.md"  # how they are put together, and plain scripts'
 CHECKS = (
     "modes", "grad", "state", "stochastic", "batch", "rng", "data", "sync", "weights", "scores",
     "selection",
@@ -80,6 +82,7 @@ def is_sentence(text: str) -> bool:
     )
 
 
+@functools.cache
 def by_file() -> dict[str, list[str]]:
     """The sentences of each file of the package that has some."""
     files = {}
@@ -122,35 +125,86 @@ def reasons_of(check: str) -> list[str]:
     return list(dict.fromkeys([RULES[check].why, *rows, *modes]))
 
 
-def page() -> str:
-    """The page of messages: a section a check, what is said and what it says to do."""
-    said: dict[str, list[str]] = {check: [] for check in (*CHECKS, "scripts")}
+def said_by(check: str) -> list[str]:
+    """What the findings and notes of a check are made of, in the order of its files."""
+    said: dict[str, None] = {}
     for name, listed in by_file().items():
-        check = check_of(name)
-        if check is not None:
-            said[check] += [line for line in listed if line not in said[check]]
-    lines = [
-        "# Every message",
-        "",
-        "Made from the source by `python docs/messages.py`: what each check can say, as it stands "
-        "in the code, `{}` for a name, a place or a number. A finding is put together as "
-        "`<where>: <fact>. <Why it matters.> <Remedy.> If it is meant: <switch>. [<check>]`; parts "
-        "of sentences are filled into others, and a fact that says itself why it matters is "
-        "followed by no reason. [What each check finds and what stays silent](checks.md).",
-    ]
-    for check, listed in said.items():
-        to_do = [line for line in listed if _IMPERATIVE.match(line)]
-        facts = [line for line in listed if line not in to_do]
-        title = "Plain scripts" if check == "scripts" else check
-        lines += ["", f"## {title}", ""]
-        lines += [f"- {_code(line)}" for line in facts]
-        if reasons := reasons_of(check):
-            lines += ["", "*Why it matters:*", ""]
-            lines += [f"- {line}" for line in reasons]
-        if to_do:
-            lines += ["", "*To do:*", ""]
-            lines += [f"- {_code(line)}" for line in to_do]
-    return "\n".join(lines) + "\n"
+        if check_of(name) == check:
+            said |= dict.fromkeys(listed)
+    return list(said)
+
+
+def messages(check: str) -> str:
+    """A check's messages: what is said, why it matters, and what to do."""
+    said = said_by(check)
+    to_do = [line for line in said if _IMPERATIVE.match(line)]
+    lines = [f"- {_code(line)}" for line in said if line not in to_do]
+    if reasons := reasons_of(check):
+        lines += ["", "*Why it matters:*", ""]
+        lines += [f"- {line}" for line in reasons]
+    lines += ["", "*To do:*", ""]
+    lines += [f"- {_code(line)}" for line in to_do]
+    return "\n".join(lines)
+
+
+def switches(check: str) -> str:
+    """What a check means, and how it is switched, from its rule."""
+    rule = RULES[check]
+    others = [f'`"{p}"`' for p in ("error", "warn", "ignore") if p != rule.default]
+    if rule.fixable:
+        others.append('`"fix"`')
+    plain = ""
+    if rule.in_plain_loops:
+        plain = " `evaluating(model)` asks it of a plain loop, too."
+    return "\n".join(
+        [
+            f"{rule.violation} {rule.help}",
+            "",
+            f'- The whole check: `EvalGuard({check}="{rule.default}")` is the default; '
+            f"{', '.join(others)}.{plain}",
+            f'- One module, file or function: `EvalGuard(allow={{"{check}": ["..."]}})`; each '
+            "message ends with the narrowest.",
+            f'- In the code itself: `with allow("{check}", reason="..."):`, or `@allow(...)` above '
+            "a function.",
+        ]
+    )
+
+
+def table() -> str:
+    """The checks, one line each."""
+    lines = ["| check | by default | what it finds |", "|---|---|---|"]
+    for check in CHECKS:
+        rule = RULES[check]
+        # where `checks/#modes` led
+        anchor = f'<a id="{check}"></a>'
+        lines.append(
+            f'| {anchor}[`{check}`]({check}.md) | `"{rule.default}"` | {rule.violation} |'
+        )
+    return "\n".join(lines)
+
+
+def filled(text: str, mark: str, content: str) -> str:
+    """`text` with `content` between two marks."""
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, _, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not end:
+        raise ValueError(f"expected {first} and {last}")
+    return f"{before}{first}\n\n{content}\n\n{last}{after}"
+
+
+def pages() -> dict[Path, str]:
+    """Each page of the docs that holds messages, as it has to be."""
+    made = {}
+    for check in CHECKS:
+        path = FOLDER / f"{check}.md"
+        text = filled(path.read_text(encoding="utf-8"), "rule", switches(check))
+        made[path] = filled(text, "messages", messages(check))
+    index = FOLDER / "index.md"
+    made[index] = filled(index.read_text(encoding="utf-8"), "checks", table())
+    scripts = PAGE.read_text(encoding="utf-8")
+    made[PAGE] = filled(scripts, "messages", messages("scripts"))
+    return made
 
 
 def _code(text: str) -> str:
@@ -162,4 +216,5 @@ def _code(text: str) -> str:
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(golden(), encoding="utf-8")
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_evalguard.checks.registry import CHECKS, RULES
+
 ROOT = Path(__file__).parent.parent
 MESSAGES = runpy.run_path(str(ROOT / "docs" / "messages.py"))
 AGAIN = "the package says something else by now: run `python docs/messages.py`, read the difference"
@@ -17,23 +19,29 @@ def test_the_golden_file_holds_what_the_package_says() -> None:
     assert golden == MESSAGES["golden"](), AGAIN
 
 
-def test_the_page_of_messages_holds_what_the_checks_say() -> None:
-    page = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
-    assert page == MESSAGES["page"](), AGAIN
+@pytest.mark.parametrize("path", MESSAGES["pages"](), ids=lambda path: path.stem)
+def test_a_page_holds_what_its_check_says(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == MESSAGES["pages"]()[path], AGAIN
 
 
-def test_every_check_has_a_section_with_facts_and_remedies() -> None:
-    page = MESSAGES["page"]()
-    for check in MESSAGES["CHECKS"]:
-        section = page.partition(f"\n## {check}\n")[2].partition("\n## ")[0]
-        facts, _, to_do = section.partition("*To do:*")
-        assert facts.count("\n- ") >= 2, check
-        assert to_do.count("\n- ") >= 1, check
+@pytest.mark.parametrize("check", MESSAGES["CHECKS"])
+def test_every_check_has_a_page_with_facts_reasons_and_remedies(check: str) -> None:
+    page = (ROOT / "docs" / "checks" / f"{check}.md").read_text(encoding="utf-8")
+    rest = page.partition("\n## Every message\n")[2]
+    facts, _, rest = rest.partition("*Why it matters:*")
+    reasons, _, to_do = rest.partition("*To do:*")
+    assert facts.count("\n- ") >= 2
+    assert f"\n- {RULES[check].why}\n" in reasons
+    assert to_do.count("\n- ") >= 1
+    assert f'EvalGuard({check}="{RULES[check].default}")' in page
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="<!-- /messages -->"):
+        MESSAGES["filled"]("# modes\n", "messages", "")
 
 
 def test_the_checks_are_those_of_the_package() -> None:
-    from lightning_evalguard.checks.registry import CHECKS
-
     assert set(MESSAGES["CHECKS"]) == CHECKS
 
 

@@ -95,7 +95,7 @@ def test_a_terminal_shows_colour_and_the_same_words(text: str, script: Any) -> N
     assert "\x1b[36m`loss.item()`" in shown
     assert "\x1b[32mKeep the tensor.\x1b[0m" in shown
     assert f"{Path(path).as_uri()}#3\x1b\\" in shown
-    assert "/checks/#sync\x1b\\" in shown
+    assert "/checks/sync/\x1b\\" in shown
     assert plain(shown) == through_a_pipe(sys.executable, path)
 
 

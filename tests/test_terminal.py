@@ -366,11 +366,12 @@ def test_pytest_shows_no_frame_of_ours(pytester: pytest.Pytester) -> None:
 def test_links_lead_where_the_package_says_that_its_docs_are() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nDocumentation = "{DOCUMENTATION}"\n' in project
-    checks = (Path(__file__).parents[1] / "docs" / "checks.md").read_text(
-        encoding="utf-8"
-    )
+    pages = Path(__file__).parents[1] / "docs" / "checks"
+    index = (pages / "index.md").read_text(encoding="utf-8")
     for check in CHECKS:
-        assert page_of(check) == f"{DOCUMENTATION}/checks/#{check}"
-        assert f"\n## {check}\n" in checks
+        assert page_of(check) == f"{DOCUMENTATION}/checks/{check}/"
+        page = (pages / f"{check}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {check}\n")
+        assert f'<a id="{check}"></a>' in index  # an older address
     assert page_of("metrics") == page_of("scores")  # as older records have it
     assert page_of("javascript:alert(1)") is None

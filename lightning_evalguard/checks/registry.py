@@ -170,10 +170,10 @@ def page_of(check: str) -> str | None:
     """Where the docs say what `check` finds and what stays silent; None for one that is unknown.
 
     Example:
-        >>> page_of("modes").rpartition("/")[2], page_of("mode")
-        ('#modes', None)
+        >>> page_of("modes").removeprefix(DOCUMENTATION), page_of("mode")
+        ('/checks/modes/', None)
     """
     rule = rule_of(check)
     if rule is None:
         return None
-    return f"{DOCUMENTATION}/checks/#{rule.name}"
+    return f"{DOCUMENTATION}/checks/{rule.name}/"
