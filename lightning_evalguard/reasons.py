@@ -69,6 +69,8 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("leaves out the last", _LEFT_OUT),
         ("leaves out the rest", _LEFT_OUT),
         ("batches, expected all of them", _LEFT_OUT),
+        ("scaled by its own statistics", "The sets agree in no number."),
+        ("overlap one of", "The model knows the answers already."),
         ("DistributedSampler repeats", "Means of self.log count them twice."),
         ("max_size_cycle", "Some samples count more than others."),
         ("repetitions", "Some samples count more than others."),
