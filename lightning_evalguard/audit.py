@@ -113,10 +113,14 @@ class Audit:
     Args:
         guard: Asks the checks.
         replays: How a step may be shown.
+
+    Attributes:
+        shows: Whether the first step of each kind of run is shown.
     """
 
     def __init__(self, guard: Asks, replays: Replays) -> None:
         self.replays = replays
+        self.shows = True
         self._guard = guard
         self._root: nn.Module | None = None
         self._shown: set[str] = set()
@@ -219,9 +223,9 @@ class Audit:
 
     def _is_due(self, now: Moment) -> bool:
         """Whether a step is the first of its kind of run."""
-        is_new = (
-            spelling(now.stage).kind not in self._shown and self.replays.audit != "off"
-        )
+        if not self.shows or self.replays.audit == "off":
+            return False
+        is_new = spelling(now.stage).kind not in self._shown
         return is_new and self._root is not None and bool(self._witnesses())
 
     def _witnesses(self) -> list[Any]:

@@ -54,6 +54,7 @@ class PlainScores:
         self._batch: Any = None
         self._in_step = False
         self._evaluations: dict[str, int] = {}
+        self._places: dict[str, str] = {}  # of comparisons, as they are shown
         self.last = ""
 
     def start(
@@ -104,11 +105,14 @@ class PlainScores:
             return
         from lightning_evalguard.confusion.sources import Pair
 
+        shown = self._places.get(place)
+        if shown is None:
+            shown = self._places[place] = shown_path(place)
         said = f"the {what} `{text if len(text) <= 60 else text[:57] + '...'}` at "
         pair = Pair(
             preds,
             target,
-            said + shown_path(place),
+            said + shown,
             classification=True,
             ignore_index=-100,
         )

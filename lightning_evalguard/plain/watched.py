@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class WaitingGuard(Guard):
         self, *args: Any, look: bool, tell: Callable[[Any], None], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._look = look
+        self._audit.shows = look
         self._tell = tell
         self._waiting: list[tuple[Finding, str]] | None = []
         self.stepped: Site | None = None
@@ -90,12 +90,6 @@ class WaitingGuard(Guard):
         if self.stepped is None:
             return replace(finding, leads="location", **where)
         return replace(finding, remedy="Step the optimizer in training only.", **where)
-
-    def shown(self, now: Moment) -> AbstractContextManager[Showing]:
-        """Show this step, where the window is one of those that are looked at."""
-        if self._look:
-            return super().shown(now)
-        return nullcontext(Showing())
 
 
 class Watched:

@@ -9,6 +9,7 @@ optimizer was made with, and a first step at 0 (a warmup by steps).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -44,7 +45,9 @@ class LearningRates:
         schedulers: Callable[[], Iterable[Any]],
         root: nn.Module,
     ) -> None:
-        self._optimizers, self._schedulers, self._root = optimizers, schedulers, root
+        self._optimizers, self._schedulers = optimizers, schedulers
+        # a model of a script may go before the script is over
+        self._model = weakref.ref(root)
         self.idle = False
         self._reported = False
         self._epoch: int | None = None
@@ -114,7 +117,7 @@ class LearningRates:
                 f"Let {kind} count from 1, step with each batch "
                 '(`"interval": "step"`), or reach 0 only where the fit ends.'
             )
-        made = getattr(type(self._root), "configure_optimizers", None)
+        made = getattr(type(self._model()), "configure_optimizers", None)
         finding = weights_finding(
             now, fact, remedy, subject=subject, kind=kind, certain=False
         )
