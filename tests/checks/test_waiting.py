@@ -60,7 +60,7 @@ def test_what_waits_is_bounded_and_forgotten_by_a_reset() -> None:
     matrix = ConfusionMatrix(3)
     for _ in range(1000):
         matrix.note(torch.randn(512, 3), torch.zeros(512, dtype=torch.long))
-        assert sum(map(len, matrix._targets)) <= 1 << 17
+        assert sum(map(len, matrix._waiting.targets)) <= 1 << 17
     matrix.reset()
     assert matrix.result().total == 0
 
