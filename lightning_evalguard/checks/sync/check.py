@@ -43,7 +43,8 @@ class SyncCheck(Check):
 
     Args:
         sync_steps: Which steps of each stage are watched: the first so many, and every so many
-            from there on; on the CPU the gaps double (50, 100, 200, ...).
+            from there on; on the CPU the gaps double (50, 100, 200, ...), and begin later where
+            a step has many operators, unless the second number is below 50.
         allowed: Whether the running code is inside ``allow("sync")``.
 
     Attributes:
