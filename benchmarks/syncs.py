@@ -272,8 +272,9 @@ def main() -> None:
         "the GPU" if options.accelerator == "gpu" else "the CPU, where nothing waits"
     )
     note = (
-        f"Five lines fixed: the median training step took {before:.2f} ms before and {after:.2f} ms "
-        f"after on {where}; the median over pairs of fits of what came back is {gained:.0%}."
+        f"Five lines fixed: the median training step took {before:.2f} ms before and "
+        f"{after:.2f} ms after on {where}; the median over pairs of fits of what came back "
+        f"is {gained:.0%}."
     )
     columns = ["tool", "lines that wait, named", "lines that do not, named"]
     raw = {

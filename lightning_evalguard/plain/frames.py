@@ -7,9 +7,11 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import CodeType, FrameType
 
-from lightning_evalguard.instruments.source import PLUMBING, nearest, owner_of
+from lightning_evalguard.instruments.source import PLUMBING, Site, nearest, owner_of
+from lightning_evalguard.report import Finding
 
 _TRAINERS = ("lightning", "pytorch_lightning", "transformers")
 
@@ -87,3 +89,13 @@ def functions_around(
                 break
         frame = frame.f_back
     return tuple(names)
+
+
+def at_site(finding: Finding, site: Site) -> Finding:
+    """The finding, at the line of a site."""
+    return replace(
+        finding,
+        location=site.location,
+        expression=site.expression,
+        function=site.function,
+    )

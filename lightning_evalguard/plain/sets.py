@@ -15,6 +15,7 @@ from lightning_evalguard.checks.data.check import DataCheck
 from lightning_evalguard.checks.data.history import History
 from lightning_evalguard.data.loaders import Evaluated
 from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.plain.frames import at_site
 from lightning_evalguard.plain.variables import LoaderName
 from lightning_evalguard.report import Finding
 
@@ -175,12 +176,7 @@ class ModelSets(DataCheck):
         finding = replace(finding, stage="evaluate")
         if finding.location is not None:
             return finding
-        return replace(
-            finding,
-            location=site.location,
-            expression=site.expression,
-            function=site.function,
-        )
+        return at_site(finding, site)
 
     # the end
 

@@ -22,6 +22,7 @@ from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.source import Site
+from lightning_evalguard.plain.frames import at_site
 from lightning_evalguard.report import Finding, Report, hidden
 
 __tracebackhide__ = hidden
@@ -86,10 +87,10 @@ class WaitingGuard(Guard):
         site = self.stepped or self.site
         if site is None or finding.check != "state" or finding.location is not None:
             return finding
-        where = {k: getattr(site, k) for k in ("location", "expression", "function")}
         if self.stepped is None:
-            return replace(finding, leads="location", **where)
-        return replace(finding, remedy="Step the optimizer in training only.", **where)
+            return at_site(replace(finding, leads="location"), site)
+        remedy = "Step the optimizer in training only."
+        return at_site(replace(finding, remedy=remedy), site)
 
 
 class Watched:

@@ -17,6 +17,7 @@ from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.checks.weights.words import OF_SCRIPTS
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tensors import Inventory
+from lightning_evalguard.plain.frames import at_site
 from lightning_evalguard.report import Finding
 
 
@@ -180,13 +181,7 @@ def _placed(finding: Finding, site: Site, root: nn.Module) -> Finding:
     kind = finding.subject_type
     if finding.subject == "":
         kind = type(root).__name__
-    return replace(
-        finding,
-        subject_type=kind,
-        location=site.location,
-        expression=site.expression,
-        function=site.function,
-    )
+    return at_site(replace(finding, subject_type=kind), site)
 
 
 _NONE = nn.Module()
