@@ -1,7 +1,9 @@
 """What a step does that cannot be undone: files, processes, connections; and the code that it runs.
 
 Python tells an audit hook of each file that is opened, each process and each connection before it
-happens. What native code does without telling is known by the functions that lead to it.
+happens. What native code does without telling is known by the functions that lead to it. No hook
+can be taken out again, and with one each ``id()`` of the process takes seven times as long, so it
+is put in no earlier than the code calls the first function of which it would hear.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ import dis
 import functools
 import gc
 import inspect
+import io
 import os
 import sys
 import threading
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -102,6 +108,21 @@ _HANDLES = frozenset(
     {"_io", "socket", "_socket", "ssl", "_ssl", "_queue", "sqlite3", "_sqlite3"}
 )
 _CALLS = {os.write: "writes to a file"}
+# What an audit hook hears of: functions, and methods by their names. Python's own modules tell of
+# what they are about to do through `sys.audit`.
+_OF_OS = (
+    *("open", "mkdir", "rmdir", "remove", "unlink", "rename", "replace", "link"),
+    *("symlink", "truncate", "ftruncate", "chmod", "fchmod", "lchmod", "chown"),
+    *("fchown", "lchown", "utime", "setxattr", "removexattr", "system", "execv"),
+    *("execve", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"),
+    *("kill", "killpg", "chdir", "fchdir"),
+)
+_HEARD = frozenset(
+    {io.open, io.open_code, sys.audit}
+    | {getattr(os, name) for name in _OF_OS if hasattr(os, name)}
+)
+_HEARD_METHODS = frozenset({"connect", "bind", "sendto", "sendmsg", "tofile"})
+_WRITE_CALLS = Path("/proc/self/io")
 
 
 class Abort(BaseException):
@@ -117,7 +138,8 @@ class Effects:
     Args:
         forbid: Raise `Abort` before it happens.
         calls: Hear which code runs too, which costs a fraction of a microsecond a call. Where
-            somebody profiles this thread already, or Dynamo compiles, that is not done.
+            somebody profiles this thread already, or Dynamo compiles, that is not done, and the
+            audit hook is put in at once.
 
     Attributes:
         why: The first of what cannot be undone, in words, or None.
@@ -130,24 +152,30 @@ class Effects:
         self._forbid = forbid
         self._calls = calls
         self._profiles = False
+        self._writes: int | None = None
         self._thread = 0
         self._collects = False
         self._own: set[int] = set()
         self._known: set[CodeType] = set()
 
     def __enter__(self) -> Effects:
-        _install()
         self._thread = threading.get_ident()
         _listening.append(self)
         gc.callbacks.append(self._collected)
         self._profiles = self._calls and sys.getprofile() is None
         if self._profiles:
+            self._writes = _writes_so_far()
             sys.setprofile(self._call)
+        else:
+            _install()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._profiles and sys.getprofile() == self._call:
             sys.setprofile(None)
+        # native code wrote, or another thread: a replay is to hear of it before it happens
+        if self._writes is not None and self._writes != _writes_so_far():
+            _install()
         if self in _listening:
             _listening.remove(self)
         gc.callbacks.remove(self._collected)
@@ -182,6 +210,8 @@ class Effects:
         if event == "call":
             self._python(frame)
         elif event == "c_call":
+            if not _installed and _is_heard(arg, frame):
+                _install()
             self._native(arg)
 
     def _python(self, frame: FrameType) -> None:
@@ -275,12 +305,49 @@ def _is_harmless(frame: FrameType | None) -> bool:
     return False
 
 
+def _is_heard(function: Any, frame: FrameType | None) -> bool:
+    """Whether an audit hook would hear of a call that is made in a frame.
+
+    Who shows a line of code, as a warning does, or looks for a package opens files to read them.
+    """
+    if function not in _HEARD and function.__name__ not in _HEARD_METHODS:
+        return False
+    while frame is not None:
+        path = frame.f_code.co_filename
+        owner = owner_of(path)
+        if owner == "self" or (owner == "stdlib" and _only_reads(path)):
+            return False
+        if owner == "user":
+            return True
+        frame = frame.f_back
+    return True
+
+
+def _only_reads(path: str) -> bool:
+    return path == tokenize.__file__ or "importlib" in path
+
+
+def _writes_so_far() -> int | None:
+    """How often this process has asked its kernel to write; None where the kernel does not say."""
+    try:
+        counts = dict(_counts(_WRITE_CALLS.read_text()))
+    except (OSError, ValueError):
+        return None
+    return counts.get("syscw")
+
+
+def _counts(text: str) -> Iterator[tuple[str, int]]:
+    for line in text.splitlines():
+        name, _, count = line.partition(":")
+        yield name, int(count)
+
+
 _listening: list[Effects] = []
 _installed = False
 
 
 def _install() -> None:
-    """Put in the one hook of this process: python knows no way to take it out again."""
+    """Put in the one hook of this process, for good: python knows no way to take it out again."""
     global _installed
     if not _installed:
         _installed = True
