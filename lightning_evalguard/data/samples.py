@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -74,6 +75,22 @@ def content_hash(sample: Any) -> tuple[bytes, bool] | None:
         return None
     hashed = hashlib.blake2b(b"\0".join(raw), digest_size=8).digest()
     return hashed, any(map(rich, large))
+
+
+def largest_tensor(sample: Any) -> Tensor:
+    """The tensor or array of a sample that has most numbers; raises where it has none."""
+    held = [leaf for leaf in leaves(sample) if isinstance(leaf, Tensor)]
+    arrays = [leaf for leaf in leaves(sample) if is_array(leaf)]
+    held += [torch.tensor(a) for a in arrays if a.dtype.name in NUMBER_TYPES]
+    return max((t.detach() for t in held), key=Tensor.numel)
+
+
+def spread(k: int, n: int) -> int:
+    """The k-th of `n` places, each once, consecutive ones far apart."""
+    step = max(1, int(n * 0.6180339887498949))
+    while math.gcd(step, n) > 1:
+        step += 1
+    return k * step % n
 
 
 def rich(leaf: Any) -> bool:
@@ -442,8 +459,10 @@ __all__ = [
     "digest",
     "is_cheap",
     "keys",
+    "largest_tensor",
     "rows",
     "sketch",
+    "spread",
     "twins",
     "undisturbed",
 ]  # fmt: skip

@@ -1,6 +1,16 @@
 """Lies around the step, each with its honest twin, in tables by what they are about."""
 
-from lies import around, data, further, padding, quiet, scores, selection, weights
+from lies import (
+    around,
+    data,
+    further,
+    padding,
+    quiet,
+    reading,
+    scores,
+    selection,
+    weights,
+)
 from lies.common import GUARDED, TABLE
 from lies.honest import HONEST
 
@@ -11,6 +21,7 @@ CHECKS = {
     "lies.further": {"weights", "data", "selection"},
     "lies.padding": {"batch"},
     "lies.quiet": {"weights", "scores", "data"},
+    "lies.reading": {"data"},
     "lies.scores": {"scores"},
     "lies.selection": {"selection", "data", "modes", "grad", "state"},
 }
@@ -26,6 +37,7 @@ __all__ = [
     "further",
     "padding",
     "quiet",
+    "reading",
     "scores",
     "selection",
     "weights",

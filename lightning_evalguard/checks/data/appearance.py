@@ -142,13 +142,22 @@ def _look(rows: Tensor) -> _Look:
         return _Look(values.mean(2), values.flatten(1).std(1), tails)
 
 
-def difference_in_looks(mine: Appearance, theirs: Appearance) -> str:
-    """How an evaluated set's batches look otherwise than training's; empty where they do not."""
+def difference_in_looks(
+    mine: Appearance, theirs: Appearance, values: bool = True
+) -> str:
+    """How an evaluated set's batches look otherwise than training's; empty where they do not.
+
+    Args:
+        mine: Of the evaluated set.
+        theirs: Of training.
+        values: Whether their values count, beside their type and shape.
+    """
     if mine.dtype is None or theirs.dtype is None or mine.place != theirs.place:
         return ""
-    return (
-        _of_type(mine, theirs) or _of_layout(mine, theirs) or _of_values(mine, theirs)
-    )
+    said = _of_type(mine, theirs) or _of_layout(mine, theirs)
+    if said or not values:
+        return said
+    return _of_values(mine, theirs)
 
 
 def _of_type(mine: Appearance, theirs: Appearance) -> str:

@@ -368,15 +368,12 @@ class DataCheck(Check):
                 found += self._of_records(one)
             if id(one) not in self._compared:
                 self._compared.add(id(one))
-                roots = [
-                    part.root
-                    for side in self._sides(now, "train")
-                    for part in side.parts
-                ]
-                found += agreement.disagreements_of(one, roots)
-                found += looks_other(one, self._history.appearance)
+                training = self._sides(now, "train")
+                parts = [part for side in training for part in side.parts]
+                found += agreement.disagreements_of(one, [part.root for part in parts])
+                found += looks_other(one, self._history.appearance, parts)
                 found += collate.mixed_by_collate(one)
-                for side in self._sides(now, "train"):
+                for side in training:
                     if not leaks:
                         found += scaled.by_own_statistics(one, side)
                         found += windows.overlapping(one, side)

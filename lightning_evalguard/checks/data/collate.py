@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, spread, workers
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, workers
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.data.loaders import Fact, is_iterable_style, length, source_of
-from lightning_evalguard.data.samples import digest, is_cheap, undisturbed
+from lightning_evalguard.data.samples import digest, is_cheap, spread, undisturbed
 
 _BESIDE = 8  # samples of a batch that is made
 _LOST = 0.75  # of the samples' numbers that a batch holds which leaves samples out

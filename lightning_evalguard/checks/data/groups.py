@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_evalguard.checks.data.history import Side
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, spread
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, workers
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.batches import is_array
 from lightning_evalguard.data.loaders import Fact, Part
-from lightning_evalguard.data.samples import Budget, rows, undisturbed
+from lightning_evalguard.data.samples import Budget, rows, spread, undisturbed
 
 _WHO = re.compile(
     r"^_?(patient|subject|subj|speaker|spk|user|document|doc|video|case|participant|person|"
@@ -35,6 +35,7 @@ _SAMPLES_OF_ONE = 2  # on average: numbers of single files are no groups
 _FILE_NAMES = "file names"
 _FEWEST = 3  # groups of a training set that are no fold, sex or site
 _LABELS = 16  # groups whose labels are compared
+_NAME = 64  # letters of a group's name
 _NUMBERS = 20_000  # groups that are looked at one by one
 
 Asked = str | Callable[..., Any] | None
@@ -67,6 +68,11 @@ def shared_groups(
     """
     mine = _grouped(_loaders.parts(one.loader), one.loader.dataset, asked, reads)
     theirs = _grouped(side.parts, side.dataset, asked, reads)
+    if asked is None and mine is theirs is None and not workers(one.loader):
+        key = _own_key(one.loader.dataset)
+        if key and not side.workers and key == _own_key(side.dataset):
+            mine = _by_reading(one.loader.dataset, key, reads)
+            theirs = _by_reading(side.dataset, key, reads)
     if mine is None or theirs is None:
         why = f"groups={_named(asked)!r} gives no group for the samples of `{one.name}`"
         return [], why if asked is not None else ""
@@ -100,12 +106,25 @@ def _are_labels(mine: Grouped, dataset: Any) -> bool:
     with undisturbed(dataset):
         for group, places in list(mine.places.items())[:_LABELS]:
             for at in places[:2]:
-                sample = dataset[at]
-                if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+                label = _label_of(dataset[at], mine.name)
+                if label is None:
                     return False
-                labels.setdefault(group, set()).add(_plain(sample[1]))
+                labels.setdefault(group, set()).add(label)
     each = [next(iter(found)) for found in labels.values() if len(found) == 1]
     return len(set(each)) == len(labels) >= _FEWEST
+
+
+def _label_of(sample: Any, by: str) -> Hashable | None:
+    """The one label of a sample; of a dictionary it may be what it is grouped by."""
+    if isinstance(sample, Mapping):
+        single = [key for key, value in sample.items() if _is_single(value)]
+        others = [key for key in single if key != by] or single
+        if len(others) != 1:
+            return None
+        return _plain(sample[others[0]])
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        return None
+    return _plain(sample[1])
 
 
 def _come_several(of: Grouped) -> bool:
@@ -174,6 +193,8 @@ def _columns(
     root: Any, asked: str | None
 ) -> Iterator[tuple[str, Callable[[int], Any]]]:
     """What a dataset holds that gives the group of each of its samples, by name."""
+    if type(root) in (list, tuple):
+        yield from _keys_of(root, asked)
     if not isinstance(root, Dataset):
         return
     n = _loaders.length(root)
@@ -185,10 +206,18 @@ def _columns(
                 if _is_wanted(column, asked):
                     yield str(column), value[column].tolist().__getitem__
         elif isinstance(value, (list, tuple)) and value and len(value) == n:
-            first = value[0]
-            for key in first if isinstance(first, Mapping) else ():
-                if _is_wanted(key, asked):
-                    yield key, lambda i, rows=value, key=key: rows[i].get(key)  # type: ignore[misc]
+            yield from _keys_of(value, asked)
+
+
+def _keys_of(
+    samples: Sequence[Any], asked: str | None
+) -> Iterator[tuple[str, Callable[[int], Any]]]:
+    """The same of a list of dictionaries, one a sample."""
+    if not samples or not isinstance(samples[0], Mapping):
+        return
+    for key in samples[0]:
+        if _is_wanted(key, asked):
+            yield key, lambda i, key=key: samples[i].get(key)  # type: ignore[misc]
 
 
 def _is_wanted(name: Any, asked: str | None) -> bool:
@@ -211,6 +240,26 @@ def _is_series(value: Any) -> bool:
 def _is_frame(value: Any) -> bool:
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def _own_key(dataset: Any) -> str | None:
+    """The key of a sample that sounds like a group, and holds a number or a short name."""
+    if not _loaders.length(dataset):
+        return None
+    with undisturbed(dataset):
+        sample = dataset[0]
+    parts = sample if isinstance(sample, (list, tuple)) else [sample]
+    for part in parts:
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            if _is_wanted(key, None) and _is_single(value):
+                return str(key)
+    return None
+
+
+def _is_single(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _NAME
+    return isinstance(value, (Tensor, int)) and getattr(value, "ndim", 0) == 0
 
 
 def _by_reading(dataset: Any, asked: Any, reads: int) -> Grouped | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -208,8 +210,11 @@ class History:
             kind,
             fit,
             _weak(loader),
-            _weak(getattr(loader, "dataset", None)),
-            [_weak(part.root) for part in parts],
+            _weak_in(loader, getattr(loader, "dataset", None), _dataset_of),
+            [
+                _weak_in(loader, part.root, partial(_root_of, k))
+                for k, part in enumerate(parts)
+            ],
             [(part.indices, part.at) for part in parts],
             workers(loader),
         )
@@ -289,6 +294,24 @@ def _weak(thing: Any) -> Any:
         return weakref.ref(thing)
     except TypeError:  # a list, a tuple
         return _nothing
+
+
+def _weak_in(loader: Any, thing: Any, find: Callable[[Any], Any]) -> Any:
+    """A weak reference to a part of a loader, of a list by way of the loader."""
+    if type(thing) not in (list, tuple):
+        return _weak(thing)
+    reference = _weak(loader)
+    return lambda: find(reference())
+
+
+def _dataset_of(loader: Any) -> Any:
+    return getattr(loader, "dataset", None)
+
+
+def _root_of(k: int, loader: Any) -> Any:
+    if loader is None:
+        return None
+    return next((part.root for part in _loaders.parts(loader)[k:]), None)
 
 
 def _nothing() -> None:

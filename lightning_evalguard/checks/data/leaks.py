@@ -12,7 +12,6 @@ from lightning_evalguard.checks.data.history import Side
 from lightning_evalguard.checks.data.loader_facts import (
     EvaluatedSet,
     listed_places,
-    spread,
     workers,
 )
 from lightning_evalguard.data import loaders as _loaders
@@ -24,6 +23,7 @@ from lightning_evalguard.data.samples import (
     content_hash,
     digest,
     rows,
+    spread,
     twins,
     undisturbed,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,10 @@ from lightning_evalguard.checks.data.appearance import (
     Appearance,
     difference_in_looks,
 )
+from lightning_evalguard.checks.data.shifted import is_trend
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact
-from lightning_evalguard.data.samples import Sketch
+from lightning_evalguard.data.samples import Sketch, spread
 
 _READS = 16  # samples read twice
 
@@ -132,14 +132,18 @@ def plain_facts(one: EvaluatedSet, evaluated: Evaluated) -> Iterator[Fact]:
         )
 
 
-def looks_other(one: EvaluatedSet, training: Appearance) -> list[Fact]:
-    """How the batches of a set look otherwise than training's."""
+def looks_other(
+    one: EvaluatedSet, training: Appearance, parts: Sequence[_loaders.Part]
+) -> list[Fact]:
+    """How the batches of a set look otherwise than training's, of which `parts` are known."""
     said = difference_in_looks(one.appearance, training)
+    if said and is_trend(_loaders.parts(one.loader), parts):
+        said = difference_in_looks(one.appearance, training, values=False)
+    if not said:
+        return []
     remedy = (
         "Give both sets the same preprocessing, but for what is random in training."
     )
-    if not said:
-        return []
     return [one.fact(said, remedy, certain=False)]
 
 
@@ -181,14 +185,6 @@ def broken_off(ended_at: int, evaluated: Evaluated | None, where: str | None) ->
         "Catch it in the step: give `next()` a default, or loop over `itertools.cycle`.",
         location=where,
     )
-
-
-def spread(k: int, n: int) -> int:
-    """The k-th of `n` places, each once, consecutive ones far apart."""
-    step = max(1, int(n * 0.6180339887498949))
-    while math.gcd(step, n) > 1:
-        step += 1
-    return k * step % n
 
 
 def listed_places(places: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Are both sets scaled by the statistics of training, or each by its own?
 
-Told by the rows that the datasets hold in memory; no sample is read. Over all rows of the evaluated
+Told by the rows that the datasets hold in memory; a dataset that scales what it reads is left to
+`scaled_reading`. Over all rows of the evaluated
 set, and over all of training's, each column (or channel) has mean 0 and standard deviation 1 up to
 rounding; or the smallest value of each is exactly 0 and the largest exactly 1, mostly once. Chance
 does neither: of rows that another set's statistics scaled the mean misses 0 by about
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lightning_evalguard.checks.data.history import Side
 from lightning_evalguard.checks.data.loader_facts import EvaluatedSet
+from lightning_evalguard.checks.data.scaled_reading import own_scaling
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Fact, Part
 from lightning_evalguard.data.samples import rows
@@ -33,24 +35,32 @@ _MOST = 1 << 22  # values of a set
 
 def by_own_statistics(one: EvaluatedSet, side: Side) -> list[Fact]:
     """What shows that an evaluated set and training's are each scaled by their own statistics."""
-    how = _scaled(_loaders.parts(one.loader))
-    if how is None or _scaled(side.parts) != how:
+    mine, theirs = _loaders.parts(one.loader), side.parts
+    if len(mine) != 1 or len(theirs) != 1:
         return []
+    how = _scaled(mine[0])
+    if how is not None:
+        if _scaled(theirs[0]) != how:
+            return []
+        said = f"over the whole set {how}"
+    else:
+        statistics = own_scaling(mine[0], theirs[0])
+        if statistics is None:
+            return []
+        said = f"what is read is scaled by the {statistics} of this set"
     return [
         one.fact(
-            f"over the whole set {how}, and so it is in {side.words}: each set is scaled by its "
-            "own statistics, expected those of training for both",
+            f"{said}, and so it is in {side.words}: each set is scaled by its own statistics, "
+            "expected those of training for both",
             "Pass both sets through `transform` of a scaler that is fitted to the training set.",
             certain=False,
         )
     ]
 
 
-def _scaled(parts: list[Part]) -> str | None:
+def _scaled(part: Part) -> str | None:
     """How the rows of a set are scaled by statistics of its own; None where they are not."""
-    if len(parts) != 1:
-        return None
-    held = rows(parts[0].root, parts[0].indices)
+    held = rows(part.root, part.indices)
     if held is None or not isinstance(held.values, Tensor):
         return None
     table = held.values

@@ -1,24 +1,29 @@
 """Are windows of one series drawn at random for training and for evaluation?
 
-Both sets take their samples from one dataset, whose neighbours overlap: all but the first steps of
-a sample are the first ones of the next. Most evaluated samples then stand in training too, but for
-a few steps. A split by time has such neighbours at its border alone; samples that repeat
+Where both sets take their samples from one dataset, its neighbours overlap: all but the first
+steps of a sample are the first ones of the next. Most evaluated samples then stand in training too,
+but for a few steps. A split by time has such neighbours at its border alone; samples that repeat
 themselves, or that hold few values, tell nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lightning_evalguard.checks.data.history import Side
-from lightning_evalguard.checks.data.loader_facts import EvaluatedSet, spread
+from lightning_evalguard.checks.data.loader_facts import EvaluatedSet
+from lightning_evalguard.checks.data.shifted import shifted
 from lightning_evalguard.data import loaders as _loaders
-from lightning_evalguard.data.batches import NUMBER_TYPES, is_array, leaves
 from lightning_evalguard.data.loaders import Fact, Part
-from lightning_evalguard.data.samples import is_cheap, rich, rows, undisturbed
+from lightning_evalguard.data.samples import (
+    is_cheap,
+    largest_tensor,
+    rich,
+    rows,
+    spread,
+    undisturbed,
+)
 
 _PAIRS = 8  # neighbours that are compared
 _MOST = 0.5  # of the evaluated samples that have a neighbour in training
@@ -28,29 +33,52 @@ _LONGEST = 1 << 14  # values of a sample
 def overlapping(one: EvaluatedSet, side: Side) -> list[Fact]:
     """What shows that evaluated samples overlap training's."""
     mine, theirs = _loaders.parts(one.loader), side.parts
-    if len(mine) != 1 or len(theirs) != 1 or mine[0].root is not theirs[0].root:
+    if len(mine) != 1 or len(theirs) != 1:
         return []
-    beside = _beside(mine[0].indices, theirs[0].indices)
-    n = len(mine[0].indices)
-    if n < 2 * _PAIRS or int(beside.sum()) <= _MOST * n:
-        return []
-    pairs = [
-        int(place) for place in mine[0].indices[beside & _followed(mine[0], theirs[0])]
-    ]
-    chosen = [pairs[spread(k, len(pairs))] for k in range(min(_PAIRS, len(pairs)))]
-    shift = _shift(mine[0], chosen)
-    if not shift:
+    text = _of_neighbours(mine[0], theirs[0], side.words)
+    if text is None:
+        text = _by_content(mine[0], theirs[0], side.words)
+    if text is None:
         return []
     return [
         one.fact(
-            f"{int(beside.sum())} of its {n} samples overlap one of {side.words}: sample "
-            f"{chosen[0]} of `{type(mine[0].root).__name__}` goes on in the next one, {shift} "
-            "further on; expected a split by time",
+            f"{text}; expected a split by time",
             "Split the series by time before windows are cut: the first part for training, the "
             "last for the evaluation.",
             certain=False,
         )
     ]
+
+
+def _of_neighbours(mine: Part, theirs: Part, words: str) -> str | None:
+    """Both sets take from one dataset, in which windows follow one another."""
+    n = len(mine.indices)
+    if mine.root is not theirs.root or n < 2 * _PAIRS:
+        return None
+    beside = _beside(mine.indices, theirs.indices)
+    if int(beside.sum()) <= _MOST * n:
+        return None
+    pairs = [int(place) for place in mine.indices[beside & _followed(mine, theirs)]]
+    chosen = [pairs[spread(k, len(pairs))] for k in range(min(_PAIRS, len(pairs)))]
+    shift = _shift(mine, chosen)
+    if not shift:
+        return None
+    return (
+        f"{int(beside.sum())} of its {n} samples overlap one of {words}: sample {chosen[0]} of "
+        f"`{type(mine.root).__name__}` goes on in the next one, {shift} further on"
+    )
+
+
+def _by_content(mine: Part, theirs: Part, words: str) -> str | None:
+    """Windows were shuffled before the split, or cut by each dataset for itself."""
+    found = shifted(mine, theirs)
+    if found is None:
+        return None
+    return (
+        f"{found.found} of {found.looked} samples that were looked at overlap one of {words}: "
+        f"sample {found.place} of `{type(mine.root).__name__}` goes on there, {found.shift} "
+        "further on"
+    )
 
 
 def _beside(mine: Tensor, theirs: Tensor) -> Tensor:
@@ -89,14 +117,7 @@ def _samples(part: Part, wanted: list[int]) -> list[Tensor]:
     with undisturbed(part.root):
         if not is_cheap(part.root, wanted[0]):
             return []
-        return [_largest(part.root[i]) for i in wanted]
-
-
-def _largest(sample: Any) -> Tensor:
-    held = [leaf for leaf in leaves(sample) if isinstance(leaf, Tensor)]
-    arrays = [leaf for leaf in leaves(sample) if is_array(leaf)]
-    held += [torch.tensor(a) for a in arrays if a.dtype.name in NUMBER_TYPES]
-    return max((t.detach() for t in held), key=Tensor.numel)
+        return [largest_tensor(part.root[i]) for i in wanted]
 
 
 def _between(a: Tensor, b: Tensor) -> int:
