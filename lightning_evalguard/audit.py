@@ -97,9 +97,6 @@ class Asks(Protocol):
     def ask(self, event: str, ask: Callable[[Any], Iterable[Finding]]) -> Judged:
         """What the checks answer at an event."""
 
-    def any(self, event: str) -> bool:
-        """Whether any check answers yes at an event; each is asked."""
-
     def hearing(self, event: str) -> tuple[tuple[Check, str], ...]:
         """The checks that do something at an event, with their policies."""
 
@@ -116,6 +113,7 @@ class Audit:
 
     Attributes:
         shows: Whether the first step of each kind of run is shown.
+        remembers: Whether it is asked, before a step, to keep what that is given.
     """
 
     def __init__(self, guard: Asks, replays: Replays) -> None:
@@ -127,7 +125,7 @@ class Audit:
         self._code: dict[CodeType, dict[str, Any]] = {}
         self._given: Given | None = None  # to the running step
         # whether steps change the containers that they are given
-        self._is_taken_from = False
+        self._is_taken_from = self.remembers = False
 
     def open(self, root: nn.Module) -> None:
         """A run begins on `root`."""
@@ -139,6 +137,10 @@ class Audit:
         """The run is over."""
         self._root = self._given = None
         self._code.clear()
+
+    def start(self, now: Moment) -> None:
+        """An evaluation begins."""
+        self.remembers = self._is_taken_from or self._is_due(now)
 
     def begins(self, now: Moment, args: tuple[Any, ...]) -> None:
         """A step is about to run on `args`: it may be run again on what they hold now."""
@@ -175,16 +177,25 @@ class Audit:
         self,
         now: Moment,
         showing: Showing,
+        tripped: bool,
         call: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Judged:
-        """What the witnesses find in ``call(*args, **kwargs)``, which was shown and has run."""
+        """What the witnesses find in ``call(*args, **kwargs)``, which was shown and has run.
+
+        Args:
+            now: The step.
+            showing: How it was shown.
+            tripped: Whether a check wants it shown again.
+            call: The step, and what it was called with.
+            args: By place.
+            kwargs: By name.
+        """
         given, self._given = self._given, None
         if given is not None and not self._is_taken_from:
             self._is_taken_from = given.is_changed
-        # a check that thins saw nothing of most steps
-        tripped = self._guard.any("tripped_skipped" if now.thinned else "tripped")
+        self.remembers = self._is_taken_from
         if not (showing.again or tripped):
             if not showing.watched:
                 return []

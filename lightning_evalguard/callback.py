@@ -397,9 +397,9 @@ class EvalGuard(Callback):
             run.scores.log_after(hook)
 
     def _at(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
-        run = self._run_of(trainer)
-        if run is not None:
-            run.at(batch_idx, dataloader_idx)
+        for run in self._runs:
+            if run.trainer is trainer:
+                run.at(batch_idx, dataloader_idx)
 
     def _end(self, trainer: Trainer, error: BaseException | None = None) -> None:
         run = self._run_of(trainer)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_evalguard.audit import NOT_SHOWN, Audit, Replays, Showing
@@ -34,6 +35,7 @@ __tracebackhide__ = hidden
 # values looked at line by line, in one evaluation of each stage: about 0.1 s; of a model that has
 # too many for so many lines, no line is told apart from its neighbours
 _FOLLOWS, _LINES = 10_000, 8
+_modes_in_force = torch._C._len_torch_dispatch_stack  # `is_watched`, without a call
 _AFTER_WHICH_NOTES = frozenset({"start", "saw", "stop", "close"})
 
 
@@ -114,6 +116,7 @@ class Guard:
         self._pace.begin()
         self._moves.begin()
         now.skipped = 0
+        self._audit.start(now)
         root, new = self._root, now.stage not in self._followed
         self._followed.add(now.stage)
         if (
@@ -236,7 +239,8 @@ class Guard:
     def before(self, now: Moment, args: tuple[Any, ...]) -> None:
         """An evaluation step is about to run on ``args``."""
         now.thinned = not self._pace.looks(now.dataloader)
-        self._audit.begins(now, args)
+        if self._audit.remembers:
+            self._audit.begins(now, args)
         if now.thinned:
             now.skipped += 1
             findings = self.call("before_skipped_step", now, args)
@@ -264,7 +268,10 @@ class Guard:
         else:
             checked["batches_looked_at"] += 1
             findings = self.call("after_step", now, outputs)
-        findings += self._audit.after(now, showing, call, args, kwargs)
+        # a check that thins saw nothing of most steps
+        tripped = self.any("tripped_skipped" if now.thinned else "tripped")
+        if tripped or showing is not NOT_SHOWN or self._audit.remembers:
+            findings += self._audit.after(now, showing, tripped, call, args, kwargs)
         if findings:
             self._judge(findings, quiet=False)
 
@@ -414,10 +421,10 @@ class Guard:
         Most find nothing, so nothing is made for them: no closure, no context, no list.
         """
         found: list[tuple[Finding, str]] = []
-        methods = self._listeners.methods(event)
+        methods = self._listeners.methods[event]
         if not methods:
             return found
-        hides = is_watched()
+        hides = _modes_in_force()
         aside.depth += 1
         try:
             for pair, method in methods:
@@ -441,7 +448,7 @@ class Guard:
     def any(self, event: str) -> bool:
         """Whether any check answers yes at an event; each is asked, for some then forget it."""
         yes = False
-        for pair, method in self._listeners.methods(event):
+        for pair, method in self._listeners.methods[event]:
             try:
                 yes |= bool(method())
             except Exception as error:  # noqa: BLE001, PERF203 - ours must not stop a run

@@ -397,20 +397,21 @@ class _Switches:
     """Who last switched grad mode on, known only while a step is shown.
 
     The contexts are wrapped where Dynamo does not look: it knows them by their class.
+
+    Attributes:
+        last: Where.
+        are_heard: Whether a step is shown, or was and is not over.
     """
 
     def __init__(self) -> None:
         self.last: _At | None = None
+        self.are_heard = False
         self._wraps: list[tuple[type, str, Any]] = []
-
-    @property
-    def are_heard(self) -> bool:
-        """Whether a step is shown, or was and is not over."""
-        return bool(self._wraps)
 
     def start(self) -> None:
         self.stop()
         self.last = None
+        self.are_heard = True
         self._wrap(torch.enable_grad, "__enter__", lambda context, args: True)
         self._wrap(
             torch.set_grad_enabled, "__init__", lambda context, args: bool(args[0])
@@ -426,6 +427,7 @@ class _Switches:
         for cls, method, original in self._wraps:
             setattr(cls, method, original)
         self._wraps = []
+        self.are_heard = False
 
     def _wrap(
         self, cls: type, method: str, switches_on: Callable[[Any, Any], bool]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from lightning_evalguard.checks.check import Check
 from lightning_evalguard.report import Finding
 
 Ruled = tuple[Check, str]
 """A check and its policy."""
+
+
+class Asked(NamedTuple):
+    """What an event calls: the method of one check."""
+
+    pair: Ruled
+    method: Callable[..., Iterable[Finding]]
+
 
 _SKIPPED = ("before_skipped_step", "after_skipped_step", "tripped_skipped")
 
@@ -23,14 +32,13 @@ class Listeners:
 
     Attributes:
         checks: Those that have not failed.
+        methods: What each event calls.
     """
 
     def __init__(self, checks: Iterable[Ruled]) -> None:
         self.checks: Sequence[Ruled] = list(checks)
         self._hearing: dict[str, tuple[Ruled, ...]] = {}
-        self._methods: dict[
-            str, tuple[tuple[Ruled, Callable[..., Iterable[Finding]]], ...]
-        ] = {}
+        self.methods = _Methods(self.hearing)
         self._thins: list[bool] = []
 
     def hearing(self, event: str) -> tuple[Ruled, ...]:
@@ -48,33 +56,36 @@ class Listeners:
             )
         return hearing
 
-    def methods(
-        self, event: str
-    ) -> tuple[tuple[Ruled, Callable[..., Iterable[Finding]]], ...]:
-        """What an event calls."""
-        methods = self._methods.get(event)
-        if methods is None:
-            method = _method_of(event)
-            methods = tuple(
-                (pair, getattr(pair[0], method)) for pair in self.hearing(event)
-            )
-            self._methods[event] = methods
-        return methods
-
     def ask_who_thins(self) -> None:
         """Which checks may be left out when steps are skipped: some say so by what they saw."""
         thins = [check.thins for check, _ in self.checks]
         if thins != self._thins:
             self._thins = thins
             for event in _SKIPPED:
-                self._methods.pop(event, None)
+                self.methods.pop(event, None)
                 self._hearing.pop(event, None)
 
     def remove(self, pair: Ruled) -> None:
         """A check failed, and hears no more."""
         self.checks = [p for p in self.checks if p is not pair]
         self._hearing.clear()
-        self._methods.clear()
+        self.methods.clear()
+
+
+class _Methods(dict[str, tuple[Asked, ...]]):
+    """What each event calls, made as it is asked for: most steps only look it up."""
+
+    def __init__(self, hearing: Callable[[str], Iterable[Ruled]]) -> None:
+        super().__init__()
+        self._hearing = hearing
+
+    def __missing__(self, event: str) -> tuple[Asked, ...]:
+        method = _method_of(event)
+        each = self._hearing(event)
+        self[event] = asked = tuple(
+            Asked(pair, getattr(pair[0], method)) for pair in each
+        )
+        return asked
 
 
 def _method_of(event: str) -> str:

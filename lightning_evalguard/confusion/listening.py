@@ -63,7 +63,7 @@ class StepTaps:
 
     Attributes:
         settled: The loader of which the pair of every step is known, and all stands that hears of
-            it there.
+            it there: for its steps, `hear` is enough.
     """
 
     def __init__(
@@ -96,9 +96,6 @@ class StepTaps:
 
     def before_step(self, module: nn.Module, entry: LoaderCount) -> None:
         """A step is about to run."""
-        if entry is self.settled:
-            self._hear_step(True)
-            return
         try:
             self._open(module, entry)
         except BaseException:
@@ -131,7 +128,7 @@ class StepTaps:
         if _may_gather(entry.chosen) or self.arrays.is_open:
             self.settled = None
 
-    def _hear_step(self, hears: bool) -> None:
+    def hear(self, hears: bool) -> None:
         """Begin or end to hear a step of which the place is known: nothing is put up for it."""
         self._losses.hears = self._functions.hears = hears and self._of_losses
         chosen = None
@@ -146,9 +143,6 @@ class StepTaps:
 
     def after_step(self, entry: LoaderCount | None) -> None:
         """The step is over, and the hooks after it begin."""
-        if entry is not None and entry is self.settled:
-            self._hear_step(False)
-            return
         self.gathers.close()
         self._bincounts.close()
         chosen = None

@@ -168,9 +168,14 @@ class _Losses:
             if place is not None and len(args) > place:
                 ignore = args[place]
             if peek() is None:
-                if isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-                    make = partial(_of_loss, kind, args[0], args[1], ignore)
-                    _tell(taps, kind, args[0], args[1], make, value)
+                preds, target = args[0], args[1]
+                if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
+                    return value
+                make = partial(_of_loss, kind, preds, target, ignore)
+                if len(taps) > 1 or taps[0].locates:
+                    _tell(taps, kind, preds, target, make, value)
+                elif not taps[0].at_once("loss", kind.name, preds, target, make):
+                    taps[0].see("loss", kind.name, make(), value)
                 return value
             preds, target = without_vmap(args[0], args[1])
             if preds is not None and target is not None:
@@ -208,7 +213,7 @@ def _tell(
     value: Any,
 ) -> None:
     """Hand on the pair that a loss is given, by the function that makes it of its description."""
-    located = taps[0].locates if len(taps) == 1 else any(tap.locates for tap in taps)
+    located = any(tap.locates for tap in taps)
     if not located:
         described = partial(make, kind.name)
         for tap in taps:
@@ -259,7 +264,7 @@ def _unwrapped(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def _of_loss(
-    kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str
+    kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str | None = None
 ) -> Pair:
     if kind.task is not None:
         if target.is_floating_point():  # probabilities of the classes
@@ -269,7 +274,7 @@ def _of_loss(
     return Pair(
         preds,
         target,
-        said,
+        said or kind.name,
         task=kind.task,
         preds_are=kind.preds_are,
         ignore_index=ignore,

@@ -134,7 +134,10 @@ class Recorder:
             self._close_step()
         entry = self._now = self._loader(dataloader_idx)
         entry.begin_step(*sized(batch, TENSORS))
-        if entry is not self._taps.settled and entry.chosen is None:
+        if entry is self._taps.settled:
+            self._taps.hear(True)
+            return
+        if entry.chosen is None:
             entry.batch = batch
         self._taps.before_step(self._module, entry)
 
@@ -145,7 +148,15 @@ class Recorder:
             ValueError: If what the user asked for does not fit, naming the argument.
         """
         entry = self._now
-        self._taps.after_step(entry)
+        if entry is not None and entry is self._taps.settled:
+            self._taps.hear(False)
+            if entry.counted and outputs is None and self.config.source is None:
+                # most steps: nothing more is looked for
+                entry.returned = True
+                entry.end_step()
+                return
+        else:
+            self._taps.after_step(entry)
         if entry is None:
             return
         try:

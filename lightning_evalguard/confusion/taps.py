@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -131,7 +132,10 @@ class MetricTap:
     def _report(
         self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        preds, target = called.tensors(args, kwargs)
+        if not kwargs and len(args) == len(called.names):
+            preds, target = called.by_place(args)
+        else:
+            preds, target = called.tensors(args, kwargs)
         if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
             return
         if called.is_own:
@@ -159,8 +163,7 @@ class _Called:
         name: Its qualified name.
         metric: The object.
         names: Of what its update takes.
-        preds: Where predictions stand among them; -1 where no name says so.
-        target: Where targets stand.
+        by_place: Takes predictions and targets out of all that it takes.
         source: The metric in words.
         task: What its class classifies.
         is_own: Whether its class is the user's own.
@@ -169,8 +172,7 @@ class _Called:
     name: str
     metric: Metric
     names: list[str]
-    preds: int
-    target: int
+    by_place: Callable[[Any], tuple[Any, Any]]
     source: str
     task: str | None
     is_own: bool
@@ -178,19 +180,20 @@ class _Called:
     @classmethod
     def of(cls, name: str, metric: Metric, names: list[str]) -> _Called:
         """A metric, by the names of what its update takes."""
-        preds = next((names.index(n) for n in PREDS if n in names), -1)
-        target = next((names.index(n) for n in TARGET if n in names), -1)
+        preds = next((names.index(n) for n in PREDS if n in names), None)
+        target = next((names.index(n) for n in TARGET if n in names), None)
+        by_place: Callable[[Any], tuple[Any, Any]] = _neither
+        if preds is not None and target is not None:
+            by_place = itemgetter(preds, target)
         kinds = (c.__name__ for c in type(metric).__mro__ if _is_torchmetrics(c))
         kind = next(kinds, "").lower()
         task = next((t for t in _TASKS if kind.startswith(t)), None)
         source = f"`{name}` ({type(metric).__name__})"
         own = not _is_torchmetrics(type(metric))
-        return cls(name, metric, names, preds, target, source, task, own)
+        return cls(name, metric, names, by_place, source, task, own)
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The predictions and the target that an update was given."""
-        if not kwargs and 0 <= self.preds < len(args) and 0 <= self.target < len(args):
-            return args[self.preds], args[self.target]
         given = self._given(args, kwargs)
         preds = next((given[k] for k in PREDS if k in given), None)
         target = next((given[k] for k in TARGET if k in given), None)
@@ -228,6 +231,11 @@ class _Called:
             judges=True,
             cuts=cuts(type(self.metric).__name__, self.task),
         )
+
+
+def _neither(args: Any) -> tuple[None, None]:
+    """No name of what it takes says which are predictions and which targets."""
+    return None, None
 
 
 _TASKS = ("binary", "multiclass", "multilabel")

@@ -67,15 +67,17 @@ class Scores:
 
     def before_step(self, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
-            self._counting = self._safely(
-                self._recorder.before_step, batch, dataloader_idx
-            )
+            try:
+                self._recorder.before_step(batch, dataloader_idx)
+            except Exception as error:  # noqa: BLE001 - see `_failed`
+                self._failed(error)
 
     def after_step(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
         if self._counting:
-            self._counting = self._safely(
-                self._recorder.after_step, outputs, batch, dataloader_idx
-            )
+            try:
+                self._recorder.after_step(outputs, batch, dataloader_idx)
+            except Exception as error:  # noqa: BLE001 - see `_failed`
+                self._failed(error)
 
     def log_after(self, hook: str) -> None:
         """Log once the module's own `hook`, which Lightning calls next, has logged its keys."""
@@ -181,20 +183,25 @@ class Scores:
         _lightning.log(self._module, key, value, follows)
         self._ours.add(key)
 
-    def _safely(self, act: Callable[..., None], *args: Any) -> bool:
-        """Whether `act` worked; a bug of ours costs one warning and the matrix, never the run."""
+    def _safely(self, act: Callable[[], None]) -> bool:
+        """Whether `act` worked."""
         try:
-            act(*args)
-        except (EvalGuardError, EvalGuardWarning):
-            raise  # what all ranks raise, or a filter makes an error of
-        except Exception as error:  # our own bug must not stop a training run
-            if self._recorder.explicit and isinstance(error, ValueError):
-                raise  # the user's arguments do not fit what the step gives
-            broke(self._report, "the confusion matrix", "its evaluation", error)
-            # what it follows is given back now, not at the next evaluation
-            self._recorder.abort()
+            act()
+        except Exception as error:  # noqa: BLE001 - see `_failed`
+            self._failed(error)
             return False
         return True
+
+    def _failed(self, error: Exception) -> None:
+        """A bug of ours costs one warning and the matrix, never the run."""
+        if isinstance(error, (EvalGuardError, EvalGuardWarning)):
+            raise error  # what all ranks raise, or a filter makes an error of
+        if self._recorder.explicit and isinstance(error, ValueError):
+            raise error  # the user's arguments do not fit what the step gives
+        self._counting = False
+        broke(self._report, "the confusion matrix", "its evaluation", error)
+        # what it follows is given back now, not at the next evaluation
+        self._recorder.abort()
 
 
 def _differs(key: str, difference: Difference, result: ConfusionResult) -> Finding:

@@ -191,7 +191,8 @@ class ScoresCheck(Check):
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         if self._follows:
             loader = now.dataloader
-            self._groups.after_step()
+            if self._groups.compares:
+                self._groups.after_step()
             updates = self._metrics.step_over(loader)
             self._tally.after_step(outputs, loader, updates, *self._loop.pulse())
         return ()

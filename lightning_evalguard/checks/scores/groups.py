@@ -20,12 +20,16 @@ class Groups:
 
     A collection merges metrics whose states were equal after its first update. Looked at are the
     second batch, the third, the fifth, ... of an evaluation: each time twice as far.
+
+    Attributes:
+        compares: Whether it listens to the running step.
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
         self._root = root
         self._wraps: list[Wrap] = []
         self._facts: dict[str, Fact] = {}
+        self.compares = False
         self.begin()
 
     def begin(self) -> None:
@@ -42,13 +46,14 @@ class Groups:
             if label not in self._facts:
                 around = partial(self._update, name, leader, member, label)
                 self._wraps.append(Wrap(leader, "update", around))
+                self.compares = True
 
     def after_step(self) -> None:
         """The step is over, however it ended."""
-        if self._wraps:
-            for wrap in self._wraps:
-                wrap.remove()
-            self._wraps.clear()
+        self.compares = False
+        for wrap in self._wraps:
+            wrap.remove()
+        self._wraps.clear()
 
     def facts(self) -> list[Fact]:
         """The members that count otherwise than their group."""

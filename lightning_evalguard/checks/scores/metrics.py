@@ -194,7 +194,7 @@ class Metrics:
             one = Followed(name, metric, count.updates, count, _tensor_state(metric))
             one.now = one.count()
             self.followed.append(one)
-            gave = _nothing
+            gave = None
             if _is_no_mean(metric):
                 gave = one.gave
             self._wraps.append(
@@ -247,7 +247,7 @@ class Metrics:
         for one in self.followed:
             emptied = one.before and updates_of(one.metric).updates < one.before
             if emptied and not one.updated and not one.values:
-                around = partial(_compute, partial(self._robbing, one), _nothing)
+                around = partial(_compute, partial(self._robbing, one), None)
                 wrap = Wrap(one.metric, "compute", around)
                 self._robbed[one.name] = one, wrap
 
@@ -341,21 +341,19 @@ def _of_two_loaders(one: Followed, records: Sequence[Logged]) -> Fact | None:
     )
 
 
-def _nothing(value: Any) -> None:
-    """What a batch gives is not asked for."""
-
-
 def _compute(
     ask: Callable[[Any], None],
-    of_batch: Callable[[Any], None],
+    of_batch: Callable[[Any], None] | None,
     compute: Callable[..., Any],
     *args: Any,
     **kw: Any,
 ) -> Any:
     value = compute(*args, **kw)
     # `forward` computes the value of its batch, on a state that it puts back
-    by_batch = sys._getframe(2).f_code.co_name.startswith("_forward")
-    (of_batch if by_batch else ask)(value)
+    if not sys._getframe(2).f_code.co_name.startswith("_forward"):
+        ask(value)
+    elif of_batch is not None:
+        of_batch(value)
     return value
 
 
