@@ -172,5 +172,8 @@ class HuggingFaceDesk:
     def listen(self, saved: Callable[[str], None]) -> None:
         """A best model is saved right after the evaluation that it is chosen by."""
 
+    def owners(self) -> list[Any]:
+        return []
+
     def leave(self) -> None:
         """There is nothing to leave."""

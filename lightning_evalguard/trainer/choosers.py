@@ -12,8 +12,10 @@ from lightning_evalguard.checks.selection.choosers import Chooser, LoggedNow
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.trainer import lightning as _lightning
-from lightning_evalguard.trainer.lightning import LightningModule, Trainer
+from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
 from lightning_evalguard.trainer.scores import Scores
+
+_LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
 
 
 class LightningDesk:
@@ -78,6 +80,11 @@ class LightningDesk:
             return {}
         return self._scores.results
 
+    def owners(self) -> list[Any]:
+        callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
+        own = [c for c in callbacks if _is_own(c) and _of_callback(c) is None]
+        return [self._module, *own]
+
     def checkpoint(self) -> str | None:
         path = self._trainer.ckpt_path
         if path is None:
@@ -121,6 +128,12 @@ def _of_callback(callback: Any) -> Chooser | None:
     if "patience" not in held:
         return None
     return Chooser(name, "stop", key, mode, 1, callback)
+
+
+def _is_own(callback: Any) -> bool:
+    """Whether it is of a class that the user wrote, and holds attributes."""
+    written = type(callback).__module__.partition(".")[0] not in _LIBRARIES
+    return written and isinstance(callback, Callback) and hasattr(callback, "__dict__")
 
 
 def _logged(entry: _lightning.Entry) -> LoggedNow:

@@ -9,7 +9,8 @@ import pytest
 
 from models import PROGRAMS
 from remedies import APPLIED, ELSEWHERE, REWRITTEN, Applied, Make
-from remedies import data as _data  # noqa: F401 - importing them fills `APPLIED`
+from remedies import choosing as _choosing  # noqa: F401 - importing them fills `APPLIED`
+from remedies import data as _data  # noqa: F401
 from remedies import modes as _modes  # noqa: F401
 from remedies import plain as _plain  # noqa: F401
 from remedies import scores as _scores  # noqa: F401

@@ -2,6 +2,7 @@
 
 from lies import (
     around,
+    choosing,
     data,
     further,
     padding,
@@ -17,6 +18,7 @@ from lies.honest import HONEST
 CHECKS = {
     "lies.around": {"weights", "data", "scores", "batch", "selection"},
     "lies.weights": {"weights", "stochastic"},
+    "lies.choosing": {"selection"},
     "lies.data": {"data"},
     "lies.further": {"weights", "data", "selection"},
     "lies.padding": {"batch"},
@@ -33,6 +35,7 @@ __all__ = [
     "HONEST",
     "TABLE",
     "around",
+    "choosing",
     "data",
     "further",
     "padding",

@@ -14,7 +14,9 @@ from lightning_evalguard.checks.selection.ages import Ages
 from lightning_evalguard.checks.selection.aim import Aim, ChooserFact
 from lightning_evalguard.checks.selection.choosers import Desk
 from lightning_evalguard.checks.selection.noise import Noise
+from lightning_evalguard.checks.selection.own import OwnChoosers
 from lightning_evalguard.report import Finding
+from lightning_evalguard.stages import is_sanity_check
 
 _FIT_NUMBERS = itertools.count()
 
@@ -48,6 +50,8 @@ class SelectionCheck(Check):
             Ages(self._desk),
             Noise(self._desk),
         )
+        self._own = OwnChoosers(self._desk)
+        self._own.begin()
         self._ages.begin()
         self._desk.listen(self._saved)
         return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
@@ -61,7 +65,7 @@ class SelectionCheck(Check):
             self._evaluating = now.stage == "validate"
             self._ages.loaded()
             self._ages.looked_again()
-            facts = (*self._aim.by_name(), *self._aim.by_hand())
+            facts = (*self._aim.by_name(), *self._aim.by_hand(), *self._looked())
             return [*self._pending(now), *self._findings(facts, now)]
         path = None
         if now.stage == "test":
@@ -74,11 +78,14 @@ class SelectionCheck(Check):
         return [_many_tested(many, now)]
 
     def scored(self, now: Moment) -> Iterable[Finding]:
+        if self._fitting and is_sanity_check(now.stage):
+            self._own.checked()
         if not (self._fitting and self._evaluating):
             return ()
         self._ages.scored()
         self._noise.scored()
-        return list(self._findings(self._aim.by_value(), now))
+        facts = [*self._aim.by_value(), *self._own.scored()]
+        return list(self._findings(facts, now))
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
         self._evaluating = False
@@ -94,10 +101,18 @@ class SelectionCheck(Check):
         ages = self._ages
         if ages.follows:
             ages.before_train_step()
+        if self._own.due:
+            return list(self._findings(self._looked(), now))
         if ages.began and not ages.facts and ages.error is None:
             return ()
         ages.loaded()
         return [*self._pending(now), *self._findings(self._aim.by_name(), now)]
+
+    def _looked(self) -> list[ChooserFact]:
+        """What the user's own code remembers since the last validation."""
+        if not self._own.due:
+            return []
+        return list(self._own.look())
 
     def close(self, now: Moment) -> Iterable[Finding]:
         if not self._fitting:
@@ -106,8 +121,11 @@ class SelectionCheck(Check):
         self._desk.leave()
         self._ages.looked_again()
         self._ages.end()
+        looked = self._looked()
+        self._own.end()
         self.notes += self._noise.sentences()
-        return [*self._pending(now), *self._findings(self._aim.by_hand(), now)]
+        facts = [*self._aim.by_hand(), *looked]
+        return [*self._pending(now), *self._findings(facts, now)]
 
     def _pending(self, now: Moment) -> list[Finding]:
         """What was found since the guard asked last: checkpoints are saved between its events."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -58,7 +58,7 @@ class Chooser:
         )
         if self.kind == "schedule":
             best = held.get("best")
-        value = _number(best)
+        value = number_of(best)
         if value is None or value in (float("inf"), -float("inf")):
             return None
         return value
@@ -78,7 +78,7 @@ class Chooser:
         kept = vars(self.itself).get("best_k_models")
         if not isinstance(kept, dict):
             return None
-        return _number(kept.get(path))
+        return number_of(kept.get(path))
 
     def keys_in_names(self) -> list[str]:
         """The scores that the names of its files hold."""
@@ -111,7 +111,7 @@ def _keys_in(template: Any) -> list[str]:
     return [key for key in _FIELD.findall(template) if key not in _OF_THE_TRAINER]
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """A score as a number; waits for the device."""
     if value is None or isinstance(value, (str, bool)):
         return None
@@ -167,6 +167,9 @@ class Desk(Protocol):
 
     def results(self) -> Mapping[str, ConfusionResult]:
         """The confusion matrices of the evaluation that just logged its scores."""
+
+    def owners(self) -> Sequence[Any]:
+        """The module and the user's own callbacks, which may choose by a score themselves."""
 
     def checkpoint(self) -> str | None:
         """The file whose weights this run was asked to load."""
