@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -38,6 +39,31 @@ _WRAPPED = (
     torch.optim.Optimizer,
     pl.Trainer,
 )
+
+
+# Files whose tests share what one long run of several processes gave.
+_TOGETHER = ("tests/test_ranks.py", "tests/data/test_ranks_data.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several workers one gets all tests of such a file, so that the run is made once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return path if path.endswith(_TOGETHER) else nodeid
+
+    return Together(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the collector need not look through it in each test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

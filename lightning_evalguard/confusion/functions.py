@@ -254,28 +254,50 @@ def _as_labels(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def functions_of(module: nn.Module) -> list[types.FunctionType]:
     """The functions that judge predictions: the user's own, and those of known libraries."""
     found: dict[int, types.FunctionType] = {}
-    for function in (*_of_user(module), *_of_libraries()):
+    users, libraries = _homes()
+    for function in (*_of_user(module, users), *_of_libraries(libraries)):
         if can_follow(function):
             found.setdefault(id(function), function)
     return list(found.values())
 
 
-def _of_user(module: nn.Module) -> Iterator[types.FunctionType]:
-    homes = {c.__module__ for m in module.modules() for c in type(m).__mro__}
-    for name, home in list(sys.modules.items()):
+# Loaded modules in which nothing is looked for: thousands, of which each is asked once.
+_passed: dict[str, Any] = {}
+
+
+def _homes() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The loaded modules that are the user's, and those of known libraries."""
+    users, libraries = {}, {}
+    passed = _passed.get
+    loaded = list(sys.modules.items())
+    for name, home in [pair for pair in loaded if passed(pair[0]) is not pair[1]]:
         path = getattr(home, "__file__", None)
-        is_users = isinstance(path, str) and owner_of(path) == "user"
-        if (
-            name == "__main__"
-            or is_users
-            or (name in homes and not _is_framework(name))
-        ):
-            for value in list(vars(home).values()):
-                yield from _judging(value)
+        if name.startswith((*_LIBRARIES, _TORCHMETRICS)):
+            libraries[name] = home
+        elif name == "__main__" or (isinstance(path, str) and owner_of(path) == "user"):
+            users[name] = home
+        else:
+            _passed[name] = home
+    return users, libraries
+
+
+def _of_user(module: nn.Module, users: dict[str, Any]) -> Iterator[types.FunctionType]:
+    homes = {c.__module__ for m in module.modules() for c in type(m).__mro__}
+    for name in sorted(homes - users.keys()):
+        if name in sys.modules and not _is_framework(name):
+            yield from _in_namespace(sys.modules[name])
+    for home in users.values():
+        yield from _in_namespace(home)
     for part in module.modules():
         yield from _judging(type(part))
         for value in list(vars(part).values()):
             yield from _in_attribute(value)
+
+
+def _in_namespace(home: Any) -> Iterator[types.FunctionType]:
+    for value in list(vars(home).values()):
+        if isinstance(value, (types.FunctionType, type)):
+            yield from _judging(value)
 
 
 def _is_framework(name: str) -> bool:
@@ -306,8 +328,7 @@ def _judging(value: Any) -> Iterator[types.FunctionType]:
         if _judges(value, value.__name__, 0):
             yield value
     elif isinstance(value, type) and issubclass(value, nn.Module):
-        named = _LIKELY.search(value.__name__) or _SURE.search(value.__name__)
-        if not named or _is_framework(value.__module__):
+        if not any(_named(value.__name__)) or _is_framework(value.__module__):
             return
         for name in ("forward", "__call__"):
             forward = vars(value).get(name)
@@ -323,21 +344,27 @@ def _judges(function: types.FunctionType, name: str, first: int) -> bool:
     home = function.__module__ or ""
     if len(params) < 2 or _is_framework(home):
         return False
-    if _SURE.search(name):
+    is_sure, is_likely = _named(name)
+    if is_sure:
         return params[0] not in ("self", "cls")
     both = any(p in _INPUTS for p in params) and any(p in _TARGETS for p in params)
-    return bool(_LIKELY.search(name)) and both
+    return is_likely and both
 
 
-def _of_libraries() -> Iterator[types.FunctionType]:
-    for name, home in list(sys.modules.items()):
-        if name.startswith(_LIBRARIES):
-            for value in list(vars(home).values()):
-                yield from _judging(value)
-        elif name.startswith(_TORCHMETRICS):
-            for bound, value in list(vars(home).items()):
-                if _TASK.match(bound) and isinstance(value, types.FunctionType):
-                    yield value
+@functools.lru_cache(maxsize=8192)
+def _named(name: str) -> tuple[bool, bool]:
+    """Whether a name is surely one of a loss or a score, and whether it is likely one."""
+    return _SURE.search(name) is not None, _LIKELY.search(name) is not None
+
+
+def _of_libraries(libraries: dict[str, Any]) -> Iterator[types.FunctionType]:
+    for name, home in libraries.items():
+        if not name.startswith(_TORCHMETRICS):
+            yield from _in_namespace(home)
+            continue
+        for bound, value in list(vars(home).items()):
+            if _TASK.match(bound) and isinstance(value, types.FunctionType):
+                yield value
     sklearn = sys.modules.get("sklearn.metrics")
     for name in (*_SKLEARN, *SKLEARN_RANKS) if sklearn is not None else ():
         function = inspect.unwrap(getattr(sklearn, name, None) or _SKLEARN.__len__)

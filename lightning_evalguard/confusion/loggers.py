@@ -70,6 +70,7 @@ class _Picture:
         self._result = result
         self._title = _title(key, result, step)
         self._figure: Any = None
+        self._png = b""
 
     def figure(self) -> Any:
         if self._figure is None:
@@ -79,9 +80,12 @@ class _Picture:
         return self._figure
 
     def png(self) -> bytes:
-        from lightning_evalguard.confusion.figure import png
+        """Drawn once, as it takes longest: an evaluation is often the last and the best."""
+        if not self._png:
+            from lightning_evalguard.confusion.figure import png
 
-        return png(self.figure())
+            self._png = png(self.figure())
+        return self._png
 
     def image(self) -> Any:
         from PIL import Image

@@ -84,7 +84,7 @@ def trainer(*callbacks, guard=None, epochs=2, **kw):
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=pl.loggers.CSVLogger(folder),
+        logger=False,  # a picture of each matrix takes longer than the fit
         log_every_n_steps=10,
         callbacks=[*callbacks, *([guard] if GUARDED[0] else [])],
     )
@@ -111,7 +111,7 @@ def trained(net=None):
     made = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        logger=False,
+        logger=False,  # a picture of each matrix takes longer than the fit
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -58,18 +61,43 @@ class Program:
         """Whether the sanity check shows it, and the first validation without one does too."""
         return self.stage == "sanity_check" and not self.needs_sanity
 
-    @property
+    @functools.cached_property
     def location(self) -> str:
         """``file:line`` of the marked line."""
-        lines, first = inspect.getsourcelines(self.marked or self.module)
+        holder = self.marked or self.module
+        path = inspect.getsourcefile(holder)
+        first, last, lines = _classes(str(path))[holder.__qualname__]
         marked = [
-            first + i for i, line in enumerate(lines) if line.rstrip().endswith(MARK)
+            number
+            for number in range(first, last + 1)
+            if lines[number - 1].rstrip().endswith(MARK)
         ]
         if len(marked) != 1:
             raise ValueError(
                 f"{self.module.__name__}: {len(marked)} lines marked, expected 1"
             )
         return f"{inspect.getsourcefile(self.module)}:{marked[0]}"
+
+
+@functools.cache
+def _classes(path: str) -> dict[str, tuple[int, int, list[str]]]:
+    """By its qualified name, each class's first and last line, and the lines of its file."""
+    text = Path(path).read_text(encoding="utf-8")
+    lines, spans = text.splitlines(), {}
+
+    def look(node: ast.AST, inside: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                name = inside + child.name
+                spans[name] = child.lineno, child.end_lineno or child.lineno, lines
+                look(child, f"{name}.")
+            elif isinstance(child, ast.FunctionDef):
+                look(child, f"{inside}{child.name}.<locals>.")
+            elif isinstance(child, ast.stmt):
+                look(child, inside)
+
+    look(ast.parse(text), "")
+    return spans
 
 
 PROGRAMS: list[Program] = []

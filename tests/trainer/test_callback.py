@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import importlib
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -403,27 +405,49 @@ def test_the_cli_takes_the_callback_from_yaml(tmp_path: Path) -> None:
     assert "val/confusion_matrix" in events.Tags()["images"]
 
 
-def test_the_cli_takes_an_override_and_refuses_a_wrong_policy(tmp_path: Path) -> None:
+@pytest.fixture
+def parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """What the same script says of arguments with which it fits nothing: in this process."""
+
+    def run(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(CLI / "main.py"), *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(CLI / "main.py"), run_name="__main__")
+        return (ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_cli_takes_an_override_and_refuses_a_wrong_policy(
+    parsed: Callable[..., tuple[Any, str, str]],
+) -> None:
     config = ("fit", "--config", str(CLI / "config.yaml"))
-    printed = cli(
-        *config, "--trainer.callbacks.modes=warn", "--print_config", where=tmp_path
+    status, printed, said = parsed(
+        *config, "--trainer.callbacks.modes=warn", "--print_config"
     )
-    assert "modes: warn" in printed.stdout, printed.stderr
-    refused = cli(*config, "--trainer.callbacks.modes=loud", where=tmp_path)
-    assert refused.returncode != 0
-    assert "loud" in refused.stderr
-    assert "'error', 'warn', 'fix', 'ignore'" in refused.stderr.replace('"', "'") or (
-        "Literal" in refused.stderr
+    assert not status, said
+    assert "modes: warn" in printed, said
+    status, _, refused = parsed(*config, "--trainer.callbacks.modes=loud")
+    assert status
+    assert "loud" in refused
+    assert (
+        "'error', 'warn', 'fix', 'ignore'" in refused.replace('"', "'")
+        or "Literal" in refused
     )
 
 
-def test_the_clis_help_is_the_docstring(tmp_path: Path) -> None:
-    shown = cli(
-        "fit", "--trainer.callbacks.help=lightning_evalguard.EvalGuard", where=tmp_path
+def test_the_clis_help_is_the_docstring(
+    parsed: Callable[..., tuple[Any, str, str]],
+) -> None:
+    _, shown, said = parsed(
+        "fit", "--trainer.callbacks.help=lightning_evalguard.EvalGuard"
     )
-    assert "Policy for a module in the wrong mode" in " ".join(shown.stdout.split()), (
-        shown.stderr
-    )
+    assert "Policy for a module in the wrong mode" in " ".join(shown.split()), said
 
 
 @pytest.mark.slow
