@@ -210,7 +210,8 @@ class Effects:
         if event == "call":
             self._python(frame)
         elif event == "c_call":
-            if not _installed and _is_heard(arg, frame):
+            is_heard = arg in _HEARD or arg.__name__ in _HEARD_METHODS
+            if is_heard and not _installed and _changes_something(frame):
                 _install()
             self._native(arg)
 
@@ -305,13 +306,11 @@ def _is_harmless(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_heard(function: Any, frame: FrameType | None) -> bool:
-    """Whether an audit hook would hear of a call that is made in a frame.
+def _changes_something(frame: FrameType | None) -> bool:
+    """Whether what is called in a frame, of which an audit hook would hear, may be no reading.
 
     Who shows a line of code, as a warning does, or looks for a package opens files to read them.
     """
-    if function not in _HEARD and function.__name__ not in _HEARD_METHODS:
-        return False
     while frame is not None:
         path = frame.f_code.co_filename
         owner = owner_of(path)
