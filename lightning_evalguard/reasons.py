@@ -94,6 +94,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("training changes nothing of", "The score says nothing about training."),
         ("as it was initialised", "It answers by chance."),
         ("as initialised", "That part answers by chance."),
+        ("a learning rate of 0", "Its steps were for nothing."),
         ("has other weights", "Each rank scores a model of its own."),
         ("other running statistics", "The score depends on which rank evaluates."),
         ("in this project's record", "The two do not compare."),

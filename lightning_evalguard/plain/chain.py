@@ -20,6 +20,7 @@ from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.plain.judge import Judge
 from lightning_evalguard.plain.models import Model, Models
 from lightning_evalguard.plain.names import Names
+from lightning_evalguard.plain.rates import PassRates
 from lightning_evalguard.plain.sets import ModelSets
 from lightning_evalguard.plain.training import TrainingSteps
 from lightning_evalguard.plain.variables import name_of_loader
@@ -79,6 +80,7 @@ class Chain:
         self._judge, self._models, self._training = judge, models, training
         self._followed: dict[int, ScriptModel] = {}
         self._kinds: Counter[str] = Counter()
+        self._rates = PassRates()
         self._reads: ModelSets | None = None  # of the running evaluation
         self._owners: weakref.WeakKeyDictionary[Any, tuple[Any, list[Model]]]
         self._owners = weakref.WeakKeyDictionary()
@@ -95,6 +97,7 @@ class Chain:
             loop: What runs.
             alone: Whether no other loop runs, so that its samples are those trained on.
         """
+        self._rates.step(optimizer, loop)
         for model in self._owned_by(optimizer):
             one = self._follow(model)
             if one is None:
@@ -164,6 +167,7 @@ class Chain:
         """A pass over a loader is over."""
         if not loop.ever_trained:
             return
+        self._judge.follow("weights", partial(self._rates.over, loop))
         for one in self._followed.values():
             if one.loop is loop:
                 self._look(one, partial(one.weights.trained, one.now))

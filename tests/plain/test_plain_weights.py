@@ -25,6 +25,7 @@ from learning import (
     watched,
 )
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data import DataLoader, Subset
 
@@ -184,7 +185,41 @@ def layers_in_a_list() -> None:
         train(model, optimizer)
 
 
+def scheduled(make: Callable[[Any], Any], epochs: int = 2) -> None:
+    """Train with a scheduler that is stepped once an epoch."""
+    model = Net()
+    optimizer = sgd(model)
+    scheduler = make(optimizer)
+    for _ in range(epochs):
+        train(model, optimizer)
+        scheduler.step()
+    accuracy(model)
+
+
+def a_warmup_by_epochs_that_begins_at_nothing() -> None:
+    scheduled(lambda optimizer: LambdaLR(optimizer, lambda epoch: epoch / 5))
+
+
+def a_schedule_that_ends_before_the_fit() -> None:
+    scheduled(lambda optimizer: CosineAnnealingLR(optimizer, 1), epochs=3)
+
+
+def a_rate_by_hand_that_begins_at_nothing() -> None:
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for epoch in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * epoch / 10
+        train(model, optimizer)
+    accuracy(model)
+
+
 FOUND: dict[Act, str] = {
+    a_warmup_by_epochs_that_begins_at_nothing: (
+        r"learning\.py:\d+: SGD had a learning rate of 0 in all 4 steps"
+    ),
+    a_schedule_that_ends_before_the_fit: "SGD had a learning rate of 0 in all 4 steps",
+    a_rate_by_hand_that_begins_at_nothing: "AdamW had a learning rate of 0 in all 4 ",
     a_head_replaced_after_the_optimizer_was_made: "`head` .*replaced after the optimizer was made",
     a_head_replaced_and_no_evaluation: "`head` .*replaced after the optimizer was made",
     a_body_in_no_optimizer: "`body` .*is in no optimizer: it gets gradients",
@@ -428,7 +463,49 @@ def what_a_debugging_forward_shows() -> None:
         print(model(X[:2]).shape)
 
 
+def a_warmup_by_steps() -> None:
+    model = Net()
+    optimizer = sgd(model)
+    scheduler = LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+    for x, y in train_loader():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        scheduler.step()
+    accuracy(model)
+
+
+def a_schedule_that_ends_with_the_fit() -> None:
+    scheduled(lambda optimizer: CosineAnnealingLR(optimizer, 2))
+
+
+def a_rate_of_nothing_on_purpose() -> None:
+    model = Net()
+    for rate in (0.1, 0.0):
+        train(model, torch.optim.SGD(model.parameters(), rate))
+    accuracy(model)
+
+
+def one_optimizer_of_two_waits() -> None:
+    model = Net()
+    first, second = sgd(model.head), sgd(model.body)
+    waits = LambdaLR(second, lambda epoch: float(epoch > 0))
+    for _ in range(2):
+        for x, y in train_loader():
+            for optimizer in (first, second):
+                optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            first.step()
+            second.step()
+        waits.step()
+    accuracy(model)
+
+
 HONEST: list[Act] = [
+    a_warmup_by_steps,
+    a_schedule_that_ends_with_the_fit,
+    a_rate_of_nothing_on_purpose,
+    one_optimizer_of_two_waits,
     a_baseline_before_training,
     a_new_head_on_purpose,
     a_frozen_body,

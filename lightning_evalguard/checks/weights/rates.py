@@ -23,7 +23,8 @@ from lightning_evalguard.checks.weights.words import weights_finding
 from lightning_evalguard.data.loaders import source_of
 from lightning_evalguard.report import Finding
 
-_FEWEST = 2  # steps of the optimizer; one is the beginning of a warmup by steps
+FEWEST_STEPS = 2  # steps of the optimizer; one is the beginning of a warmup by steps
+NO_RATE = "Give each epoch that trains a learning rate above 0."
 _PROBED = 8  # parameters
 
 
@@ -60,13 +61,13 @@ class LearningRates:
         findings = self.end(now)
         self._epoch, self._first = now.epoch, now.step or 0
         self._batches = 1
-        self.idle = not self._reported and _at_zero(self._optimizers())
+        self.idle = not self._reported and at_zero(self._optimizers())
         return findings
 
     def step(self) -> None:
         """Another step of an epoch is about to run that has been `idle`."""
         self._batches += 1
-        self.idle = _at_zero(self._optimizers())
+        self.idle = at_zero(self._optimizers())
         if not self.idle:
             self._kept = []
         elif not self._kept:
@@ -91,7 +92,7 @@ class LearningRates:
     ) -> bool:
         """Whether the optimizers made several steps: their writes are counted."""
         counted = (now.step or 0) - self._first
-        if 0 < counted < _FEWEST or self._batches < _FEWEST:
+        if 0 < counted < FEWEST_STEPS or self._batches < FEWEST_STEPS:
             return False
         uncounted = any(
             group.get("fused")
@@ -108,7 +109,7 @@ class LearningRates:
             "was learned in it"
         )
         fact, kind, subject = f"{names} had {how}", None, None
-        remedy = "Give each epoch that trains a learning rate above 0."
+        remedy = NO_RATE
         scheduler = self._steering(optimizers)
         if scheduler is not None:
             kind, subject = type(scheduler).__name__, "lr_schedulers[0]"
@@ -132,7 +133,7 @@ class LearningRates:
         return None
 
 
-def _at_zero(optimizers: Iterable[Any]) -> bool:
+def at_zero(optimizers: Iterable[Any]) -> bool:
     """Whether every group that holds trainable parameters has a rate of 0, once another."""
     was_another = False
     for optimizer in optimizers:
