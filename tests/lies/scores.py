@@ -102,6 +102,22 @@ val(
 )
 
 
+def add_loss(self, b, i, fixed):
+    loss = F.cross_entropy(self(b[0]), b[1])
+    self.running += loss.item() * (len(b[1]) if fixed else 1)
+
+
+val(
+    "losses_in_a_total_over_the_number_of_batches",
+    add_loss,
+    lambda self, fixed: self.log(
+        "val_loss", self.running / (len(VAL[1]) if fixed else 4)
+    ),
+    lambda self, f: setattr(self, "running", 0.0),
+    val=loader(VAL, batch_size=100),
+)
+
+
 def metric(cls, name, **kw):
     def init(self, fixed):
         self.m = cls(num_classes=C, **kw)

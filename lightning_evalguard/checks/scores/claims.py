@@ -298,7 +298,9 @@ class Claims:
         }
         for counted in known.values():
             numbers += _by_batch(counted)
-        summary = summary_of(value, heard.name, numbers)
+        summary = summary_of(value, heard.name, numbers) or _of_totals(
+            value, heard.name, self._tally.numbers()
+        )
         if summary is None:
             fact = self._of_before(heard, value)
             if fact is None and math.isfinite(value) and value != round(value):
@@ -388,6 +390,15 @@ def _by_batch(counted: LoaderCounts) -> list[Numbers]:
             for n in chosen
         ]
     return made
+
+
+def _of_totals(value: float, key: str, numbers: list[Numbers]) -> Summary | None:
+    """Whether a value is a total of batches' means over their number."""
+    added = [one.added() for one in numbers if one.adds_up]
+    summary = summary_of(value, key, added) if added else None
+    if summary is None or summary.kind != "plain mean":
+        return None
+    return summary
 
 
 def _of_summary(heard: LogCall, value: float, summary: Summary) -> Fact:

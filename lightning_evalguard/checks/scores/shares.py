@@ -6,6 +6,9 @@ result is then read as that of classes: by ``argmax``, ``max``, ``topk`` or ``so
 dim, by ``nll_loss`` or ``cross_entropy``, or by a metric that ranks. Meant are attention over a bag
 (its result is summed up), contrastive scores (as many columns as rows), a softmax over both dims in
 turn, and answers that are read over dim 0 too.
+
+So is an ``argmax`` over dim 0 that is compared with the batch's labels, of logits whose cross
+entropy goes over dim 1. It fits only where a batch has as many samples as there are classes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from lightning_evalguard.checks.scores.labels import LabelsRead
 from lightning_evalguard.data.loaders import Fact
-from lightning_evalguard.instruments.dispatch import Op
+from lightning_evalguard.instruments.dispatch import Op, storage_key, tensors_in
 from lightning_evalguard.instruments.source import Site
 
 _SHARES = frozenset({"softmax", "_softmax", "log_softmax", "_log_softmax"})
@@ -27,6 +30,7 @@ _READS = frozenset({"argmax", "max", "topk", "sort", "argsort"})
 _LOSSES = frozenset(
     {"nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd", "cross_entropy_loss"}
 )
+_LARGEST = frozenset({"argmax", "max"})
 _SUM = 1e-3  # by which a column's shares may miss 1, in half precision too
 
 
@@ -47,10 +51,16 @@ class OfStep(LabelsRead):
         # no result is kept alive: those of attention are many
         self._over_batch: list[tuple[weakref.ref[Tensor], Site | None]] = []
         self._over_classes: list[tuple[weakref.ref[Tensor], Site | None]] = []
+        self._over_classes_of: list[tuple[weakref.ref[Tensor], Site | None]] = []
+        # the largest of each column, what it was taken of, and whether it met the labels
+        self._largest: list[tuple[weakref.ref[Tensor], weakref.ref[Tensor], Site]] = []
+        self._answers: list[tuple[weakref.ref[Tensor], Site]] = []
         self.shared: Site | None = None
 
     def before(self, op: Op) -> None:
         super().before(op)
+        if self._largest and op.name == "eq":
+            self._compared(op)
         if not self._over_batch or not op.args or not isinstance(op.args[0], Tensor):
             return
         given = op.args[0]
@@ -63,8 +73,35 @@ class OfStep(LabelsRead):
             return
         self.shared = self.shared or self._site_of(given, shared)
 
+    def _compared(self, op: Op) -> None:
+        """Answers are compared with labels: were they taken over the batch?"""
+        given = tensors_in(op.args)
+        if not any(storage_key(tensor) in self._labels for tensor in given):
+            return
+        for largest, of, site in self._largest:
+            if not any(_same(tensor, largest()) for tensor in given):
+                continue
+            logits = of()
+            if any(_same(logits, one()) for one, _ in self._over_classes_of):
+                self.shared = self.shared or site
+            elif logits is not None:
+                self._answers.append((weakref.ref(logits), site))
+
+    def _took(self, op: Op) -> None:
+        """The largest of each column of ``(N, N)`` was taken."""
+        given = op.args[0]
+        out = op.out[1] if isinstance(op.out, tuple) else op.out
+        square = given.ndim == 2 and given.shape[0] == given.shape[1] == self._samples
+        over_batch = op.arguments.get("dim") is not None
+        over_batch &= not _is_over_others(op, given)
+        if square and over_batch and op.site is not None and isinstance(out, Tensor):
+            refs = weakref.ref(out), weakref.ref(given)
+            self._largest.append((*refs, op.site))
+
     def after(self, op: Op) -> None:
         super().after(op)
+        if op.name in _LARGEST and isinstance(op.args[0], Tensor):
+            self._took(op)
         if op.name not in _SHARES or not isinstance(op.out, Tensor):
             return
         given, out = op.args[0], op.out
@@ -73,6 +110,8 @@ class OfStep(LabelsRead):
         if _dim_of(op, out):  # cross entropy takes a softmax of what it is given
             site = self._site_of(given, self._over_batch)
             self._over_classes.append((weakref.ref(out), site))
+            self._over_classes_of.append((weakref.ref(given), op.site))
+            self.shared = self.shared or self._site_of(given, self._answers)
         elif self._is_of_batch(out) and not self._is_of_classes(given):
             self._over_batch.append((weakref.ref(out), op.site))
 
@@ -86,7 +125,7 @@ class OfStep(LabelsRead):
 
     @staticmethod
     def _site_of(
-        given: Tensor, shared: Iterable[tuple[weakref.ref[Tensor], Site | None]]
+        given: Any, shared: Iterable[tuple[weakref.ref[Tensor], Any]]
     ) -> Site | None:
         """Where it was shared out over the batch, what is read here."""
         return next((site for out, site in shared if _same(given, out())), None)
@@ -137,8 +176,8 @@ def _same(a: Any, b: Tensor | None) -> bool:
 def share_of_the_batch(site: Site) -> Fact:
     """Probabilities that hang on the samples beside a sample."""
     return Fact(
-        f"`{site.expression}` normalises over the samples of the batch (dim 0), and is read as "
-        "probabilities of classes: a sample's answer depends on the others in its batch",
+        f"`{site.expression}` goes over the samples of the batch (dim 0), and is read as going "
+        "over classes: a sample's answer depends on the others in its batch",
         "Pass the dim of the classes: `dim=1`.",
         location=site.location,
         certain=False,

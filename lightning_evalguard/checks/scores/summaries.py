@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lightning_evalguard.confusion.by_batch import exactly, mean_of
@@ -52,6 +53,20 @@ class Numbers:
         """The ways in which these steps may rightly be weighed."""
         n = len(self.values)
         return [w for w in (self.samples, self.answers) if len(w) == n]
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether each step added to one number: a total of what each step had."""
+        pairs = itertools.pairwise(self.values)
+        return (
+            not self.by_batch and len(self.values) > 1 and all(a < b for a, b in pairs)
+        )
+
+    def added(self) -> Numbers:
+        """What each step added to a total that began at 0."""
+        before = [0.0, *self.values[:-1]]
+        values = [b - a for a, b in zip(before, self.values, strict=True)]
+        return replace(self, values=values, stale=())
 
     @property
     def uneven(self) -> bool:
