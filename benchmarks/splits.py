@@ -2,7 +2,7 @@
 
 Run: ``python benchmarks/splits.py [SPLITS]``. Sets of scikit-learn, split at random (unequal,
 stratified by nothing), with what is usual on the training side: none, flips, crops, noise, both
-sides normalised alike, small training sets, rare classes.
+sides normalised alike, before or as they are read, small training sets, rare classes.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ class Changed(Dataset[Any]):
     def __getitem__(self, i: int) -> Any:
         x, y = self.inner[i]
         return self.change(x), y
+
+
+class Scaled:
+    """Scales a sample by the mean and deviation of a set."""
+
+    def __init__(self, of: TensorDataset) -> None:
+        self.mean, self.std = of.tensors[0].mean(0), of.tensors[0].std(0) + 1e-3
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
 
 
 def flip(x: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ def one_split(number: int) -> list[str]:
     x, y = (torch.tensor(a) for a in LOADS[name](return_X_y=True))
     x = x.float()
     kind = random.choice(
-        ["plain", "normalised", "noise", "jitter", "flip", "crop", "subsets"]
+        ["plain", "normalised", "noise", "jitter", "flip", "crop", "subsets", "as read"]
     )
     if kind in ("flip", "crop") and name != "digits":
         kind = "plain"
@@ -124,6 +134,9 @@ def one_split(number: int) -> list[str]:
             TensorDataset((s.tensors[0] - mean) / std, s.tensors[1])
             for s in (train, val, test)
         )
+    if kind == "as read":
+        of_train = Scaled(train)
+        train, val, test = (Changed(s, of_train) for s in (train, val, test))
     change = {"noise": noise, "jitter": jitter, "flip": flip, "crop": crop}.get(kind)
     if change is not None:
         train = Changed(train, change)

@@ -80,6 +80,46 @@ each_its_own("mean", lambda x: lambda row, m=x.mean(0): row - m, load_wine)
 each_its_own("channels", by_channels, prepare=coloured)
 
 
+class Transformed(Dataset):
+    """Samples of another dataset, given to a transform."""
+
+    def __init__(self, dataset, transform):
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        x, y = self.dataset[i]
+        return self.transform(x), y
+
+
+def transformed(name, parts):
+    def f(fixed):
+        x, y = table(load_breast_cancer)
+        sets, rows = parts(x, y), (x[:400], x[400:])
+        transforms = [by_columns(rows[0]), by_columns(rows[0] if fixed else rows[1])]
+        train, val = map(Transformed, sets, transforms)
+        net = Table(30, 2)
+        return fitted(net, train=loader(train, True), val=loader(val), epochs=1)
+
+    f.__name__ = name
+    lie(f)
+
+
+transformed(
+    "transforms_of_each_set",
+    lambda x, y: (TensorDataset(x[:400], y[:400]), TensorDataset(x[400:], y[400:])),
+)
+transformed(
+    "transforms_of_each_part_of_one_set",
+    lambda x, y: (
+        Subset(TensorDataset(x, y), range(400)),
+        Subset(TensorDataset(x, y), range(400, len(x))),
+    ),
+)
+
+
 def scaled(fit):
     x, y = table(load_breast_cancer)
     train, val = Scaled(x[:400], y[:400], fit), Scaled(x[400:], y[400:], fit)

@@ -38,7 +38,7 @@ _LABELS = 16  # groups whose labels are compared
 _NAME = 64  # letters of a group's name
 _NUMBERS = 20_000  # groups that are looked at one by one
 
-Asked = str | Callable[..., Any] | None
+GroupsAsked = str | Callable[..., Any] | None
 
 
 class Grouped(NamedTuple):
@@ -56,7 +56,7 @@ class Grouped(NamedTuple):
 
 
 def shared_groups(
-    one: EvaluatedSet, side: Side, asked: Asked, reads: int
+    one: EvaluatedSet, side: Side, asked: GroupsAsked, reads: int
 ) -> tuple[list[Fact], str]:
     """The groups of an evaluated set that the training set has too, and why none could be had.
 
@@ -140,7 +140,7 @@ def _tells_groups(theirs: Grouped) -> bool:
 
 
 def _grouped(
-    parts: Sequence[Part], dataset: Any, asked: Asked, reads: int
+    parts: Sequence[Part], dataset: Any, asked: GroupsAsked, reads: int
 ) -> Grouped | None:
     if not parts:
         return None
@@ -311,7 +311,7 @@ def _plain(value: Any) -> Hashable | None:
     return repr(value)
 
 
-def _named(asked: Asked) -> str:
+def _named(asked: GroupsAsked) -> str:
     if isinstance(asked, str):
         return asked
     return getattr(asked, "__name__", "groups")

@@ -44,7 +44,9 @@ def by_own_statistics(one: EvaluatedSet, side: Side) -> list[Fact]:
             return []
         said = f"over the whole set {how}"
     else:
-        statistics = own_scaling(mine[0], theirs[0])
+        statistics = own_scaling(
+            (mine[0], one.loader.dataset), (theirs[0], side.dataset)
+        )
         if statistics is None:
             return []
         said = f"what is read is scaled by the {statistics} of this set"

@@ -10,6 +10,7 @@ normalised by itself, or at random, gives none.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,30 +29,32 @@ _MOST_COLUMNS = 0.9
 _MOST = 1 << 24  # values of a set
 
 
+Read = tuple[Part, Any]
+"""The samples of a set, and the dataset of its loader."""
+
+
 class Scaling(NamedTuple):
     """By what the columns of a sample are scaled: ``(row - shift) / scale``.
 
     Attributes:
-        table: The rows that a dataset holds.
+        rows: Those of the set, and where they are others, all that a dataset holds.
         told: Which columns a few samples tell, ``(F,)`` bool.
         shift: Of each column.
         scale: Of each column.
     """
 
-    table: Tensor
+    rows: list[Tensor]
     told: Tensor
     shift: Tensor
     scale: Tensor
 
 
-def own_scaling(mine: Part, theirs: Part) -> str | None:
-    """By which statistics of its own each of two datasets scales; None where they do not."""
-    if mine.root is theirs.root:
-        return None
+def own_scaling(mine: Read, theirs: Read) -> str | None:
+    """By which statistics of its own each of two sets is scaled; None where they are not."""
     with torch.no_grad():
-        a = _lines(mine)
-        b = a and _lines(theirs)
-        if a is None or not b or a.table.shape[1:] != b.table.shape[1:]:
+        a = _lines(*mine)
+        b = a and _lines(*theirs)
+        if a is None or not b or a.rows[0].shape[1:] != b.rows[0].shape[1:]:
             return None
         both = a.told & b.told
         if not bool(both.any()) or _mostly(_near(a, b.shift, b.scale, _EQUAL), both):
@@ -60,7 +63,7 @@ def own_scaling(mine: Part, theirs: Part) -> str | None:
         return next((name for name in _own(a) if name in theirs_own), None)
 
 
-def _lines(part: Part) -> Scaling | None:
+def _lines(part: Part, dataset: Any) -> Scaling | None:
     """The lines of a dataset that scales; None where it gives its rows, or something else."""
     held = rows(part.root, part.indices)
     if held is None or not isinstance(held.values, Tensor):
@@ -68,23 +71,26 @@ def _lines(part: Part) -> Scaling | None:
     table, n = held.values, len(part.indices)
     if len(table) < _FEWEST or n < _READS or table.numel() > _MOST:
         return None
-    places = [int(part.indices[spread(k, n)]) for k in range(_READS)]
-    read = _read(part.root, places, table[0].numel())
+    chosen = [spread(k, n) for k in range(_READS)]
+    read = _read(dataset, part.at[chosen].tolist(), table[0].numel())
     if read is None:
         return None
-    raw = table[places].flatten(1).double()
+    raw = table[part.indices[chosen]].flatten(1).double()
     if torch.allclose(raw, read) or not bool(read.isfinite().all()):
         return None
-    return _fitted(table, raw, read)
+    held_by = [table]
+    if n != len(table):
+        held_by.insert(0, table[part.indices])
+    return _fitted(held_by, raw, read)
 
 
-def _read(root: Any, places: list[int], numel: int) -> Tensor | None:
+def _read(dataset: Any, places: list[int], numel: int) -> Tensor | None:
     """``(N, F)``: samples as the dataset gives them; None where they are no rows."""
     read = []
     try:
-        with undisturbed(root):
+        with undisturbed(dataset):
             for place in places:
-                sample = largest_tensor(root[place])
+                sample = largest_tensor(dataset[place])
                 if sample.numel() != numel or not sample.is_floating_point():
                     return None
                 read.append(sample.flatten().double().cpu())
@@ -93,7 +99,7 @@ def _read(root: Any, places: list[int], numel: int) -> Tensor | None:
     return torch.stack(read)
 
 
-def _fitted(table: Tensor, raw: Tensor, read: Tensor) -> Scaling | None:
+def _fitted(tables: list[Tensor], raw: Tensor, read: Tensor) -> Scaling | None:
     low, high = raw.min(0), raw.max(0)
     span = high.values - low.values
     first, last = (
@@ -106,7 +112,7 @@ def _fitted(table: Tensor, raw: Tensor, read: Tensor) -> Scaling | None:
     told = moved & (off <= _STRAIGHT * (last - first).abs())
     if not bool(told.any()) or 2 * int(told.sum()) < int(moved.sum()):
         return None
-    return Scaling(table, told, -start / slope, 1 / slope)
+    return Scaling(tables, told, -start / slope, 1 / slope)
 
 
 def _near(of: Scaling, shift: Tensor, scale: Tensor, within: float) -> Tensor:
@@ -123,8 +129,10 @@ def _mostly(near: Tensor, told: Tensor) -> bool:
 
 def _own(of: Scaling) -> Iterator[str]:
     """The statistics of its own rows by which a dataset scales."""
-    shape = of.table.shape[1:]
-    for name, shift, scale in _statistics(of.table.double()):
+    shape = of.rows[0].shape[1:]
+    for name, shift, scale in itertools.chain.from_iterable(
+        _statistics(table.double()) for table in of.rows
+    ):
         wide = [t.expand(1, *shape).flatten() for t in (shift, scale)]
         near = _near(of, wide[0], wide[1], _OWN) & of.told
         if int(near.sum()) >= _MOST_COLUMNS * int(of.told.sum()):
