@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import lightning.pytorch as pl
 import pytest
 
@@ -17,7 +15,6 @@ from remedies import scores as _scores  # noqa: F401
 from remedies import steps as _steps  # noqa: F401
 from remedies import weights as _weights  # noqa: F401
 from remedies.templates import pattern_of, templates
-from test_zoo import guarded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -30,12 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GradScaler"),
 ]
 CASES = [(template, case) for template, cases in APPLIED.items() for case in cases]
-PAIRS = {
-    near.__name__: (program, near)
-    for program in PROGRAMS
-    for near in program.near_misses
-}
-PAIRS |= {program.module.__name__: (program, program.module) for program in PROGRAMS}
+NEAR_MISSES = {near.__name__ for program in PROGRAMS for near in program.near_misses}
 
 
 @pytest.mark.parametrize(
@@ -52,20 +44,9 @@ def test_a_program_gets_the_remedy_and_is_silent_once_it_is_applied(
     assert case(trainer, True).findings == []
 
 
-@pytest.mark.parametrize(
-    ("template", "name"), REWRITTEN.items(), ids=list(REWRITTEN.values())
-)
-def test_a_program_of_the_zoo_gets_the_remedy_and_is_silent_once_it_is_applied(
-    template: str, name: str, trainer: Callable[..., pl.Trainer]
-) -> None:
-    program, near = PAIRS[name]
-    pl.seed_everything(0, verbose=False)
-    report, _, _ = guarded(program, program.module, trainer)
-    remedies = [f.remedy for f in report.findings]
-    assert any(pattern_of(template).search(remedy) for remedy in remedies), remedies
-    pl.seed_everything(0, verbose=False)
-    report, _, _ = guarded(program, near, trainer)
-    assert report.findings == []
+def test_what_the_zoo_rewrites_by_a_remedy_is_there() -> None:
+    """tests/test_zoo.py runs both: it finds the remedy, and its near-miss is left alone."""
+    assert [name for name in REWRITTEN.values() if name not in NEAR_MISSES] == []
 
 
 def test_each_remedy_of_the_package_is_applied_here() -> None:

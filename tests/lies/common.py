@@ -39,7 +39,7 @@ def lie(fn):
     return fn
 
 
-def loader(data, shuffle=False, batch_size=64, **kw):
+def loader(data, shuffle=False, batch_size=128, **kw):
     data = TensorDataset(*data) if isinstance(data, tuple) else data
     return DataLoader(data, batch_size, shuffle=shuffle, **kw)
 
