@@ -184,6 +184,7 @@ def test_the_scripts_own_status_is_kept_and_its_own_guard_acts_alone(
     assert len(record.read(Path("f.json"))["runs"]) == 1
 
 
+@pytest.mark.slow
 def test_the_packages_other_name_is_guarded(command: Callable[..., Done]) -> None:
     done = command("run", SCRIPTS / "other_name.py")
     assert done.status == 1
