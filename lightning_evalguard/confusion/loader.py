@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from lightning_evalguard.confusion import labels
 from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import Layout
+from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.memory import StorageIdentity
+from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.stream import Stream, versions_of
 from lightning_evalguard.data.batches import tensors
@@ -241,6 +243,38 @@ class LoaderCount:
         if self.chosen is None or self.chosen.late:
             self.leaves()
         self.tensors = ()
+
+    def settle(self, result: ConfusionResult) -> None:
+        """What an evaluation has shown for good stays so for the run."""
+        assert self.layout is not None
+        if self.layout.preds_are == "unknown" and result.preds_are == "logits":
+            # For good: one score outside [0, 1] shows it. That none lies there does not show that
+            # they are probabilities: those of a model that has hardly learned may all lie inside.
+            self.layout = replace(self.layout, preds_are="logits")
+            if (source := self.chosen) is not None:
+                source.layout = self.layout
+                source.state = ConfusionMatrix.of(self.layout).to(source.state.device)
+        if not self.layout.exact:
+            self.least = max(self.least, result.num_classes)
+
+    @property
+    def showed(self) -> str:
+        """What the step gave that could not be counted."""
+        if not self.saw:
+            return "its step showed none"
+        return f"its step returned {self.saw}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what is computed at the end of the epoch may be what counts."""
+        return self.chosen is None or self.chosen.kind == "epoch" or self.unverified
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing was counted yet, or what is counted are arrays of all samples."""
+        if self.chosen is None:
+            return not self.streams
+        return self.chosen.kind == "epoch" and self.chosen.is_array
 
     def leaves(self) -> list[int]:
         """Storages of the batch's tensors."""

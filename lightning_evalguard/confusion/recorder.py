@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,6 @@ from lightning_evalguard.confusion.following import Following
 from lightning_evalguard.confusion.layout import are_logits, margins, read_state
 from lightning_evalguard.confusion.listening import StepTaps
 from lightning_evalguard.confusion.loader import TENSORS, LoaderCount
-from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.outcomes import right
 from lightning_evalguard.confusion.parts import sizes_of
 from lightning_evalguard.confusion.reduce import agree, reduced
@@ -193,7 +191,7 @@ class Recorder:
         module = None
         if self._epoch_ends:
             module = self._module
-        self._taps.steps_over(module, any(map(_is_open, self._entries())))
+        self._taps.steps_over(module, any(e.is_open for e in self._entries()))
 
     def hear(self, kind: str, name: str, pair: Pair) -> None:
         """A pair that no tap of this recorder heard: a comparison in a plain script."""
@@ -291,7 +289,7 @@ class Recorder:
             result.right = right(
                 entry.layout, entry.chosen.state.kept, result.preds_are
             )
-        self._settle(entry, result)
+        entry.settle(result)
         recorded.results[entry.key] = result
         each = entry.each or Batches()
         each.close(
@@ -421,9 +419,7 @@ class Recorder:
 
     def _see_arrays_of_epoch(self) -> None:
         """What was turned into arrays after the last step, where it says more than they did."""
-        entries = [
-            entry for entry in self._entries() if entry.batches and _waits(entry)
-        ]
+        entries = [entry for entry in self._entries() if entry.batches and entry.waits]
         if not self._taps.arrays.given or len(entries) != 1 or not entries[0].samples:
             return
         (entry,) = entries
@@ -470,42 +466,10 @@ class Recorder:
         entry.given += unit
         chosen = entry.chosen
         if chosen is None or not chosen.samples:
-            entry.leave_out(entry.trouble or _shown_by(entry))
+            entry.leave_out(entry.trouble or entry.showed)
         elif chosen.samples < entry.samples:
             entry.partly += entry.samples - chosen.samples
         if chosen is not None and entry.each is not None and self.ranks.world == 1:
             chosen.state.step_over(entry.each)
         if chosen is None or chosen.late or not entry.returned:
             entry.end_step()
-
-    def _settle(self, entry: LoaderCount, result: Any) -> None:
-        """What an evaluation has shown for good stays so for the run."""
-        assert entry.layout is not None
-        if entry.layout.preds_are == "unknown" and result.preds_are == "logits":
-            # For good: one score outside [0, 1] shows it. That none lies there does not show that
-            # they are probabilities: those of a model that has hardly learned may all lie inside.
-            entry.layout = replace(entry.layout, preds_are="logits")
-            if (source := entry.chosen) is not None:
-                source.layout = entry.layout
-                source.state = ConfusionMatrix.of(entry.layout).to(source.state.device)
-        if not entry.layout.exact:
-            entry.least = max(entry.least, result.num_classes)
-
-
-def _shown_by(entry: LoaderCount) -> str:
-    if not entry.saw:
-        return "its step showed none"
-    return f"its step returned {entry.saw}"
-
-
-def _is_open(entry: LoaderCount) -> bool:
-    """Whether what is computed at the end of the epoch may be what counts."""
-    return entry.chosen is None or entry.chosen.kind == "epoch" or entry.unverified
-
-
-def _waits(entry: LoaderCount) -> bool:
-    """Whether nothing was counted yet, or what is counted are arrays of the whole evaluation."""
-    chosen = entry.chosen
-    if chosen is None:
-        return not entry.streams
-    return chosen.kind == "epoch" and chosen.is_array
