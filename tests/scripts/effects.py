@@ -1,7 +1,7 @@
 """Each way of writing in a process of its own: how often is it written, and is there a hook?
 
 Prints a line for each: its name, how often the steps wrote, how many steps there were, and whether
-an audit hook was put in.
+an audit hook was put in. With names after the folder, these alone, without the kernel's count.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lightning_evalguard.instruments import effects
 
 Write = Callable[[Path], None]
 OPENS = partial(open, mode="a")
+SENDERS: list[socket.socket] = []
 
 
 def opened(path: Path) -> None:
@@ -87,6 +88,11 @@ def sent(path: Path) -> None:
         one.sendto(b"x", str(path) + ".socket")
 
 
+def sent_by_native_code(path: Path) -> None:
+    """A partial calls the socket's method, of which no call of Python's tells."""
+    partial(SENDERS[0].sendto, b"x")(str(path) + ".socket")
+
+
 def nothing(path: Path) -> None:
     """An honest step."""
 
@@ -108,6 +114,7 @@ WAYS: tuple[Write, ...] = (
     renamed,
     of_numpy,
     sent,
+    sent_by_native_code,
     nothing,
     shown,
 )
@@ -135,42 +142,47 @@ class Writes(pl.LightningModule):
 
 def run(folder: Path, write: Write) -> None:
     path = folder / "written"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+    receiver = None
+    if write in (sent, sent_by_native_code):
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         receiver.bind(str(path) + ".socket")
         receiver.setblocking(False)
-        model = Writes(path, write)
-        made = torch.Generator().manual_seed(0)
-        data = TensorDataset(torch.randn(16, 4, generator=made), torch.arange(16) % 3)
-        trainer = pl.Trainer(
-            max_epochs=2,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[EvalGuard(record=None)],
-        )
-        trainer.fit(model, DataLoader(data, 8, shuffle=True), DataLoader(data, 8))
-        written = path.stat().st_size if path.exists() else 0
-        if write is pickled:
-            written //= len(pickle.dumps(None))
-        while write is sent and written < 100:
-            try:
-                receiver.recv(8)
-            except BlockingIOError:
-                break
-            written += 1
-    os.write(
-        1,
-        f"{write.__name__} {written} {model.steps} {effects._installed}\n".encode(),
+        SENDERS.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    model = Writes(path, write)
+    made = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(16, 4, generator=made), torch.arange(16) % 3)
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[EvalGuard(record=None)],
     )
+    trainer.fit(model, DataLoader(data, 8, shuffle=True), DataLoader(data, 8))
+    written = path.stat().st_size if path.exists() else 0
+    if write is pickled:
+        written //= len(pickle.dumps(None))
+    while receiver is not None:
+        try:
+            receiver.recv(8)
+        except BlockingIOError:
+            break
+        written += 1
+    row = f"{write.__name__} {written} {model.steps} {effects._installed}\n"
+    os.write(1, row.encode())
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *names: str) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
+    if names:  # as on a kernel that does not count writes
+        effects._WRITE_CALLS = folder / "absent"
     for write in WAYS:
+        if names and write.__name__ not in names:
+            continue
         own = folder / write.__name__
         own.mkdir()
         child = os.fork()
@@ -184,4 +196,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
