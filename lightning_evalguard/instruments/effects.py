@@ -8,7 +8,6 @@ is put in no earlier than the code calls the first function of which it would he
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import functools
 import gc
@@ -123,8 +122,7 @@ _HEARD = frozenset(
     | {getattr(os, name) for name in _OF_OS if hasattr(os, name)}
 )
 _HEARD_METHODS = frozenset({"connect", "bind", "sendto", "sendmsg", "tofile"})
-_WRITE_CALLS, _DESCRIPTORS = Path("/proc/self/io"), Path("/proc/self/fd")
-_OF_THE_SHELL = ("0", "1", "2")
+_WRITE_CALLS = Path("/proc/self/io")
 
 
 class Abort(BaseException):
@@ -140,9 +138,8 @@ class Effects:
     Args:
         forbid: Raise `Abort` before it happens.
         calls: Hear which code runs too, which costs a fraction of a microsecond a call. Where
-            somebody profiles this thread already, or Dynamo compiles, that is not done. Then, where
-            the kernel does not count writes, and where sockets are open, the audit hook is put in
-            at once.
+            somebody profiles this thread already, or Dynamo compiles, that is not done. Then, and
+            where the kernel does not count writes, the audit hook is put in at once.
 
     Attributes:
         why: The first of what cannot be undone, in words, or None.
@@ -169,8 +166,7 @@ class Effects:
         if self._profiles:
             self._writes = _writes_so_far()
             sys.setprofile(self._call)
-        # nothing else would tell that native code writes, or sends
-        if self._writes is None or _has_sockets():
+        if self._writes is None:  # nothing else would tell that native code writes
             _install()
         return self
 
@@ -337,17 +333,6 @@ def _writes_so_far() -> int | None:
     except (OSError, ValueError):
         return None
     return counts.get("syscw")
-
-
-def _has_sockets() -> bool:
-    """Whether a socket is open, by which native code may send: the kernel counts no such call."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(_DESCRIPTORS):
-            with contextlib.suppress(OSError):  # it was closed meanwhile
-                is_socket = os.readlink(_DESCRIPTORS / name).startswith("socket:")
-                if is_socket and name not in _OF_THE_SHELL:
-                    return True
-    return False
 
 
 def _counts(text: str) -> Iterator[tuple[str, int]]:

@@ -40,7 +40,8 @@ def test_no_way_of_writing_is_run_again_and_an_honest_step_leaves_no_hook(
     for name, written, steps, hook in rows:
         writes = name not in ("nothing", "shown")
         assert written == (steps if writes else "0"), name
-        assert hook == str(writes), name
+        # a step that can reach an open socket is not run again, whatever it calls
+        assert hook == str(writes and name != "sent_by_native_code"), name
 
 
 def test_where_the_kernel_does_not_count_writes_the_hook_is_put_in_at_once(
