@@ -11,7 +11,7 @@ from lightning_evalguard.checks.registry import rule_of
 
 LONGEST = 8  # words of a reason
 
-_ANOTHER_MODEL = "Validating more often gives another model."
+_ANOTHER_MODEL = "Evaluating more often gives another model."
 _BATCHING = "Scores depend on batch size and order."
 _NOT_COMPARABLE = "Scores of two epochs do not compare."
 _LEFT_OUT = "The score covers only a part."
@@ -48,6 +48,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("`.grad` to be what it was", "Evaluation data enter the next update."),
         ("caches a tensor computed from", "Its parameters stop learning."),
     ),
+    "stochastic": (("sets the seed", "Training draws the same numbers each epoch."),),
     "data": (
         ("training set has", "Equal numbers mean different things."),
         ("as in the training set", "The model's answers are misread."),
@@ -136,9 +137,9 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
     "selection": (
         ("every checkpoint is kept", "The worst one counts as best."),
         ("for the best, expected", "It keeps the worst model."),
-        ("any more, expected", "Training ends while it improves."),
+        ("stops when it no longer", "Training ends while it improves."),
         ("lowers the rate", "The rate drops while it improves."),
-        ("under it, expected their own", "It is another model's score."),
+        ("under it, expected one of those", "It is another model's score."),
         ("counts the same value", "Patience runs out too early."),
         ("from an earlier fit", "It may keep nothing of this fit."),
         ("never logged", "It chooses by another number."),

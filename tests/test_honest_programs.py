@@ -87,7 +87,7 @@ def test_a_calibration_before_the_first_batch_is_a_suspicion_that_works_when_put
     assert {f.check for f in guard.report.findings} == {"state"}
     assert not any(f.certain for f in guard.report.findings)
     remedies = {f.remedy for f in guard.report.findings}
-    assert remedies == {"Put it back before the evaluation ends."}
+    assert remedies == {"Put it back before the evaluation ends, or do it in training."}
 
     put_back = EvalGuard(sync="ignore")
     fit(PutsBack(), put_back, num_sanity_val_steps=sanity)

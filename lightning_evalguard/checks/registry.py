@@ -63,7 +63,7 @@ _LISTED = (
         "error",
         "EvaluationChangesState",
         "An evaluation changes the model or its training.",
-        "Validating more often gives another model.",
+        "Evaluating more often gives another model.",
         "Weights, buffers, optimizers and settings must be after an evaluation what they were "
         "before it, or validating more often gives another model.",
         stops_run=True,
@@ -96,7 +96,7 @@ _LISTED = (
         "ignore",
         "EvaluationMovesGenerators",
         "An evaluation moves the shared random generators.",
-        "Validating more often gives another model.",
+        "Evaluating more often gives another model.",
         'Training then differs with and without validation. Pass `rng="fix"`.',
         fixable=True,
         stops_run=True,

@@ -258,8 +258,8 @@ class Misread(NamedTuple):
     remedy: str = ""
 
 
-OR = "or delete the line and let this value be logged."
-CHECK_IT = f"Compare how it is computed with `report.confusion`, {OR}"
+OR = "or delete the line: the guard computes this score, too."
+CHECK_IT = f"Compute it from all answers at once, {OR}"
 
 
 def difference(

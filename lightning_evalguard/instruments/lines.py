@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
-from lightning_evalguard.instruments.source import LIBRARIES, Site, owner_of
+from lightning_evalguard.instruments.source import (
+    LIBRARIES,
+    Site,
+    beginning_of,
+    owner_of,
+)
 
 _MOST = 20_000  # events of one trace: what takes more lines is not searched to its end
 
@@ -152,7 +157,7 @@ def lines_that_change(
 
 
 def _site(code: CodeType, line: int) -> Site:
-    text = linecache.getline(code.co_filename, line).partition("  #")[0].strip()
+    text = beginning_of(linecache.getline(code.co_filename, line))
     return Site(
         f"{code.co_filename}:{line}", text, code.co_name, owner_of(code.co_filename)
     )

@@ -133,7 +133,15 @@ def _text(code: CodeType, lasti: int, lineno: int) -> tuple[int, str]:
     line = linecache.getline(code.co_filename, first)
     if first == last and start is not None and stop is not None:
         return first, line.encode()[start:stop].decode(errors="replace").strip()
-    return first, line.strip()
+    return first, beginning_of(line)
+
+
+def beginning_of(line: str) -> str:
+    """The first line of an expression that has more, without its comment."""
+    code = line.partition("  #")[0].strip()
+    if code.endswith("("):
+        return f"{code}...)"
+    return code
 
 
 def expression_of(frame: FrameType) -> str:

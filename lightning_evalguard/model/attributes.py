@@ -17,6 +17,8 @@ _OWN = frozenset({"_modules", "_parameters", "_buffers", "_trainer", "_fabric"})
 _DEEP = 6
 
 BEFORE_TRACING = "Call `.eval()` on the model before `torch.jit.trace`."
+LEAVE_IN_EVAL = "Leave it in eval mode during an evaluation."
+_ASSIGN = "Assign it to an attribute of the model."
 
 
 def where_hidden(
@@ -41,7 +43,7 @@ def where_hidden(
     found = find_unregistered(hidden, root)
     if found is not None:
         owner, path = found
-        return (f"{owner}.{path}" if owner else path) + below, _register(path)
+        return (f"{owner}.{path}" if owner else path) + below, how_to_hold(path)
     for frame in op.stack():
         if owner_of(frame.f_code.co_filename) in ("torch", "stdlib"):
             continue
@@ -56,7 +58,7 @@ def where_hidden(
                         where = "global"
                     return (
                         f"<{where} {name}>{below}",
-                        "Assign it to an attribute of the model.",
+                        _ASSIGN,
                     )
     made_in = "forward"
     if op.site is not None:
@@ -64,16 +66,26 @@ def where_hidden(
     return f"<created in {made_in}>{below}", "Create it in `__init__`."
 
 
-def _register(path: str) -> str:
-    if "<closure" in path or ".keywords" in path or ".args" in path or ".func" in path:
-        return "Assign it to an attribute of the model."
-    name = re.match(r"\w+", path)
+# what holds them is no attribute that can be exchanged for a container of modules
+_NO_CONTAINER = ("<closure", ".keywords", ".args", ".func", "_hparams")
+
+
+def how_to_hold(path: str) -> str:
+    """One imperative that has the module at `path` registered.
+
+    Example:
+        >>> how_to_hold("encoder.norms[0]"), how_to_hold("_hparams['drop']")
+        ('Make `self.norms` an nn.ModuleList.', 'Assign it to an attribute of the model.')
+    """
+    if any(holder in path for holder in _NO_CONTAINER):
+        return _ASSIGN
+    name = re.match(r"[\w.]+", path)
     attribute = "it"
     if name:
-        attribute = f"self.{name.group()}"
+        attribute = f"self.{name.group().rpartition('.')[2]}"
     last = re.search(r"\[[^\]]*\]$", path)
     if last is None:
-        return "Assign it to an attribute of the model."
+        return _ASSIGN
     if last.group()[1:-1].isdigit():
         return f"Make `{attribute}` an nn.ModuleList."
     return f"Make `{attribute}` an nn.ModuleDict."

@@ -101,7 +101,7 @@ def test_with_warn_each_generator_that_moved_is_told(trainer: MakeTrainer) -> No
     assert said == (
         "the evaluation moved torch's global generator in its steps, expected training "
         "to draw the same numbers with and without it (3x). "
-        "Validating more often gives another model. Draw from a generator of its own, or "
+        "Evaluating more often gives another model. Draw from a generator of its own, or "
         'pass rng="fix". [rng]'
     )
     # Lightning isolates the sanity check

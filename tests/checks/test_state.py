@@ -233,7 +233,7 @@ def test_a_written_buffer_is_named_with_the_line_that_wrote_it(report_of: Any) -
     )
     assert words.said(finding).endswith(
         "`F.batch_norm(x, self.mean, self.var, training=True)`. "
-        "Validating more often gives another model. Pass training=self.training. "
+        "Evaluating more often gives another model. Pass training=self.training. "
         "[state]"
     )
 

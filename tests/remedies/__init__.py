@@ -70,6 +70,9 @@ REWRITTEN: dict[str, str] = {
         "FunctionalBatchNormFollowsTheMode"
     ),
     "Compute it from each sample alone.": "StandardisedBySample",
+    "Pass batch_first=True where `{}` is made, or give it (positions, samples, features).": (
+        "RecurrenceOverTheTokens"
+    ),
     "Leave it in eval mode during an evaluation.": "BatchNormInEval",
     "Pass track_running_stats=True, or use a norm of each sample (GroupNorm).": "TrackedBatchNorm",
     "Pack it: `pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)`, "
@@ -79,10 +82,12 @@ REWRITTEN: dict[str, str] = {
     'Fill the padding before it: `x.masked_fill(~mask[..., None], float("-inf"))`.': (
         "MaximumOverTheWords"
     ),
-    "Pass the mask to the attention: `key_padding_mask=~mask` (MultiheadAttention), "
-    "`src_key_padding_mask=~mask` (TransformerEncoder), `attention_mask=mask` (transformers), "
-    "`attn_mask=mask[:, None, None]` (scaled_dot_product_attention).": "AttentionToTheWords",
-    "Normalise each position by itself, or by the positions that the mask keeps.": "NormOfEachWord",
+    "Pass the mask to the attention: `{}`, where `mask` is 1 at a sample's own positions.": (
+        "AttentionToTheWords"
+    ),
+    "Normalise each position by itself, or over the positions that the mask keeps.": (
+        "NormOfEachWord"
+    ),
     "Take each sample's own last position: `x[torch.arange(len(x)), lengths - 1]`.": (
         "LastPositionIsTheLastWord"
     ),
@@ -117,7 +122,7 @@ REWRITTEN: dict[str, str] = {
     "Log it in the step, with self.log.": "MeanOfAll",
     "Weigh each batch by its samples, or log it in the step, with self.log.": "WeighedInADict",
     "Log a torchmetrics object, or compute it once when the epoch ends.": "F1OfAll",
-    "Compute it from what this evaluation's steps kept, after the last of them.": "ValueOfNow",
+    "Compute it after the last step, from what the steps of this evaluation kept.": "ValueOfNow",
     "Pass compute_groups=False to the MetricCollection.": "SeparateThresholds",
     "Pass batch_size=<number of samples> to self.log.": "WeighsBySamples",
     "Call `self.{}.reset()` once, when the epoch begins.": "ResetInTheFirst",
@@ -126,7 +131,7 @@ REWRITTEN: dict[str, str] = {
     "and validation need one each.": "ResetEachTime",
     "Reset `self.{}` where it is logged, and in an evaluation only the metrics of that "
     "evaluation.": "ResetsItsOwn",
-    "Compare how it is computed with `report.confusion`, {}": "AccuracyInPercent",
+    "Compute it from all answers at once, {}": "AccuracyInPercent",
     # selection
     "Leave `every_n_train_steps` and `train_time_interval` out of {}, to save after each "
     "validation, or log `{}` in every step at which it saves.": "SavesAfterItValidated",
@@ -141,27 +146,28 @@ REWRITTEN: dict[str, str] = {
     "about new samples.": "ChoosesByTheLatest",
     "Pass `{}`.": "KeepsTheHighestAccuracy",
     # state
-    "Put it back before the evaluation ends.": "DropoutRateChangedAndPutBack",
-    "Call `.eval()` on it.": "BatchNormInEval",
+    "Put it back before the evaluation ends, or do it in training.": "DropoutRateChangedAndPutBack",
     "Compute with the bounded value instead of writing it, e.g. "
     "`F.linear(x, self.weight * mask)`.": "WeightsMaskedForTheCall",
-    "Write it `if self.training:`.": "RunningNormaliserOfTraining",
+    "Change it only `if self.training:`.": "RunningNormaliserOfTraining",
     "Step the optimizer in training only.": "FusedOptimizerOfTraining",
     "Work on a copy: `.clone()`.": "BatchCopied",
-    "Apply `torch.ao.quantization.disable_observer` before evaluating.": (
+    "Call `model.apply(torch.ao.quantization.disable_observer)` before evaluating.": (
         "QuantizationObserverOfTraining"
     ),
     "Look up with `F.embedding(x, weight)`: max_norm rewrites the rows it reads.": (
         "EmbeddingWithoutMaxNorm"
     ),
     "Keep the handle and call its `.remove()`.": "HooksRemoved",
-    "Change {} in training only.": "LearningRateChangedAfterTheEpoch",
+    "Add parameter groups in training only.": "ParamGroupAddedBeforeTraining",
+    "Change `{}` in training only.": "LearningRateChangedAfterTheEpoch",
+    "Compute it in `forward`: modes are put back without a call of `train()`.": "MergesForTheCall",
     "Make it in `__init__` or `configure_model`.": "ModuleAddedInConfigureModel",
     "Run one batch through the model in `setup`.": "LazyModuleDryRun",
     "Freeze and unfreeze in training only.": "FrozenAndThawed",
     "Call `zero_grad()` in training only.": "AccumulatedGradientsKept",
     "Use `torch.autograd.grad(...)`, which leaves no `.grad` behind.": "GradientsOfTheInput",
-    "Set it to None in `train()`.": "CachedProductDropped",
+    "Set `self.{}` to None in an override of `train()`.": "CachedProductDropped",
     # stochastic
     "Draw only in training: `if self.training:`.": "LayersSkippedByRandInTraining",
     "Take the mean in evaluation: `z = q.rsample() if self.training else q.mean`.": "NormalMean",
@@ -169,7 +175,11 @@ REWRITTEN: dict[str, str] = {
     "Call `.eval()` on the model before it is traced.": "FxTracedModules",
     "Call `.eval()` on the model before `torch.jit.trace`.": "TracedInEvalMode",
     "Pass dropout_p=p if self.training else 0.0.": "SdpaDropoutFollowsTheMode",
-    "Draw it only `if self.training`.": "DropPathFollowsTheMode",
+    "Call it once, before the run, or put the generator back, e.g. by "
+    "`torch.random.fork_rng()`.": "SeedsInAFork",
+    "Take the most probable one in evaluation, e.g. `logits.argmax(-1)`, or draw only in "
+    "training.": "ArgmaxInEval",
+    "Use a pool that draws nothing, e.g. `nn.AdaptiveMaxPool2d`.": "OrdinaryPooling",
     "Create it in `__init__`.": "DropoutMadeInForwardInMyMode",
     "Assign it to an attribute of the model.": "RegisteredDropoutInAClosure",
     "Make `{}` an nn.ModuleList.": "DropoutInAModuleList",
@@ -192,14 +202,14 @@ REWRITTEN: dict[str, str] = {
     ),
     "Pass its parameters to the optimizer in `configure_optimizers`, or freeze it with "
     "`.requires_grad_(False)`.": "FrozenBody",
-    "Pass `strict=True` and rename the keys that it names, or train what is new.": "NameTranslated",
+    "Pass `strict=True` and rename the keys that the error names, or train what is new.": (
+        "NameTranslated"
+    ),
     'Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate what it '
     "returns.": "Copied",
     'Pass `{k.removeprefix("{}"): v for k, v in state_dict.items()}`.': "PrefixTakenOff",
-    'Pass the state dict itself, which was empty, e.g. `checkpoint["state_dict"]`.': (
-        "OneLevelDeeper"
-    ),
-    "Load its weights too, after the model has its final layers.": "HeadReplacedBeforeTheLoad",
+    'Pass the weights themselves, e.g. `checkpoint["state_dict"]`.': "OneLevelDeeper",
+    "Load its weights too, after all layers are made and initialised.": "HeadReplacedBeforeTheLoad",
 }
 
 # Those that other tests apply, or that cannot be applied here, with the reason.

@@ -16,7 +16,11 @@ from lightning_evalguard.data.batches import common_length, map_samples
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.source import Site, user_site
-from lightning_evalguard.model.attributes import BEFORE_TRACING, where_hidden
+from lightning_evalguard.model.attributes import (
+    BEFORE_TRACING,
+    LEAVE_IN_EVAL,
+    where_hidden,
+)
 from lightning_evalguard.report import Finding
 
 _FEWEST = 4  # samples of a batch that is worth halving
@@ -223,6 +227,16 @@ def _repeated(items: Any, *, half: int, start: int) -> Any:
 # words
 
 
+def _apart(at: _Other) -> str:
+    """What fixes the mixing: a layer that takes dim 0 for positions, or any other line."""
+    if vars(at.module).get("batch_first") is False:
+        return (
+            f"Pass batch_first=True where `{at.subject}` is made, or give it "
+            "(positions, samples, features)."
+        )
+    return "Compute it from each sample alone."
+
+
 def _finding(now: Moment, at: _Other) -> Finding:
     site, module = at.site, at.module
     said = "the step"
@@ -240,12 +254,12 @@ def _finding(now: Moment, at: _Other) -> Finding:
         elif isinstance(module, torch.jit.ScriptModule):
             remedy = BEFORE_TRACING
         elif module.training:
-            remedy = "Leave it in eval mode during an evaluation."
+            remedy = LEAVE_IN_EVAL
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             remedy = "Pass track_running_stats=True, or use a norm of each sample (GroupNorm)."
     else:
         fact = f"{said} gives a sample different outputs when the rest of the batch changes"
-        remedy = "Compute it from each sample alone."
+        remedy = _apart(at)
     return Finding(
         check="batch",
         stage=now.stage,

@@ -149,6 +149,7 @@ class _Culprit(Own):
         self.site: Site | None = None
         self.subject = ""
         self.module = root
+        self.running: list[nn.Module] = []
         self.of_loss = False
         self._names = ModuleNames(root)
         self._place = place
@@ -158,11 +159,13 @@ class _Culprit(Own):
         self.of_loss |= bool(self.losses) and self._place == ("op", self.losses[-1][0])
         if self._place == ("op", op.index):
             self.op, self.site = op.name, op.site
-            self.subject, self.module = self._names.nearest(list(op.modules()))
+            self.running = list(op.modules())
+            self.subject, self.module = self._names.nearest(self.running)
 
     def _heard(self, module: nn.Module) -> None:
         if self._place == ("module", len(self.modules) - 1):
             self.site = user_site()
+            self.running = [module]
             self.subject, self.module = self._names.nearest([module])
 
 
@@ -177,12 +180,7 @@ _MEAN = (
     "where `mask` is 1 at a sample's own positions."
 )
 _MAX = 'Fill the padding before it: `x.masked_fill(~mask[..., None], float("-inf"))`.'
-_ATTEND = (
-    "Pass the mask to the attention: `key_padding_mask=~mask` (MultiheadAttention), "
-    "`src_key_padding_mask=~mask` (TransformerEncoder), `attention_mask=mask` (transformers), "
-    "`attn_mask=mask[:, None, None]` (scaled_dot_product_attention)."
-)
-_NORM = "Normalise each position by itself, or by the positions that the mask keeps."
+_NORM = "Normalise each position by itself, or over the positions that the mask keeps."
 _LAST = "Take each sample's own last position: `x[torch.arange(len(x)), lengths - 1]`."
 _FIRST = "Count positions from the mask: `(mask.cumsum(1) - 1).clamp(min=0)`."
 _LOSS = "Leave the padding out of it: pass `ignore_index=`, or `(loss * mask).sum() / mask.sum()`."
@@ -190,7 +188,6 @@ _ANY = "Compute it from the positions that the mask keeps."
 _REMEDIES = (
     (("mean", "sum", "avg_pool", "logsumexp", "cumsum"), _MEAN),
     (("amax", "max", "adaptive_max_pool"), _MAX),
-    (("softmax", "attention", "transformer_encoder", "bmm", "baddbmm"), _ATTEND),
     (("norm", "var", "std"), _NORM),
     (("select", "slice", "index"), _LAST),
 )
@@ -200,7 +197,7 @@ def _remedy(found: _Culprit, left: bool) -> str:
     if isinstance(found.module, nn.RNNBase) or "lstm" in found.op or "gru" in found.op:
         return _PACK
     if isinstance(found.module, nn.MultiheadAttention):
-        return _ATTEND
+        return _attend(found)
     if found.of_loss:
         return _LOSS
     if left and found.op in ("embedding", "add", "slice", "index_select", "sin", "cos"):
@@ -208,7 +205,30 @@ def _remedy(found: _Culprit, left: bool) -> str:
     for words, remedy in _REMEDIES:
         if any(word in found.op for word in words):
             return remedy
+    if any(word in found.op for word in _ATTENTION):
+        return _attend(found)
     return _ANY
+
+
+_ATTENTION = ("attention", "transformer_encoder", "bmm")
+
+
+def _attend(found: _Culprit) -> str:
+    """How the attention that runs takes its mask: by the outermost layer that is a library's."""
+    masked = "attn_mask=mask.unsqueeze(1).unsqueeze(1)"
+    for layer in found.running:
+        if isinstance(layer, nn.MultiheadAttention):
+            masked = "key_padding_mask=~mask"
+        elif isinstance(layer, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
+            masked = "src_key_padding_mask=~mask"
+        elif isinstance(layer, (nn.TransformerDecoder, nn.TransformerDecoderLayer)):
+            masked = "tgt_key_padding_mask=~mask"
+        elif type(layer).__module__.startswith("transformers."):
+            masked = "attention_mask=mask"
+    return (
+        f"Pass the mask to the attention: `{masked}`, where `mask` is 1 at a sample's own "
+        "positions."
+    )
 
 
 def _finding(now: Moment, batch: Padded, found: _Culprit) -> Finding:

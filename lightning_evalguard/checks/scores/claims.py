@@ -320,8 +320,9 @@ class Claims:
             best = means and value in (max(means), min(means))
             if name in now and means and exactly(value, means[-1]) and not best:
                 return Fact(
-                    f"is the mean of `{name}` of the evaluation before, expected this one's",
-                    "Compute it from what this evaluation's steps kept, after the last of them.",
+                    f"is the mean of what `{name}` held of the evaluation before, expected this "
+                    "one's",
+                    "Compute it after the last step, from what the steps of this evaluation kept.",
                     heard.key,
                     certain=False,
                 )
@@ -407,8 +408,8 @@ def _of_summary(heard: LogCall, value: float, summary: Summary) -> Fact:
     if summary.kind == "plain mean":
         sizes = one.samples or one.answers
         fact = (
-            f"is the plain mean of {n} batches' means, though batches have {sizes[0]} to "
-            f"{sizes[-1]} samples: small ones weigh too much"
+            f"is the plain mean of {n} batches' means, though batches have {min(sizes)} to "
+            f"{max(sizes)} samples: small ones weigh too much"
         )
         return Fact(fact, _WEIGH_IT, heard.key, certain=False)
     if summary.kind == "stale mean":

@@ -168,7 +168,10 @@ class Ages:
         if since >= 0:
             age = f"{step - since} steps older"
         age = "1 step older" if age == "1 steps older" else age
-        fact = f"is {age} than the weights that {chooser.name} saves under it, expected their own"
+        fact = (
+            f"is {age} than the weights that {chooser.name} saves under it, expected one of "
+            "those"
+        )
         self._report(chooser, key, fact, _remedy(chooser, key))
 
     def _of_training(self, key: str, logged: LoggedNow) -> int | None:

@@ -137,17 +137,21 @@ def _chooses(chooser: Chooser) -> bool:
 def _wrong(chooser: Chooser, direction: Direction) -> ChooserFact:
     highest = direction.mode == "max"
     best, worst = ("highest", "lowest") if highest else ("lowest", "highest")
-    rise, fall = ("rise", "fall") if highest else ("fall", "rise")
+    rises, falls = ("rises", "falls") if highest else ("falls", "rises")
     if chooser.kind == "checkpoint":
         fact = f"{chooser.written} takes its {worst} value for the best, expected the {best}"
         if chooser.keeps == -1:
             fact += ' (every checkpoint is kept, but `ckpt_path="best"` loads that one)'
     elif chooser.kind == "stop":
         fact = (
-            f"{chooser.written} stops once it does not {fall} any more, expected {rise}"
+            f"{chooser.written} stops when it no longer {falls}, "
+            f"expected when it no longer {rises}"
         )
     else:
-        fact = f"{chooser.written} lowers the rate once it does not {fall}, expected {rise}"
+        fact = (
+            f"{chooser.written} lowers the rate when it no longer {falls}, "
+            f"expected when it no longer {rises}"
+        )
     return (
         chooser,
         f"{fact}: {direction.why}",

@@ -252,7 +252,7 @@ class OwnChoosers:
         age = "1 step older" if steps == 1 else f"{steps} steps older"
         return (
             chooser,
-            f"is {age} than the weights that {chooser.name} saves under it, expected their own",
+            f"is {age} than the weights that {chooser.name} saves under it, expected one of those",
             f"Compare `{key}` and save in `on_validation_end`, before the next step.",
         )
 

@@ -13,14 +13,18 @@ from torch import nn
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.instruments.source import Site
-from lightning_evalguard.model.attributes import BEFORE_TRACING
+from lightning_evalguard.model.attributes import (
+    BEFORE_TRACING,
+    LEAVE_IN_EVAL,
+    how_to_hold,
+)
 from lightning_evalguard.model.tensors import Held, Inventory
 from lightning_evalguard.paths import file_pattern
 from lightning_evalguard.report import Finding
 from lightning_evalguard.stages import spelling
 
-PUT_BACK = "Put it back before the evaluation ends."
-EVAL = "Call `.eval()` on it."
+PUT_BACK = "Put it back before the evaluation ends, or do it in training."
+REGISTER = "Register it in `__init__`."
 PROJECT = (
     "Compute with the bounded value instead of writing it, "
     "e.g. `F.linear(x, self.weight * mask)`."
@@ -69,6 +73,16 @@ def of_tensor(held: Held, fact: str, expected: str, remedy: str, **more: Any) ->
     return Change(held.name, kind, fact, expected, remedy, held.owner, **more)
 
 
+def of_step(held: Held, is_new: bool) -> Change:
+    """A tensor that a step wrote, or registered."""
+    fact, expected = "changed during the step", "it to stay as it was"
+    remedy = remedy_of(held)
+    if is_new and held.persistent:
+        fact, expected = "was added during the step", "the state_dict as before it"
+        remedy = REGISTER
+    return of_tensor(held, fact, expected, remedy, writes=True)
+
+
 def of_module(
     name: str,
     module: nn.Module,
@@ -97,6 +111,10 @@ def finding_of(group: list[Change], now: Moment) -> Finding:
         remedy = "Step the optimizer in training only."
     elif first.writes and site is not None and _NORM.search(site.expression):
         remedy = "Pass training=self.training."
+    elif first.writes and site is not None and site.function in ("train", "eval"):
+        remedy = (
+            "Compute it in `forward`: modes are put back without a call of `train()`."
+        )
     return Finding(
         check="state",
         stage=now.stage,
@@ -175,7 +193,7 @@ def remedy_of(held: Held) -> str:
     """What to write where a tensor changes in a step."""
     module = held.module
     if type(module).__module__.startswith(("torch.ao.quantization", "torchao.")):
-        return "Apply `torch.ao.quantization.disable_observer` before evaluating."
+        return "Call `model.apply(torch.ao.quantization.disable_observer)` before evaluating."
     if (
         isinstance(module, (nn.Embedding, nn.EmbeddingBag))
         and module.max_norm is not None
@@ -184,8 +202,10 @@ def remedy_of(held: Held) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return BEFORE_TRACING
     if isinstance(module, nn.modules.batchnorm._NormBase):  # awake now, or for a moment
-        return EVAL
-    return "Write it `if self.training:`."
+        if held.registered:
+            return LEAVE_IN_EVAL
+        return how_to_hold(held.owner[: held.owner.rfind("]") + 1])
+    return "Change it only `if self.training:`."
 
 
 def during(now: Moment) -> str:

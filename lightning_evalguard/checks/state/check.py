@@ -10,13 +10,14 @@ from torch.nn.modules import module as _module
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.state.change import EVAL, PROJECT, Change, finding_of
+from lightning_evalguard.checks.state.change import PROJECT, Change, finding_of
 from lightning_evalguard.checks.state.contents import buffers
 from lightning_evalguard.checks.state.optimization import Optimization
 from lightning_evalguard.checks.state.window import StateWindow
 from lightning_evalguard.checks.state.writes import FirstWrites
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.source import Site, user_site
+from lightning_evalguard.model.attributes import LEAVE_IN_EVAL
 from lightning_evalguard.model.tensors import Inventory
 from lightning_evalguard.model.tree import registrations
 from lightning_evalguard.report import Finding
@@ -223,7 +224,9 @@ class StateCheck(Check):
             if change.site:
                 where = change.site.location
             # one line is one cause, however many modules it runs in
-            by_line = change.writes and where is not None and change.remedy != EVAL
+            by_line = (
+                change.writes and where is not None and change.remedy != LEAVE_IN_EVAL
+            )
             owner = None
             if not by_line:
                 owner = change.owner

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_evalguard.checks.state.change import Change
+
+_GROUPS = "len(param_groups)"
+
+
+def _shown(value: Any) -> str:
+    """A setting as a reader writes it: 0.01, not 0.010000000000000002."""
+    if isinstance(value, float) and math.isclose(value, float(f"{value:g}")):
+        return f"{value:g}"
+    return str(value)
 
 
 class Optimization:
@@ -22,7 +32,7 @@ class Optimization:
         for i, optimizer in enumerate(optimizers):
             name = f"optimizers[{i}]"
             self._kinds[name] = type(optimizer).__name__
-            self._settings[name, "len(param_groups)"] = len(optimizer.param_groups)
+            self._settings[name, _GROUPS] = len(optimizer.param_groups)
             for j, group in enumerate(optimizer.param_groups):
                 for key, value in group.items():
                     if isinstance(value, (bool, int, float, tuple)):
@@ -63,9 +73,14 @@ class Optimization:
                 continue
             before = self._settings.get((name, key), value)
             if value != before:
-                fact = f"went from {key}={before} to {key}={value} {when}"
-                remedy = f"Change {key} in training only."
-                if key == "last_epoch":
+                fact = (
+                    f"its `{key}` went from {_shown(before)} to {_shown(value)} {when}"
+                )
+                remedy = f"Change `{key}` in training only."
+                if key == _GROUPS:
+                    fact = f"its parameter groups went from {before} to {value} {when}"
+                    remedy = "Add parameter groups in training only."
+                elif key == "last_epoch":
                     fact, remedy = f"took a step {when}", "Step it in training only."
                 kind, expected = now._kinds[name], "it as before"
                 yield Change(name, kind, fact, expected, remedy, certain=certain)

@@ -8,6 +8,7 @@ import torch
 
 from lightning_evalguard.checks.state.change import (
     PUT_BACK,
+    REGISTER,
     Change,
     of_module,
     of_tensor,
@@ -108,7 +109,7 @@ class Structure:
                 continue
             if before is None and h.persistent and self._reported.is_new(name):
                 fact, expected = f"was added {when}", "the state_dict as before it"
-                remedy = "Register it in `__init__`."
+                remedy = REGISTER
                 changes.append(of_tensor(h, fact, expected, remedy, writes=True))
             elif (
                 before is not None

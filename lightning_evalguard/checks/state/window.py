@@ -16,6 +16,7 @@ from lightning_evalguard.checks.state.change import (
     batch_change,
     carried,
     during,
+    of_step,
     of_tensor,
     remedy_of,
 )
@@ -262,16 +263,7 @@ class StateWindow:
     def _changes(self, names: set[str]) -> list[Change]:
         held = self._held | self._inventory.held
         found = [h for n, h in held.items() if n in names and self._reported.is_new(n)]
-        return [
-            of_tensor(
-                h,
-                "changed during the step",
-                "it to stay as it was",
-                remedy_of(h),
-                writes=True,
-            )
-            for h in found
-        ]
+        return [of_step(h, h.name not in self._held) for h in found]
 
     def _shard_versions(self) -> dict[str, tuple[int, int]]:
         """Versions of the shards themselves: FSDP2 exchanges them for gathered parameters."""
@@ -493,7 +485,7 @@ class StateWindow:
             expected = (
                 "training to compute its own: no gradient passes through this one"
             )
-            remedy = "Set it to None in `train()`."
+            remedy = f"Set `self.{key}` to None in an override of `train()`."
             changes.append(
                 Change(path, kind, fact, expected, remedy, certain=False, site=site)
             )

@@ -138,6 +138,8 @@ def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
         remedy = "Create the module in `__init__`."
     elif _GAUSSIAN.search(op.name):
         remedy = _mean_of(op)
+    else:
+        remedy = _instead(op)
     return Draw(
         op.index,
         op.name,
@@ -153,6 +155,26 @@ def placed(op: Op, root: nn.Module, names: ModuleNames) -> Draw:
 SEED_IT = (
     "Update it under `torch.random.fork_rng(devices=[])`, after `torch.manual_seed(0)`."
 )
+_CHOICES = frozenset({"multinomial", "gumbel_softmax"})
+
+
+def _instead(op: Op) -> str:
+    """What an evaluation does where the draw cannot be left out; empty where it can."""
+    calls = {op.name}
+    for frame in op.stack():
+        if owner_of(frame.f_code.co_filename) != "torch":
+            break
+        calls.add(frame.f_code.co_name)
+    if calls & _CHOICES:
+        return (
+            "Take the most probable one in evaluation, e.g. `logits.argmax(-1)`, or draw only in "
+            "training."
+        )
+    if any("fractional_max_pool" in call for call in calls):
+        return "Use a pool that draws nothing, e.g. `nn.AdaptiveMaxPool2d`."
+    return ""
+
+
 _GAUSSIAN = re.compile(r"^(randn|normal)")
 _MEAN = re.compile(r"^(z_?)?(mu|mean|means|loc)(_?z)?$")
 _SPREAD = re.compile(r"^(z_?)?(std|sigma|scale|log_?var|log_?std|log_?sigma)(_?z)?$")

@@ -19,7 +19,12 @@ from lightning_evalguard.instruments.generators import (
     same_state,
     torch_generators,
 )
-from lightning_evalguard.instruments.source import LIBRARIES, Site, owner_of
+from lightning_evalguard.instruments.source import (
+    LIBRARIES,
+    Site,
+    beginning_of,
+    owner_of,
+)
 
 
 class Lines:
@@ -79,7 +84,7 @@ class Lines:
                 self.allowed.add(which)
                 continue
             code = frame.f_code
-            text = linecache.getline(code.co_filename, line).partition("  #")[0].strip()
+            text = beginning_of(linecache.getline(code.co_filename, line))
             owner = owner_of(code.co_filename)
             site = Site(f"{code.co_filename}:{line}", text, code.co_name, owner)
             place = (which, site, next(modules_around(frame), None))

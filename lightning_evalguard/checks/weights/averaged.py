@@ -237,8 +237,8 @@ def _left(average: Average, now: Moment) -> Finding:
 def _of_others(average: Average, other: str, now: Moment) -> Finding:
     return weights_finding(
         now,
-        f"is scored with the batch statistics of other weights: `{other}` has its running mean to "
-        f"the bit, expected those of the average of {average.updates} models",
+        f"is scored with the batch statistics of other weights: its running mean is that of "
+        f"`{other}`, expected one of the average of {average.updates} models",
         "Call `torch.optim.swa_utils.update_bn(loader, averaged)` first, or pass "
         "`use_buffers=True`.",
         subject=average.name,

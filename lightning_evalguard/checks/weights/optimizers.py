@@ -273,7 +273,7 @@ class TrainedParameters:
             findings += self._say(
                 forgotten,
                 "{are} in no optimizer: {it} gets gradients and never changed, expected to be "
-                "trained, or frozen with `requires_grad_(False)`",
+                "trained",
                 self._remedies.forgotten,
                 now,
             )

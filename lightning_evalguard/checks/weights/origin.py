@@ -248,7 +248,7 @@ def _as_drawn(
         f"{others}",
         how_to_register(names[0], modules=True)
         if names[0] in inventory.unregistered
-        else "Load its weights too, after the model has its final layers.",
+        else "Load its weights too, after all layers are made and initialised.",
         subject=names[0],
         kind=kind_of(names[0], inventory),
     )
@@ -279,9 +279,11 @@ def of_load(
         f"a load matched {load.matched:,} of {load.expected:,} keys ({share:.0%} of the elements)"
         f" and {effect}"
     )
+    if not load.given:
+        fact += "; the state dict was empty"
     if load.unused:
         named = ", ".join(f"`{key}`" for key in load.unused[:2])
-        fact += f"; the state dict has keys that the model has not: {named}"
+        fact += f"; keys that the module which loads them does not have: {named}"
     if load.own:
         fact += f"; for {load.own:,} keys the state dict held the model's own tensors"
     return weights_finding(
@@ -306,5 +308,5 @@ def _remedy(load: Load) -> str:
     if load.own:
         return "Leave the `update` of `state_dict()` out and load with `strict=True`."
     if not load.given:
-        return 'Pass the state dict itself, which was empty, e.g. `checkpoint["state_dict"]`.'
-    return "Pass `strict=True` and rename the keys that it names, or train what is new."
+        return 'Pass the weights themselves, e.g. `checkpoint["state_dict"]`.'
+    return "Pass `strict=True` and rename the keys that the error names, or train what is new."
