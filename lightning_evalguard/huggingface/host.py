@@ -11,7 +11,7 @@ import torch
 from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.modes import RestoredModes
 from lightning_evalguard.huggingface.run import HuggingFaceRun
-from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.patch import Doorway, Layer, Wrap
 from lightning_evalguard.instruments.replay import replaying
 
 GUARDED = "__evalguard_host__"  # the sentinel on a Trainer: who guards it
@@ -34,16 +34,13 @@ class Host:
         self._trainer = weakref.ref(trainer)
         self.run: HuggingFaceRun | None = None
         self._depth = 0
-        self._wraps = [
-            Wrap(trainer, name, around)
-            for name, around in (
-                ("train", self._train),
-                ("evaluate", self._whole),
-                ("predict", self._whole),
-                ("evaluation_loop", self._evaluate),
-                ("prediction_step", self._step),
-                ("compute_loss", self._loss),
-            )
+        self._wraps: list[Layer] = [
+            Doorway(trainer, "train", self._train),
+            Doorway(trainer, "evaluate", self._whole),
+            Doorway(trainer, "predict", self._whole),
+            Doorway(trainer, "evaluation_loop", self._evaluate),
+            Wrap(trainer, "prediction_step", self._step),
+            Wrap(trainer, "compute_loss", self._loss),
         ]
 
     def is_removed(self) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
 
-from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.instruments.source import owner_of, site_at
+
+# How a function of ours calls what it stands before.
+_THROUGH = re.compile(r"\b(original|call|func)\(")
 
 
 def trim(error: BaseException | None, trace: TracebackType | None = None) -> None:
@@ -28,15 +32,32 @@ def trim(error: BaseException | None, trace: TracebackType | None = None) -> Non
             entry = entry.tb_next
 
 
+def cut(error: BaseException) -> None:
+    """Take all our frames out, for the handler of a function of ours that the user's code calls.
+
+    The bare ``raise`` that follows goes on with what the exception holds, so that not even this
+    function's frame is left for a script that catches the error. Before Python 3.11 it goes on with
+    that one frame.
+    """
+    trim(error)
+    first = error.__traceback__
+    if first is not None and (is_verdict(error) or not _ends_in_ours(first)):
+        error.__traceback__ = first.tb_next
+
+
 def is_verdict(error: BaseException | None) -> bool:
     """Whether it is raised by the guard on purpose."""
     return type(error).__name__ in ("EvalGuardError", "EvalGuardWarning")
 
 
 def _ends_in_ours(trace: TracebackType) -> bool:
+    """Whether a fault of ours raised it: not where torch, called in the user's place, did."""
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return _is_ours(trace)
+    if not _is_ours(trace):
+        return False
+    site = site_at(trace.tb_frame.f_code, trace.tb_lasti, trace.tb_lineno)
+    return not _THROUGH.search(site.expression)
 
 
 def _is_ours(trace: TracebackType) -> bool:

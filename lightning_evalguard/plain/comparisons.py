@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.instruments.tracebacks import cut
 
 
 def _asked_by_user(frame: FrameType | None) -> str:
@@ -37,7 +38,11 @@ def hear_sklearn(heard: Callable[[Any, Any, str], None]) -> Callable[[], None] |
 
     @functools.wraps(original)
     def checked(y_true: Any, y_pred: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(y_true, y_pred, *args, **kwargs)
+        try:
+            result = original(y_true, y_pred, *args, **kwargs)
+        except BaseException as error:
+            cut(error)
+            raise
         heard(y_true, y_pred, _asked_by_user(sys._getframe(1)))
         return result
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_evalguard.checks.sync.overrides import crossing
-from lightning_evalguard.instruments.tracebacks import trim
+from lightning_evalguard.instruments.tracebacks import cut
 from lightning_evalguard.report import EvalGuardError, EvalGuardWarning, hidden
 
 __tracebackhide__ = hidden
@@ -160,8 +160,8 @@ class Events:
                     raise
                 self._listener.end(call, outputs, False)
                 return outputs
-            except (EvalGuardError, EvalGuardWarning) as verdict:
-                trim(verdict)
+            except BaseException as error:
+                cut(error)
                 raise
             finally:
                 self.inside = False
@@ -193,8 +193,8 @@ class Events:
                 self._loops.pop(id(iterator), None)
                 self._listener.exhausted(iterator)
                 raise
-            except (EvalGuardError, EvalGuardWarning) as verdict:
-                trim(verdict)
+            except BaseException as error:
+                cut(error)
                 raise
             finally:
                 self.inside = False
@@ -220,9 +220,13 @@ class Events:
     def _backwards(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def ran(*args: Any, **kwargs: Any) -> Any:
-            if not (self.inside or self.elsewhere()):
-                self._aside(self._listener.backward, args[0] if args else ())
-            return original(*args, **kwargs)
+            try:
+                if not (self.inside or self.elsewhere()):
+                    self._aside(self._listener.backward, args[0] if args else ())
+                return original(*args, **kwargs)
+            except BaseException as error:
+                cut(error)
+                raise
 
         return ran
 
@@ -243,7 +247,11 @@ class Events:
             # where it looks up names: as many frames up as without us
             if len(args) < 3:
                 kwargs["_frames_up"] = kwargs.get("_frames_up", 0) + 1
-            return original(*args, **kwargs)
+            try:
+                return original(*args, **kwargs)
+            except BaseException as error:
+                cut(error)
+                raise
 
         return scripted
 
@@ -252,7 +260,11 @@ class Events:
         def made(
             optimizer: torch.optim.Optimizer, /, *args: Any, **kwargs: Any
         ) -> None:
-            original(optimizer, *args, **kwargs)
+            try:
+                original(optimizer, *args, **kwargs)
+            except BaseException as error:
+                cut(error)
+                raise
             if not self.elsewhere():
                 self._listener.optimizes(optimizer)
 
@@ -262,8 +274,13 @@ class Events:
         is_compiling = torch.compiler.is_compiling
 
         def steps(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if not (is_compiling() or self.inside or self.elsewhere()):
+            if is_compiling() or self.inside or self.elsewhere():
+                return
+            try:
                 self._aside(self._listener.stepped, optimizer)
+            except BaseException as error:
+                cut(error)
+                raise
 
         return steps
 
@@ -272,7 +289,7 @@ class Events:
         try:
             hear(*args)
         except (EvalGuardError, EvalGuardWarning) as verdict:
-            trim(verdict)
+            cut(verdict)
             raise
         finally:
             self.inside = False

@@ -154,10 +154,10 @@ def test_a_line_of_python_is_named_where_no_operator_draws(trainer: Make) -> Non
         return x + torch.from_numpy(noise).float()
 
     assert said(guarded(trainer, model(forward))) == [
-        f"{HERE} in `Model` (the whole model): `if random.random() < 2:` moved python's global "
+        f"{HERE} in `Model` (the whole model): `if random.random() < 2:` moved Python's global "
         "generator in eval mode. Scores change from run to run. "
         "Draw only in training: `if self.training:`. [stochastic]",
-        f"{HERE} in `Model` (the whole model): `noise = np.random.rand(8)` moved numpy's global "
+        f"{HERE} in `Model` (the whole model): `noise = np.random.rand(8)` moved NumPy's global "
         "generator in eval mode. Scores change from run to run. "
         "Draw only in training: `if self.training:`. [stochastic]",
     ]
@@ -399,7 +399,7 @@ def test_a_debugger_keeps_its_trace_function(
         assert sys.gettrace() is traced
     finally:
         sys.settrace(before)
-    assert any("moved python's global generator" in line for line in said(report))
+    assert any("moved Python's global generator" in line for line in said(report))
 
 
 def test_certain_findings_stop_the_run_and_suspicions_warn(trainer: Make) -> None:

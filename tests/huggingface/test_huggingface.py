@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sklearn.metrics import (
 from torch import nn
 from torch.utils.data import Dataset
 
+import lightning_evalguard
 from lightning_evalguard import ConfusionMetrics, EvalGuardError, EvalGuardWarning
 
 pytest.importorskip("accelerate")
@@ -407,6 +409,23 @@ def test_each_module_has_after_an_evaluation_the_mode_it_had_before(
         assert kind is Breaks
     assert flags(model) == before
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="a bare `raise` puts its own frame back there"
+)
+@pytest.mark.parametrize("entry", ["train", "evaluate", "predict"])
+def test_an_error_leaves_the_trainer_without_frames_of_ours(
+    make: Make, entry: str
+) -> None:
+    trainer = make(Classifier(), EvalGuardCallback(weights="ignore"), kind=Breaks)
+    given = (Texts(),) if entry == "predict" else ()
+    with pytest.raises(StopsError) as raised:
+        getattr(trainer, entry)(*given)
+    files = [Path(f.filename) for f in traceback.extract_tb(raised.value.__traceback__)]
+    assert [f.name for f in files[:1] + files[-1:]] == [Path(__file__).name] * 2
+    ours = Path(lightning_evalguard.__file__).parent
+    assert [f for f in files if f.is_relative_to(ours)] == []
 
 
 @pytest.mark.parametrize("options", [{}, {"eval_on_start": True}])

@@ -35,6 +35,7 @@ from lightning_evalguard.checks.sync.listeners import (
 from lightning_evalguard.instruments.dispatch import below, tensors_in
 from lightning_evalguard.instruments.dynamo import skip_dynamo
 from lightning_evalguard.instruments.source import PLUMBING, expression_of, nearest
+from lightning_evalguard.instruments.tracebacks import cut
 
 # On the CPU, a number read inside another operator than these says nothing about CUDA's kernel for
 # it: `multinomial`, `embedding(max_norm=)`, `_assert_async`, ...
@@ -262,6 +263,9 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._running, self._args = func, args
         try:
             out = below(func, args, kwargs or {})
+        except BaseException as error:
+            cut(error)
+            raise
         finally:
             self._running, self._args = outer
         some, on_device = self._of_arguments(args)

@@ -38,6 +38,7 @@ from lightning_evalguard.checks.sync.listeners import (
 )
 from lightning_evalguard.instruments.dynamo import skip_dynamo
 from lightning_evalguard.instruments.patch import Layer
+from lightning_evalguard.instruments.tracebacks import cut
 
 Hear = Callable[[str, FrameType | None, float], None]
 
@@ -366,7 +367,11 @@ def _reading_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., An
             return original(tensor, *args, **kwargs)
         places = here.places
         waits = places.on_device(tensor)
-        out = _timed(name, waits, caller(), original, tensor, *args, **kwargs)
+        try:
+            out = _timed(name, waits, caller(), original, tensor, *args, **kwargs)
+        except BaseException as error:
+            cut(error)
+            raise
         if name == "cpu":
             return places.moved(tensor, out, False)
         return out
@@ -380,7 +385,11 @@ def _moving_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
             return original(tensor, *args, **kwargs)
         places, frame = here.places, caller()
         before = places.on_device(tensor)
-        out = original(tensor, *args, **kwargs)
+        try:
+            out = original(tensor, *args, **kwargs)
+        except BaseException as error:
+            cut(error)
+            raise
         after = places.destination(frame, *args, **kwargs)
         if after is not None and isinstance(out, Tensor):
             blocks = not kwargs.get("non_blocking")
@@ -413,15 +422,20 @@ def _differentiating_on_cpu(
 ) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         places = here.places
-        if places is None or not places.moves_bits:
-            return original(*args, **kwargs)
-        for watch in here.watches:
-            watch.missed_backward = True
-        places.leave()
+        if places is not None and not places.moves_bits:
+            places = None
+        if places is not None:
+            for watch in here.watches:
+                watch.missed_backward = True
+            places.leave()
         try:
             return original(*args, **kwargs)
+        except BaseException as error:
+            cut(error)
+            raise
         finally:
-            places.return_after_backward()
+            if places is not None:
+                places.return_after_backward()
 
     return run
 
