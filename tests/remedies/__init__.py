@@ -175,8 +175,6 @@ REWRITTEN: dict[str, str] = {
     "Call `.eval()` on the model before it is traced.": "FxTracedModules",
     "Call `.eval()` on the model before `torch.jit.trace`.": "TracedInEvalMode",
     "Pass dropout_p=p if self.training else 0.0.": "SdpaDropoutFollowsTheMode",
-    "Call it once, before the run, or put the generator back, e.g. by "
-    "`torch.random.fork_rng()`.": "SeedsInAFork",
     "Take the most probable one in evaluation, e.g. `logits.argmax(-1)`, or draw only in "
     "training.": "ArgmaxInEval",
     "Use a pool that draws nothing, e.g. `nn.AdaptiveMaxPool2d`.": "OrdinaryPooling",
