@@ -338,27 +338,13 @@ class EvalGuard(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._at(trainer, batch_idx, dataloader_idx)
+        for run in self._runs:
+            if run.trainer is trainer:
+                run.at(batch_idx, dataloader_idx)
 
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._at(trainer, batch_idx, dataloader_idx)
-
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._at(trainer, batch_idx, dataloader_idx)
+    # no call more than needed: every batch comes here
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
 
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
@@ -395,11 +381,6 @@ class EvalGuard(Callback):
             run.guard.steps_over(run.now)
         if run is not None and run.scores is not None:
             run.scores.log_after(hook)
-
-    def _at(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
-        for run in self._runs:
-            if run.trainer is trainer:
-                run.at(batch_idx, dataloader_idx)
 
     def _end(self, trainer: Trainer, error: BaseException | None = None) -> None:
         run = self._run_of(trainer)

@@ -87,7 +87,7 @@ class Guard:
 
     def open(self, root: nn.Module, now: Moment) -> None:
         """A run begins on `root`; where a finding stops it at once, nothing stays open."""
-        self._root = root
+        self._root, self._epoch = root, None
         self._rulings.open(root)
         self._audit.open(root)
         self._followed.clear()
@@ -113,12 +113,12 @@ class Guard:
         """An evaluation begins."""
         self._lines = None
         self._may_show = True  # the first step
-        self._pace.begin()
-        self._moves.begin()
-        now.skipped = 0
-        self._audit.start(now)
         root, new = self._root, now.stage not in self._followed
         self._followed.add(now.stage)
+        for pace in (self._pace, self._moves):
+            pace.begin(again=not new)
+        now.skipped = 0
+        self._audit.start(now)
         if (
             new
             and self._audit.replays.audit != "off"
@@ -355,8 +355,8 @@ class Guard:
     ) -> Any:
         """Run one training step under guard and return what it returns."""
         if now.epoch != self._epoch:
+            self._trains.begin(again=self._epoch is not None)
             self._epoch = now.epoch
-            self._trains.begin()
         now.thinned = not self._trains.looks(0)
         if found := self.call("before_train_step", now, args):
             self._judge(found, quiet=False)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 # Batches of each loader that are looked at in any case: the most, the fewest, and what they look at
-# together, in modules and tensors.
+# together, in modules and tensors. What an evaluation does in its first batches, the same code did
+# in those of the evaluation before: of later ones the fewest are looked at.
 _FIRST, _LEAST, _PARTS = 16, 4, 1 << 13
 
 
 class Pace:
     """Says of each batch whether the checks that look again and again look at it.
 
-    The first batches of each loader are looked at, then the gaps double, up to one batch in so
+    The first batches of each loader are looked at, 16 in the first evaluation of a stage and 4 in
+    those after it, then the gaps double, up to one batch in so
     many that the looks take their share of the evaluation and no more: a look takes less time than
     the step that it looks at, so a share of the batches is a larger share than that of the time.
     The last one is looked at where it is known which that is. Nothing here asks for the time.
@@ -37,16 +39,22 @@ class Pace:
         batches: Callable[[int], float | None] = lambda loader: None,
     ) -> None:
         self._widest = max(1, round(1 / budget))
-        self._first = _FIRST
+        self._most = self._first = _FIRST
         self._known = batches
         self.begin()
 
     def reads(self, parts: int) -> None:
         """A look reads so many modules and tensors: of many, fewer batches come first."""
-        self._first = max(_LEAST, min(_FIRST, _PARTS // max(1, parts)))
+        self._most = max(_LEAST, min(_FIRST, _PARTS // max(1, parts)))
+        self._first = min(self._first, self._most)
 
-    def begin(self) -> None:
-        """An evaluation begins."""
+    def begin(self, again: bool = False) -> None:
+        """An evaluation begins.
+
+        Args:
+            again: Whether one of its kind was looked at before.
+        """
+        self._first = _LEAST if again else self._most
         self._loader: int | None = None
         self.skipped = False
 

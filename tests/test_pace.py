@@ -17,7 +17,7 @@ from lightning_evalguard import EvalGuard, EvalGuardError
 from lightning_evalguard.pace import Pace
 
 BATCHES = 60
-LATE = 33  # no batch at which the guard looks
+LATE = 37  # no batch at which the guard looks
 
 
 def loader(batches: int = BATCHES) -> DataLoader[Any]:
@@ -165,6 +165,16 @@ def test_each_loader_begins_with_full_looks() -> None:
     assert all(pace.looks(1) for _ in range(16))
 
 
+def test_of_evaluations_after_the_first_four_batches_come_first() -> None:
+    pace = Pace(0.01)
+    pace.begin(again=True)
+    assert [i for i in range(60) if pace.looks(0)] == [0, 1, 2, 3, 5, 9, 17, 33]
+    assert pace.looks(1)
+    pace = Pace(1.0)
+    pace.begin(again=True)
+    assert all(pace.looks(0) for _ in range(60))
+
+
 class _Noisy(TensorDataset):
     """Draws for one late sample of each evaluation."""
 
@@ -196,7 +206,7 @@ def test_a_draw_in_a_skipped_batch_of_a_later_epoch_is_found_and_then_named() ->
     findings = fitted(Net(draws)).report.findings
     first, second = [(f.epoch, f.fact) for f in findings]
     assert first[0] == 2
-    assert "something in batches 30 to 44 moved torch's global generator" in first[1]
+    assert "something in batches 34 to 58 moved torch's global generator" in first[1]
     assert second[0] == 3
     assert "torch.rand(3)" in second[1]
 

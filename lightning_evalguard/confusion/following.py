@@ -16,6 +16,7 @@ from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.stream import Stream
 
 _HELD = 1 << 20  # elements of a pair that may wait for the end of its step
+_NAMED = ("metric", "outputs")  # what the user says is what counts
 
 
 class Following:
@@ -24,10 +25,16 @@ class Following:
     Args:
         config: What the user asked for.
         outcomes: Whether it is kept of each sample whether it is right.
+
+    Attributes:
+        entry: The loader whose step runs; None where nothing may be counted now.
+        settled: How many pairs were settled at once.
     """
 
     def __init__(self, config: ConfusionMetrics, outcomes: bool) -> None:
         self._config, self._outcomes = config, outcomes
+        self.entry: LoaderCount | None = None
+        self.settled = 0
 
     def follow(self, entry: LoaderCount, kind: str, name: str, pair: Pair) -> None:
         """The chosen stream's pair is counted at once; another waits for the end of the step."""
@@ -59,7 +66,6 @@ class Following:
 
     def at_once(
         self,
-        entry: LoaderCount,
         kind: str,
         name: str,
         preds: Tensor,
@@ -71,48 +77,31 @@ class Following:
         Returns:
             Whether that was so; else `follow` decides.
         """
-        chosen = entry.chosen
-        assert chosen is not None
-        if entry.counted and chosen.samples >= entry.samples:
-            return True  # the step shows nothing more that is counted
-        if kind != chosen.kind or name not in chosen.names:
-            if entry.counted or chosen.late or preds.numel() > _HELD:
-                return False
-            entry.spares.append(Spare(kind, name, entry, preds, target, pair))
-            return True
-        if chosen.look != (name, preds.shape, target.shape, preds.dtype, target.dtype):
+        entry = self.entry
+        if entry is None or entry.chosen is None or entry.failed:
             return False
-        if (
-            entry.counted
-            or chosen.samples
-            or not self._is_plain(entry, chosen, kind, target)
-        ):
+        chosen, samples = entry.chosen, entry.samples
+        try:
+            if entry.counted and chosen.samples >= samples:
+                pass  # the step shows nothing more that is counted
+            elif kind != chosen.kind or name not in chosen.names:
+                if entry.counted or chosen.late or preds.numel() > _HELD:
+                    return False
+                entry.spares.append(Spare(kind, name, entry, preds, target, pair))
+            else:
+                look = name, preds.shape, target.shape, preds.dtype, target.dtype
+                if chosen.look != look or entry.counted or chosen.samples:
+                    return False
+                if len(target) != samples or entry.keep != samples:
+                    return False
+                if kind not in _NAMED and not entry.holds(target, chosen.role):
+                    return False
+                chosen.state.note(preds, target)
+                chosen.samples, entry.counted = samples, True
+        except Exception:  # noqa: BLE001 - `follow` meets it again, and says so
             return False
-        chosen.samples, entry.counted = entry.samples, True
-        chosen.state.note(preds, target)
+        self.settled += 1
         return True
-
-    @staticmethod
-    def _is_plain(
-        entry: LoaderCount, chosen: Stream, kind: str, target: Tensor
-    ) -> bool:
-        """Whether a whole batch is counted as it is shown, and nothing is asked of it besides."""
-        if (
-            chosen.place
-            or chosen.swapped
-            or chosen.twin is not None
-            or chosen.pattern is not None
-        ):
-            return False
-        if (
-            len(target) != entry.samples
-            or entry.keep != entry.samples
-            or entry.keeps_scores
-        ):
-            return False
-        if kind == "metric" or kind == "outputs":
-            return True
-        return chosen.role is not None and entry.holds(target, chosen.role)
 
     def _arranged(
         self, entry: LoaderCount, chosen: Stream, own: Pair, name: str
@@ -144,8 +133,9 @@ class Following:
             and arranged.target is target
         )
         chosen.plain = look if as_shown else None
+        is_simple = as_shown and not entry.keeps_scores and chosen.is_simple
         one_place = preds.device == target.device and target.ndim > 0
-        chosen.look = look[:5] if as_shown and one_place else None
+        chosen.look = look[:5] if is_simple and one_place else None
         return arranged
 
     def _is_its_turn(self, entry: LoaderCount, pair: Pair) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.functions import FunctionTap, SigmoidTap
 from lightning_evalguard.confusion.loader import LoaderCount
-from lightning_evalguard.confusion.losses import LossTap
+from lightning_evalguard.confusion.losses import AtOnce, LossTap
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.stream import Stream
 from lightning_evalguard.confusion.taps import MetricTap
@@ -25,20 +24,12 @@ from lightning_evalguard.instruments.source import LIBRARIES
 class Hears(Protocol):
     """What the taps ask and tell: the recorder."""
 
-    pairs: int
+    @property
+    def pairs(self) -> int:
+        """How many pairs were shown so far."""
 
     def see(self, kind: str, name: str, pair: Pair, value: Any = None) -> None:
         """A metric or a loss is called."""
-
-    def at_once(
-        self,
-        kind: str,
-        name: str,
-        preds: Tensor,
-        target: Tensor,
-        pair: Callable[[], Pair],
-    ) -> bool:
-        """Whether a call is settled without a closer look."""
 
     def compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
         """Two tensors of labels are compared."""
@@ -58,6 +49,7 @@ class StepTaps:
 
     Args:
         heard: Whom they tell.
+        at_once: Is asked first, and settles most calls.
         config: What the user asked for.
         compares: Whether comparisons are listened to.
 
@@ -67,7 +59,11 @@ class StepTaps:
     """
 
     def __init__(
-        self, heard: Hears, config: ConfusionMetrics, compares: bool = True
+        self,
+        heard: Hears,
+        at_once: AtOnce,
+        config: ConfusionMetrics,
+        compares: bool = True,
     ) -> None:
         self.settled: LoaderCount | None = None
         asked = ""
@@ -82,8 +78,8 @@ class StepTaps:
         self._of_losses = infers or asked == "loss"
         self._compares = compares
         self._of_comparisons = compares and infers
-        self._metrics = MetricTap(heard.see, only, heard.at_once)
-        self._losses = LossTap(heard.see, heard.at_once)
+        self._metrics = MetricTap(heard.see, only, at_once)
+        self._losses = LossTap(heard.see, at_once)
         self._functions = FunctionTap(heard.see, lambda: heard.pairs)
         self.decisions = self._functions.decisions
         self.sigmoids = SigmoidTap()

@@ -282,9 +282,11 @@ class LoaderCount:
             self._leaves = [t.untyped_storage().data_ptr() for t in self.tensors]
         return self._leaves
 
-    def holds(self, target: Tensor, role: int) -> bool:
+    def holds(self, target: Tensor, role: int | None) -> bool:
         """Whether a target is that tensor of the batch itself."""
-        return role < len(self.tensors) and self.tensors[role] is target
+        if role is None or role >= len(self.tensors):
+            return False
+        return self.tensors[role] is target
 
     def role_of(self, target: Tensor) -> int | None:
         """Which tensor of the batch `target` lies in."""

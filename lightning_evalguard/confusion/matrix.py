@@ -168,23 +168,26 @@ class ConfusionMatrix(Metric):
 
     def note(self, preds: Tensor, target: Tensor) -> None:
         """`count`, with many small batches in one go: what they answered waits for `settle`."""
-        if not self._waits or self.kept is not None or target.numel() > _SMALL:
+        n = target.numel()
+        if not self._waits or self.kept is not None or n > _SMALL:
             self.settle()
             self.count(preds, target)
             return
-        p, top = self._predicted_soon(
-            preds.detach() if preds.requires_grad else preds, target
-        )
+        preds = preds.detach() if preds.requires_grad else preds
+        flat = target if target.ndim == 1 else target.reshape(-1)
         waiting = self._waiting
-        waiting.answers.append((p, top))
+        is_row = flat is target and preds.is_floating_point()
+        if is_row and preds.shape == (n, self.layout.num_classes):
+            # most pairs: nothing else is asked of them
+            top, p = preds.max(1)
+            waiting.answers.append((p, top))
+        else:
+            waiting.answers.append((self._predicted_soon(preds, target), None))
         # a copy: the target is the batch's own
-        flat = target
-        if target.ndim != 1:
-            flat = target.reshape(-1)
         waiting.targets.append(
             flat.clone() if flat.dtype == torch.long else flat.long()
         )
-        waiting.elements += target.numel()
+        waiting.elements += n
         if waiting.elements > _WAITING or len(waiting.targets) > 2 * _STEPS:
             self.settle()
 
@@ -240,22 +243,10 @@ class ConfusionMatrix(Metric):
             )
         return scored
 
-    def _predicted_soon(
-        self, preds: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The classes, flat, and the scores by which `_joined` finds those that are NaN."""
-        # most pairs: nothing else is asked of them
-        is_row = target.ndim == 1 and preds.is_floating_point()
-        if is_row and preds.shape == (len(target), self.layout.num_classes):
-            top, p = preds.max(1)
-            return p, top
-        scored = self._is_scored(preds, target)
-        p = (
-            highest(preds)
-            if scored
-            else preds.long().clamp(-1, self.layout.num_classes)
-        )
-        return (p if p.ndim == 1 else p.reshape(-1)), None
+    def _predicted_soon(self, preds: Tensor, target: Tensor) -> Tensor:
+        """The classes, flat."""
+        p = self._predicted(preds, target)
+        return p if p.ndim == 1 else p.reshape(-1)
 
     def _joined(self, answers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
         """What waits in one, a class beyond all where the highest score is NaN."""

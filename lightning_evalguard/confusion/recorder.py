@@ -78,12 +78,14 @@ class Recorder:
         self._module: nn.Module | None = None
         self._now: LoaderCount | None = None
         self._paused = self._epoch_ends = False
-        self.pairs = 0
-        self._taps = StepTaps(self, self.config, self._compares)
+        self._pairs = 0
+        self._following = Following(self.config, outcomes)
+        self._taps = StepTaps(
+            self, self._following.at_once, self.config, self._compares
+        )
         self._first = FirstStep(
             self.config, self.explicit, outcomes, self._taps.sigmoids
         )
-        self._following = Following(self.config, outcomes)
         self._cuts_itself: bool | None = None  # whether the module names thresholds
         # sources of which one score has shown that they are
         self._logits: set[str] = set()
@@ -130,8 +132,9 @@ class Recorder:
             return
         if self._now is not None:
             self._close_step()
-        entry = self._now = self._loader(dataloader_idx)
+        entry = self._running.get(dataloader_idx) or self._loader(dataloader_idx)
         entry.begin_step(*sized(batch, TENSORS))
+        self._now = self._following.entry = entry
         if entry is self._taps.settled:
             self._taps.hear(True)
             return
@@ -206,10 +209,11 @@ class Recorder:
     def paused(self) -> Iterator[None]:
         """Nothing that runs meanwhile is counted: a step that is replayed."""
         before, self._paused = self._paused, True
+        entry, self._following.entry = self._following.entry, None
         try:
             yield
         finally:
-            self._paused = before
+            self._paused, self._following.entry = before, entry
 
     def stop(self, epoch: int | None = None, step: int | None = None) -> Recorded:
         """The evaluation is over: reduce across ranks and read every state.
@@ -250,6 +254,7 @@ class Recorder:
                 entry.labelled &= not self.makes_targets or entry.converts_labels
                 report_nothing(entry, recorded, self.explicit, self.logged)
         self._stage = self._module = self._first.module = self._now = None
+        self._following.entry = None
         return recorded
 
     def _is_score(self, result: ConfusionResult) -> bool:
@@ -306,6 +311,7 @@ class Recorder:
             entry.streams = []
             entry.end_step()
         self._stage = self._module = self._first.module = self._now = None
+        self._following.entry = None
 
     def _close_taps(self) -> None:
         self._epoch_ends = False
@@ -332,7 +338,7 @@ class Recorder:
         """A metric or a loss is called. Whatever goes wrong here, the user's step goes on."""
         entry = self._now
         # A comparison may be what the function around it judges by.
-        self.pairs += kind not in ("other", *WEAK)
+        self._pairs += kind not in ("other", *WEAK)
         if self._epoch_ends:
             entry, kind = self._of_epoch(kind), "epoch"
         if entry is None or self._paused or entry.failed:
@@ -373,26 +379,10 @@ class Recorder:
         )
         self.see("comparison", place, pair)
 
-    def at_once(
-        self,
-        kind: str,
-        name: str,
-        preds: Tensor,
-        target: Tensor,
-        pair: Callable[[], Pair],
-    ) -> bool:
-        """Whether a call is settled without a closer look, as most are after the first batch."""
-        entry = self._now
-        if entry is None or entry.chosen is None or entry.failed:
-            return False
-        if self._epoch_ends or self._paused:
-            return False
-        try:
-            settled = self._following.at_once(entry, kind, name, preds, target, pair)
-        except Exception:  # noqa: BLE001 - `see` meets it again, and says so
-            return False
-        self.pairs += settled
-        return settled
+    @property
+    def pairs(self) -> int:
+        """How many pairs were shown so far, but for those that others stand for."""
+        return self._pairs + self._following.settled
 
     def _of_epoch(self, kind: str) -> LoaderCount | None:
         """The loader whose whole evaluation a call is about: the only one."""
@@ -454,6 +444,7 @@ class Recorder:
     def _close_step(self) -> None:
         """The step is over, and the hooks after it: choose, and close the count."""
         entry, self._now = self._now, None
+        self._following.entry = None
         if entry is None:
             return
         if entry.chosen is None:

@@ -56,7 +56,8 @@ class Stream:
         versions: How often its predictions and its target had been written to.
         samples: Of the running step, counted along the first dimension.
         plain: What a pair looks like that is counted as it is shown.
-        look: Its name, shapes and types, where predictions and targets lie on one device.
+        look: Its name, shapes and types, where a pair of a whole batch that looks so is counted
+            and nothing is asked of it besides.
     """
 
     kind: str
@@ -101,6 +102,12 @@ class Stream:
         kept = self.target != self.layout.ignore_index
         right = (self.preds == self.target) & kept
         return float(right.sum()) / max(1, int(kept.sum()))
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether a pair is only counted: as the first of its name, once, and not compared."""
+        once = self.twin is None and self.pattern is None
+        return once and not self.place and not self.swapped
 
     def gave(self, returned: Any) -> bool:
         """Whether a step returned this loss."""

@@ -22,7 +22,7 @@ from torchmetrics import Metric
 
 from lightning_evalguard.confusion.losses import AtOnce, See, never
 from lightning_evalguard.confusion.sources import PREDS, TARGET, Pair, cuts
-from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.patch import Inlay, Layer, Wrap
 from lightning_evalguard.instruments.source import owner_of
 
 # Their children see resampled or partial predictions.
@@ -49,7 +49,7 @@ class MetricTap:
     ) -> None:
         self._see, self._only = see, only
         self._at_once = at_once or never
-        self._wraps: list[Wrap] = []
+        self._wraps: list[Layer] = []
         self._classes: dict[type, Wrap] = {}
         self._names: dict[int, str] = {}
         # Of each update that runs now: whether a deeper one was seen.
@@ -66,7 +66,8 @@ class MetricTap:
         for name, metric in metrics:
             if self._only in (None, name, name.rpartition(".")[2]):
                 self._names[id(metric)] = name
-                self._wraps.append(Wrap(metric, "update", self._around(name, metric)))
+                tapped = partial(self._tapped, name, metric)
+                self._wraps.append(Inlay(metric, "update", tapped))
                 self._tap_parent(type(metric))
         if self._only is not None and not self._wraps:
             there = ", ".join(name for name, _ in metrics) or "no classification metric"
@@ -81,9 +82,32 @@ class MetricTap:
         self._names.clear()
         self._deeper.clear()
 
-    def _around(self, name: str, metric: Metric) -> Callable[..., Any]:
+    def _tapped(
+        self,
+        name: str,
+        metric: Metric,
+        original: Callable[..., Any],
+        layer: Layer,
+    ) -> Callable[..., Any]:
         called = _Called.of(name, metric, list(metric._update_signature.parameters))
-        return partial(self._updated, called)
+        takes, is_compiling = len(called.names), torch.compiler.is_compiling
+
+        def update(*args: Any, **kwargs: Any) -> Any:
+            if not layer.active:
+                return original(*args, **kwargs)
+            # torchmetrics' own update no other metric
+            nests = called.is_own or self._classes or self._deeper
+            if nests or kwargs or len(args) != takes or is_compiling():
+                return self._updated(called, original, *args, **kwargs)
+            value = original(*args)
+            preds, target = called.by_place(args)
+            if isinstance(preds, Tensor) and isinstance(target, Tensor):
+                pair = partial(called.described, preds, target)
+                if not self._at_once("metric", name, preds, target, pair):
+                    self._see("metric", name, pair(), None)
+            return value
+
+        return update
 
     def _tap_parent(self, kind: type) -> None:
         """Tap torchmetrics' own ``update``, which a subclass may call with what it selected."""
@@ -132,27 +156,16 @@ class MetricTap:
     def _report(
         self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if not kwargs and len(args) == len(called.names):
-            preds, target = called.by_place(args)
-        else:
-            preds, target = called.tensors(args, kwargs)
+        preds, target = called.tensors(args, kwargs)
         if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
             return
+        pair = called.described(preds, target)
         if called.is_own:
-            pair = called.described(preds, target)
             rest = called.others(args, kwargs, preds, target)
             pair.target = _masked(target, rest, pair)
-            self._see("metric", called.name, pair, None)
+        elif self._at_once("metric", called.name, preds, target, lambda: pair):
             return
-        if self._at_once(
-            "metric",
-            called.name,
-            preds,
-            target,
-            partial(called.described, preds, target),
-        ):
-            return
-        self._see("metric", called.name, called.described(preds, target), None)
+        self._see("metric", called.name, pair, None)
 
 
 @dataclass

@@ -17,23 +17,26 @@ class Layer:
         owner: The object: an instance, a class, a module.
         name: The method's name.
         function: Called in the method's place.
+
+    Attributes:
+        active: False once it is removed.
     """
 
     def __init__(self, owner: Any, name: str, function: Any) -> None:
         self._owner, self._name, self._function = owner, name, function
         self._own = vars(owner).get(name)
-        self._active = True
+        self.active = True
         function.__evalguard_wrap__ = self
         setattr(owner, name, function)
 
     def remove(self) -> None:
         """Put back what was there, or leave it to the layer above."""
-        self._active = False
+        self.active = False
         while True:
             now = vars(self._owner).get(self._name)
             top = getattr(now, "__evalguard_wrap__", None)
             # a wrapper of somebody else's may have copied the attribute
-            if top is None or top._active or top._function is not now:
+            if top is None or top.active or top._function is not now:
                 return
             if top._own is None:
                 delattr(self._owner, self._name)
@@ -57,8 +60,29 @@ class Wrap(Layer):
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if not self._active:
+            if not self.active:
                 return original(*args, **kwargs)
             return around(original, *args, **kwargs)
 
         super().__init__(owner, name, wrapped)
+
+
+class Inlay(Layer):
+    """`Wrap` for a method that every step calls: one call less.
+
+    Args:
+        owner: The object.
+        name: The method's name.
+        make: Gives the function to be called in the method's place, of the method and of this
+            layer. While that is not `active`, the function must only call the method.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        make: Callable[[Callable[..., Any], Layer], Callable[..., Any]],
+    ) -> None:
+        original = getattr(owner, name)
+        function = functools.wraps(original)(make(original, self))
+        super().__init__(owner, name, function)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_evalguard.checks.scores.heard import MOST_KEYS, LogCall
-from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.patch import Inlay, Layer, Wrap
 from lightning_evalguard.instruments.source import owner_of, user_site
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import Trainer
@@ -91,7 +91,7 @@ class Ear(_lightning.Books):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         self._hear: Callable[[LogCall], None] = lambda heard: None
-        self._wraps: list[Wrap] = []
+        self._wraps: list[Layer] = []
         self._writers: list[Any] = []
         self._lines: dict[str, str | None] = {}
         self._known: dict[str, _Known] = {}
@@ -162,31 +162,34 @@ class Ear(_lightning.Books):
         results = _lightning.owner(self._trainer, path)
         if results is not None:
             around = partial(self._of_log, results, in_training)
-            if not in_training:
-                around = partial(self._of_step, around)
-            self._wraps.append(Wrap(results, "update_metrics", around))
+            layer: Layer
+            if in_training:
+                layer = Wrap(results, "update_metrics", around)
+            else:
+                gathered = partial(self._gathered_by, around)
+                layer = Inlay(results, "update_metrics", gathered)
+            self._wraps.append(layer)
 
-    def _of_step(
-        self,
-        at_once: Callable[..., Any],
-        log: Callable[..., Any],
-        key: str,
-        value: Any,
-        batch_size: int,
-    ) -> Any:
+    def _gathered_by(
+        self, at_once: Callable[..., Any], log: Callable[..., Any], layer: Layer
+    ) -> Callable[..., Any]:
         """What an evaluation logs: of most calls in a step nothing is asked but their value."""
-        known = None
-        if self._gathers:
-            known = self._known.get(key)
-        if known is None:
-            return at_once(log, key, value, batch_size)
-        self._updates += 1
-        done = log(key, value, batch_size)
-        if known.waits:
-            self._waiting.append(
-                (self._steps - known.after_step, known, value, batch_size)
-            )
-        return done
+
+        def update_metrics(key: str, value: Any, batch_size: int) -> Any:
+            if not layer.active:
+                return log(key, value, batch_size)
+            known = self._known.get(key) if self._gathers else None
+            if known is None:
+                return at_once(log, key, value, batch_size)
+            self._updates += 1
+            done = log(key, value, batch_size)
+            if known.waits:
+                self._waiting.append(
+                    (self._steps - known.after_step, known, value, batch_size)
+                )
+            return done
+
+        return update_metrics
 
     def _of_log(
         self,

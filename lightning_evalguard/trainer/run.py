@@ -12,7 +12,7 @@ from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.data.loaders import flat
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.dispatch import compiles
-from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.patch import Inlay, Layer, Wrap
 from lightning_evalguard.instruments.replay import replaying
 from lightning_evalguard.instruments.tracebacks import trim
 from lightning_evalguard.record.run import RecordedRun as Record
@@ -61,7 +61,7 @@ class Run:
         self.now = Moment("fit", rank=trainer.global_rank, fitting=self._fitting)
         self._verdict = Verdict(guard.report)
         self._hooks: FollowedHooks | None = None
-        self._wraps: list[Wrap] = []
+        self._wraps: list[Layer] = []
         self._by_hand: ByHand | None = None
 
     def open(self, module: LightningModule) -> None:
@@ -84,8 +84,8 @@ class Run:
         self._wrap("_run_stage", self._until_error)
         self._wrap("strategy.training_step", self._train_step)
         for step in _STEPS:
-            self._wrap(f"strategy.{step}_step", self._step)
-        self._wrap("strategy.batch_to_device", self._move)
+            self._inlay(f"strategy.{step}_step", self._guarded)
+        self._inlay("strategy.batch_to_device", self._moved)
         for loop in _LOOPS:
             self._wrap(f"{loop}.run", self._evaluate)
             self._wrap(f"{loop}.on_run_end", self._last_hooks)
@@ -94,13 +94,23 @@ class Run:
 
     def _wrap(self, path: str, around: Callable[..., Any]) -> None:
         """Put `around` in front of one of the trainer's methods, where this Lightning has it."""
+        owner = self._owner(path)
+        if owner is not None:
+            self._wraps.append(Wrap(owner, path.rpartition(".")[2], around))
+
+    def _inlay(self, path: str, make: Callable[..., Any]) -> None:
+        """`_wrap` for a method that every batch calls, see `Inlay`."""
+        owner = self._owner(path)
+        if owner is not None:
+            self._wraps.append(Inlay(owner, path.rpartition(".")[2], make))
+
+    def _owner(self, path: str) -> Any:
         owner = _lightning.owner(self.trainer, path)
         if owner is None:
             self.guard.report.note(
                 f"this Lightning has no `trainer.{path}`: it was not guarded"
             )
-        else:
-            self._wraps.append(Wrap(owner, path.rpartition(".")[2], around))
+        return owner
 
     def close(self, error: BaseException | None) -> None:
         if self.scores is not None:
@@ -238,29 +248,41 @@ class Run:
             points.append("matrix")
         return [*points, "end"]
 
-    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if replaying():  # by a second guard: this one saw the step already
-            return step(*args, **kwargs)
-        now, scores = self.now, self.scores if args else None
-        if self._hooks is not None and now.batch > 1:
-            self._hooks.rest()
-        if scores is not None:
-            scores.before_step(args[0], now.dataloader)
-        if args and self.record.sees:
-            self.record.see(now.stage, now.dataloader, args[0], self._loaders)
-        outputs = self.guard.step(now, step, *args, **kwargs)
-        self.ranks.meet("audit")
-        if scores is not None:
-            scores.after_step(outputs, args[0], now.dataloader)
-        return outputs
+    def _guarded(self, step: Callable[..., Any], layer: Layer) -> Callable[..., Any]:
+        """A step of an evaluation, under guard."""
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            # replayed by a second guard: this one saw the step already
+            if not layer.active or replaying():
+                return step(*args, **kwargs)
+            now, scores = self.now, self.scores if args else None
+            if self._hooks is not None and now.batch > 1:
+                self._hooks.rest()
+            if scores is not None:
+                scores.before_step(args[0], now.dataloader)
+            if args and self.record.sees:
+                self.record.see(now.stage, now.dataloader, args[0], self._loaders)
+            outputs = self.guard.step(now, step, *args, **kwargs)
+            if self.ranks.world > 1:
+                self.ranks.meet("audit")
+            if scores is not None:
+                scores.after_step(outputs, args[0], now.dataloader)
+            return outputs
+
+        return guarded
 
     def _loaders(self) -> Any:
         return _lightning.dataloaders(self.trainer)
 
-    def _move(self, move: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.now.stage == "fit":
-            return move(*args, **kwargs)
-        return self.guard.move(self.now, move, *args, **kwargs)
+    def _moved(self, move: Callable[..., Any], layer: Layer) -> Callable[..., Any]:
+        """The way of a batch to the device, under guard in an evaluation."""
+
+        def moved(*args: Any, **kwargs: Any) -> Any:
+            if not layer.active or self.now.stage == "fit":
+                return move(*args, **kwargs)
+            return self.guard.move(self.now, move, *args, **kwargs)
+
+        return moved
 
     def _train_step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._where("fit")

@@ -169,7 +169,9 @@ class ScoresCheck(Check):
             self._labels = places_of_labels(args[0])
             self._samples = sized(args[0], 0)[0]
         self._tally.before_step(args[0])
-        self._groups.before_step()
+        batch = len(self._tally.steps)
+        if batch == self._groups.next:
+            self._groups.before_step(batch)
         return ()
 
     def watch(self, now: Moment) -> Subscriber:

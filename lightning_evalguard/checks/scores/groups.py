@@ -23,6 +23,7 @@ class Groups:
 
     Attributes:
         compares: Whether it listens to the running step.
+        next: The batch of an evaluation at which it listens next.
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
@@ -34,14 +35,13 @@ class Groups:
 
     def begin(self) -> None:
         """An evaluation begins."""
-        self._batch, self._next = -1, 1
+        self._batch, self.next = -1, 1
 
-    def before_step(self) -> None:
-        """A step is about to run."""
-        self._batch += 1
-        if self._batch != self._next or self._root is None:
+    def before_step(self, batch: int) -> None:
+        """The step is about to run that it listens to next."""
+        self._batch, self.next = batch, 2 * self.next
+        if self._root is None:
             return
-        self._next *= 2
         for name, leader, member, label in _merged(self._root):
             if label not in self._facts:
                 around = partial(self._update, name, leader, member, label)

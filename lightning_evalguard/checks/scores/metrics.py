@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lightning_evalguard.data.loaders import Fact, Logged
-from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.patch import Inlay, Layer
 from lightning_evalguard.model.tensors import is_metric
 
 # of which the value over all samples is not the mean of the values of their batches
@@ -81,21 +81,19 @@ class Followed:
 
     def step_over(self, loader: int) -> int:
         """How many updates a step of one loader made, which is over."""
-        count, was = self.count(), self.now
-        if count.states == was.states:
-            if count.updates == was.updates:
-                return 0
-            if count.updates == was.updates + 1:
-                self.updated += 1
-                self.by_loader[loader] = self.by_loader.get(loader, 0) + 1
-                self.now = count
-                return 1
-        if count.updates > self.now.updates:
-            came = count.updates - self.now.updates
+        if self.state is None:
+            count = updates_of(self.metric)
         else:
+            # `count`, without a call: every step comes here
+            held = self.metric.__dict__
+            count = UpdateCount(held["_update_count"], (id(held.get(self.state)),))
+        if count == self.now:
+            return 0
+        came = count.updates - self.now.updates
+        if came <= 0:
             came = count.updates
-            held = self.now.updates - (0 if self.was_reset else self.before)
-            self.lost += max(0, min(held, self.updated) - self.asked)
+            own = self.now.updates - (0 if self.was_reset else self.before)
+            self.lost += max(0, min(own, self.updated) - self.asked)
             self.was_reset, self.asked = True, 0
         self.updated += came
         self.by_loader[loader] = self.by_loader.get(loader, 0) + came
@@ -178,9 +176,9 @@ class Metrics:
         self.followed: list[Followed] = []
         self.wrong: list[Followed] = []  # of which `facts` told something
         self._updates = 0  # in the running evaluation
-        self._wraps: list[Wrap] = []
+        self._wraps: list[Layer] = []
         self._left: dict[str, str] = {}  # which evaluation left updates in a metric
-        self._robbed: dict[str, tuple[Followed, Wrap]] = {}
+        self._robbed: dict[str, tuple[Followed, Layer]] = {}
         self._facts_of_training: list[Fact] = []
 
     def begin(self, root: nn.Module | None) -> None:
@@ -197,9 +195,8 @@ class Metrics:
             gave = None
             if _is_no_mean(metric):
                 gave = one.gave
-            self._wraps.append(
-                Wrap(metric, "compute", partial(_compute, one.computed, gave))
-            )
+            asked = partial(_asked, one.computed, gave)
+            self._wraps.append(Inlay(metric, "compute", asked))
 
     def end(self) -> None:
         """Leave the metrics as they were."""
@@ -247,9 +244,8 @@ class Metrics:
         for one in self.followed:
             emptied = one.before and updates_of(one.metric).updates < one.before
             if emptied and not one.updated and not one.values:
-                around = partial(_compute, partial(self._robbing, one), None)
-                wrap = Wrap(one.metric, "compute", around)
-                self._robbed[one.name] = one, wrap
+                asked = partial(_asked, partial(self._robbing, one), None)
+                self._robbed[one.name] = one, Inlay(one.metric, "compute", asked)
 
     def facts_of_training(self) -> list[Fact]:
         """What came to light since the last evaluation, once."""
@@ -341,20 +337,26 @@ def _of_two_loaders(one: Followed, records: Sequence[Logged]) -> Fact | None:
     )
 
 
-def _compute(
+def _asked(
     ask: Callable[[Any], None],
     of_batch: Callable[[Any], None] | None,
-    compute: Callable[..., Any],
-    *args: Any,
-    **kw: Any,
-) -> Any:
-    value = compute(*args, **kw)
-    # `forward` computes the value of its batch, on a state that it puts back
-    if not sys._getframe(2).f_code.co_name.startswith("_forward"):
-        ask(value)
-    elif of_batch is not None:
-        of_batch(value)
-    return value
+    original: Callable[..., Any],
+    layer: Layer,
+) -> Callable[..., Any]:
+    """A `compute` that hands on the value that it gives."""
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        value = original(*args, **kwargs)
+        if not layer.active:
+            return value
+        # `forward` computes the value of its batch, on a state that it puts back
+        if not sys._getframe(1).f_code.co_name.startswith("_forward"):
+            ask(value)
+        elif of_batch is not None:
+            of_batch(value)
+        return value
+
+    return compute
 
 
 def _tensor_state(metric: Any) -> str | None:

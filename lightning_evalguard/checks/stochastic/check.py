@@ -58,13 +58,18 @@ class StochasticCheck(Check):
     def __init__(self) -> None:
         self._root: nn.Module | None = None
         self._batches = 0
+        self._thinned = (
+            False  # whether this evaluation began without reading every step
+        )
         self._moved: list[str] = []
         self._explained: set[str] = set()
         self._private: list[tuple[Any, Any]] = []
         self._at_move: Generators | None = None
         # by stage: whether steps that are skipped draw nothing
         self._quiet: dict[str, bool] = {}
-        self._gaps: Gaps | None = None
+        # and whether something else draws between them
+        self._between: dict[str, bool] = {}
+        self._gaps = Gaps()
         self.before: Generators | None = None
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -73,6 +78,7 @@ class StochasticCheck(Check):
         self._private = [(t, None) for t in things([root]) if is_generator(type(t))]
         self._explained.clear()
         self._quiet.clear()
+        self._between.clear()
         return ()
 
     def close(self, now: Moment) -> Iterable[Finding]:
@@ -82,8 +88,8 @@ class StochasticCheck(Check):
 
     def start(self, now: Moment) -> Iterable[Finding]:
         self._batches = 0
-        self.thins = self._quiet.get(now.stage, False)
-        self._gaps = Gaps() if self.thins else None
+        self.thins = self._thinned = self._quiet.get(now.stage, False)
+        self._gaps = Gaps(self._between.get(now.stage, False))
         return ()
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
@@ -91,7 +97,8 @@ class StochasticCheck(Check):
         if now.stage not in self._explained:
             host = self._batches < _HOST_FIRST or self._batches % _HOST_EVERY == 0
             self.before = Generators.capture(host=host)
-            if self._gaps is not None and self._gaps.moved(now, self.before, now.batch):
+            moved = self._gaps.moved(now, self.before, now.batch)
+            if moved and self.thins:
                 self._read_every_step(now)
         self._batches += 1
         return ()
@@ -103,8 +110,7 @@ class StochasticCheck(Check):
             self._moved = after.moved(before)
             if self._private:
                 self._moved += self._private_moved()
-            if self._gaps is not None:
-                self._gaps.looked(now, after)
+            self._gaps.looked(now, after)
         return ()
 
     def _read_every_step(self, now: Moment) -> None:
@@ -113,10 +119,11 @@ class StochasticCheck(Check):
         self._quiet[now.stage] = False
 
     def steps_over(self, now: Moment) -> Iterable[Finding]:
-        gaps, self._gaps = self._gaps, None
+        gaps = self._gaps
+        self._between[now.stage] = gaps.between
         if not self._batches or now.stage in self._explained:
             return ()
-        if gaps is None:
+        if not self._thinned:
             if not self._private and not is_sanity_check(now.stage):
                 self._quiet.setdefault(now.stage, True)
             return ()

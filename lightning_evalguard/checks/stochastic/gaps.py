@@ -9,14 +9,18 @@ from lightning_evalguard.instruments.generators import Generators
 class Gaps:
     """Compares where torch's generators stood after one look with where they stand at the next.
 
+    Args:
+        between: Whether an earlier evaluation of the stage saw them move between two steps.
+
     Attributes:
-        of_others: Whether they were seen to move between two steps that follow on one another: a
+        between: Whether they were seen to move between two steps that follow on one another: a
             dataset or a hook draws.
+        of_others: Whether what moved them may be no step, for that or for another reason.
         batches: The first and last batch of a gap in which they moved.
     """
 
-    def __init__(self) -> None:
-        self.of_others = False
+    def __init__(self, between: bool = False) -> None:
+        self.between = self.of_others = between
         self.batches: tuple[int, int] | None = None
         self._last: Generators | None = None
         self._at = 0, 0
@@ -40,7 +44,7 @@ class Gaps:
             self.of_others = True  # each loader draws a seed when it begins
             return now.skipped > 0
         if batch == last + 1:
-            self.of_others = True
+            self.between = self.of_others = True
             return False
         if self.batches is None:
             self.batches = last + 1, batch - 1
