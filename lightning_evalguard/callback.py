@@ -22,12 +22,12 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
-from lightning_evalguard.confusion.config import ConfusionMetrics, check_metrics
+from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.instruments.tracebacks import trim
-from lightning_evalguard.policies import check_allow, check_policies, check_policy
+from lightning_evalguard.keywords import check_keywords
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.record.run import RecordedRun, Records
 from lightning_evalguard.report import (
@@ -137,31 +137,11 @@ class EvalGuard(Callback):
         train_score: int = 0,
         record: str | os.PathLike[str] | None = "auto",
     ) -> None:
-        self._policies = check_policies(
-            modes=modes,
-            grad=grad,
-            state=state,
-            stochastic=stochastic,
-            batch=batch,
-            rng=rng,
-            data=data,
-            sync=sync,
-            weights=weights,
-            scores=scores,
-            selection=selection,
-        )
-        check_policy("audit", audit, Mode)
-        check_allow(allow)
-        check_metrics(metrics)
-        _check_samples(groups, outcomes)
-        _check_amounts(budget, train_score)
-        if not (record is None or isinstance(record, (str, os.PathLike))):
-            raise ValueError(f"record={record!r}: expected 'auto', a folder or None")
+        self._policies = check_keywords(locals())
         self._metrics = metrics
         self._groups, self._outcomes, self._budget = groups, outcomes, budget
         self._report = Report()
         self._sets_of_fits = History()
-        SyncCheck(sync_steps)  # refuses what is not two numbers
         self._train_score = train_score
         self._sync_steps = sync_steps
         self._audit = audit
@@ -389,34 +369,6 @@ class EvalGuard(Callback):
         if run is not None:
             self._runs.remove(run)
             run.close(error)
-
-
-def _check_samples(groups: Any, outcomes: Any) -> None:
-    """Refuse what does not say which samples belong together, or whether each is kept.
-
-    Raises:
-        ValueError: Naming the argument and what it takes.
-    """
-    if not (groups is None or isinstance(groups, str) or callable(groups)):
-        raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
-    if not isinstance(outcomes, bool):
-        raise ValueError(f"outcomes={outcomes!r}: expected True or False")
-
-
-def _check_amounts(budget: Any, train_score: Any) -> None:
-    """Refuse what is no share of the batches, and no number of them.
-
-    Raises:
-        ValueError: Naming the argument and what it takes.
-    """
-    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if not is_number or not 0 < budget <= 1:
-        raise ValueError(f"budget={budget!r}: expected a share above 0 and up to 1")
-    is_count = isinstance(train_score, int) and not isinstance(train_score, bool)
-    if not is_count or train_score < 0:
-        raise ValueError(
-            f"train_score={train_score}: expected a number of batches, 0 for none"
-        )
 
 
 def _no_trainer(*args: Any, **kwargs: Any) -> None:

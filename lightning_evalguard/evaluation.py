@@ -23,12 +23,10 @@ from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.instruments.tracebacks import trim
+from lightning_evalguard.keywords import check_keywords
 from lightning_evalguard.model.tree import compiled, inside
 from lightning_evalguard.policies import (
     Allow,
-    check_allow,
-    check_policies,
-    check_policy,
 )
 from lightning_evalguard.ranks import Alone, ranks_of
 from lightning_evalguard.report import (
@@ -103,16 +101,7 @@ class evaluating:  # noqa: N801 - reads as a statement in user code
         accelerator: Any = None,
     ) -> None:
         _check_kinds_of(model, accelerator)
-        policies = check_policies(
-            modes=modes,
-            grad=grad,
-            state=state,
-            stochastic=stochastic,
-            batch=batch,
-            rng=rng,
-        )
-        check_policy("audit", audit, Mode)
-        check_allow(allow)
+        policies = check_keywords(locals())
         trained = _checked_optimizers(optimizers)
         checks: list[Check] = [
             ModesCheck(),

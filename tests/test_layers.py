@@ -36,6 +36,7 @@ FLOORS = [
     {"checks"},
     {"audit", "pace", "rulings"},
     {"guard"},
+    {"keywords"},
     {"views"},
     {
         "plain/models",

@@ -26,18 +26,16 @@ from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
 from lightning_evalguard.checks.sync.check import SyncCheck
 from lightning_evalguard.checks.weights.check import WeightsCheck
-from lightning_evalguard.confusion.config import ConfusionMetrics, check_metrics
+from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.host import GUARDED, Host
 from lightning_evalguard.huggingface.run import HuggingFaceRun
+from lightning_evalguard.keywords import check_keywords
 from lightning_evalguard.policies import (
     Allow,
-    check_allow,
-    check_policies,
-    check_policy,
 )
 from lightning_evalguard.ranks import ranks_of
 from lightning_evalguard.report import (
@@ -113,25 +111,7 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         metrics: Literal["auto"] | ConfusionMetrics | None = "auto",
         audit: Mode = "auto",
     ) -> None:
-        self._policies = check_policies(
-            modes=modes,
-            grad=grad,
-            state=state,
-            stochastic=stochastic,
-            batch=batch,
-            rng=rng,
-            data=data,
-            sync=sync,
-            weights=weights,
-            scores=scores,
-            selection=selection,
-        )
-        check_policy("audit", audit, Mode)
-        check_allow(allow)
-        check_metrics(metrics)
-        if not (groups is None or isinstance(groups, str) or callable(groups)):
-            raise ValueError(f"groups={groups!r}: expected a name, a callable or None")
-        SyncCheck(sync_steps)  # refuses what is not two numbers
+        self._policies = check_keywords(locals())
         self._metrics, self._groups, self._sync_steps = metrics, groups, sync_steps
         self._allow, self._audit = allow, audit
         self._report = Report()

@@ -34,6 +34,20 @@ _FIRST, _EVERY = 2, 50  # steps of each stage that are watched by default
 _FOR_A_STEP = 20
 
 
+def check_steps(sync_steps: Any) -> None:
+    """Refuse what does not say which steps are watched.
+
+    Raises:
+        ValueError: If it is not two numbers, the first >= 0 and the second >= 1.
+    """
+    is_pair = isinstance(sync_steps, (tuple, list)) and len(sync_steps) == 2
+    are_counts = is_pair and all(type(n) is int for n in sync_steps)
+    if not are_counts or sync_steps[0] < 0 or sync_steps[1] < 1:
+        raise ValueError(
+            f"sync_steps={sync_steps!r}: expected (first steps, every n-th step)"
+        )
+
+
 class SyncCheck(Check):
     """Lists every line at which the host waits for the device; only the user's own are findings.
 
@@ -64,16 +78,7 @@ class SyncCheck(Check):
         sync_steps: tuple[int, int] = (_FIRST, _EVERY),
         allowed: Callable[[], bool] = lambda: False,
     ) -> None:
-        is_pair = isinstance(sync_steps, (tuple, list)) and len(sync_steps) == 2
-        if (
-            not is_pair
-            or not all(type(n) is int for n in sync_steps)
-            or sync_steps[0] < 0
-            or (sync_steps[1] < 1)
-        ):
-            raise ValueError(
-                f"sync_steps={sync_steps!r}: expected (first steps, every n-th step)"
-            )
+        check_steps(sync_steps)
         self.notes: list[str] = []
         self._first, self._every = sync_steps
         self._allowed = allowed
