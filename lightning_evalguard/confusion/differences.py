@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,7 @@ class Claim(NamedTuple):
     stage: str
 
 
+@functools.lru_cache(maxsize=1024)
 def claim_of(key: str) -> Claim | None:
     """The score that a key names, in any spelling; None where any word of it says more.
 
