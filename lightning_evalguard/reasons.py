@@ -48,6 +48,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("`.grad` to be what it was", "Evaluation data enter the next update."),
         ("caches a tensor computed from", "Its parameters stop learning."),
     ),
+    "stochastic": (("sets the seed", "Training draws the same numbers each epoch."),),
     "data": (
         ("training set has", "Equal numbers mean different things."),
         ("as in the training set", "The model's answers are misread."),

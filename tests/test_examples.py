@@ -88,7 +88,7 @@ BUGS = {
         r"`head` \(Sequential\): was in train mode",
         "self.head.train()",
     ),
-    "LoadedInEval": (r"is in eval mode together with", ""),
+    "LoadedInEval": (r"is in eval mode \(", ""),
     "NeverPutBack": (
         r"after the sanity check, expected train mode",
         "on_validation_model_train",

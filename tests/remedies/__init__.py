@@ -129,8 +129,7 @@ REWRITTEN: dict[str, str] = {
     "Hold one metric for each loader, in an nn.ModuleList.": "AMetricForEachLoader",
     "Call `self.{}.reset()` in `on_validation_epoch_start`, or log the metric object itself; train "
     "and validation need one each.": "ResetEachTime",
-    "Reset `self.{}` where it is logged, and in an evaluation only the metrics of that "
-    "evaluation.": "ResetsItsOwn",
+    "Call `self.{}.reset()` when the training epoch ends, not in an evaluation.": "ResetsItsOwn",
     "Compute it from all answers at once, {}": "AccuracyInPercent",
     # selection
     "Leave `every_n_train_steps` and `train_time_interval` out of {}, to save after each "
@@ -177,6 +176,8 @@ REWRITTEN: dict[str, str] = {
     "Pass dropout_p=p if self.training else 0.0.": "SdpaDropoutFollowsTheMode",
     "Take the most probable one in evaluation, e.g. `logits.argmax(-1)`, or draw only in "
     "training.": "ArgmaxInEval",
+    "Call it once, before the run, or put the generator back, e.g. by "
+    "`torch.random.fork_rng()`.": "SeedsInAFork",
     "Use a pool that draws nothing, e.g. `nn.AdaptiveMaxPool2d`.": "OrdinaryPooling",
     "Create it in `__init__`.": "DropoutMadeInForwardInMyMode",
     "Assign it to an attribute of the model.": "RegisteredDropoutInAClosure",

@@ -76,7 +76,9 @@ def classes_numbered_anew(make: Make, fixed: bool) -> Report:
     return data(make, On(Rows(1, class_to_idx=train), Rows(2, class_to_idx=other)))
 
 
-@applied("Give both sets the same preprocessing, but for what is random in training.")
+@applied(
+    "Give both sets the same preprocessing, except for training's random augmentation."
+)
 def pixels_on_another_scale(make: Make, fixed: bool) -> Report:
     train, val = Rows(1), Rows(2)
     train.x, val.x = train.x.abs(), val.x.abs() * (1.0 if fixed else 255.0)

@@ -59,7 +59,7 @@ def found(make: Make, module: type[Classifier], **kwargs: Any) -> list[str]:
         ),
         (
             zoo.WeighsAllAlike,
-            "is the plain mean of 4 batches' means, though batches have 5 to 1 samples: small ones "
+            "is the plain mean of 4 batches' means, though batches have 1 to 5 samples: small ones "
             "weigh too much. Pass batch_size=<number of samples> to self.log. [scores]",
         ),
     ],

@@ -141,9 +141,7 @@ def looks_other(
         said = difference_in_looks(one.appearance, training, values=False)
     if not said:
         return []
-    remedy = (
-        "Give both sets the same preprocessing, but for what is random in training."
-    )
+    remedy = "Give both sets the same preprocessing, except for training's random augmentation."
     return [one.fact(said, remedy, certain=False)]
 
 

@@ -65,7 +65,7 @@ def _of_neighbours(mine: Part, theirs: Part, words: str) -> str | None:
         return None
     return (
         f"{int(beside.sum())} of its {n} samples overlap one of {words}: sample {chosen[0]} of "
-        f"`{type(mine.root).__name__}` goes on in the next one, {shift} further on"
+        f"`{type(mine.root).__name__}` continues in the next one, shifted by {shift}"
     )
 
 
@@ -76,8 +76,8 @@ def _by_content(mine: Part, theirs: Part, words: str) -> str | None:
         return None
     return (
         f"{found.found} of {found.looked} samples that were looked at overlap one of {words}: "
-        f"sample {found.place} of `{type(mine.root).__name__}` goes on there, {found.shift} "
-        "further on"
+        f"sample {found.place} of `{type(mine.root).__name__}` continues there, shifted by "
+        f"{found.shift}"
     )
 
 

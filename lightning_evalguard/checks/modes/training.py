@@ -350,7 +350,7 @@ class TrainingModes:
         if len(tops) == 1:
             over = ""
             if names != tops:
-                over = f" together with {listed}"
+                over = f" ({listed})"
             fact = (
                 f"is in eval mode{over} while its parameters train, expected train mode"
             )

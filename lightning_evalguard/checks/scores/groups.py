@@ -72,8 +72,8 @@ class Groups:
         done = update(*args, **kwargs)
         if label not in self._facts and _differ(leader, member, args, kwargs):
             self._facts[label] = Fact(
-                f"takes its state from `{leader_name}`, because both were equal on the first "
-                f"batch; on batch {self._batch} they are not",
+                f"takes its state from `{leader_name}`, because both were equal after "
+                f"batch 0; after batch {self._batch} they differ",
                 "Pass compute_groups=False to the MetricCollection.",
                 label,
                 type(member).__name__,

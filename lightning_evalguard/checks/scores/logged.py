@@ -226,7 +226,7 @@ class Tally:
         if constant:
             fact = (
                 f"is the plain mean of {len(weights)} batches' means, though batches have "
-                f"{samples[0]} to {samples[-1]} samples: small ones weigh too much"
+                f"{min(samples)} to {max(samples)} samples: small ones weigh too much"
             )
         else:
             fact = (
@@ -256,8 +256,8 @@ class Tally:
         return [
             Fact(
                 f"returned None and logged nothing for {len(self._skipped)} of {n} batches "
-                f"({which}{', ...' if len(self._skipped) > 3 else ''}), whose samples are in "
-                "no score",
+                f"(batch {which}{', ...' if len(self._skipped) > 3 else ''}), whose samples are "
+                "in no score",
                 "Fix or leave out those samples in the dataset.",
                 location=module_step,
                 certain=False,

@@ -257,8 +257,8 @@ class Metrics:
             Fact(
                 f"was reset by an evaluation within the training epoch: {one.before} of its "
                 "updates are in no score of training",
-                f"Reset `self.{one.name}` where it is logged, and in an evaluation only the "
-                "metrics of that evaluation.",
+                f"Call `self.{one.name}.reset()` when the training epoch ends, not in an "
+                "evaluation.",
                 one.name,
                 type(one.metric).__name__,
             )

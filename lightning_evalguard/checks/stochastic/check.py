@@ -18,12 +18,11 @@ from lightning_evalguard.checks.stochastic.draws import (
 from lightning_evalguard.checks.stochastic.gaps import Gaps
 from lightning_evalguard.checks.stochastic.lines import STATES, Lines
 from lightning_evalguard.checks.stochastic.words import (
-    DRAW_IN_TRAINING,
-    WORDS,
     differing_replay,
     draw_finding,
     findings_of,
     moved_somewhere,
+    of_line,
 )
 from lightning_evalguard.instruments.dispatch import ModuleNames, Subscriber
 from lightning_evalguard.instruments.generators import (
@@ -256,9 +255,8 @@ class StochasticCheck(Check):
         findings = []
         for which, site, module in lines.found:
             subject, module = names.nearest([module] if module is not None else [])
-            fact = f"{site.quoted} moved {WORDS[which]} in eval mode"
+            fact, remedy = of_line(site, which)
             kind = type(module).__name__
-            remedy = DRAW_IN_TRAINING
             findings.append(
                 draw_finding(now, fact, remedy, subject, kind, site, certain=False)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -86,6 +87,20 @@ def moved_somewhere(now: Moment, which: str, what: str = "the step") -> Finding:
         None,
         certain=False,
     )
+
+
+_SEEDS = re.compile(r"\b(manual_seed(_all)?|seed_everything|set_seed|random\.seed)\(.")
+
+
+def of_line(site: Site, which: str) -> tuple[str, str]:
+    """What is said of a line that moved a generator, and the remedy."""
+    if _SEEDS.search(site.expression):
+        return (
+            f"{site.quoted} sets the seed of {WORDS[which]} in eval mode",
+            "Call it once, before the run, or put the generator back, e.g. by "
+            "`torch.random.fork_rng()`.",
+        )
+    return f"{site.quoted} moved {WORDS[which]} in eval mode", DRAW_IN_TRAINING
 
 
 DRAW_IN_TRAINING = "Draw only in training: `if self.training:`."
