@@ -231,7 +231,7 @@ FOUND: dict[Act, str] = {
     a_prefix: "matched 0 of 4 keys .*the model is scored as it was initialised",
     a_prefix_before_training: "matched 0 of 4 keys .*training begins with the whole model",
     an_average_of_nothing: "is scored before anything was averaged",
-    an_average_with_the_statistics_of_the_last_step: "batch statistics of other weights: its running mean is that of `Normed",
+    an_average_with_the_statistics_of_the_last_step: "its running mean is that of `Normed",
     the_best_kept_by_reference: "a load gave the model its own tensors",
     an_own_average_that_is_never_updated: "the weights that training began with",
     layers_in_a_list: r"`layers\[0\]`: is registered nowhere",
