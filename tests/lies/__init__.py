@@ -10,6 +10,7 @@ from lies import (
     reading,
     scores,
     selection,
+    unseen,
     weights,
 )
 from lies.common import GUARDED, TABLE
@@ -26,6 +27,7 @@ CHECKS = {
     "lies.reading": {"data"},
     "lies.scores": {"scores"},
     "lies.selection": {"selection", "data", "modes", "grad", "state"},
+    "lies.unseen": {"weights"},
 }
 """The checks that speak of the lies of each table."""
 
@@ -43,5 +45,6 @@ __all__ = [
     "reading",
     "scores",
     "selection",
+    "unseen",
     "weights",
 ]

@@ -314,3 +314,47 @@ def a_warmup_that_begins_at_nothing(make: Make, fixed: bool) -> Report:
 @applied("Give each epoch that trains a learning rate above 0.")
 def a_rate_by_hand_that_begins_at_nothing(make: Make, fixed: bool) -> Report:
     return fitted(make, alone("weights"), Warmed(fixed, by_hand=True), max_epochs=2)
+
+
+@applied(
+    "Remove the factor of 0 or the `.detach()` between it and the loss, initialise it so that its "
+    "activation is active, or freeze it with `.requires_grad_(False)`."
+)
+def a_layer_whose_output_is_multiplied_by_zero(make: Make, fixed: bool) -> Report:
+    class Adds(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(FEATURES, CLASSES)
+            self.other = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Any:
+            if not self.training or fixed:
+                return self.net(x) + self.other(x)
+            return self.net(x) + 0 * self.other(x)
+
+    return fitted(make, alone("weights"), Adds(), max_epochs=8)
+
+
+@applied(
+    "Initialise in `__init__`, which runs before weights are loaded, or return from the hook that "
+    "does it where the model has its weights already."
+)
+def weights_drawn_in_setup(make: Make, fixed: bool) -> Report:
+    class Draws(TwoLayers):
+        def __init__(self) -> None:
+            super().__init__()
+            if fixed:
+                self._draw()
+
+        def _draw(self) -> None:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
+
+        def setup(self, stage: str) -> None:
+            if not fixed:
+                self._draw()
+
+    module = Draws()
+    module.load_state_dict(checkpoint())
+    return tested(make, module)

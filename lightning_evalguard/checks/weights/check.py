@@ -8,7 +8,14 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.checks.weights import files, hyper, loads, missed, origin
+from lightning_evalguard.checks.weights import (
+    files,
+    hyper,
+    loads,
+    missed,
+    origin,
+    redrawn,
+)
 from lightning_evalguard.checks.weights.averaged import Averages
 from lightning_evalguard.checks.weights.optimizers import TrainedParameters
 from lightning_evalguard.checks.weights.origin import MemoryReads
@@ -60,6 +67,7 @@ class WeightsCheck(Check):
         self._training: TrainedParameters | None = None
         self._rates: LearningRates | None = None
         self._reads: MemoryReads | None = None
+        self._redrawn: set[int] = set()  # before the run began
         self._judged = self._began = False
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
@@ -72,6 +80,8 @@ class WeightsCheck(Check):
         self._rates = LearningRates(self._optimizers, self._schedulers, root)
         self._replicas = Replicas(self._inventory)
         self._reads = None
+        everything = origin.parameters_of(self._inventory)
+        self._redrawn = {id(held.tensor) for held in redrawn.redrawn(everything)}
         self._judged = self._began = False
         return ()
 
@@ -153,9 +163,11 @@ class WeightsCheck(Check):
             return ()
         self._judged = True
         self._inventory.refresh(force=True)
-        findings = origin.judge(
-            self._inventory, self._reads, now, self.notes, self._remedies
-        )
+        findings = redrawn.evaluated(self._inventory, self._reads, self._redrawn, now)
+        if not findings:
+            findings = origin.judge(
+                self._inventory, self._reads, now, self.notes, self._remedies
+            )
         findings += missed.loads_of_itself(self._inventory, now)
         if self._reads is not None:
             findings += missed.statistics(self._inventory, self._reads, now)
@@ -182,10 +194,16 @@ class WeightsCheck(Check):
         if self._averages is not None and not training.steps:
             self._averages.training_begins()
         idle = rates.begin(now) if now.epoch != training.epoch else []
-        findings = [*idle, *training.step(now, self._reads)]
+        anew = [] if training.steps else self._trained_anew(now)
+        findings = [*idle, *anew, *training.step(now, self._reads)]
         if self._began:
             return findings
         return [*self._begins(now), *findings]
+
+    def _trained_anew(self, now: Moment) -> list[Finding]:
+        if self._inventory is None:
+            return []
+        return redrawn.trained_anew(self._inventory, self._redrawn, now)
 
     def close(self, now: Moment) -> Iterable[Finding]:
         training, averages, inventory = self._training, self._averages, self._inventory
@@ -201,6 +219,8 @@ class WeightsCheck(Check):
         inventory.refresh(force=True)
         idle = rates.end(now) if rates is not None else []
         still = training.judge(now, reads, over=True)
+        parameters = origin.parameters_of(inventory)
+        redrawn.ends.add(held for held in parameters if held.tensor in origin.trained)
         return [*contradictions, *averaged, *idle, *still]
 
 

@@ -21,6 +21,7 @@ _CONSTRUCTED = 2
 _TRAINED = 16  # writes from which on it is no initialisation
 _OWN_INIT = 4  # writes where an initialisation of the user's follows
 _ENOUGH = 64  # values from which on a uniform draw comes near its bounds
+_GAINS = (1.0, math.sqrt(2), 5 / 3, math.sqrt(1 / 3))  # of `nn.init.calculate_gain`
 _READ = 1 << 16  # values of a tensor that are looked at
 _NORMS = (
     _NormBase,
@@ -63,8 +64,12 @@ def is_drawn(
 
 def is_constant(module: nn.Module, key: str, tensor: Tensor) -> bool:
     """Whether the parameter is what constructors fill in: a bias of zeros, a scale of ones."""
-    if not 1 <= version_of(tensor) <= _OWN_INIT:
-        return False
+    few = 1 <= version_of(tensor) <= _OWN_INIT
+    return few and holds_constant(module, key, tensor)
+
+
+def holds_constant(module: nn.Module, key: str, tensor: Tensor) -> bool:
+    """Whether the values are those that constructors fill in, however often it was written."""
     values = _values(tensor)
     if values is None or not len(values):
         return False
@@ -87,10 +92,13 @@ def is_own_draw(module: nn.Module) -> bool:
         or _unpickled(weight)
     ):
         return False
-    if not 1 <= version_of(weight) <= _OWN_INIT or not is_constant(
-        module, "bias", bias
-    ):
+    if not 1 <= version_of(weight) <= _OWN_INIT:
         return False
+    return is_constant(module, "bias", bias) and holds_draw(weight)
+
+
+def holds_draw(weight: Tensor) -> bool:
+    """Whether the values are as many different ones as a draw gives, with no heavy tails."""
     values = _values(weight)
     if values is None or len(values) < _ENOUGH:
         return False
@@ -102,6 +110,23 @@ def is_own_draw(module: nn.Module) -> bool:
     tails = float(centred.pow(4).mean() / spread.square())
     # those of trained weights are heavier
     return tails < 3 + 5 * math.sqrt(24 / len(values))
+
+
+def holds_uniform(weight: Tensor) -> bool:
+    """Whether the values are a uniform draw of `torch.nn.init`, up to one of its bounds."""
+    values = _values(weight) if weight.ndim > 1 else None
+    if values is None or len(values) < _ENOUGH:
+        return False
+    outs, ins = (n * weight[0][0].numel() for n in weight.shape[:2])
+    bounds = [math.sqrt(6 / (outs + ins)), math.sqrt(3 / ins)]
+    highest = float(values.abs().max())
+    filled = [highest / (gain * bound) for gain in _GAINS for bound in bounds]
+    room = 1 + torch.finfo(weight.dtype).eps
+    near = 1 - 8 / len(values)
+    spread = values.square().mean()
+    tails = float(values.pow(4).mean() / spread.square())
+    level = abs(tails - 1.8) < 5 / math.sqrt(len(values))  # 3 of a normal one
+    return level and any(near < share <= room for share in filled)
 
 
 def is_from_elsewhere(tensor: Tensor) -> bool:

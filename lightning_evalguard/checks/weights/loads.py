@@ -31,6 +31,7 @@ from lightning_evalguard.model.identity import Identity
 _NAMED = 3  # keys that a message names
 _MANY = 1024  # tensors that are remembered before those gone are looked for
 _PROBED = 16  # values of a tensor that are kept to see whether it was written
+_MOST_PROBED = 256  # tensors of a load of which such values are kept
 _LOAD_CODE = nn.Module.load_state_dict.__code__
 _FLAG = "_is_hf_initialized"  # transformers 5 puts it on each parameter that it loaded
 
@@ -96,7 +97,7 @@ class _Mark:
         load: The load that wrote it, or should have.
         loaded: Whether that wrote it.
         version: Its count of writes when that was over.
-        probe: Some of its values then, where it was left out.
+        probe: Some of its values then; of a large load's tensors some have none.
         meant: Whether the state dict had a key for it, by another name.
     """
 
@@ -122,9 +123,10 @@ class _Marks:
         load: Load,
         loaded: bool,
         meant: bool = False,
+        probed: bool = True,
     ) -> None:
         kept = None
-        if not loaded:
+        if probed or not loaded:
             kept = probe(tensor)
         mark = _Mark(same, load, loaded, version_of(tensor), kept, meant)
         known = self.of(tensor)
@@ -172,6 +174,14 @@ def writes(tensor: Tensor) -> int:
     if mark is not None and mark.loaded:
         since = mark.version
     return max(0, version_of(tensor) - since)
+
+
+def brought(tensor: Tensor) -> tuple[Load, int, list[float] | None] | None:
+    """The load that wrote `tensor`, its count of writes and some of its values then."""
+    mark = _marks.of(tensor)
+    if mark is None or not mark.loaded:
+        return None
+    return mark.load, mark.version, mark.probe
 
 
 def missed(tensor: Tensor) -> Load | None:
@@ -319,11 +329,15 @@ def _record(
     key = id(module)
     _loads_of[key] = weakref.ref(module, lambda _: _loads_of.pop(key, None)), load
     others = _ends_of(unexpected)
-    for name, (tensor, part, own) in places.items():
+    step = -(-len(places) // _MOST_PROBED)
+    for i, (name, (tensor, part, own)) in enumerate(places.items()):
         written = name not in left_out
         if written or not touched(tensor):
-            same = Identity(tensor, part, own)
-            _marks.put(same, tensor, load, written, not others.isdisjoint(_ends(name)))
+            same, meant = (
+                Identity(tensor, part, own),
+                not others.isdisjoint(_ends(name)),
+            )
+            _marks.put(same, tensor, load, written, meant, probed=i % step == 0)
     _marks.drop_those_gone()
 
 

@@ -42,11 +42,17 @@ from lightning_evalguard.checks.weights.words import (
     tops,
     weights_finding,
 )
+from lightning_evalguard.checks.weights.zeros import (
+    are_zero,
+    averages_of,
+    without_effect,
+)
 from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
 
 _STEPS = 4  # before them a layer that is dropped at random may have had no turn
+_ZEROS = 2  # gradients of 0 where the optimizer keeps nothing of the others
 _TURNS = 16  # before them an optimizer that takes turns with another may have had none
 
 
@@ -60,6 +66,9 @@ class _Start:
         training: Whether its module was in train mode.
         probe: Some of its values, where no optimizer held it.
         reached: Whether a gradient was seen on it.
+        learns: Whether one of those was another than 0.
+        zeros: At how many steps one of 0 alone was seen.
+        zero_at: The last of them.
     """
 
     same: Identity
@@ -67,6 +76,9 @@ class _Start:
     training: bool
     probe: list[float] | None = None
     reached: bool = False
+    learns: bool = False
+    zeros: int = 0
+    zero_at: int = 0
 
     def moved(self, tensor: Tensor) -> bool:
         """Whether it was written since."""
@@ -82,6 +94,7 @@ class Optimized:
         self.parameters: dict[int, Tensor] = {}
         self.frozen: set[int] = set()
         self.stepped: set[int] = set()
+        self.averaged: set[int] = set()  # of whose gradients something is kept
         self.uncounted: set[int] = set()  # whose writes torch does not count
         for optimizer in optimizers:
             state = optimizer.state
@@ -94,6 +107,8 @@ class Optimized:
                         self.frozen.add(id(tensor))
                     if tensor in state:
                         self.stepped.add(id(tensor))
+                        if averages_of(state[tensor], tensor):
+                            self.averaged.add(id(tensor))
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self.parameters
@@ -142,15 +157,25 @@ class TrainedParameters:
         findings = [] if first else self.judge(now, reads)
         self._take_in(reads)
         # later epochs may unfreeze what the first ones froze
-        self.due = not all(start.reached for start in self._starts.values())
+        self.due = not all(start.learns for start in self._starts.values())
         return findings
 
     def look(self) -> None:
         """Remember which parameters have a gradient: loops clear it at moments of their own."""
+        starts, gradients = [], []
         for start in self._starts.values():
-            if not start.reached:
+            tensor = None
+            if not start.learns:
                 tensor = start.same.tensor()
-                start.reached = tensor is not None and tensor.grad is not None
+            if tensor is not None and tensor.grad is not None:
+                start.reached = True
+                starts.append(start)
+                gradients.append(tensor.grad)
+        for start, is_zero in zip(starts, are_zero(gradients), strict=True):
+            start.learns = not is_zero
+            if is_zero and start.zero_at != self.steps:
+                start.zeros += 1
+                start.zero_at = self.steps
 
     def _take_in(self, reads: MemoryReads | None) -> None:
         """Remember each trainable parameter as it stands when it is first met."""
@@ -225,6 +250,7 @@ class TrainedParameters:
         ):
             findings += self._without_gradient(still, optimized, reads, now)
             findings += self._never_stepped(still, optimized, reads, now)
+            findings += self._of_zeros(optimized, reads, now)
         return findings
 
     def so_far(self, now: Moment, reads: MemoryReads | None) -> list[Finding]:
@@ -343,6 +369,34 @@ class TrainedParameters:
             now,
         )
 
+    def _of_zeros(
+        self, optimized: Optimized, reads: MemoryReads, now: Moment
+    ) -> list[Finding]:
+        """Layers that an evaluation reads, and whose gradients were all exactly 0."""
+        if self.steps < _TURNS:
+            return []
+        silent = []
+        for held in self._trainable():
+            tensor, key = held.tensor, id(held.tensor)
+            start = self._starts.get(key)
+            if start is None or not start.same(tensor) or start.learns:
+                continue
+            stepped = key in optimized.stepped or start.moved(tensor)
+            known = key in optimized.averaged or start.zeros >= _ZEROS
+            trains = stepped and key not in optimized.frozen and start.training
+            if trains and known and held.registered:
+                silent.append(held)
+        dead = without_effect(silent, self._optimizers(), self.inventory)
+        return self._say(
+            [held for held in dead if held.tensor in reads],
+            "{are} evaluated as training found {it}: all its gradients were exactly 0 in the whole "
+            "fit, although a loss reaches {it}; expected to be trained",
+            "Remove the factor of 0 or the `.detach()` between it and the loss, initialise it so "
+            "that its activation is active, or freeze it with `.requires_grad_(False)`.",
+            now,
+            certain=False,
+        )
+
     def _unregistered(self, optimized: Optimized, now: Moment) -> list[Finding]:
         """What the model uses and is registered nowhere, now that the fit is over."""
         findings = []
@@ -389,7 +443,12 @@ class TrainedParameters:
         return new
 
     def _say(
-        self, chosen: list[Held], fact: str, remedy: str, now: Moment
+        self,
+        chosen: list[Held],
+        fact: str,
+        remedy: str,
+        now: Moment,
+        certain: bool = True,
     ) -> list[Finding]:
         for held in chosen:
             reported.add(held)
@@ -400,7 +459,11 @@ class TrainedParameters:
         if names[1:]:
             said += f"; so {are(names[1:])} {listed_modules(names[1:], self.inventory.modules)}"
         kind = kind_of(names[0], self.inventory)
-        return [weights_finding(now, said, remedy, subject=names[0], kind=kind)]
+        return [
+            weights_finding(
+                now, said, remedy, subject=names[0], kind=kind, certain=certain
+            )
+        ]
 
 
 def _is_as_made(held: Held) -> bool:

@@ -113,18 +113,17 @@ def origins(parameters: Iterable[Held]) -> Origins:
 def _group(found: Origins, held: Held, own_draws: dict[int, bool]) -> list[Held]:
     """Where a parameter belongs that no load has left out."""
     tensor, key = held.tensor, held.name.rpartition(".")[2]
-    if tensor in trained or loads.loaded(tensor) or is_from_elsewhere(tensor):
+    # what was drawn anew after a load or a fit is told by `redrawn`
+    if tensor in trained or loads.touched(tensor) or is_from_elsewhere(tensor):
         return found.known
     if loads.set_by_hand(tensor):
         return found.unknown
-    if is_drawn(held.module, key, tensor, loads.writes(tensor)):
+    if is_drawn(held.module, key, tensor):
         return found.drawn
     if _is_own_draw(held, own_draws):
         return found.drawn
     if is_constant(held.module, key, tensor):
         return found.constant
-    if loads.touched(tensor):
-        return found.known
     return found.unknown
 
 
