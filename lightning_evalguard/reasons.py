@@ -92,8 +92,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("no optimizer", _NOT_LEARNING),
         ("no gradient reached", _NOT_LEARNING),
         ("gradients were exactly 0", _NOT_LEARNING),
-        ("evaluated as drawn anew", "What was loaded or trained is lost."),
-        ("trained as drawn anew", "The pretraining does not arrive."),
+        ("as drawn anew", "What was loaded or trained is lost."),
         ("never made a step", _NOT_LEARNING),
         ("training changes nothing of", "The score says nothing about training."),
         ("as it was initialised", "It answers by chance."),
@@ -106,6 +105,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("trained and registered nowhere", "No checkpoint has its weights."),
     ),
     "scores": (
+        ("divided by the number of samples", "It is too small by the batch size."),
         ("small ones weigh too much", "Small ones weigh too much."),
         ("self.log weighs a batch", "Some samples count more than others."),
         ("is never cleared", _EARLIER),

@@ -546,3 +546,18 @@ def norms_that_learn_no_statistics():
     b = N()
     b.load_state_dict(a.state_dict())
     return tested(b)
+
+
+@honest
+def total_over_batches_of_one_sample():
+    class N(Net):
+        def on_validation_epoch_start(self):
+            self.total = 0.0
+
+        def validation_step(self, batch, i):
+            self.total += F.cross_entropy(self(batch[0]), batch[1]).item()
+
+        def on_validation_epoch_end(self):
+            self.log("val_loss", self.total / 40)
+
+    return fitted(N(), val=loader((VAL[0][:40], VAL[1][:40]), batch_size=1))

@@ -332,3 +332,44 @@ def micro_f1_named_macro(fixed):
             self.log("val_f1_macro", self.m)
 
     return fitted(N())
+
+
+class Totals(Net):
+    """A total over the batches, divided by the number of samples."""
+
+    def on_validation_epoch_start(self):
+        self.total = 0.0
+
+    def validation_step(self, batch, i):
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.total += self.summed(loss, len(batch[1]))
+
+    def on_validation_epoch_end(self):
+        self.log("val_loss", self.total / len(VAL[1]))
+
+
+@lie
+def total_of_mean_losses_over_the_samples(fixed):
+    class N(Totals):
+        def summed(self, loss, samples):
+            return loss.item() * (samples if fixed else 1)
+
+    return fitted(N(), val=loader(VAL, batch_size=64))
+
+
+@lie
+def list_of_mean_losses_over_the_samples(fixed):
+    class N(Net):
+        def on_test_epoch_start(self):
+            self.losses = []
+
+        def test_step(self, batch, i):
+            how = "sum" if fixed else "mean"
+            z = self(batch[0])
+            self.losses.append(F.cross_entropy(z, batch[1], reduction=how))
+
+        def on_test_epoch_end(self):
+            samples = len(self.trainer.test_dataloaders.dataset)
+            self.log("test_loss", torch.stack(self.losses).sum() / samples)
+
+    return tested(trained(N())[0])

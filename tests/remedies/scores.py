@@ -398,3 +398,24 @@ def an_area_of_decisions(make: Make, fixed: bool) -> Report:
             return many()
 
     return scored(make, Area())
+
+
+@applied(
+    "Add up each batch's mean times its number of samples, or log it in the step, with self.log."
+)
+def a_total_of_means_over_the_samples(make: Make, fixed: bool) -> Report:
+    class Totals(Classifier):
+        def on_validation_epoch_start(self) -> None:
+            self.total = 0.0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            mean = F.cross_entropy(self(batch[0]), batch[1])
+            self.total += mean.item() * (len(batch[1]) if fixed else 1)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("val_loss", self.total / 100)
+
+        def val_dataloader(self) -> Any:
+            return many()
+
+    return scored(make, Totals())

@@ -336,8 +336,8 @@ def a_layer_whose_output_is_multiplied_by_zero(make: Make, fixed: bool) -> Repor
 
 
 @applied(
-    "Initialise in `__init__`, which runs before weights are loaded, or return from the hook that "
-    "does it where the model has its weights already."
+    "Draw weights in `__init__`, before a load, or return from the hook that draws them where the "
+    "model has its weights already."
 )
 def weights_drawn_in_setup(make: Make, fixed: bool) -> Report:
     class Draws(TwoLayers):

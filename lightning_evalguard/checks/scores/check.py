@@ -183,6 +183,7 @@ class ScoresCheck(Check):
         if not isinstance(seen, OfStep):
             return ()
         self._labels_unread = seen.unread
+        self._claims.averaged(seen.means)
         kept = kept_by(one.metric for one in self._metrics.followed)
         site = seen.shared or seen.ranked(kept)
         if site is None or site.location in self._shared:

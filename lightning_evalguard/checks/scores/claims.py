@@ -7,12 +7,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from lightning_evalguard.checks.scores.heard import LogCall
+from lightning_evalguard.checks.scores.kept import on_host
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.summaries import (
     Numbers,
     Summary,
     by_chance,
+    over_samples,
     summary_of,
 )
 from lightning_evalguard.confusion.by_batch import (
@@ -79,8 +83,15 @@ class Claims:
         self._tally = Tally()
         self._stage = "val"
         self._evaluations: dict[str, int] = {}
+        # means that a first step took of its batch, and where such are kept
+        self._means: list[float] = []
+        self._of_means: set[str] = set()
         # means of evaluations before
         self._before: dict[str, dict[str, list[float]]] = {}
+
+    def averaged(self, means: Sequence[Tensor]) -> None:
+        """The first step of an evaluation took these means of its batch."""
+        self._means = on_host(means)
 
     def begin(self, stage: str, tally: Tally) -> None:
         """An evaluation begins; its steps' numbers will stand in `tally`."""
@@ -91,6 +102,8 @@ class Claims:
 
     def remember(self) -> None:
         """The evaluation is over: what would an old value look like in the next one?"""
+        self._of_means |= {one.name for one in self._kept_means()}
+        self._means = []
         known = self._before.setdefault(self._stage, {})
         for one in self._tally.numbers():
             if len(one.values) > 1 and not one.stale:
@@ -302,7 +315,7 @@ class Claims:
             value, heard.name, self._tally.numbers()
         )
         if summary is None:
-            fact = self._of_before(heard, value)
+            fact = self._too_small(heard, value) or self._of_before(heard, value)
             if fact is None and math.isfinite(value) and value != round(value):
                 self.unexplained.append(heard.key)
             return fact
@@ -312,6 +325,33 @@ class Claims:
         if summary.kind == "honest":
             return None
         return _of_summary(heard, value, summary)
+
+    def _kept_means(self) -> list[Numbers]:
+        """Numbers of which each is, or adds, the mean of its batch."""
+        kept = []
+        for one in self._tally.numbers():
+            first = one.values[0] if one.values else math.nan
+            known = one.name in self._of_means
+            if known or any(exactly(first, mean) for mean in self._means):
+                kept.append(one)
+        return kept
+
+    def _too_small(self, heard: LogCall, value: float) -> Fact | None:
+        """Whether a value is a sum of batches' means over the number of samples."""
+        for one in self._kept_means():
+            right = over_samples(value, one)
+            if right is None or by_chance(value):
+                continue
+            n = sum(one.samples)
+            return Fact(
+                f"is {value:.4g}, the sum of {len(one.values)} batches' means divided by the "
+                f"number of samples ({n:,}); weighed by its samples it is {right:.4g}",
+                "Add up each batch's mean times its number of samples, or log it in the step, "
+                "with self.log.",
+                heard.key,
+                certain=False,
+            )
+        return None
 
     def _of_before(self, heard: LogCall, value: float) -> Fact | None:
         """Whether a value is what the evaluation before would have given."""

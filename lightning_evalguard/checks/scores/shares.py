@@ -31,6 +31,8 @@ _LOSSES = frozenset(
     {"nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd", "cross_entropy_loss"}
 )
 _LARGEST = frozenset({"argmax", "max"})
+_MEAN = 1  # torch's number of `reduction="mean"`
+_MEANS = 16  # of one step
 _SUM = 1e-3  # by which a column's shares may miss 1, in half precision too
 
 
@@ -43,6 +45,7 @@ class OfStep(LabelsRead):
 
     Attributes:
         shared: Where a share of the batch was read as that of a class; None where none was.
+        means: Means over all values, those of losses too.
     """
 
     def __init__(self, labels: set[int], samples: int) -> None:
@@ -56,6 +59,7 @@ class OfStep(LabelsRead):
         self._largest: list[tuple[weakref.ref[Tensor], weakref.ref[Tensor], Site]] = []
         self._answers: list[tuple[weakref.ref[Tensor], Site]] = []
         self.shared: Site | None = None
+        self.means: list[Tensor] = []
 
     def before(self, op: Op) -> None:
         super().before(op)
@@ -87,6 +91,15 @@ class OfStep(LabelsRead):
             elif logits is not None:
                 self._answers.append((weakref.ref(logits), site))
 
+    def _averaged(self, op: Op) -> None:
+        """Keep a mean of the batch: one number each."""
+        if op.name != "mean" and op.arguments.get("reduction") != _MEAN:
+            return
+        out = op.out[0] if isinstance(op.out, tuple) else op.out
+        one = isinstance(out, Tensor) and out.numel() == 1 and out.is_floating_point()
+        if one and len(self.means) < _MEANS:
+            self.means.append(out.detach())
+
     def _took(self, op: Op) -> None:
         """The largest of each column of ``(N, N)`` was taken."""
         given = op.args[0]
@@ -102,6 +115,7 @@ class OfStep(LabelsRead):
         super().after(op)
         if op.name in _LARGEST and isinstance(op.args[0], Tensor):
             self._took(op)
+        self._averaged(op)
         if op.name not in _SHARES or not isinstance(op.out, Tensor):
             return
         given, out = op.args[0], op.out

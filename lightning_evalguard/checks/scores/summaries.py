@@ -167,3 +167,14 @@ def by_chance(value: float, samples: Sequence[int] = ()) -> bool:
     return any(
         abs(value * n - round(value * n)) < 1e-3 * max(1.0, abs(value)) for n in of if n
     )
+
+
+def over_samples(value: float, means: Numbers) -> float | None:
+    """The mean by samples, where a value is the sum of batches' means over all samples."""
+    one = means.added() if means.adds_up else means
+    samples = sum(one.samples)
+    if len(one.samples) != len(one.values) or samples < 2 * len(one.values):
+        return None
+    if not exactly(value * samples, math.fsum(one.values)):
+        return None
+    return mean_of(one.values, one.samples)

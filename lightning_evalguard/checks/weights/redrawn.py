@@ -205,8 +205,8 @@ def _finding(
         now,
         f"{are(names[:1])} {said} as drawn anew: something initialised it after {by} it; expected "
         f"those weights{others}",
-        "Initialise in `__init__`, which runs before weights are loaded, or return from the hook "
-        "that does it where the model has its weights already.",
+        "Draw weights in `__init__`, before a load, or return from the hook that draws them where "
+        "the model has its weights already.",
         subject=names[0],
         kind=kind_of(names[0], inventory),
         site=load.site if load is not None else None,
