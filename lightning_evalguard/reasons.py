@@ -71,6 +71,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("leaves out the rest", _LEFT_OUT),
         ("batches, expected all of them", _LEFT_OUT),
         ("scaled by its own statistics", "The sets agree in no number."),
+        ("of the inputs is the label", "The model is given the answers."),
         ("overlap one of", "The model knows the answers already."),
         ("DistributedSampler repeats", "Means of self.log count them twice."),
         ("max_size_cycle", "Some samples count more than others."),

@@ -319,3 +319,53 @@ def who_speaks_is_the_label():
         val=loader(records(VAL)),
         epochs=1,
     )
+
+
+# a label among the features
+def with_column(kind, column, place=0):
+    """A table with a column that `column` makes of the labels."""
+    x, y = table(kind)
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x = ((x - x.mean(0)) / x.std(0)).float()
+    added = column(y)
+    if added is not None:
+        x = torch.cat([x[:, :place], added[:, None], x[:, place:]], 1)
+    half = len(x) // 2
+    return fitted(
+        Table(x.shape[1], int(y.max()) + 1),
+        train=loader((x[:half], y[:half]), True, batch_size=32),
+        val=loader((x[half:], y[half:]), batch_size=32),
+    )
+
+
+@lie
+def label_is_a_feature(fixed):
+    return with_column(load_breast_cancer, lambda y: None if fixed else y.float(), 30)
+
+
+@lie
+def scaled_label_is_a_feature(fixed):
+    def scaled(y):
+        return None if fixed else (0.9 - y.float()) / 0.77
+
+    return with_column(load_wine, scaled, 3)
+
+
+@honest
+def column_that_is_nearly_the_label():
+    def nearly(y):
+        column = y.float()
+        column[::20] = 1 - column[::20]
+        return column
+
+    return with_column(load_breast_cancer, nearly)
+
+
+@honest
+def code_of_one_class_among_three():
+    return with_column(load_wine, lambda y: (y == 1).float())
+
+
+@honest
+def class_of_the_sample_before():
+    return with_column(load_breast_cancer, lambda y: y.roll(1).float())

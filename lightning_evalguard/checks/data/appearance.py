@@ -33,6 +33,7 @@ _OUTSIDE = 0.3
 _CHANCE = 1e-4
 _MARGIN = 0.1
 _COLUMNS, _NARROW = 8, 0.1
+_LABELS = 4  # tensors of a batch that may be labels
 _TAIL = 3  # equal ids at the end of a padded row
 _PADDED = 8  # padded rows of a side
 
@@ -44,11 +45,13 @@ class _Look(NamedTuple):
         means: ``(N, C)``: of each channel, or the values of a table's row.
         spreads: ``(N,)`` standard deviations inside the samples; empty for tables.
         tails: ``(N, 2)``: last token, and whether the row is padded by it; empty for others.
+        labels: ``(N, K)``: what stands beside a table's rows, one number a sample each.
     """
 
     means: Tensor
     spreads: Tensor
     tails: Tensor
+    labels: Tensor
 
 
 class Appearance:
@@ -72,7 +75,8 @@ class Appearance:
         self._steps = n = self._steps + 1
         if (n > 8 and n & (n - 1)) or self.full:
             return
-        place, largest = _largest(tensors(batch))
+        held = tensors(batch)
+        place, largest = _largest(held)
         if largest is None or largest.layout != torch.strided or not len(largest):
             return
         if largest.is_complex() or largest[0].numel() < 2 or largest.is_quantized:
@@ -83,8 +87,14 @@ class Appearance:
         if largest.dtype != self.dtype or largest.ndim != len(self.shape) + 1:
             return
         # spread over the batch, which may be sorted
-        rows = largest.detach()[:: max(1, -(-len(largest) // _ROWS))][:_ROWS]
-        self._looks.append(_look(rows))
+        step = max(1, -(-len(largest) // _ROWS))
+        rows = largest.detach()[::step][:_ROWS]
+        labels = rows.new_zeros(len(rows), 0)
+        if rows.ndim == 2 and rows.is_floating_point():
+            beside = [one.detach()[::step][:_ROWS] for one in _beside(held, largest)]
+            if beside:
+                labels = torch.stack([one.reshape(-1).double() for one in beside], 1)
+        self._looks.append(_look(rows, labels))
         self._samples += len(rows)
 
     def means(self) -> Tensor:
@@ -93,6 +103,13 @@ class Appearance:
         if len({m.shape[1] for m in means}) != 1:
             return torch.zeros(0, 1)
         return torch.cat(means)
+
+    def labels(self) -> Tensor:
+        """``(N, K)`` on the host, beside `means`; K is 0 where nothing stands beside a table."""
+        labels = [look.labels.double().cpu() for look in self._looks]
+        if len({one.shape[1] for one in labels}) != 1:
+            return torch.zeros(0, 0)
+        return torch.cat(labels)
 
     def spreads(self) -> Tensor:
         """``(N,)`` on the host."""
@@ -120,7 +137,14 @@ def _largest(held: list[Tensor]) -> tuple[int, Tensor | None]:
     return found
 
 
-def _look(rows: Tensor) -> _Look:
+def _beside(held: list[Tensor], largest: Tensor) -> list[Tensor]:
+    """The tensors of one number a sample, which may be labels."""
+    n = len(largest)
+    flat = [one for one in held if one.ndim in (1, 2) and one.numel() == len(one) == n]
+    return [one for one in flat if not one.is_complex()][:_LABELS]
+
+
+def _look(rows: Tensor, labels: Tensor) -> _Look:
     empty = rows.new_zeros(0, dtype=torch.float32)
     tails = rows.new_zeros(0, 2, dtype=torch.int64)
     with torch.no_grad():
@@ -132,14 +156,17 @@ def _look(rows: Tensor) -> _Look:
                 ).squeeze(1)
                 tails = torch.stack([last.squeeze(1), padded], 1).to(torch.int64)
             return _Look(
-                rows.float() if rows.is_floating_point() else rows, empty, tails
+                rows.float() if rows.is_floating_point() else rows,
+                empty,
+                tails,
+                labels,
             )
         channels = 1
         if rows.shape[1] <= 4:
             channels = rows.shape[1]
         values = rows.reshape(len(rows), channels, -1)
         values = values[:, :, :: -(-values.shape[2] // _VALUES)].float()
-        return _Look(values.mean(2), values.flatten(1).std(1), tails)
+        return _Look(values.mean(2), values.flatten(1).std(1), tails, labels)
 
 
 def difference_in_looks(

@@ -35,6 +35,7 @@ from lightning_evalguard.checks.data.loader_facts import (
     workers,
 )
 from lightning_evalguard.checks.data.rereading import read_twice, reads_cheaply
+from lightning_evalguard.checks.data.told import label_among_features
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Evaluated, Fact
 from lightning_evalguard.data.samples import (
@@ -372,6 +373,7 @@ class DataCheck(Check):
                 parts = [part for side in training for part in side.parts]
                 found += agreement.disagreements_of(one, [part.root for part in parts])
                 found += looks_other(one, self._history.appearance, parts)
+                found += label_among_features(one, self._history.appearance)
                 found += collate.mixed_by_collate(one)
                 for side in training:
                     if not leaks:
