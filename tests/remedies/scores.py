@@ -419,3 +419,28 @@ def a_total_of_means_over_the_samples(make: Make, fixed: bool) -> Report:
             return many()
 
     return scored(make, Totals())
+
+
+@applied("Divide by the number of samples that the steps were given.")
+def a_total_over_full_batches(make: Make, fixed: bool) -> Report:
+    class Totals(Classifier):
+        def on_validation_epoch_start(self) -> None:
+            self.total, self.batches, self.samples = 0.0, 0, 0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = F.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+            self.total += loss.item()
+            self.batches += 1
+            self.samples += len(batch[1])
+
+        def on_validation_epoch_end(self) -> None:
+            full = 16 * self.batches
+            self.log("val_loss", self.total / (self.samples if fixed else full))
+
+        def val_dataloader(self) -> Any:
+            made = torch.Generator().manual_seed(3)
+            x = torch.randn(50, FEATURES, generator=made)
+            y = torch.randint(CLASSES, (50,), generator=made)
+            return DataLoader(TensorDataset(x, y), 16)
+
+    return scored(make, Totals())

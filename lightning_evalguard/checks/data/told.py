@@ -46,7 +46,7 @@ def _by_class(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
     """The classes, and ``(K, C)`` the value of each column in each; NaN where it varies."""
     if len(labels) != len(rows):
         return None
-    classes, counts = torch.unique(labels, return_counts=True)  # type: ignore[no-untyped-call]
+    classes, counts = torch.unique(labels, return_counts=True)
     if not 2 <= len(classes) <= _CLASSES or int(counts.min()) < _EACH:
         return None
     values = []

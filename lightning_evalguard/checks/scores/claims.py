@@ -16,6 +16,7 @@ from lightning_evalguard.checks.scores.summaries import (
     Numbers,
     Summary,
     by_chance,
+    over_full_batches,
     over_samples,
     summary_of,
 )
@@ -315,7 +316,11 @@ class Claims:
             value, heard.name, self._tally.numbers()
         )
         if summary is None:
-            fact = self._too_small(heard, value) or self._of_before(heard, value)
+            fact = (
+                self._too_small(heard, value)
+                or self._over_places(heard, value)
+                or self._of_before(heard, value)
+            )
             if fact is None and math.isfinite(value) and value != round(value):
                 self.unexplained.append(heard.key)
             return fact
@@ -348,6 +353,22 @@ class Claims:
                 f"number of samples ({n:,}); weighed by its samples it is {right:.4g}",
                 "Add up each batch's mean times its number of samples, or log it in the step, "
                 "with self.log.",
+                heard.key,
+                certain=False,
+            )
+        return None
+
+    def _over_places(self, heard: LogCall, value: float) -> Fact | None:
+        """Whether a value is a total over full batches, of which some were smaller."""
+        for one in self._tally.numbers():
+            places = over_full_batches(value, one)
+            if places is None or by_chance(value):
+                continue
+            n = sum(one.samples)
+            return Fact(
+                f"is {value:.4g}, the total of `{one.name}` divided by {places:,}: "
+                f"{len(one.samples)} full batches, though they had {n:,} samples",
+                "Divide by the number of samples that the steps were given.",
                 heard.key,
                 certain=False,
             )

@@ -178,3 +178,15 @@ def over_samples(value: float, means: Numbers) -> float | None:
     if not exactly(value * samples, math.fsum(one.values)):
         return None
     return mean_of(one.values, one.samples)
+
+
+def over_full_batches(value: float, numbers: Numbers) -> int | None:
+    """How many samples all batches would have if none were smaller, where a total is over those."""
+    one = numbers.added() if numbers.adds_up else numbers
+    if len(one.samples) != len(one.values) or len(one.values) < 2:
+        return None
+    places = max(one.samples) * len(one.samples)
+    few = places <= sum(one.samples) * (1 + _UNEVEN)
+    if few or not exactly(value * places, math.fsum(one.values)):
+        return None
+    return places

@@ -53,6 +53,7 @@ from lightning_evalguard.report import Finding
 
 _STEPS = 4  # before them a layer that is dropped at random may have had no turn
 _ZEROS = 2  # gradients of 0 where the optimizer keeps nothing of the others
+_PROBED = 8  # parameters whose values are looked at where their writes are counted, too
 _TURNS = 16  # before them an optimizer that takes turns with another may have had none
 
 
@@ -64,7 +65,7 @@ class _Start:
         same: Recognises the parameter, which is not kept alive.
         version: Its count of writes.
         training: Whether its module was in train mode.
-        probe: Some of its values, where no optimizer held it.
+        probe: Some of its values, of the first ones and where no optimizer held it.
         reached: Whether a gradient was seen on it.
         learns: Whether one of those was another than 0.
         zeros: At how many steps one of 0 alone was seen.
@@ -189,6 +190,7 @@ class TrainedParameters:
             known = self._starts.get(key)
             if known is None or not known.same(tensor):
                 counted = tensor in optimized and key not in optimized.uncounted
+                counted &= len(starts) >= _PROBED
                 values = None
                 if not counted:
                     values = probe(tensor)
@@ -242,16 +244,14 @@ class TrainedParameters:
             findings += self._scored_and_still(now)
         if over:
             findings += self._unregistered(optimized, now)
-        if (
-            over
-            and (moved or optimized.stepped)
-            and self.steps >= _STEPS
-            and reads is not None
-        ):
+        if not over or self.steps < _STEPS or reads is None:
+            return findings
+        if moved or optimized.stepped:
             findings += self._without_gradient(still, optimized, reads, now)
-            findings += self._never_stepped(still, optimized, reads, now)
             findings += self._of_zeros(optimized, reads, now)
-        return findings
+        else:
+            still = [one for one in still if one[1].learns]
+        return findings + self._never_stepped(still, optimized, reads, now)
 
     def so_far(self, now: Moment, reads: MemoryReads | None) -> list[Finding]:
         """What would be found if training were over now; it may be asked again, and go on."""

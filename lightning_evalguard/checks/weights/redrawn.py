@@ -197,7 +197,10 @@ def _finding(
 ) -> Finding:
     names = tops(chosen, parameters_of(inventory))
     load = _load_of(chosen)
-    by = "a fit had trained" if load is None else "a load had written"
+    by = "a fit had trained"
+    if load is not None:
+        at = f" at {load.site.location}" if load.site is not None else ""
+        by = f"a load{at} had written"
     others = ""
     if names[1:]:
         others = f"; so {are(names[1:])} {listed_modules(names[1:], inventory.modules)}"
@@ -209,8 +212,7 @@ def _finding(
         "the model has its weights already.",
         subject=names[0],
         kind=kind_of(names[0], inventory),
-        site=load.site if load is not None else None,
-        certain=False,
+        certain=said == "evaluated",  # a fit from scratch may be meant
     )
 
 
