@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,28 +11,10 @@ import torch
 from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.modes import RestoredModes
 from lightning_evalguard.huggingface.run import HuggingFaceRun
-from lightning_evalguard.instruments.patch import Layer, Wrap
+from lightning_evalguard.instruments.patch import Doorway, Layer, Wrap
 from lightning_evalguard.instruments.replay import replaying
-from lightning_evalguard.instruments.tracebacks import cut
 
 GUARDED = "__evalguard_host__"  # the sentinel on a Trainer: who guards it
-
-
-class Doorway(Layer):
-    """Puts `around` in front of what the user's code calls: an error leaves without our frames."""
-
-    def __init__(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def entered(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return around(original, *args, **kwargs)
-            except BaseException as error:
-                cut(error)
-                raise
-
-        super().__init__(owner, name, entered)
 
 
 class Host:

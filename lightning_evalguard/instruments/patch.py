@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from lightning_evalguard.instruments.tracebacks import cut
+
 
 class Layer:
     """Put a function in the place of a method of one object, until it is removed.
@@ -65,6 +67,25 @@ class Wrap(Layer):
             return around(original, *args, **kwargs)
 
         super().__init__(owner, name, wrapped)
+
+
+class Doorway(Layer):
+    """A `Wrap` of what the user's code calls: an error leaves it without our frames."""
+
+    def __init__(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            try:
+                if not self.active:
+                    return original(*args, **kwargs)
+                return around(original, *args, **kwargs)
+            except BaseException as error:
+                cut(error)
+                raise
+
+        super().__init__(owner, name, entered)
 
 
 class Inlay(Layer):
