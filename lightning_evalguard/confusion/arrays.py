@@ -118,12 +118,9 @@ class ArrayTap:
         """What may be predictions with targets of the running batch, each with its place."""
         targets = [array for array in self.given if _lies_in(entry, array.tensor)]
         if not targets:
-            targets = [
-                array for array in self.given if holds_label(entry, array.tensor)
-            ][-1:]
-        others = [
-            array for array in self.given if all(array is not one for one in targets)
-        ]
+            labels_held = [a for a in self.given if holds_label(entry, a.tensor)]
+            targets = labels_held[-1:]
+        others = without(self.given, targets)
         if not targets:
             targets, others = told_apart(others)
         found: dict[str, Pair] = {}
@@ -164,11 +161,11 @@ def agrees(result: ConfusionResult, logged: Mapping[str, float]) -> bool:
 
 
 def _is_one_of(value: float, scores: Iterable[float]) -> bool:
-    return any(
-        math.isclose(value, each * s, rel_tol=1e-5, abs_tol=1e-6)
-        for s in scores
-        for each in (1, 100)
-    )
+    return any(_is_near(value, s) or _is_near(value, 100 * s) for s in scores)
+
+
+def _is_near(value: float, score: float) -> bool:
+    return math.isclose(value, score, rel_tol=1e-5, abs_tol=1e-6)
 
 
 _ACCURACY = re.compile(r"acc|correct|right|err", re.IGNORECASE)
@@ -181,9 +178,13 @@ def told_apart(arrays: list[Array]) -> tuple[list[Array], list[Array]]:
     named = [a for a in targets if _TARGET.search(a.text.lower())]
     if named or len(targets) > 1:
         targets = named
-    return targets, [
-        array for array in arrays if all(array is not one for one in targets)
-    ]
+    return targets, without(arrays, targets)
+
+
+def without(arrays: Iterable[Array], targets: Iterable[Array]) -> list[Array]:
+    """The arrays that are none of `targets`."""
+    places = {id(array) for array in targets}
+    return [array for array in arrays if id(array) not in places]
 
 
 def fit(preds: Tensor, target: Tensor) -> bool:

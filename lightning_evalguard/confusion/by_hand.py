@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,10 +47,10 @@ class GatherTap:
             ]
             if self.reads:
                 self._wraps.append(Wrap(F, "one_hot", self._numbered))
+                names = ("softmax", "log_softmax")
                 self._wraps += [
                     Wrap(owner, name, self._softened)
-                    for owner in (torch, Tensor)
-                    for name in ("softmax", "log_softmax")
+                    for owner, name in itertools.product((torch, Tensor), names)
                 ]
 
     def close(self) -> None:

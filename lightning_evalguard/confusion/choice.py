@@ -133,12 +133,12 @@ def certain_of(streams: Sequence[Stream], evidence: Evidence) -> Stream | None:
     ):
         return None
     (one,) = first
-    tensors = [t for s in streams for t in (s.preds, s.target) if t is not None]
+    tensors = [s.preds for s in streams] + [s.target for s in streams]
     is_part = any(
         s.kind in ("metric", "loss") and s.elements < one.elements for s in streams
     )
     has_other = any(s.kind == "loss" and s.elements != one.elements for s in streams)
-    is_spread = len({tensor.device for tensor in tensors}) > 1
+    is_spread = len({t.device for t in tensors if t is not None}) > 1
     unclear = has_other
     if one.kind == "outputs":
         unclear = is_part
@@ -155,7 +155,8 @@ def is_stated(question: Question) -> bool:
 def is_cut_of(compared: Question, others: Sequence[Question]) -> bool:
     """Whether what is compared are scores that another question has, cut where it does not cut."""
     (one, *_) = compared.streams
-    scored = [s for q in others for s in q.streams if s.cut is not None and s.cuts]
+    streams = itertools.chain.from_iterable(question.streams for question in others)
+    scored = [s for s in streams if s.cuts and s.cut is not None]
     return any(
         _equal(one.target, s.target) and _is_cut(one.preds, s.cut) for s in scored
     )
@@ -270,15 +271,14 @@ def counted_of(main: Question, others: Sequence[Question]) -> Stream:
     """
     returned = main.of("outputs")
     if returned:
-        masked = [
-            stream
-            for question in others
-            for stream in question.of("metric", "loss")
-            if stream.elements < returned[0].elements and _fits(stream, returned[0])
-        ]
+        whole, masked = returned[0], []
+        for question in others:
+            judged = question.of("metric", "loss")
+            smaller = [s for s in judged if s.elements < whole.elements]
+            masked += [stream for stream in smaller if _fits(stream, whole)]
         if masked and len(main.streams) == 1:
             return masked[-1]
-        return returned[0]
+        return whole
     cutting = [stream for stream in main.streams if stream.cuts]
     metrics = [stream for stream in cutting if stream.kind == "metric"]
     with_scores = [m for m in metrics if m.layout.top_k] or metrics

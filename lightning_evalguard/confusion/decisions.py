@@ -75,18 +75,22 @@ class Decisions:
 
     def findings(self, stage: str) -> list[Finding]:
         """Those that were given decisions alone."""
-        return [
-            Finding(
+        if stage == "val":
+            stage = "validate"
+        findings = []
+        for (name, location), given in self._given.items():
+            if not given.only_decisions():
+                continue
+            finding = Finding(
                 check="scores",
-                stage="validate" if stage == "val" else stage,
+                stage=stage,
                 fact=f"`{name}` {said_of(given.samples)}",
                 remedy=REMEDY,
                 location=location,
                 certain=False,
             )
-            for (name, location), given in self._given.items()
-            if given.only_decisions()
-        ]
+            findings.append(finding)
+        return findings
 
 
 class _Given:
@@ -148,8 +152,9 @@ def _of_list(kept: list[Tensor]) -> int:
     samples = sum(len(t) for t in kept)
     if samples < FEWEST or not all(are_decisions(t) for t in kept):
         return 0
-    values = {float(v) for t in kept for v in (t.min(), t.max())}
-    if values == {0.0, 1.0}:
+    lowest = {float(t.min()) for t in kept}
+    highest = {float(t.max()) for t in kept}
+    if lowest | highest == {0.0, 1.0}:
         return samples
     return 0
 

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evalguard.confusion.arrays import Array, array_pair, fit, told_apart
+from lightning_evalguard.confusion.arrays import (
+    Array,
+    array_pair,
+    fit,
+    told_apart,
+    without,
+)
 from lightning_evalguard.confusion.labels import begins_with
 from lightning_evalguard.confusion.sources import Pair
 
@@ -31,7 +37,7 @@ def pairs_of_epoch(
     """
     whole = _joined(given, samples)
     targets = [array for array in whole if begins_with(array.tensor, first)][:1]
-    others = [array for array in whole if all(array is not one for one in targets)]
+    others = without(whole, targets)
     if not targets:
         targets, others = told_apart(others)
     found: dict[str, Pair] = {}

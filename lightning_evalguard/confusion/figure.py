@@ -71,9 +71,8 @@ def most_confused_classes(matrix: np.ndarray[Any, Any], k: int) -> np.ndarray[An
     many = min(wrong.size, k * k + k)
     pairs = np.argpartition(-wrong, many - 1, axis=None)[:many]
     pairs = pairs[np.argsort(-wrong.flat[pairs], kind="stable")]
-    chosen = dict.fromkeys(
-        int(c) for pair in pairs for c in divmod(int(pair), len(matrix))
-    )
+    rows_and_columns = np.stack(np.divmod(pairs, len(matrix)), axis=1)
+    chosen = dict.fromkeys(rows_and_columns.ravel().tolist())
     return np.sort(list(chosen)[:k])
 
 

@@ -15,7 +15,11 @@ from lightning_evalguard.confusion.functions import SigmoidTap
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.loader import LoaderCount, tensors_of
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
-from lightning_evalguard.confusion.memory import StorageIdentity, is_known
+from lightning_evalguard.confusion.memory import (
+    StorageIdentity,
+    any_is_known,
+    is_known,
+)
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.stream import Stream, versions_of
 from lightning_evalguard.confusion.taps import classification_metrics_of
@@ -251,7 +255,7 @@ def _corroborate(streams: list[Stream], loss: Stream) -> None:
             and one.layout.preds_are == "unknown"
             and one.layout.by_batch
         )
-        if unknown and any(x.is_of(y) for x in one.scores for y in loss.scores):
+        if unknown and any_is_known(one.scores, loss.scores):
             one.layout = replace(one.layout, preds_are=loss.layout.preds_are)
             if one.elements == loss.elements:
                 one.preds = loss.preds

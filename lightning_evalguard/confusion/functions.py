@@ -376,11 +376,10 @@ def _of_libraries(libraries: dict[str, Any]) -> Iterator[types.FunctionType]:
 
 
 _SIGMOIDS = (
-    *(
-        (owner, name)
-        for owner in (torch, torch.Tensor)
-        for name in ("sigmoid", "sigmoid_")
-    ),
+    (torch, "sigmoid"),
+    (torch, "sigmoid_"),
+    (torch.Tensor, "sigmoid"),
+    (torch.Tensor, "sigmoid_"),
     (torch.special, "expit"),
 )
 

@@ -85,18 +85,19 @@ class Layout:
         """
         edges = [-math.inf, *self.cuts, math.inf]
         if preds_are == "logits":
-            return [
-                int(low >= (self.logit if cut is None else cut)) for low in edges[:-1]
-            ]
-        below, cut, above = (
-            (-0.5, 0.5, 1.5)
-            if preds_are == "labels"
-            else (_TINY, self.threshold, _ABOVE_ONE)
-        )
-        return [
-            2 if high <= below or low >= above else int(low >= cut)
-            for low, high in pairwise(edges)
-        ]
+            if cut is None:
+                cut = self.logit
+            return [int(low >= cut) for low in edges[:-1]]
+        below, middle, above = _TINY, self.threshold, _ABOVE_ONE
+        if preds_are == "labels":
+            below, middle, above = -0.5, 0.5, 1.5
+        answers = []
+        for low, high in pairwise(edges):
+            answer = int(low >= middle)
+            if high <= below or low >= above:
+                answer = 2
+            answers.append(answer)
+        return answers
 
     @property
     def near(self) -> bool:

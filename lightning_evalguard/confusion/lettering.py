@@ -34,12 +34,11 @@ def labels(names: Sequence[str]) -> list[str]:
         missing = not all(ord(letter) in drawn for letter in line)
         listed.append(f"class {number}" if missing else _cut(line))
     counts = Counter(listed)
-    unique = [
-        f"{name} ({number})" if counts[name] > 1 else name
-        for number, name in enumerate(listed)
-    ]
+    for number, name in enumerate(listed):
+        if counts[name] > 1:
+            listed[number] = f"{name} ({number})"
     # A dollar sign would start mathtext.
-    return [name.replace("$", r"\$") for name in unique]
+    return [name.replace("$", r"\$") for name in listed]
 
 
 def _cut(name: str) -> str:
@@ -51,7 +50,7 @@ def _cut(name: str) -> str:
 
 def families(names: Iterable[str]) -> tuple[str, ...]:
     """The fonts that draw the names, the figure's own first; matplotlib takes them in turn."""
-    return _families("".join(sorted({letter for name in names for letter in name})))
+    return _families("".join(sorted(set().union(*names))))
 
 
 @functools.lru_cache(maxsize=64)

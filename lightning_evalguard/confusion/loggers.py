@@ -170,11 +170,9 @@ def _wandb(
         from lightning_evalguard.confusion.figure import shown_classes
 
         matrix, names = shown_classes(result, 50)
-        cells = [
-            [true, predicted, int(matrix[i, j])]
-            for i, true in enumerate(names)
-            for j, predicted in enumerate(names)
-        ]
+        cells = []
+        for true, row in zip(names, matrix.tolist(), strict=True):
+            cells += [[true, name, m] for name, m in zip(names, row, strict=True)]
         columns = ["Actual", "Predicted", "nPredictions"]
         logged[f"{key}/confusion_matrix"] = wandb.plot_table(
             "wandb/confusion_matrix/v1",

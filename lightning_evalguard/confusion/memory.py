@@ -30,3 +30,10 @@ class StorageIdentity:
 def is_known(this: StorageIdentity, others: Sequence[StorageIdentity]) -> bool:
     """Whether a tensor is one of `others`."""
     return any(one.is_of(this) for one in others)
+
+
+def any_is_known(
+    these: Sequence[StorageIdentity], others: Sequence[StorageIdentity]
+) -> bool:
+    """Whether a tensor of `these` is one of `others`."""
+    return any(is_known(this, others) for this in these)

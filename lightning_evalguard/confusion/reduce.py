@@ -25,11 +25,16 @@ def agree(
     for entry in entries:
         if entry.chosen is not None and entry.layout is None:
             entry.layout, entry.source = entry.chosen.layout, entry.chosen.said
-    unsaid = {
-        e.key: (e.layout, e.source, e.names, e.batches, e.failed)
-        for e in entries
-        if e.failed or not e.agreed
-    }
+    unsaid = {}
+    for entry in entries:
+        if entry.failed or not entry.agreed:
+            unsaid[entry.key] = (
+                entry.layout,
+                entry.source,
+                entry.names,
+                entry.batches,
+                entry.failed,
+            )
     everyone = ranks.meet("matrix", unsaid or None)
     if everyone is None:
         for entry in entries:
@@ -184,10 +189,11 @@ def _exchanged(
         rows: How many each rank has.
         home: Where collectives run.
     """
-    mine = [
-        torch.stack((torch.full_like(keys, i), keys, counts))
-        for i, (keys, counts) in ((i, p) for i, p in enumerate(pairs) if p is not None)
-    ]
+    mine = []
+    for state, pair in enumerate(pairs):
+        if pair is not None:
+            keys, counts = pair
+            mine.append(torch.stack((torch.full_like(keys, state), keys, counts)))
     padded = torch.zeros(3, max(rows), dtype=torch.long, device=home)
     flat = torch.cat(mine, 1)
     padded[:, : flat.shape[1]] = flat

@@ -137,36 +137,36 @@ class ConfusionResult:
             >>> confmat.result(["cat", "dog", "fox"]).most_confused(1)
             [Confused(true='fox', predicted='dog', count=2, share=1.0)]
         """
-        n, names = self.num_classes, self.class_names
         if self.task == "multilabel":
-            wrong = torch.stack(
-                (
-                    self.support - self.true_positives,
-                    self.predicted - self.true_positives,
-                ),
-                dim=1,
-            )
-            assert self.judged is not None
-            of = torch.stack((self.support, self.judged - self.support), dim=1)
-            found = _largest(wrong.flatten(), k)
-            what = ("missed", "false alarm")
-            return [
-                Confused(
-                    names[i // 2], what[i % 2], m, m / max(1, int(of.flatten()[i]))
-                )
-                for i, m in found
-            ]
+            return self._most_wrong_answers(k)
         if self.pairs is not None:
             keys, counts = self.pairs
-            found = [(int(keys[i]), m) for i, m in _largest(counts, k)]
+            cells = [(int(keys[i]), count) for i, count in _largest(counts, k)]
         elif self.matrix is not None:
-            found = _largest((self.matrix - self.matrix.diag().diag()).flatten(), k)
+            cells = _largest((self.matrix - self.matrix.diag().diag()).flatten(), k)
         else:
-            found = []
-        return [
-            Confused(names[i // n], names[i % n], m, m / int(self.support[i // n]))
-            for i, m in found
-        ]
+            cells = []
+        names, confused = self.class_names, []
+        for cell, count in cells:
+            true, predicted = divmod(cell, self.num_classes)
+            share = count / int(self.support[true])
+            confused.append(Confused(names[true], names[predicted], count, share))
+        return confused
+
+    def _most_wrong_answers(self, k: int) -> list[Confused]:
+        """Of a multilabel task: a label's missed answers and its false alarms."""
+        assert self.judged is not None
+        missed = self.support - self.true_positives
+        false_alarms = self.predicted - self.true_positives
+        wrong = torch.stack((missed, false_alarms), dim=1).flatten()
+        of = torch.stack((self.support, self.judged - self.support), dim=1).flatten()
+        answers = []
+        for cell, count in _largest(wrong, k):
+            label, is_false_alarm = divmod(cell, 2)
+            what = ("missed", "false alarm")[is_false_alarm]
+            share = count / max(1, int(of[cell]))
+            answers.append(Confused(self.class_names[label], what, count, share))
+        return answers
 
     def table(self) -> list[dict[str, Any]]:
         """One row a class: ``class``, ``support``, ``predicted``, scores, and what it is taken for.
@@ -178,30 +178,21 @@ class ConfusionResult:
             self.support, self.predicted, self.true_positives, self.judged
         )
         worst = self._worst_by_class()
-        bounds = _bounds(self)
-        return [
-            {
-                "class": name,
-                "support": s,
-                "predicted": p,
-                "precision": pr,
-                "recall": rc,
-                "f1": f1,
-                "specificity": sp,
-                "confused_with": worst.get(i, ("", 0))[0],
-                "confused": worst.get(i, ("", 0))[1],
-                **{column: values[i] for column, values in bounds.items()},
-            }
-            for i, (name, s, p, pr, rc, f1, sp) in enumerate(
-                zip(
-                    self.class_names,
-                    self.support.tolist(),
-                    self.predicted.tolist(),
-                    *(x.tolist() for x in each),
-                    strict=True,
-                )
-            )
-        ]
+        confused = [worst.get(i, ("", 0)) for i in range(self.num_classes)]
+        columns = {
+            "class": self.class_names,
+            "support": self.support.tolist(),
+            "predicted": self.predicted.tolist(),
+            "precision": each.precision.tolist(),
+            "recall": each.recall.tolist(),
+            "f1": each.f1.tolist(),
+            "specificity": each.specificity.tolist(),
+            "confused_with": [name for name, _ in confused],
+            "confused": [count for _, count in confused],
+            **_bounds(self),
+        }
+        rows = zip(*columns.values(), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _worst_by_class(self) -> dict[int, tuple[str, int]]:
         names, n = self.class_names, self.num_classes
@@ -280,21 +271,16 @@ class ConfusionResult:
         what = "class"
         if self.task == "multilabel":
             what = "label"
+        out_of_range = f"target{{s}} outside the {self.num_classes} {what}es"
+        unusable = f"prediction{{s}} outside the {self.num_classes} {what}es"
+        if self.preds_are == "probs":
+            unusable = "prediction{s} outside [0, 1]"
         said = (
-            (self.out_of_range, f"target{{s}} outside the {self.num_classes} {what}es"),
+            (self.out_of_range, out_of_range),
             (self.nan_preds, "prediction{s} that {are} NaN"),
-            (
-                self.unusable_preds,
-                "prediction{s} outside [0, 1]"
-                if self.preds_are == "probs"
-                else f"prediction{{s}} outside the {self.num_classes} {what}es",
-            ),
+            (self.unusable_preds, unusable),
         )
-        return [
-            f"{n:,} " + text.format(s="s" * (n > 1), are="are" if n > 1 else "is")
-            for n, text in said
-            if n
-        ]
+        return [_numbered(number, text) for number, text in said if number]
 
     def __str__(self) -> str:
         return _text.shown_text(self)
@@ -320,10 +306,11 @@ class ConfusionResult:
             "nan_preds": self.nan_preds,
             "unusable_preds": self.unusable_preds,
             "preds_are": self.preds_are,
-            "scores": {
-                k: v if math.isfinite(v) else None for k, v in self.scores.items()
+            "scores": {score: _finite(v) for score, v in self.scores.items()},
+            "intervals": {
+                score: list(map(_finite, ends))
+                for score, ends in self.intervals.items()
             },
-            "intervals": {k: _finite(v) for k, v in self.intervals.items()},
             "most_confused": [pair._asdict() for pair in self.most_confused(20)],
             "source": self.source,
             "epoch": self.epoch,
@@ -345,9 +332,11 @@ class ConfusionResult:
             keys, counts = (torch.tensor(x, dtype=torch.int64) for x in given["pairs"])
             given["pairs"] = keys, counts
         given["class_names"] = tuple(given["class_names"])
-        given["scores"] = {
-            k: math.nan if v is None else v for k, v in given["scores"].items()
-        }
+        scores = dict(given["scores"])
+        for score, value in scores.items():
+            if value is None:  # JSON has no NaN
+                scores[score] = math.nan
+        given["scores"] = scores
         return cls(**given)
 
     def __eq__(self, other: object) -> bool:
@@ -358,8 +347,17 @@ class ConfusionResult:
     __hash__ = None  # type: ignore[assignment]  # it holds tensors
 
 
-def _finite(interval: tuple[float, float]) -> list[float | None]:
-    return [bound if math.isfinite(bound) else None for bound in interval]
+def _numbered(number: int, text: str) -> str:
+    plural, are = "", "is"
+    if number > 1:
+        plural, are = "s", "are"
+    return f"{number:,} " + text.format(s=plural, are=are)
+
+
+def _finite(value: float) -> float | None:
+    if not math.isfinite(value):
+        return None
+    return value
 
 
 def _bounds(result: ConfusionResult) -> dict[str, list[float]]:

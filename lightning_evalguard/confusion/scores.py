@@ -116,7 +116,10 @@ def multiclass(
         "recall_min": each.recall[present].min() if present.any() else NAN,
     }
     if len(support) == 2:
-        result.update({k: x[1] if n > 0 else NAN for k, x in each._asdict().items()})
+        for name, values in each._asdict().items():
+            result[name] = values[1]
+            if n <= 0:
+                result[name] = NAN
     return {name: float(value) for name, value in result.items()}
 
 

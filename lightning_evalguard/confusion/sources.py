@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -183,27 +184,21 @@ def _tensor(value: Any) -> Tensor | None:
 def _from_sequence(outputs: Sequence[Any]) -> Pair | None:
     """The one pair of scores and class indices, in either order; or two tensors of labels."""
     tensors = [(i, t) for i, v in enumerate(outputs) if (t := _tensor(v)) is not None]
-    scored = [
-        (i, j, p, t)
-        for (i, p), (j, t) in _ordered_pairs(tensors)
-        if p.is_floating_point() and not t.is_floating_point() and _are_scores_of(p, t)
-    ]
+    scores = [(i, t) for i, t in tensors if t.is_floating_point()]
     labels = [(i, t) for i, t in tensors if not t.is_floating_point()]
+    scored = [
+        (score, label)
+        for score, label in itertools.product(scores, labels)
+        if _are_scores_of(score[1], label[1])
+    ]
     if len(scored) == 1:
-        i, j, preds, target = scored[0]
+        (i, preds), (j, target) = scored[0]
     elif not scored and len(labels) == 2 and labels[0][1].shape == labels[1][1].shape:
         (i, preds), (j, target) = labels
     else:
         return None
     said = f"items {i} and {j} of the returned {type(outputs).__name__}"
     return Pair(preds, target, said, classification=True)
-
-
-def _ordered_pairs(items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    for one in items:
-        for other in items:
-            if one is not other:
-                yield one, other
 
 
 def _are_scores_of(preds: Tensor, target: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
-from lightning_evalguard.confusion.memory import StorageIdentity
+from lightning_evalguard.confusion.memory import StorageIdentity, any_is_known
 
 
 def versions_of(*tensors: Tensor) -> list[int]:
@@ -118,17 +118,13 @@ class Stream:
     def was_before(self, later: Stream) -> bool:
         """Whether `later` shows what this one showed, changed in place since."""
         same = [
-            any(one.is_of(other) for one in mine for other in others)
-            for mine, others in (
-                (self.scores, later.scores),
-                (self.targets, later.targets),
-            )
+            any_is_known(self.scores, later.scores),
+            any_is_known(self.targets, later.targets),
         ]
+        was, now = self.versions, later.versions
         return any(
-            known and before >= 0 and before != now
-            for known, before, now in zip(
-                same, self.versions, later.versions, strict=True
-            )
+            shared and 0 <= before != after
+            for shared, before, after in zip(same, was, now, strict=True)
         )
 
     def begin_step(self) -> None:

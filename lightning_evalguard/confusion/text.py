@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -58,12 +59,9 @@ def shown_text(result: Shown) -> str:
     kind = "classes"
     if result.task == "multilabel":
         kind = "labels"
-    said = [f"{k} {s[k]:.4f}" for k in _HEADLINE if k in s and not math.isnan(s[k])]
-    said += [
-        f"{k} {v:.4f}"
-        for k, v in s.items()
-        if k.startswith("top") and not math.isnan(v)
-    ]
+    shown = [name for name in _HEADLINE if name in s]
+    shown += [name for name in s if name.startswith("top")]
+    said = [f"{name} {s[name]:.4f}" for name in shown if not math.isnan(s[name])]
     size = f"{result.total:,} {unit}, {result.num_classes:,} {kind}"
     lines = [f"{', '.join(said)} ({size})" if said else f"nothing was counted ({size})"]
     if said:
@@ -90,32 +88,39 @@ def _table_lines(result: Shown) -> list[str]:
     hidden = len(rows) - _ROWS
     if hidden > 1:
         rows = sorted(rows, key=_errors, reverse=True)[:_ROWS]
-    cells = [
-        (
-            _short(row["class"]),
-            f"{row['support']:,}",
-            f"{row['precision']:.3f}",
-            f"{row['recall']:.3f}",
-            f"{row['f1']:.3f}",
-            f"{_short(row['confused_with'])} ({row['confused']:,}x)"
-            if row["confused"]
-            else "",
-        )
-        for row in rows
-    ]
-    head = ("class", "support", "precision", "recall", "f1", "most confused with")
-    if not any(row[-1] for row in cells):
-        head, cells = head[:-1], [row[:-1] for row in cells]  # type: ignore[misc, assignment]
-    width = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
-    lines = []
-    for row in (head, *cells):
-        text = [
-            row[0].ljust(width[0]),
-            *(x.rjust(w) for x, w in zip(row[1:5], width[1:5], strict=True)),
-        ]
-        lines.append("  " + "  ".join([*text, *row[5:]]).rstrip())
+    head = ["class", "support", "precision", "recall", "f1", "most confused with"]
+    lines = _aligned_lines([head, *map(_cells, rows)])
     if hidden > 1:
         lines.append(f"  ... and {hidden:,} more with fewer errors in .table()")
+    return lines
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    confused = ""
+    if row["confused"]:
+        confused = f"{_short(row['confused_with'])} ({row['confused']:,}x)"
+    return [
+        _short(row["class"]),
+        f"{row['support']:,}",
+        f"{row['precision']:.3f}",
+        f"{row['recall']:.3f}",
+        f"{row['f1']:.3f}",
+        confused,
+    ]
+
+
+def _aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Names to the left, numbers to the right; the last column only where a class has some."""
+    *columns, confused = zip(*rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    has_confused = any(confused[1:])
+    lines = []
+    for name, *numbers, last in rows:
+        cells = [name.ljust(widths[0])]
+        cells += [x.rjust(w) for x, w in zip(numbers, widths[1:], strict=True)]
+        if has_confused:
+            cells.append(last)
+        lines.append("  " + "  ".join(cells).rstrip())
     return lines
 
 
