@@ -51,6 +51,11 @@ class Loops:
         loop.batch, loop.size, loop.count = batch, size_of(batch), loop.count + 1
         loop.trained = False
 
+    def exhausted(self, number: int) -> None:
+        """The loop of an iterator was given all batches that there are."""
+        if number in self._running:
+            self._running[number].is_exhausted = True
+
     def trained(self) -> None:
         """Gradients are computed, or weights change, in all that run."""
         for loop in self._running.values():

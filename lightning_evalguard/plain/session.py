@@ -156,6 +156,7 @@ class Session:
 
     def exhausted(self, iterator: Any) -> None:
         """A loader has no batch left."""
+        self._loops.exhausted(id(iterator))
         self._safely(self._over, id(iterator))
 
     def dropped(self, number: int, now: bool) -> None:

@@ -69,6 +69,7 @@ class Loop:
         count: How many batches were fetched.
         trained: Whether gradients were computed or weights changed since the last fetch.
         ever_trained: Whether that happened in any batch of this pass.
+        is_exhausted: Whether it ran to its end; else it was left, or an error ended it.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Loop:
     count: int = 0
     trained: bool = False
     ever_trained: bool = False
+    is_exhausted: bool = False
 
 
 @dataclass

@@ -281,6 +281,10 @@ class Windows:
             return not window.is_discarded() and self._is_scored(window)
         if window.loop is None or not (window.batches and window.is_lazy()):
             return False
+        if window.batches < 2 and not window.loop.is_exhausted:
+            return (
+                False  # a first look, or a pass that an error ended before its backward
+            )
         return bool(self._is_scored(window) and (at_exit or window.proves()))
 
     def _stands_alone(self, window: Window, at_exit: bool = False) -> bool:
