@@ -107,6 +107,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "scores": (
         ("divided by the number of samples", "It is too small by the batch size."),
+        ("the indices of classes", "No index says how sure an answer is."),
         ("full batches, though they had", "It is too small."),
         ("small ones weigh too much", "Small ones weigh too much."),
         ("self.log weighs a batch", "Some samples count more than others."),

@@ -561,3 +561,20 @@ def total_over_batches_of_one_sample():
             self.log("val_loss", self.total / 40)
 
     return fitted(N(), val=loader((VAL[0][:40], VAL[1][:40]), batch_size=1))
+
+
+@honest
+def whole_numbers_that_rank():
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.rank = torchmetrics.classification.BinaryAUROC()
+
+        def validation_step(self, batch, i):
+            z = self(batch[0])
+            self.log("val_loss", F.cross_entropy(z, batch[1]), batch_size=len(z))
+            points = (5 * batch[0][:, 20]).round() + (5 * batch[0][:, 30]).round()
+            self.rank.update(points, (batch[1] == 2).long())
+            self.log("val_rank", self.rank)
+
+    return fitted(N())

@@ -369,3 +369,13 @@ def code_of_one_class_among_three():
 @honest
 def class_of_the_sample_before():
     return with_column(load_breast_cancer, lambda y: y.roll(1).float())
+
+
+@honest
+def group_beside_the_label_is_a_feature():
+    x, y = table(load_breast_cancer)
+    group = (x[:, 0] > x[:, 0].median()).long()
+    x = torch.cat([(x - x.mean(0)) / x.std(0), group[:, None].float()], 1)
+    sets = [(x[:300], y[:300], group[:300]), (x[300:], y[300:], group[300:])]
+    train, val = (loader(TensorDataset(*one), batch_size=32) for one in sets)
+    return fitted(Table(31, 2), train=train, val=val)

@@ -373,3 +373,27 @@ def list_of_mean_losses_over_the_samples(fixed):
             self.log("test_loss", torch.stack(self.losses).sum() / samples)
 
     return tested(trained(N())[0])
+
+
+def ranked(kind, chosen):
+    def f(fixed):
+        class N(Net):
+            def __init__(self):
+                super().__init__()
+                self.rank = kind()
+
+            def validation_step(self, batch, i):
+                z = self(batch[0])
+                self.log("val_loss", F.cross_entropy(z, batch[1]), batch_size=len(z))
+                scores = z.softmax(1)[:, 2] if fixed else chosen(z).float()
+                self.rank.update(scores, (batch[1] == 2).long())
+                self.log("val_rank", self.rank)
+
+        return fitted(N())
+
+    f.__name__ = f"indices_of_classes_rank_in_{kind.__name__}"
+    return lie(f)
+
+
+ranked(torchmetrics.classification.BinaryAUROC, lambda z: z.argmax(1))
+ranked(torchmetrics.classification.BinaryAveragePrecision, lambda z: z.max(1)[1])

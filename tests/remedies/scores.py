@@ -444,3 +444,22 @@ def a_total_over_full_batches(make: Make, fixed: bool) -> Report:
             return DataLoader(TensorDataset(x, y), 16)
 
     return scored(make, Totals())
+
+
+@applied("Give it the probability of the class in question, as it is before `argmax`.")
+def indices_of_classes_that_rank(make: Make, fixed: bool) -> Report:
+    class Ranks(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rank = BinaryAUROC()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self(batch[0])
+            scores = logits.softmax(1)[:, 2] if fixed else logits.argmax(1).float()
+            self.rank.update(scores, (batch[1] == 2).long())
+            self.log("val_rank", self.rank, batch_size=len(batch[1]))
+
+        def val_dataloader(self) -> Any:
+            return many()
+
+    return scored(make, Ranks())

@@ -2,8 +2,9 @@
 
 Of the samples that both sides were looked at, training's and the evaluation's, a column has one
 value in each class, another one in each, and the same ones on both sides: the label itself, as it
-is or scaled. Regression, token ids and targets that are many have no classes here; a code for
-one class among several, or a feature that is right for most samples, does not tell it.
+is or scaled. Regression, token ids and targets that are many have no classes here; a code for one
+class among several, or a feature that is right for most samples, does not tell it. Where several
+tensors of a batch may be the label (a group or a treatment that is a feature too), nothing is said.
 """
 
 from __future__ import annotations
@@ -30,16 +31,22 @@ def label_among_features(one: EvaluatedSet, training: Appearance) -> list[Fact]:
         return []
     if labels.shape[1] != of_training.shape[1] or rows.shape[1] != trained.shape[1]:
         return []
-    for beside in range(labels.shape[1]):
-        mine = _by_class(rows, labels[:, beside])
-        theirs = _by_class(trained, of_training[:, beside])
-        if mine is None or theirs is None or not torch.equal(mine[0], theirs[0]):
-            continue
-        same = (mine[1] == theirs[1]).all(0)  # a column that varies is NaN
-        columns = (same & _all_differ(mine[1])).nonzero().flatten().tolist()
-        if columns:
-            return [_fact(one, columns[0], *mine, len(rows) + len(trained))]
-    return []
+    few = [k for k in range(labels.shape[1]) if _values(labels[:, k]) <= _CLASSES]
+    if len(few) != 1:
+        return []  # which of them is the label?
+    mine = _by_class(rows, labels[:, few[0]])
+    theirs = _by_class(trained, of_training[:, few[0]])
+    if mine is None or theirs is None or not torch.equal(mine[0], theirs[0]):
+        return []
+    same = (mine[1] == theirs[1]).all(0)  # a column that varies is NaN
+    columns = (same & _all_differ(mine[1])).nonzero().flatten().tolist()
+    if not columns:
+        return []
+    return [_fact(one, columns[0], *mine, len(rows) + len(trained))]
+
+
+def _values(labels: Tensor) -> int:
+    return len(set(labels.tolist()))
 
 
 def _by_class(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:

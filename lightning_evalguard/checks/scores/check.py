@@ -18,9 +18,11 @@ from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.metrics import Metrics, mean_of_batches
 from lightning_evalguard.checks.scores.shares import (
     OfStep,
+    index_as_score,
     kept_by,
     share_of_the_batch,
 )
+from lightning_evalguard.confusion.decisions import is_curve
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.batches import sized
 from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
@@ -184,12 +186,19 @@ class ScoresCheck(Check):
             return ()
         self._labels_unread = seen.unread
         self._claims.averaged(seen.means)
-        kept = kept_by(one.metric for one in self._metrics.followed)
-        site = seen.shared or seen.ranked(kept)
-        if site is None or site.location in self._shared:
-            return ()
-        self._shared.add(site.location)
-        return self._findings(now, [share_of_the_batch(site)])
+        metrics = [one.metric for one in self._metrics.followed]
+        facts = []
+        site = seen.shared or seen.ranked(kept_by(metrics))
+        if site is not None and site.location not in self._shared:
+            self._shared.add(site.location)
+            facts.append(share_of_the_batch(site))
+        curves = [one for one in self._metrics.followed if is_curve(one.metric)]
+        facts += [
+            index_as_score(one.name, type(one.metric).__name__)
+            for one in curves
+            if seen.indices_ranked(kept_by([one.metric]))
+        ]
+        return self._findings(now, facts)
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
         if self._follows:

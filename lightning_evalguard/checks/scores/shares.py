@@ -33,6 +33,7 @@ _LOSSES = frozenset(
 _LARGEST = frozenset({"argmax", "max"})
 _MEAN = 1  # torch's number of `reduction="mean"`
 _MEANS = 16  # of one step
+_CHOOSES = _LARGEST | {"topk"}
 _SUM = 1e-3  # by which a column's shares may miss 1, in half precision too
 
 
@@ -60,6 +61,7 @@ class OfStep(LabelsRead):
         self._answers: list[tuple[weakref.ref[Tensor], Site]] = []
         self.shared: Site | None = None
         self.means: list[Tensor] = []
+        self._indices: list[Tensor] = []  # of the largest of more than two classes
 
     def before(self, op: Op) -> None:
         super().before(op)
@@ -91,6 +93,25 @@ class OfStep(LabelsRead):
             elif logits is not None:
                 self._answers.append((weakref.ref(logits), site))
 
+    def _chose(self, op: Op) -> None:
+        """The class of each sample was chosen, of more than two."""
+        given = op.args[0]
+        out = op.out[1] if isinstance(op.out, tuple) else op.out
+        if given.ndim != 2 or not isinstance(out, Tensor) or given.shape[1] <= 2:
+            return
+        if out.numel() == len(given) and len(self._indices) < _MEANS:
+            self._indices.append(out.reshape(-1))
+
+    def indices_ranked(self, kept: Iterable[Any]) -> bool:
+        """Whether a metric that ranks kept indices of classes as scores, or a sigmoid of them."""
+        with torch.no_grad():
+            for tensor in kept:
+                if not isinstance(tensor, Tensor) or tensor.ndim != 1:
+                    continue
+                if any(_ranks_indices(tensor, one) for one in self._indices):
+                    return True
+        return False
+
     def _averaged(self, op: Op) -> None:
         """Keep a mean of the batch: one number each."""
         if op.name != "mean" and op.arguments.get("reduction") != _MEAN:
@@ -115,6 +136,8 @@ class OfStep(LabelsRead):
         super().after(op)
         if op.name in _LARGEST and isinstance(op.args[0], Tensor):
             self._took(op)
+        if op.name in _CHOOSES and isinstance(op.args[0], Tensor):
+            self._chose(op)
         self._averaged(op)
         if op.name not in _SHARES or not isinstance(op.out, Tensor):
             return
@@ -185,6 +208,24 @@ def _same(a: Any, b: Tensor | None) -> bool:
         return a.data_ptr() == b.data_ptr()
     except RuntimeError:  # no storage
         return False
+
+
+def _ranks_indices(kept: Tensor, indices: Tensor) -> bool:
+    if kept.shape != indices.shape or bool((indices == indices[0]).all()):
+        return False
+    values = indices.to(kept.dtype)
+    return torch.equal(kept, values) or torch.equal(kept, values.sigmoid())
+
+
+def index_as_score(name: str, kind: str) -> Fact:
+    """A metric that ranks samples by indices of classes."""
+    return Fact(
+        "is given the indices of classes (0, 1, 2, ...), expected scores that rank the samples",
+        "Give it the probability of the class in question, as it is before `argmax`.",
+        name,
+        kind,
+        certain=False,
+    )
 
 
 def share_of_the_batch(site: Site) -> Fact:
