@@ -81,9 +81,10 @@ def text_of_all(findings: Iterable[Finding], world: int) -> str:
         )
         merged.setdefault(same, finding)
         ranks.setdefault(same, []).append(finding.rank)
-    said = [
-        replace(f, fact=f"{f.fact}, {_on(ranks[k], world)}") for k, f in merged.items()
-    ]
+    said = []
+    for same, finding in merged.items():
+        fact = f"{finding.fact}, {_on(ranks[same], world)}"
+        said.append(replace(finding, fact=fact))
     return str(EvalGuardError.of(said, Report()))
 
 

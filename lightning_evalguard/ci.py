@@ -154,13 +154,9 @@ def watch_script(command: Sequence[str]) -> ScriptOutcome:
 
 def _matrices(outcome: ScriptOutcome) -> list[str]:
     """The matrix of each evaluation of a plain script; a Trainer shows its own."""
-    plain = {
-        key
-        for run in outcome.runs
-        if run["run"] == "script"
-        for key in run["confusion"]
-    }
-    return [f"{key}: {outcome.report.confusion[key]}" for key in sorted(plain)]
+    plain = [run["confusion"] for run in outcome.runs if run["run"] == "script"]
+    keys = sorted(set().union(*plain))
+    return [f"{key}: {outcome.report.confusion[key]}" for key in keys]
 
 
 def _merge(outcome: ScriptOutcome, path: Path) -> None:

@@ -32,11 +32,11 @@ class Allowed:
         return finding.check in CONSEQUENCES and self._match("modes", [finding.subject])
 
     def _match(self, check: str, names: Iterable[str | None]) -> bool:
-        return any(
-            name is not None and (name == pattern or fnmatchcase(name, pattern))
-            for pattern in self._patterns.get(check, ())
-            for name in names
-        )
+        given = [name for name in names if name is not None]
+        for pattern in self._patterns.get(check, ()):
+            if any(name == pattern or fnmatchcase(name, pattern) for name in given):
+                return True
+        return False
 
 
 def check_policy(name: str, policy: str, allowed: Any) -> None:

@@ -89,11 +89,10 @@ class Rulings:
         causes = self._causes(findings, list(explaining))
         findings = [(with_excerpt(finding), policy) for finding, policy in causes]
         self._report.add(finding for finding, _ in findings)
-        fatal = [
-            finding
-            for finding, policy in findings
-            if policy == "error" and finding.certain and not quiet
-        ]
+        fatal = []
+        if not quiet:
+            errors = [finding for finding, policy in findings if policy == "error"]
+            fatal = [finding for finding in errors if finding.certain]
         raised = self._warn([pair for pair in findings if pair[0] not in fatal])
         if fatal:
             self._ranks.hold(fatal)

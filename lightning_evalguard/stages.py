@@ -34,33 +34,29 @@ class Spelling:
         return self.step.removesuffix("_step")
 
 
-_SPELLINGS = {
-    spelling.stage: spelling
-    for spelling in (
-        Spelling("fit", "training", "fit", "train", "training_step", "training step"),
-        Spelling(
-            "sanity_check",
-            "the sanity check",
-            "validate",
-            "val",
-            "validation_step",
-            "validation step",
-        ),
-        Spelling(
-            "validate",
-            "validation",
-            "validate",
-            "val",
-            "validation_step",
-            "validation step",
-        ),
-        Spelling("test", "testing", "test", "test", "test_step", "test step"),
-        Spelling(
-            "predict", "prediction", "predict", "", "predict_step", "prediction step"
-        ),
-        Spelling("evaluate", "evaluation", "evaluate", "", "", "step"),
-    )
-}
+_STAGES = (
+    Spelling("fit", "training", "fit", "train", "training_step", "training step"),
+    Spelling(
+        "sanity_check",
+        "the sanity check",
+        "validate",
+        "val",
+        "validation_step",
+        "validation step",
+    ),
+    Spelling(
+        "validate",
+        "validation",
+        "validate",
+        "val",
+        "validation_step",
+        "validation step",
+    ),
+    Spelling("test", "testing", "test", "test", "test_step", "test step"),
+    Spelling("predict", "prediction", "predict", "", "predict_step", "prediction step"),
+    Spelling("evaluate", "evaluation", "evaluate", "", "", "step"),
+)
+_SPELLINGS = {spelling.stage: spelling for spelling in _STAGES}
 
 
 def spelling(stage: str) -> Spelling:

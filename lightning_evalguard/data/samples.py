@@ -146,7 +146,9 @@ def rows(dataset: Any, chosen: Tensor) -> SampleRows | None:
     """The rows or files that a dataset holds one of a sample; no sample is read."""
     n = _length(dataset)
     held = list(getattr(dataset, "__dict__", {}).values())
-    held += [t for v in held if isinstance(v, (tuple, list)) and len(v) < 16 for t in v]
+    for value in list(held):
+        if isinstance(value, (tuple, list)) and len(value) < 16:
+            held += value
     for value in held:
         if (
             isinstance(value, (list, tuple))
@@ -391,10 +393,12 @@ def is_cheap(dataset: Any, place: int) -> bool:
         sample = dataset[place]
     finally:
         sys.setprofile(None)
-    size = sum(
-        leaf.nbytes if isinstance(leaf, Tensor) else _size(leaf)
-        for leaf in leaves(sample)
-    )
+    size = 0
+    for leaf in leaves(sample):
+        if isinstance(leaf, Tensor):
+            size += leaf.nbytes
+        else:
+            size += _size(leaf)
     return not slow and calls <= _CALLS and size <= _CHEAP_BYTES
 
 

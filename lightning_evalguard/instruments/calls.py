@@ -57,9 +57,10 @@ class _Followed:
                 call = functools.partial(_through, around, call)
             return call(*args, **kwargs)
 
-        constants = tuple(followed if c == _MARK else c for c in _TEMPLATE.co_consts)
+        constants = list(_TEMPLATE.co_consts)
+        constants[constants.index(_MARK)] = followed
         function.__code__ = _TEMPLATE.replace(
-            co_consts=constants, co_name=function.__name__
+            co_consts=tuple(constants), co_name=function.__name__
         )
 
 

@@ -351,11 +351,12 @@ def _may_draw(func: Any) -> bool:
 
 @functools.cache
 def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
-    return tuple(
-        (i, a.name)
-        for i, a in enumerate(_schema(func))
-        if a.alias_info is not None and a.alias_info.is_write
-    )
+    written = []
+    for place, argument in enumerate(_schema(func)):
+        alias = argument.alias_info
+        if alias is not None and alias.is_write:
+            written.append((place, argument.name))
+    return tuple(written)
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

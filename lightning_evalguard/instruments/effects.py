@@ -67,17 +67,15 @@ _FILES = frozenset(
 )
 # Below these frames files are written that hold the same whoever writes them, or that a replay does
 # not write: compilers' caches, and loggers, which a replay finds replaced.
-_HARMLESS = tuple(
-    os.path.join("", *folder, "")
-    for folder in (
-        (os.sep, "torch", "_dynamo"),
-        (os.sep, "torch", "_inductor"),
-        (os.sep, "torch", "_functorch"),
-        (os.sep, "triton"),
-        (os.sep, "pytorch", "loggers"),
-        (os.sep, "pytorch_lightning", "loggers"),
-    )
+_FOLDERS = (
+    "/torch/_dynamo/",
+    "/torch/_inductor/",
+    "/torch/_functorch/",
+    "/triton/",
+    "/pytorch/loggers/",
+    "/pytorch_lightning/loggers/",
 )
+_HARMLESS = tuple(folder.replace("/", os.sep) for folder in _FOLDERS)
 # Functions of native code that write without an event; methods by what they are called on.
 _NATIVE = frozenset({"imwrite", "imwritemulti"})
 _ACTS = frozenset(

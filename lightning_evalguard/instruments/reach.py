@@ -445,13 +445,14 @@ def slots_of(thing: object) -> tuple[tuple[str, Any], ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _slots_of(kind: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple(
-        (name, member)
-        for base in kind.__mro__
-        if "__slots__" in vars(base)
-        for name, member in vars(base).items()
-        if isinstance(member, types.MemberDescriptorType)
-    )
+    slots: list[tuple[str, Any]] = []
+    for base in kind.__mro__:
+        if "__slots__" in vars(base):
+            members = vars(base).items()
+            slots += [
+                m for m in members if isinstance(m[1], types.MemberDescriptorType)
+            ]
+    return tuple(slots)
 
 
 def _is_users(module: types.ModuleType) -> bool:

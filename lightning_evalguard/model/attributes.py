@@ -110,11 +110,11 @@ def find_unregistered(target: nn.Module, root: nn.Module) -> tuple[str, str] | N
     """
     seen: set[int] = set()
     for owner, module in root.named_modules():
-        stack = [
-            (name, value, 0)
-            for name, value in reversed(list(vars(module).items()))
-            if name not in _OWN and not name.endswith("_hooks")
-        ]
+        stack = []
+        for name, value in list(vars(module).items()):
+            if name not in _OWN and not name.endswith("_hooks"):
+                stack.append((name, value, 0))
+        stack.reverse()
         while stack:
             path, thing, depth = stack.pop()
             if thing is target:

@@ -90,10 +90,7 @@ class Inventory:
         self.unregistered = _unregistered(self.modules)
         self.held, self.opaque = {}, []
         seen: set[int] = set()
-        owners = ((self.modules, True), (self.unregistered, False))
-        for held in (
-            h for ms, own in owners for n, m in ms.items() for h in _held_by(n, m, own)
-        ):
+        for held in self._walked():
             if id(held.tensor) in seen:
                 continue
             seen.add(id(held.tensor))
@@ -114,6 +111,12 @@ class Inventory:
         parameter_names = [h.name for h in parameters]
         if parameter_names != self._parameter_names:
             self._parameter_names = parameter_names
+
+    def _walked(self) -> Iterator[Held]:
+        for name, module in self.modules.items():
+            yield from _held_by(name, module, True)
+        for name, module in self.unregistered.items():
+            yield from _held_by(name, module, False)
 
     def unwritten(self, since: Marks) -> bool:
         """Whether nothing was registered, and no version moved: half a `read`'s cost."""
@@ -258,6 +261,12 @@ class Kept(NamedTuple):
     graph: bool
     sized: bool
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> Kept:
+        """What is known of one of them."""
+        has_graph = tensor.grad_fn is not None
+        return cls(weakref.ref(tensor), version(tensor), has_graph, tensor.dim() > 0)
+
 
 _DEPTH = 3  # of containers and plain objects below an attribute
 _ITEMS = 512  # of one container, the last ones
@@ -318,11 +327,8 @@ def kept(inventory: Inventory) -> dict[str, dict[str, Kept]]:
     walk.seen.update(id(h.tensor) for h in inventory.held.values())
     found: dict[str, dict[str, Kept]] = {}
     for name, value in _plain_attributes(inventory.modules):
-        tensors = {
-            path: Kept(weakref.ref(t), version(t), t.grad_fn is not None, t.dim() > 0)
-            for path, t in walk.within(value, "", _DEPTH)
-            if isinstance(t, Tensor)
-        }
+        parts = walk.within(value, "", _DEPTH)
+        tensors = {path: Kept.of(t) for path, t in parts if isinstance(t, Tensor)}
         if tensors or isinstance(value, (list, dict, deque)):
             found[name] = tensors
     return found

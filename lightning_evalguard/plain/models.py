@@ -98,10 +98,10 @@ class Model:
 
     def _all(self) -> tuple[bool, ...]:
         plain = [d["training"] for d in self._dicts]
-        asked = [
-            m.training if (m := r()) is not None else False for r in self._computed
-        ]
-        return tuple([(asked if computed else plain)[i] for computed, i in self._order])
+        living = [r() for r in self._computed]
+        asked = [m is not None and m.training for m in living]
+        of_kind = plain, asked
+        return tuple([of_kind[computed][i] for computed, i in self._order])
 
     def _read(self, module: nn.Module) -> None:
         """Walk the tree; a flag is read from a module's ``__dict__``, which does not hold it."""

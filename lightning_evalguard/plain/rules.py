@@ -125,12 +125,11 @@ def trains_in_eval_mode(
     modes = Modes(root)
     trains = trains_by_name(modes)
     modules = dict(zip(modes.names, modes.modules, strict=True))
-    places = {model.names[i]: i for i in asleep}
-    left = {
-        name: i
-        for name, i in places.items()
-        if trains.get(name) and not _is_meant(name, modules, trains, of_optimizer)
-    }
+    left = {}
+    for i in asleep:
+        name = model.names[i]
+        if trains.get(name) and not _is_meant(name, modules, trains, of_optimizer):
+            left[name] = i
     if not left:
         return []
     alone = _set_one_by_one(left, modules)
@@ -201,11 +200,11 @@ def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
     if all(call.flags) is False or not any(before) or "modes" in call.allowed:
         return []
     trains = trains_by_name(Modes(root))
-    woken = {
-        model.names[i]: i
-        for i, (was, flag) in enumerate(zip(before, call.flags, strict=True))
-        if flag and not was and not trains.get(model.names[i])
-    }
+    woken = {}
+    for i in model.awake(call.flags):
+        name = model.names[i]
+        if not before[i] and not trains.get(name):
+            woken[name] = i
     findings = []
     for top, names in collapse(woken).items():
         others = ""
@@ -279,9 +278,11 @@ def _set_one_by_one(left: dict[str, int], modules: dict[str, nn.Module]) -> bool
 
 def _by_user(left: dict[str, int], modules: dict[str, nn.Module]) -> bool:
     """Whether the script's own code put all of them in eval mode."""
-    calls = [recorded_calls.last(modules[name]) for name in left]
-    sites = [call.site if call is not None else None for call in calls]
-    return all(site is not None and site.owner == "user" for site in sites)
+    for name in left:
+        call = recorded_calls.last(modules[name])
+        if call is None or call.site is None or call.site.owner != "user":
+            return False
+    return True
 
 
 def _top_in_eval(name: str, modules: dict[str, nn.Module]) -> str:

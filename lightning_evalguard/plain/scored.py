@@ -14,6 +14,7 @@ import linecache
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, permutations, starmap
 from types import CodeType
 
 CodePlace = tuple[CodeType, int]
@@ -90,22 +91,17 @@ class _Flow:
             for statement in statements:
                 self._outputs.follow(statement)
                 self._of_others.follow(statement)
-        self._expressions = [e for s in statements for e in _expressions(s)]
-        for expression in self._expressions:
-            for node in _walk(expression):
-                if isinstance(node, ast.BinOp) and self._is_difference(node):
-                    self._differences.sources.append(node)
+        self._expressions = list(chain.from_iterable(map(_expressions, statements)))
+        for node in self._nodes():
+            if isinstance(node, ast.BinOp) and self._is_difference(node):
+                self._differences.sources.append(node)
         for _ in range(2):
             for statement in statements:
                 self._differences.follow(statement)
 
     def scores(self) -> bool:
         """Whether they are compared with something that is not theirs."""
-        return any(
-            self._is_score(node)
-            for expression in self._expressions
-            for node in _walk(expression)
-        )
+        return any(map(self._is_score, self._nodes()))
 
     def returns(self) -> bool:
         """Whether the function returns them."""
@@ -120,6 +116,9 @@ class _Flow:
         return any(
             value is not None and self._outputs.are_in(value) for value in values
         )
+
+    def _nodes(self) -> Iterator[ast.AST]:
+        return chain.from_iterable(map(_walk, self._expressions))
 
     def _is_score(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Compare):
@@ -147,21 +146,19 @@ class _Flow:
         if name in ("eq", "ne", "sub", "equal", "isclose"):
             both = on
         if name in ("eq", "ne", "equal") or _SCORE.search(name.lower()):
-            return any(self._meet(a, b) for a in both for b in both if a is not b)
+            return any(starmap(self._meet, permutations(both, 2)))
         return False
 
     def _normalises(self, call: ast.Call) -> bool:
         """Whether the number is only what the same values are centred or scaled by."""
-        return any(
-            isinstance(node, ast.BinOp)
-            and self._differences.are_in(one)
-            and not _contains(one, call)
-            and _contains(other, call)
-            for expression in self._expressions
-            for node in _walk(expression)
-            if isinstance(node, ast.BinOp)
-            for one, other in ((node.left, node.right), (node.right, node.left))
-        )
+        for node in self._nodes():
+            if not isinstance(node, ast.BinOp):
+                continue
+            for one, other in ((node.left, node.right), (node.right, node.left)):
+                is_apart = self._differences.are_in(one) and not _contains(one, call)
+                if is_apart and _contains(other, call):
+                    return True
+        return False
 
     def _is_difference(self, node: ast.BinOp) -> bool:
         return isinstance(node.op, ast.Sub) and self._meet(node.left, node.right)
@@ -208,7 +205,7 @@ class _Names:
         if isinstance(node, ast.Call) and _name(node.func) in _LOOKS:
             return False
         if isinstance(node, _SCOPES):
-            return any(n is s for n in ast.walk(node) for s in self.sources)
+            return any(inner in self.sources for inner in ast.walk(node))
         return any(self.are_in(child) for child in ast.iter_child_nodes(node))
 
     def follow(self, statement: ast.stmt) -> None:

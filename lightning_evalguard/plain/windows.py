@@ -340,12 +340,11 @@ class Windows:
             ]:
                 model.looked_at = True
         self._around.chain.evaluated(window, is_scored)
-        living = self._around.models.living()
-        count = max((sum(1 for _ in m.modules()) for m in living), default=0)
-        report.checked["modules"] = max(report.checked["modules"], count)
-        scores = {
-            f"{name}/{k}": v for name, r in results.items() for k, v in r.scores.items()
-        }
+        counts = [len(list(m.modules())) for m in self._around.models.living()]
+        report.checked["modules"] = max([report.checked["modules"], *counts])
+        scores: dict[str, float] = {}
+        for name, result in results.items():
+            scores |= {f"{name}/{key}": value for key, value in result.scores.items()}
         steps = self._around.training.steps
         self.history.append({"stage": window.name, "step": steps, "scores": scores})
 

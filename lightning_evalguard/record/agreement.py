@@ -152,12 +152,10 @@ def _same(
 
 def _samples(run: Mapping[str, Any], stage: str) -> dict[str, str] | None:
     """The hash of each set that a stage evaluated, None where one is unknown."""
-    key = _KEYS[stage]
-    sets = {
-        k: seen["hash"]
-        for k, seen in run["evaluated_on"].items()
-        if k.split("/")[0] == key
-    }
+    sets = {}
+    for key, seen in run["evaluated_on"].items():
+        if key.split("/")[0] == _KEYS[stage]:
+            sets[key] = seen["hash"]
     if not sets or None in sets.values():
         return None
     return sets

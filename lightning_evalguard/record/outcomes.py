@@ -138,14 +138,13 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
     n, least = only_first + only_second, min(only_first, only_second)
     if not n or only_first == only_second:
         return 1.0
-    # in logarithms: 2^n is beyond a float from n = 1,024 on
-    terms = [
-        math.lgamma(n + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(n - k + 1)
-        - n * math.log(2)
-        for k in range(least + 1)
-    ]
+    terms = [_log_probability(n, k) for k in range(least + 1)]
     highest = max(terms)
     tail = math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms)
     return min(1.0, 2 * tail)
+
+
+def _log_probability(n: int, k: int) -> float:
+    """Of `k` heads in `n` tosses; a logarithm, for 2^n is beyond a float from n = 1,024 on."""
+    chosen, others = math.lgamma(k + 1), math.lgamma(n - k + 1)
+    return math.lgamma(n + 1) - chosen - others - n * math.log(2)

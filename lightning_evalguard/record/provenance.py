@@ -17,23 +17,23 @@ from lightning_evalguard.record.secrets import without_secrets
 
 _WHOLE = 256 << 20  # bytes of a checkpoint that are hashed from end to end
 _PARTS, _PART = 64, 1 << 20
+_PACKAGES = (
+    "lightning_evalguard",
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "torchmetrics",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:
     """Of everything that a number may depend on."""
-    packages = {
-        name.replace("_", "-"): str(module.__version__)
-        for name in (
-            "lightning_evalguard",
-            "torch",
-            "lightning",
-            "pytorch_lightning",
-            "torchmetrics",
-            "numpy",
-        )
-        if (module := sys.modules.get(name)) is not None
-        and hasattr(module, "__version__")
-    }
+    packages = {}
+    for name in _PACKAGES:
+        module = sys.modules.get(name)
+        if module is not None and hasattr(module, "__version__"):
+            packages[name.replace("_", "-")] = str(module.__version__)
     found = {
         "python": platform.python_version(),
         **packages,

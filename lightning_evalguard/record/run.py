@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -464,7 +465,7 @@ def _numbers(logged: Mapping[str, Any]) -> dict[str, float]:
     numbers = {
         k: float(v) for k, v in logged.items() if getattr(v, "numel", lambda: 1)() == 1
     }
-    return {k: v for k, v in numbers.items() if v == v and abs(v) != float("inf")}
+    return {k: v for k, v in numbers.items() if math.isfinite(v)}
 
 
 def _key(stage: str, loader: int) -> str:

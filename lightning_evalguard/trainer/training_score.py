@@ -202,16 +202,11 @@ def _is_number(value: Any) -> bool:
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Put back attributes, containers and generators, and what all tensors but weights contain."""
     held = Snapshot([module])
-    weights = {id(t) for p in module.parameters() for t in (p, p.grad) if t is not None}
+    parameters = list(module.parameters())
+    weights = {id(p) for p in parameters} | {id(p.grad) for p in parameters}
     contents = [_bytes(t) for t in held.storages.values() if id(t) not in weights]
     copies = [(now, now.clone()) for now in contents]
-    lists = [
-        (value, list(value))
-        for metric in module.modules()
-        if is_metric(metric)
-        for name in getattr(metric, "_defaults", ())
-        if isinstance(value := getattr(metric, name), list)
-    ]
+    lists = [(kept, list(kept)) for kept in _lists_of_metrics(module)]
     try:
         yield
     finally:
@@ -223,6 +218,14 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         with torch.inference_mode():
             for now, before in copies:
                 now.copy_(before)
+
+
+def _lists_of_metrics(module: nn.Module) -> Iterator[list[Any]]:
+    for metric in filter(is_metric, module.modules()):
+        for name in getattr(metric, "_defaults", ()):
+            state = getattr(metric, name)
+            if isinstance(state, list):
+                yield state
 
 
 def _bytes(tensor: Tensor) -> Tensor:

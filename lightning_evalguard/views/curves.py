@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 _STAGE = re.compile(
@@ -31,11 +32,8 @@ def curves(
     runs: Sequence[Mapping[str, Any]], first: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What is drawn of each score that has more than one value, those of `first` before others."""
-    drawn = {
-        score: lines
-        for score, lines in _series(runs).items()
-        if max(map(len, lines.values())) > 1 and "f1_class" not in score
-    }
+    series = _series(runs).items()
+    drawn = {score: lines for score, lines in series if _is_drawn(score, lines)}
 
     def place(score: str) -> int:
         if score in first:
@@ -45,10 +43,14 @@ def curves(
     return [_curve(score, drawn[score]) for score in sorted(drawn, key=place)]
 
 
+def _is_drawn(score: str, lines: _Lines) -> bool:
+    return "f1_class" not in score and max(map(len, lines.values())) > 1
+
+
 def _series(runs: Sequence[Mapping[str, Any]]) -> dict[str, _Lines]:
     series: dict[str, _Lines] = {}
-    moments = [m for run in runs if run["run"] == "fit" for m in run["history"]]
-    for moment in moments:
+    fits = [run["history"] for run in runs if run["run"] == "fit"]
+    for moment in chain.from_iterable(fits):
         for name, value in moment["scores"].items():
             parts = _STAGE.fullmatch(name)
             stage, score = (parts["stage"], parts["score"]) if parts else ("", name)
@@ -83,8 +85,12 @@ class _Scale:
 
 
 def _curve(score: str, lines: _Lines) -> dict[str, Any]:
-    points = [point for line in lines.values() for point in line]
+    points = list(chain.from_iterable(lines.values()))
     scale = _Scale(points)
+    drawn = []
+    for number, (stage, line) in enumerate(lines.items()):
+        colour = min(number, _COLOURS - 1)
+        drawn.append(_line(stage, score, line, colour, scale))
     first, last = points[0].epoch, points[-1].epoch
     right = _WIDTH - _LEFT
     between = f"between {scale.low:.4f} and {scale.high:.4f}"
@@ -94,10 +100,7 @@ def _curve(score: str, lines: _Lines) -> dict[str, Any]:
         "height": f"{_HEIGHT:.0f}",
         "axis": f"M{_LEFT} {_TOP}H{right}M{_LEFT} {_HEIGHT - _TOP}H{right}",
         "label": f"{score} from epoch {first} to {last}, {between}",
-        "lines": [
-            _line(stage, score, line, min(number, _COLOURS - 1), scale)
-            for number, (stage, line) in enumerate(lines.items())
-        ],
+        "lines": drawn,
         "range": f"{scale.low:.3f} to {scale.high:.3f}",
         "epochs": f"epoch {first} to {last}",
     }

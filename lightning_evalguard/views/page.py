@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -162,15 +163,14 @@ def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for cause in _causes(findings):
         groups.setdefault(cause[0].check, []).append(_card(cause))
-    return [
-        {
-            "check": check,
-            "page": page_of(check),
-            "why": rule.help if (rule := rule_of(check)) else "",
-            "findings": group,
-        }
-        for check, group in groups.items()
-    ]
+    cards = []
+    for check, group in groups.items():
+        why, rule = "", rule_of(check)
+        if rule:
+            why = rule.help
+        card = {"check": check, "page": page_of(check), "why": why, "findings": group}
+        cards.append(card)
+    return cards
 
 
 def _causes(findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -198,13 +198,19 @@ def _card(cause: Sequence[Finding]) -> dict[str, Any]:
     return {
         "kind": "bad" if is_error(finding) else "doubt",
         "places": [place for place in (where, who) if place],
-        "stages": [f"{stage}, {n:,}x" if n > 1 else stage for stage, n in seen.items()],
+        "stages": list(starmap(_times, seen.items())),
         "expression": None if said or lines else finding.expression,
         "lines": lines,
         "fact": finding.fact,
         "why": "" if says(finding.fact, finding.why) else finding.why,
         "remedy": finding.remedy,
     }
+
+
+def _times(stage: str, count: int) -> str:
+    if count > 1:
+        return f"{stage}, {count:,}x"
+    return stage
 
 
 def _lines(cause: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -247,30 +253,28 @@ def _score(result: ConfusionResult, name: str) -> dict[str, str]:
 
 
 def _confused(result: ConfusionResult, verb: str) -> list[dict[str, str]]:
-    return [
-        {
+    pairs = []
+    for true, predicted, count, share in result.most_confused(5):
+        pair = {
             "count": f"{count:,}",
             "true": true,
             "verb": verb,  # missed, false alarm
             "predicted": predicted,
             "share": f"{share:.0%}",
         }
-        for true, predicted, count, share in result.most_confused(5)
-    ]
+        pairs.append(pair)
+    return pairs
 
 
 def _cells(result: ConfusionResult) -> dict[str, Any]:
     matrix, names = shown_classes(result, _CLASSES)
     n = len(names)
     support = matrix.sum(1).tolist()
-    shares = [
-        [int(count) / support[i] if support[i] else 0.0 for count in row]
-        for i, row in enumerate(matrix.tolist())
-    ]
-    wrong = [
-        share for i, row in enumerate(shares) for j, share in enumerate(row) if i != j
-    ]
-    full = max([*wrong, _FULL])
+    shares, full = [], _FULL
+    for i, counts in enumerate(matrix.tolist()):
+        row = [count / max(1, support[i]) for count in counts]
+        full = max([full, *row[:i], *row[i + 1 :]])
+        shares.append(row)
     pooled = n
     if n < result.num_classes:
         pooled = n - 1

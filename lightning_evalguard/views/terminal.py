@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ _WIDE = 28  # characters of a cell
 
 def printable(text: str) -> str:
     """`text` without what would steer a terminal: control characters are written as escapes."""
-    return "".join(
-        c if c in "\n\t" or _is_harmless(c) else ascii(c)[1:-1] for c in text
-    )
+    return "".join(map(_harmless, text))
 
 
-def _is_harmless(character: str) -> bool:
+def _harmless(character: str) -> str:
     # Cc: controls; Cf: what turns the direction of writing; Cs: halves of a character
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    if steers and character not in "\n\t":
+        return ascii(character)[1:-1]
+    return character
 
 
 def one(path: Path, record: Record, stream: Any = None) -> str:
@@ -72,14 +74,12 @@ def beside(found: Sequence[tuple[Path, Record]], stream: Any = None) -> str:
     columns = [column(record) for _, record in found]
     names = _names([path for path, _ in found])
     rows = [("", names)]
-    for label in dict.fromkeys(label for each in columns for label in each):
+    for label in _labels(columns):
         cells = [each.get(label, "") for each in columns]
         if any(cells) and (not label.startswith("hparams.") or len(set(cells)) > 1):
             rows.append((label, cells))
-    rows = [
-        (printable(label), [printable(_cut(cell)) for cell in cells])
-        for label, cells in rows
-    ]
+    for number, (label, cells) in enumerate(rows):
+        rows[number] = printable(label), [printable(_cut(cell)) for cell in cells]
     lines = list(_unlike(columns))
     _, first = found[0]
     for (_, other), name in zip(found[1:], names[1:], strict=True):
@@ -88,11 +88,14 @@ def beside(found: Sequence[tuple[Path, Record]], stream: Any = None) -> str:
     return "\n".join([table, *map(printable, lines)])
 
 
+def _labels(columns: Iterable[Mapping[str, str]]) -> list[str]:
+    """Those of all columns, in the order in which they come first."""
+    return list(dict.fromkeys(chain.from_iterable(columns)))
+
+
 def _aligned(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    widths = [
-        max(map(len, column))
-        for column in zip(*(cells for _, cells in rows), strict=True)
-    ]
+    columns = zip(*[cells for _, cells in rows], strict=True)
+    widths = [max(map(len, cells)) for cells in columns]
     left = max(len(label) for label, _ in rows)
     lines = []
     for label, cells in rows:
@@ -154,11 +157,9 @@ def revision(git: Mapping[str, Any]) -> str:
 
 
 def _unlike(columns: Sequence[Mapping[str, str]]) -> Iterable[str]:
-    for label in dict.fromkeys(
-        k for each in columns for k in each if k.endswith(" set")
-    ):
+    for label in _labels(columns):
         sets = {each[label] for each in columns if label in each}
-        if len(sets) > 1:
+        if label.endswith(" set") and len(sets) > 1:
             key = label.removesuffix(" set")
             yield f"{key}: scored on {len(sets)} different sets; its scores do not compare"
 

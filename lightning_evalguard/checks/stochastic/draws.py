@@ -294,14 +294,12 @@ def first_difference(first: Draws, second: Draws) -> int | None:
 def equal_at(first: Draws, second: Draws, indices: set[int]) -> set[int]:
     """Those of `indices` whose operators gave the same values in both."""
     pairs = list(zip(first.samples, second.samples, strict=False))
-    return {
-        i
-        for i in indices
-        if i < len(pairs)
-        and pairs[i][0].func is pairs[i][1].func
-        and pairs[i][0].values is not None
-        and not pairs[i][0].differs(pairs[i][1])
-    }
+    return {i for i in indices if i < len(pairs) and _gave_the_same(*pairs[i])}
+
+
+def _gave_the_same(one: Sample, other: Sample) -> bool:
+    is_known = one.func is other.func and one.values is not None
+    return is_known and not one.differs(other)
 
 
 class At(Subscriber):
