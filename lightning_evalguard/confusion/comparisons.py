@@ -252,7 +252,8 @@ def _is_whole(tensor: Tensor, most: float) -> bool:
 
 def _labels(tensor: Tensor) -> Tensor:
     """Labels as integers; floating-point ones (0.0 and 1.0) where they are whole."""
-    tensor = tensor.detach()
+    # the same one where it can be: by that it is known for the batch's own
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     if tensor.ndim > 1 and tensor.shape[1:].numel() == 1:
         tensor = tensor.reshape(len(tensor))
     if tensor.dtype == torch.bool or tensor.is_floating_point():

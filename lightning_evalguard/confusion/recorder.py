@@ -196,9 +196,17 @@ class Recorder:
             module = self._module
         self._taps.steps_over(module, any(e.is_open for e in self._entries()))
 
-    def hear(self, kind: str, name: str, pair: Pair) -> None:
-        """A pair that no tap of this recorder heard: a comparison in a plain script."""
-        self.see(kind, name, pair)
+    def hear(
+        self,
+        kind: str,
+        name: str,
+        preds: Tensor,
+        target: Tensor,
+        pair: Callable[[], Pair],
+    ) -> None:
+        """A pair that is described where it is looked at: a comparison."""
+        if not self._following.at_once(kind, name, preds, target, pair):
+            self.see(kind, name, pair())
 
     @property
     def has_arrays(self) -> bool:
@@ -367,17 +375,19 @@ class Recorder:
 
     def compared(self, preds: Tensor, target: Tensor, text: str, place: str) -> None:
         """Two tensors of labels are compared, as those do who count what is right by hand."""
-        short = text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
-        said = f"the comparison `{short}` at {shown_path(place)}"
-        pair = Pair(
-            preds,
-            target,
-            said,
-            classification=True,
-            location=place,
-            is_ordered=False,
-        )
-        self.see("comparison", place, pair)
+
+        def pair() -> Pair:
+            short = text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+            return Pair(
+                preds,
+                target,
+                f"the comparison `{short}` at {shown_path(place)}",
+                classification=True,
+                location=place,
+                is_ordered=False,
+            )
+
+        self.hear("comparison", place, preds, target, pair)
 
     @property
     def pairs(self) -> int:

@@ -234,7 +234,7 @@ class HuggingFaceRun:
             recorder.abort()
             self._counting = False
             return
-        recorder.hear("outputs", "", pair_of(self.desk.config(), logits, labels))
+        recorder.see("outputs", "", pair_of(self.desk.config(), logits, labels))
         recorder.after_step(None, inputs)
 
     def _read(self, prefix: str, metrics: dict[str, Any]) -> None:

@@ -142,8 +142,8 @@ class Events:
         def called(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             # what `torch.jit.trace` runs is recorded: nothing of ours may stand in it
             if (
-                is_compiling()
-                or self.inside
+                self.inside
+                or is_compiling()
                 or self.elsewhere()
                 or tracing() is not None
             ):

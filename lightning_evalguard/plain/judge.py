@@ -49,7 +49,8 @@ class Judge(Guard):
         event = "before_step"
         if now.stage == "fit":
             event = "before_train_step"
-        self._all(event, lambda check: getattr(check, event)(now, args))
+        if findings := self.call(event, now, args):
+            self._judge(findings, quiet=False)
 
     def leave(self, now: Moment) -> None:
         """A loop is over."""

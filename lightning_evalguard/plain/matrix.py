@@ -103,20 +103,15 @@ class PlainScores:
         """Predictions were compared with targets, or gathered with them."""
         if self._now is None or not self._in_step:
             return
-        from lightning_evalguard.confusion.sources import Pair
 
-        shown = self._places.get(place)
-        if shown is None:
-            shown = self._places[place] = shown_path(place)
-        said = f"the {what} `{text if len(text) <= 60 else text[:57] + '...'}` at "
-        pair = Pair(
-            preds,
-            target,
-            said + shown,
-            classification=True,
-            ignore_index=-100,
-        )
-        self._now.hear("comparison", place, pair)
+        def pair() -> Any:
+            from lightning_evalguard.confusion.sources import Pair
+
+            short = text if len(text) <= 60 else text[:57] + "..."
+            said = f"the {what} `{short}` at {shown_path(place)}"
+            return Pair(preds, target, said, classification=True, ignore_index=-100)
+
+        self._now.hear("comparison", place, preds, target, pair)
 
     @property
     def has_arrays(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -67,8 +67,14 @@ class PlainSync(SyncCheck):
         """One record a site, dearest first."""
         return [replace(sync, stage=_stage(sync.stage)) for sync in super().records()]
 
-    def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
-        return super()._step(replace(now, stage=f"{now.stage}{_OF}{self.place}"), args)
+    def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
+        """A step of that function begins."""
+        stage = f"{now.stage}{_OF}{self.place}"
+        if self._passes(stage):
+            return ()
+        return self._safely(self._step, replace(now, stage=stage), args)
+
+    before_train_step = before_step
 
     def _finding(self, now: Moment, at: Any, op: str, cost: list[float]) -> Finding:
         finding = super()._finding(now, at, op, cost)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_evalguard.audit import Mode, Replays, Showing, why_not_again
+from lightning_evalguard.audit import NOT_SHOWN, Mode, Replays, Showing, why_not_again
 from lightning_evalguard.checks.batch.check import BatchCheck
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.grad import GradCheck
@@ -38,6 +38,8 @@ class WaitingGuard(Guard):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._audit.shows = look
+        if not look:  # an earlier window's first batches were looked at
+            self._followed.add("evaluate")
         self._tell = tell
         self._waiting: list[tuple[Finding, str]] | None = []
         self.stepped: Site | None = None
@@ -125,6 +127,9 @@ class Watched:
         """A call begins."""
         self._now.batch += 1
         self._guard.before(self._now, args)
+        if self._now.batch:  # as in `Guard.step`: only the first is shown
+            self._showing = NOT_SHOWN
+            return
         with ExitStack() as stack:
             self._showing = stack.enter_context(self._guard.shown(self._now))
             self._inside = stack.pop_all()

@@ -117,8 +117,10 @@ class OfStep(LabelsRead):
         if op.name != "mean" and op.arguments.get("reduction") != _MEAN:
             return
         out = op.out[0] if isinstance(op.out, tuple) else op.out
-        one = isinstance(out, Tensor) and out.numel() == 1 and out.is_floating_point()
-        if one and len(self.means) < _MEANS:
+        # a fake tensor, or one of a class of its own, may have no value to read
+        if type(out) is not Tensor or len(self.means) == _MEANS:
+            return
+        if out.numel() == 1 and out.is_floating_point():
             self.means.append(out.detach())
 
     def _took(self, op: Op) -> None:

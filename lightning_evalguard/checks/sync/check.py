@@ -166,10 +166,7 @@ class SyncCheck(Check):
         return self._safely(self._leave)
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
-        left = self._pass.get(now.stage, 0)
-        if left and self._moment is None:
-            # neither this step nor the one before it is watched: most are such
-            self._pass[now.stage] = left - 1
+        if self._passes(now.stage):
             return ()
         return self._safely(self._step, now, args)
 
@@ -194,6 +191,14 @@ class SyncCheck(Check):
             self._second.close()
         if self._watch is not None:
             self._watch.stop()
+
+    def _passes(self, stage: str) -> bool:
+        """Whether a step is not watched and the one before it was not: most are such."""
+        left = self._pass.get(stage, 0)
+        if not left or self._moment is not None:
+            return False
+        self._pass[stage] = left - 1
+        return True
 
     def _step(self, now: Moment, args: tuple[Any, ...]) -> list[Finding]:
         stage = spelling(now.stage).kind
