@@ -31,6 +31,7 @@ _LOSSES = frozenset(
     {"nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd", "cross_entropy_loss"}
 )
 _LARGEST = frozenset({"argmax", "max"})
+_NAMES_OF_LOSSES = ("loss", "cross_entropy", "kl_div")
 _MEAN = 1  # torch's number of `reduction="mean"`
 _MEANS = 16  # of one step
 _CHOOSES = _LARGEST | {"topk"}
@@ -114,7 +115,10 @@ class OfStep(LabelsRead):
 
     def _averaged(self, op: Op) -> None:
         """Keep a mean of the batch: one number each."""
-        if op.name != "mean" and op.arguments.get("reduction") != _MEAN:
+        loss = any(word in op.name for word in _NAMES_OF_LOSSES)
+        if not (op.name == "mean" or loss):
+            return
+        if loss and op.arguments.get("reduction") != _MEAN:
             return
         out = op.out[0] if isinstance(op.out, tuple) else op.out
         # a fake tensor, or one of a class of its own, may have no value to read
