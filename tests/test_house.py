@@ -180,3 +180,102 @@ def test_the_test_of_the_architecture_can_fail() -> None:
         {"a/b.py"},
         {"Some.thing"},
     )
+
+
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+# By file and function. Most of them run at each batch or operator, where a loop or a function of
+# one line more would cost; the list may only get shorter.
+_CROWDED = {
+    "checks/scores/logged.py": {"_scalars_of"},
+    "checks/state/writes.py": {"_enters"},
+    "checks/weights/hyper.py": {"other_hyper_parameters"},
+    "checks/weights/loads.py": {"probe"},
+    "checks/weights/rates.py": {"_trainable"},
+    "confusion/stream.py": {"versions_of"},
+    "guard.py": {"_kept"},
+    "model/tensors.py": {"training"},
+    "plain/judge.py": {"policies_of"},
+    "plain/matrix.py": {"_of_arrays"},
+}
+
+
+def parts_of(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a comprehension itself, and not in one within it."""
+    for part in ast.iter_child_nodes(node):
+        yield part
+        if not isinstance(part, (*_COMPREHENSIONS, ast.Lambda)):
+            yield from parts_of(part)
+
+
+def conditions_of(node: ast.AST) -> int:
+    tests = [test for part in parts_of(node) for test in getattr(part, "ifs", [])]
+    joined = [test.values for test in tests if isinstance(test, ast.BoolOp)]
+    return len(tests) - len(joined) + sum(map(len, joined))
+
+
+def loops_of(node: ast.AST) -> int:
+    return sum(isinstance(part, ast.comprehension) for part in parts_of(node))
+
+
+def is_crowded(node: ast.AST) -> bool:
+    """Whether a comprehension holds more than one idea.
+
+    Two loops, or a plain comprehension within, are one idea; with a condition they are two. So is
+    a choice between two values, and a third condition.
+    """
+    parts = list(parts_of(node))
+    if any(isinstance(part, ast.IfExp) for part in parts) or conditions_of(node) > 2:
+        return True
+    if loops_of(node) > 1 and (conditions_of(node) or loops_of(node) > 2):
+        return True
+    inner = [part for part in parts if isinstance(part, _COMPREHENSIONS)]
+    return len(inner) > 1 or any(conditions_of(p) or loops_of(p) > 1 for p in inner)
+
+
+def crowded_functions(tree: ast.AST) -> set[str]:
+    names = set()
+    for scope in (tree, *functions(tree)):
+        if any(
+            isinstance(part, _COMPREHENSIONS) and is_crowded(part)
+            for part in ast.walk(scope)
+        ):
+            names.add(getattr(scope, "name", "<module>"))
+    if len(names) > 1:
+        names.discard("<module>")  # it holds the functions
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_comprehension_holds_one_idea(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert crowded_functions(tree) == _CROWDED.get(name_of(path), set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a if b else c for a in x]",
+        "[a for a in x if b and c and d]",
+        "[a for b in x for a in b if a]",
+        "[a for b in x for c in b for a in c]",
+        "{k: [v for v in vs if v] for k, vs in x}",
+        "any(a for a in ([b for b in x if b]) if a)",
+    ],
+)
+def test_the_test_of_comprehensions_can_fail(text: str) -> None:
+    assert crowded_functions(ast.parse(f"def f(x):\n    return {text}")) == {"f"}
+    assert crowded_functions(ast.parse(f"y = {text}")) == {"<module>"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a for b in x for a in b]",
+        "[a for a in x if a and b]",
+        "[a for a in x if any(a in b for b in y)]",
+        "{k: [f(v) for v in vs] for k, vs in x if vs}",
+        "sorted(x, key=lambda a: 1 if a else 0)",
+    ],
+)
+def test_the_test_of_comprehensions_takes_what_is_plain(text: str) -> None:
+    assert crowded_functions(ast.parse(text)) == set()

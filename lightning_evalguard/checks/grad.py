@@ -109,11 +109,9 @@ class GradCheck(Check):
             self._entered = True
             # What hooks did not empty until the first step holds the last evaluation's tensors.
             before = self._before or {}
-            self._left_over = {
-                k: before[k]
-                for k, n in _sizes(before).items()
-                if n and n == self._sizes.get(k)
-            }
+            sizes = _sizes(before).items()
+            kept_since = [k for k, size in sizes if size == self._sizes.get(k)]
+            self._left_over = {k: before[k] for k in kept_since}
         return findings
 
     def after_step(self, now: Moment, outputs: Any) -> Iterable[Finding]:
@@ -325,11 +323,12 @@ def _finding(violation: _Violation, now: Moment) -> Finding:
 
 def _sizes(attributes: dict[str, dict[str, Kept]]) -> dict[str, int]:
     """How many tensors with a dimension each container holds; a history of scalars is none."""
-    return {
-        attribute: n
-        for attribute, paths in attributes.items()
-        if (n := sum(k.sized for path, k in paths.items() if path))
-    }
+    sizes = {}
+    for attribute, paths in attributes.items():
+        size = sum(tensor.sized for path, tensor in paths.items() if path)
+        if size:
+            sizes[attribute] = size
+    return sizes
 
 
 # the operators of a step

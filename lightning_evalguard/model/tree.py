@@ -84,8 +84,8 @@ class Modes:
         self._computed = [m for m, p in zip(self.modules, plain, strict=True) if not p]
         # where each module of (plain..., computed...) stands in self.modules
         n = len(self._plain)
-        at_plain, at_computed = iter(range(n)), iter(range(n, len(self.modules)))
-        self._order = [next(at_plain) if p else next(at_computed) for p in plain]
+        places = {True: iter(range(n)), False: iter(range(n, len(self.modules)))}
+        self._order = [next(places[p]) for p in plain]
 
     def has_grown(self) -> bool:
         """Whether anything was registered since the last walk."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Own(Subscriber):
     _calls: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        cuts = [c for cuts in self.padded.cuts.values() for c in cuts]
+        cuts = list(chain.from_iterable(self.padded.cuts.values()))
         self._sizes = {c.at(self.share) for c in cuts}
         self.ends = {(c.own, c.at(self.share)) for c in cuts}
 
@@ -214,10 +215,14 @@ class Own(Subscriber):
         return None
 
     def _counts_positions(self, size: int) -> bool:
-        return any(
-            abs(size - of) <= _NEAR or size == 2 * of or (size and of % size == 0)
-            for of in self._sizes
-        )
+        return any(_comes_of(size, positions) for positions in self._sizes)
+
+
+def _comes_of(size: int, positions: int) -> bool:
+    """Whether a dimension may count so many positions: nearly, twice, or in groups."""
+    if abs(size - positions) <= _NEAR or size == 2 * positions:
+        return True
+    return size > 0 and positions % size == 0
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -70,10 +71,8 @@ class Padded:
     @property
     def longest(self) -> Cut:
         """Where there is most padding."""
-        return max(
-            (c for cuts in self.cuts.values() for c in cuts),
-            key=lambda c: c.whole - c.own,
-        )
+        cuts = chain.from_iterable(self.cuts.values())
+        return max(cuts, key=lambda cut: cut.whole - cut.own)
 
     def at(self, share: float, times: int = 2, beside: bool = False) -> Any:
         """The sample so many times, with a share of the padding.
@@ -155,7 +154,7 @@ def _pair(
     if not is_cheap(dataset, places[0]):
         return None
     samples = [dataset[place] for place in places]
-    sizes = [sum(_size(leaf) for leaf in leaves(sample)) for sample in samples]
+    sizes = [sum(map(_size, leaves(sample))) for sample in samples]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     short, long = by_size[min(nth, len(by_size) - 1)], by_size[-1]
     if sizes[short] == sizes[long]:
@@ -206,11 +205,8 @@ def _dims(two: list[Tensor], three: list[Tensor], among: list[Tensor]) -> Dims |
         if not x.dim() == y.dim() == z.dim():
             return None
         by_sample = [d for d in range(x.dim()) if x.shape[d] != y.shape[d]]
-        longer = [
-            Cut(d, x.shape[d], z.shape[d])
-            for d in range(x.dim())
-            if x.shape[d] != z.shape[d]
-        ]
+        sizes = enumerate(zip(x.shape, z.shape, strict=True))
+        longer = [Cut(d, own, whole) for d, (own, whole) in sizes if own != whole]
         shared = any(cut.dim in by_sample for cut in longer)
         if len(by_sample) > 1 or shared or any(cut.own > cut.whole for cut in longer):
             return None
@@ -263,11 +259,7 @@ def _moved(
 ) -> Padded | None:
     """The batch on the device and of the types of the one that the step got."""
     found = tensors(among)
-    alike = len(found) == len(like) and all(
-        a.dim() == b.dim() and a.is_floating_point() == b.is_floating_point()
-        for a, b in zip(found, like, strict=True)
-    )
-    if not alike:
+    if len(found) != len(like) or not all(map(_are_alike, found, like)):
         return None  # a hook makes another batch of it
     there: dict[int, Tensor] = {}
     for tensor, example in zip(found, like, strict=True):
@@ -288,6 +280,11 @@ def _moved(
     )
 
 
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    same_type = one.is_floating_point() == other.is_floating_point()
+    return same_type and one.dim() == other.dim()
+
+
 # --- marked in the batch -------------------------------------------------------------------------
 
 
@@ -305,11 +302,7 @@ def _marked(batch: Any) -> Padded | None:
     samples = common_length(batch)
     if samples is None or samples < 2:
         return None
-    found = [
-        t
-        for t in tensors(batch)
-        if t.dim() and t.layout is torch.strided and not t.is_meta
-    ]
+    found = [t for t in tensors(batch) if t.dim() and _is_readable(t)]
     for marks in _candidates(found, samples):
         inside = marks.lengths < marks.whole
         long_enough = marks.lengths >= min(2, int(marks.lengths.max()))
@@ -327,10 +320,13 @@ def _marked(batch: Any) -> Padded | None:
     return None
 
 
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta
+
+
 def _candidates(found: list[Tensor], samples: int) -> Iterator[_Marks]:
-    sizes = sorted(
-        {size for t in found for size in t.shape[1:] if size > 1}, reverse=True
-    )
+    lengths_of = {size for tensor in found for size in tensor.shape[1:]}
+    sizes = sorted(lengths_of - {0, 1}, reverse=True)
     for tensor in found:
         plain = tensor.dtype == torch.bool or not tensor.is_complex()
         if tensor.dim() == 2 and tensor.shape[1] > 1 and plain:

@@ -217,7 +217,8 @@ class Bystanders:
             found = mode_finding(
                 now, subject, modules[subject], fact, remedy, None, certain=False
             )
-            beside = [b for b in self._candidates if b.top in {g.top for g in group}]
+            tops = {bystander.top for bystander in group}
+            beside = [b for b in self._candidates if b.top in tops]
             teaches = follows or not all(tracks_statistics(b.module) for b in beside)
             yield found, [] if teaches else [(b.module, False) for b in group]
 

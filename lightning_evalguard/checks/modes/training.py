@@ -435,15 +435,15 @@ class TrainingModes:
         call = calls.last(module)
         return call is not None and call.mode and call.receiver != id(self._modes.root)
 
+    def _acts(self, module: nn.Module) -> bool:
+        return tracks_statistics(module) and self._has_moved(module)
+
     def _woken(
         self, now: Moment, woken: dict[str, nn.Module], learning: Learning
     ) -> Iterator[Repair]:
         # What one call wakes is as certain as the surest of it.
-        sure = {
-            calls.last(m)
-            for n, m in woken.items()
-            if learning.learns(n) or (tracks_statistics(m) and self._has_moved(m))
-        }
+        acting = [m for n, m in woken.items() if learning.learns(n) or self._acts(m)]
+        sure = {calls.last(module) for module in acting}
         for top, names in collapse(woken).items():
             group = [woken[n] for n in names]
             learns = any(learning.learns(n) for n in names)

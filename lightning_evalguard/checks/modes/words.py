@@ -72,11 +72,12 @@ def patterns(names: Sequence[str], others: Collection[str], tops: Sequence[str])
         others: Those that must not be.
         tops: The parts that `names` lie in.
     """
-    by_part = [
-        p
-        for top in tops
-        for p in ([top, f"{top}.*"] if top not in names else [f"{top}*"])
-    ]
+    by_part: list[str] = []
+    for top in tops:
+        if top in names:
+            by_part.append(f"{top}*")
+        else:
+            by_part += [top, f"{top}.*"]
     by_kind = sorted({re.sub(r"\d+", "*", name) for name in names})
     for choice in (by_part, by_kind):
         if choice and len(choice) <= _FEW and _match(choice, names, others):

@@ -300,11 +300,10 @@ class ScoresCheck(Check):
     def _with_lists(self, facts: list[Fact]) -> list[Fact]:
         """Lists that were never cleared, where a value was logged that is not this evaluation's."""
         unexplained = self._claims.unexplained
-        stale = [
-            one
-            for one in (self._tally.stale_lists() if unexplained else [])
-            if self._claims.may_hold(one.name)
-        ]
+        if not unexplained:
+            return facts
+        lists = self._tally.stale_lists()
+        stale = [one for one in lists if self._claims.may_hold(one.name)]
         if not stale:
             return facts
         first = stale[0]

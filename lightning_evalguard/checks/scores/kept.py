@@ -138,11 +138,8 @@ class KeptValues:
 
     def lists(self) -> dict[str, tuple[int, int]]:
         """Each list: how many items it held when the evaluation began, and how many came."""
-        return {
-            place.name: (place.before, place.length - place.before)
-            for place in self._places.values()
-            if place.length and not place.broken
-        }
+        whole = [p for p in self._places.values() if p.length and not p.broken]
+        return {p.name: (p.before, p.length - p.before) for p in whole}
 
     def _all(self) -> Iterator[tuple[_Place, Any]]:
         for prefix, owner in self._owners:
@@ -296,8 +293,16 @@ def _kept(number: Any) -> Any:
 def on_host(numbers: Sequence[Any]) -> list[float]:
     """The numbers as floats, in one copy for those on a device."""
     tensors = [n.reshape(()).double() for n in numbers if isinstance(n, Tensor)]
-    copied = iter(torch.stack(tensors).tolist() if tensors else [])
-    return [next(copied) if isinstance(n, Tensor) else float(n) for n in numbers]
+    copied: Iterator[float] = iter(())
+    if tensors:
+        copied = iter(torch.stack(tensors).tolist())
+    floats: list[float] = []
+    for number in numbers:
+        if isinstance(number, Tensor):
+            floats.append(next(copied))
+        else:
+            floats.append(float(number))
+    return floats
 
 
 def finite(numbers: Sequence[float]) -> bool:

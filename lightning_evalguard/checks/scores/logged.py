@@ -145,11 +145,11 @@ class Tally:
     def numbers(self) -> list[Numbers]:
         """One number a step, from each place that gave one in each."""
         if self._numbers is None:
-            logged = [
-                Series(key, [h.value for h in heard], steps)
-                for key, (steps, heard) in self._logged.items()
-                if all(isinstance(h.value, Tensor) for h in heard)
-            ]
+            logged = []
+            for key, (steps, heard) in self._logged.items():
+                values = [h.value for h in heard]
+                if all(isinstance(value, Tensor) for value in values):
+                    logged.append(Series(key, values, steps))
             known = [(s, True) for s in (*self._returned.values(), *logged)]
             known += [
                 (s, s.grows or self._is_of_batch(s.name)) for s in self._kept.series()
@@ -176,11 +176,12 @@ class Tally:
 
     def stale_lists(self) -> list[Stale]:
         """Lists that grew by what every step kept, and held items of before."""
-        return [
-            Stale(name, before, self._left[name])
-            for name, (before, came) in self._kept.lists().items()
-            if before and name in self._left and came >= len(self.steps)
-        ]
+        stale = []
+        for name, (before, came) in self._kept.lists().items():
+            grew = came >= len(self.steps)
+            if grew and before and name in self._left:
+                stale.append(Stale(name, before, self._left[name]))
+        return stale
 
     def of_micro_metrics(self, name: str) -> bool:
         """Whether the module's metrics of that name average so that the mean by samples is exact.

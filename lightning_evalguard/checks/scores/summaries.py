@@ -164,9 +164,8 @@ def by_chance(value: float, samples: Sequence[int] = ()) -> bool:
     if not math.isfinite(value):
         return True
     of = [1, 2, sum(samples)] if samples else [_DENOMINATOR]
-    return any(
-        abs(value * n - round(value * n)) < 1e-3 * max(1.0, abs(value)) for n in of if n
-    )
+    room = 1e-3 * max(1.0, abs(value))
+    return any(abs(value * n - round(value * n)) < room for n in of if n)
 
 
 def over_samples(value: float, means: Numbers) -> float | None:

@@ -175,9 +175,8 @@ class StateWindow:
         )
         if self._due:
             self._before = self._check.optimization()
-        self._batch = [
-            (weakref.ref(t), version(t)) for t in tensors(args[0] if args else None)
-        ]
+        batch = args[0] if args else None
+        self._batch = [(weakref.ref(t), version(t)) for t in tensors(batch)]
 
     def _rebase(self, moved: list[str]) -> None:
         """Take what hooks put in before the first step as what the step must leave alone."""
@@ -268,14 +267,13 @@ class StateWindow:
     def _shard_versions(self) -> dict[str, tuple[int, int]]:
         """Versions of the shards themselves: FSDP2 exchanges them for gathered parameters."""
         # A DTensor counts what is written through it, its local tensor what is written to that.
-        return {
-            n: (
-                version(h.tensor),
-                version(getattr(h.tensor, "_local_tensor", h.tensor)),
-            )
-            for n, h in self._held.items()
-            if hasattr(h.tensor, "to_local")
-        }
+        versions = {}
+        for name, held in self._held.items():
+            tensor = held.tensor
+            if hasattr(tensor, "to_local"):
+                local = getattr(tensor, "_local_tensor", tensor)
+                versions[name] = version(tensor), version(local)
+        return versions
 
     def _is_cache(self, name: str) -> bool:
         """Whether a buffer is no state: not in the state_dict, made anew in another shape or type.
@@ -417,12 +415,13 @@ class StateWindow:
                 )
         before, after = training.grads(), self._inventory.training().grads()
         grads = self._training.grads()
-        self._training = self._training._replace(
-            gradients=[
-                after[n] if grads[n] == before.get(n) and n in after else grads[n]
-                for n in self._training.names
-            ]
-        )
+        gradients = []
+        for name in self._training.names:
+            gradient = grads[name]
+            if gradient == before.get(name) and name in after:
+                gradient = after[name]
+            gradients.append(gradient)
+        self._training = self._training._replace(gradients=gradients)
         self._watched = None
 
     # the end
