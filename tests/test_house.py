@@ -194,8 +194,6 @@ _CROWDED = {
     "confusion/stream.py": {"versions_of"},
     "guard.py": {"_kept"},
     "model/tensors.py": {"training"},
-    "plain/judge.py": {"policies_of"},
-    "plain/matrix.py": {"_of_arrays"},
 }
 
 

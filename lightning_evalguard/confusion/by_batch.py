@@ -118,7 +118,8 @@ def _scores_of(
         if task == "multilabel":
             return {}
         return {family: _chance_corrected(s, p, right, n, family)}
-    values, support = getattr(each, family), s.double()
+    values = getattr(each, family)
+    support = s.double()
     made = {
         f"{family}_macro": _mean(values, (s + p) > 0),
         f"{family}_macro_of_present_classes": _mean(values, s > 0),

@@ -152,7 +152,8 @@ def _averages(result: Counts, family: str) -> dict[str, float]:
     """One of precision, recall, F1 and specificity, in each average that libraries have."""
     s, p, tp = _margins(result)
     each = _scores.per_class(s, p, tp, result.judged)
-    values, support = getattr(each, family), s.double()
+    values = getattr(each, family)
+    support = s.double()
     made = {
         f"{family}_macro": _mean(values, (s + p) > 0),
         f"{family}_macro_of_present_classes": _mean(values, s > 0),
@@ -162,10 +163,8 @@ def _averages(result: Counts, family: str) -> dict[str, float]:
     if len(values) > 2:
         made[f"{family}_macro_without_class_0"] = _mean(values[1:], (s + p)[1:] > 0)
     if family == "f1":
-        precision, recall = (
-            _mean(each.precision, (s + p) > 0),
-            _mean(each.recall, (s + p) > 0),
-        )
+        precision = _mean(each.precision, (s + p) > 0)
+        recall = _mean(each.recall, (s + p) > 0)
         total = precision + recall
         made["f1_macro_of_averages"] = 2 * precision * recall / total if total else 0.0
     if result.task == "multilabel":
@@ -177,7 +176,8 @@ def _averages(result: Counts, family: str) -> dict[str, float]:
     elif family != "specificity":
         made[f"{family}_micro"] = result.scores.get("accuracy", math.nan)
     else:
-        n, c = int(s.sum()), len(values)
+        n = int(s.sum())
+        c = len(values)
         wrong = n - int(tp.sum())
         made[f"{family}_micro"] = 1 - wrong / (n * (c - 1)) if n and c > 1 else math.nan
     if result.task == "binary" or len(values) == 2:
@@ -337,7 +337,8 @@ def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:
     """Scores of a binary matrix ``(2, 2)``, or of one for each label ``(L, 2, 2)``."""
     if matrix.ndim == 2:
         return _scores.multiclass(matrix.sum(1), matrix.sum(0), matrix.diagonal())
-    support, predicted = matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)
+    support = matrix[:, 1].sum(1)
+    predicted = matrix[:, :, 1].sum(1)
     return _scores.multilabel(support, predicted, matrix[:, 1, 1], matrix.sum((1, 2)))
 
 

@@ -91,7 +91,9 @@ class ClassIntervals(NamedTuple):
 
 def per_class_intervals(result: ResultLike) -> ClassIntervals:
     """The 95 % interval of every class's precision, recall, F1 and specificity."""
-    s, p, tp = result.support, result.predicted, result.true_positives
+    s = result.support
+    p = result.predicted
+    tp = result.true_positives
     n = s.sum() if result.judged is None else result.judged
     low, high = wilson(tp, s + p - tp)
     return ClassIntervals(
@@ -145,7 +147,8 @@ def _one(low: Tensor, high: Tensor) -> Interval:
 def _proportions(result: ResultLike) -> dict[str, tuple[int, int]]:
     """The scores that are a number of hits among a number of trials."""
     s, p = result.support, result.predicted
-    n, right = result.total, int(result.true_positives.sum())
+    n = result.total
+    right = int(result.true_positives.sum())
     if result.task == "multilabel":
         wrong = int(s.sum() + p.sum()) - 2 * right
         return {
@@ -193,9 +196,11 @@ class Cells(NamedTuple):
 
 def _cells(result: ResultLike) -> Cells:
     c, tp = result.num_classes, result.true_positives
-    none, each = torch.full((c,), c, device="cpu"), torch.arange(c, device="cpu")
+    none = torch.full((c,), c, device="cpu")
+    each = torch.arange(c, device="cpu")
     if result.task == "multilabel":
-        missed, false = result.support - tp, result.predicted - tp
+        missed = result.support - tp
+        false = result.predicted - tp
         assert result.judged is not None
         rest = result.judged - tp - missed - false
         count = torch.cat((tp, missed, false, rest))
@@ -221,10 +226,12 @@ def _of_matrix(result: ResultLike, each: Tensor, none: Tensor) -> tuple[Tensor, 
         return row, column, result.matrix[row, column]
     if result.pairs is not None:
         keys, counts = result.pairs
-        row, column = torch.cat((each, keys // c)), torch.cat((each, keys % c))
+        row = torch.cat((each, keys // c))
+        column = torch.cat((each, keys % c))
         return row, column, torch.cat((tp, counts))
     # it is not known which class was taken for which: misses and false alarms apart
-    row, column = torch.cat((each, each, none)), torch.cat((each, none, each))
+    row = torch.cat((each, each, none))
+    column = torch.cat((each, none, each))
     return row, column, torch.cat((tp, result.support - tp, result.predicted - tp))
 
 
@@ -354,7 +361,8 @@ def batched(
         "f1": _ratio(2 * tp, s + p),
         "specificity": _ratio(n - s - (p - tp), n - s),
     }
-    counted, present = (s + p) > 0, s > 0
+    counted = (s + p) > 0
+    present = s > 0
     scored = {f"{name}_macro": _mean(values, counted) for name, values in each.items()}
     for name in ("precision", "f1", "specificity"):
         scored[f"{name}_weighted"] = _ratio((each[name] * s).sum(-1), s.sum(-1))
@@ -369,7 +377,8 @@ def batched(
         del scored["specificity_weighted"]
         return scored
     scored["balanced_accuracy"] = _mean(each["recall"], present)
-    by_chance, total = (s * p).sum(-1), n.squeeze(-1)
+    by_chance = (s * p).sum(-1)
+    total = n.squeeze(-1)
     gain = tp.sum(-1) * total - by_chance
     spread = (total**2 - (s * s).sum(-1)) * (total**2 - (p * p).sum(-1))
     scored["mcc"] = _quotient(gain, spread.clamp(min=0), root=True)

@@ -61,12 +61,14 @@ def right(layout: LayoutLike, batches: Sequence[Tensor], preds_are: str) -> Tens
     index = torch.cat(tuple(batches)).cpu()
     low, high = layout.rows
     if layout.task == "multiclass":
-        target, predicted = index // layout.width + low, index % layout.width - 1
+        target = index // layout.width + low
+        predicted = index % layout.width - 1
         return (
             (target == predicted) & (predicted >= 0) & (predicted < layout.num_classes)
         )
     cell = index % ((high - low + 1) * layout.width)
-    target, column = cell // layout.width + low, cell % layout.width
+    target = cell // layout.width + low
+    column = cell % layout.width
     answers = [*layout.answers(preds_are), 2]  # the last column is NaN
     answered = torch.tensor(answers, device="cpu")[column]
     each = (answered == target) & (answered < 2)

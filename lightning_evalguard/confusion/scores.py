@@ -59,7 +59,9 @@ def per_class(
         [0.8333, 0.75, 0.7895, 0.9625]
     """
     n = support.sum() if total is None else torch.as_tensor(total)
-    s, p, tp = support.double(), predicted.double(), true_positives.double()
+    s = support.double()
+    p = predicted.double()
+    tp = true_positives.double()
     negatives = n.double() - s
     return PerClass(
         precision=_ratio(tp, p),
@@ -140,9 +142,12 @@ def multilabel(
         (the lowest among labels with support).
     """
     each = per_class(support, predicted, true_positives, total)
-    s, p, tp = support.double(), predicted.double(), true_positives.double()
+    s = support.double()
+    p = predicted.double()
+    tp = true_positives.double()
     answers = total.double().sum()
-    counted, present = (s + p) > 0, s > 0
+    counted = (s + p) > 0
+    present = s > 0
     micro = per_class(s.sum(), p.sum(), tp.sum(), answers)
     result = {
         "hamming_accuracy": 1 - ((s - tp) + (p - tp)).sum() / answers,
@@ -182,7 +187,8 @@ def _chance_corrected(
 ) -> tuple[float, float]:
     """Matthews' correlation (Gorodkin's R_K) and Cohen's kappa, from exact integers."""
     s, p = support.tolist(), predicted.tolist()
-    n, right = sum(s), sum(hits.tolist())
+    n = sum(s)
+    right = sum(hits.tolist())
     if n == 0:
         return NAN, NAN
     by_chance = sum(a * b for a, b in zip(s, p, strict=True))

@@ -36,7 +36,8 @@ def where_hidden(
         The place, as in ``encoder.drops[0]`` or ``<global DROP>``, and one imperative.
     """
     known = next((i for i, m in enumerate(running) if m in names), len(running))
-    innermost, hidden = running[0], running[known - 1]
+    innermost = running[0]
+    hidden = running[known - 1]
     below = next(
         (f".{n}" for n, m in hidden.named_modules() if m is innermost and n), ""
     )

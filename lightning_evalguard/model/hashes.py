@@ -197,7 +197,8 @@ def _sums_each(tensors: list[Tensor]) -> Tensor:
     bounds = torch.tensor(
         [0, *accumulate(t.numel() for t in tensors)], device=flat.device
     )
-    starts, ends = bounds[:-1], bounds[1:]
+    starts = bounds[:-1]
+    ends = bounds[1:]
     places = torch.arange(1, flat.numel() + 1, device=flat.device)
     run = torch.stack([flat, flat * places]).cumsum(1)
     run = torch.cat([run.new_zeros(2, 1), run], 1)

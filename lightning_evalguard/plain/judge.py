@@ -83,8 +83,9 @@ class Together(nn.Module):
 
 def policies_of(policy: str, given: dict[str, str]) -> dict[str, str]:
     """The policy of each check: `policy` where a bare guard stops the run, as `given` else."""
-    found = {
-        name: policy if rule.default == "error" else rule.default
-        for name, rule in RULES.items()
-    }
-    return found | given
+    policies = {}
+    for name, rule in RULES.items():
+        policies[name] = rule.default
+        if rule.default == "error":
+            policies[name] = policy
+    return policies | given

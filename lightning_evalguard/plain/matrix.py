@@ -230,6 +230,12 @@ def _metrics_around(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
         frame = frame.f_back
 
 
+def _class_name(label: Any) -> str:
+    if isinstance(label, float) and label == int(label):
+        return str(int(label))
+    return str(label)
+
+
 def _of_arrays(y_true: Any, y_pred: Any) -> ConfusionResult | None:
     """The matrix of two arrays of labels, also of strings."""
     numpy = sys.modules["numpy"]
@@ -242,10 +248,7 @@ def _of_arrays(y_true: Any, y_pred: Any) -> ConfusionResult | None:
     labels, places = numpy.unique(numpy.concatenate((true, preds)), return_inverse=True)
     if len(labels) > ROOM:
         return None
-    names = [
-        str(int(x)) if isinstance(x, float) and x == int(x) else str(x)
-        for x in labels.tolist()
-    ]
+    names = [_class_name(label) for label in labels.tolist()]
     places = torch.from_numpy(places.astype("int64"))
     confmat = ConfusionMatrix(max(2, len(labels)))
     confmat.update(places[len(true) :], places[: len(true)])

@@ -85,19 +85,18 @@ class PlainSync(SyncCheck):
     def _is_due(self, n: int) -> bool:
         return n > _BESIDE and super()._is_due(n - _BESIDE)
 
+    def _is_rare(self, key: Any) -> bool:
+        """Whether it was reached in one step alone, or in fewer than half of them."""
+        steps = self._reached[key]
+        return steps < 2 or 2 * steps < self._watched[self._stage]
+
     def _findings(self) -> list[Finding]:
         for key, (count, _) in self._sites.items():
             if count > self._counted.get(key, 0):
                 self._counted[key] = count
                 self._reached[key] += 1
-        rare = {
-            key: cost
-            for key, cost in self._sites.items()
-            if self._reached[key] < 2
-            or 2 * self._reached[key] < self._watched[self._stage]
-        }
         sites = self._sites
-        self._sites = {key: cost for key, cost in sites.items() if key not in rare}
+        self._sites = {k: cost for k, cost in sites.items() if not self._is_rare(k)}
         try:
             return super()._findings()
         finally:

@@ -167,7 +167,8 @@ def _close(one: float, other: float) -> bool:
 
 def _differences(run: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     for name in _COMPARED:
-        mine, theirs = run.get(name), other.get(name)
+        mine = run.get(name)
+        theirs = other.get(name)
         if mine == theirs:
             continue
         if not isinstance(mine, Mapping) or not isinstance(theirs, Mapping):

@@ -135,7 +135,8 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
         >>> round(exact_mcnemar(14, 5), 4), exact_mcnemar(3, 3)
         (0.0636, 1.0)
     """
-    n, least = only_first + only_second, min(only_first, only_second)
+    n = only_first + only_second
+    least = min(only_first, only_second)
     if not n or only_first == only_second:
         return 1.0
     terms = [_log_probability(n, k) for k in range(least + 1)]
@@ -146,5 +147,6 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
 
 def _log_probability(n: int, k: int) -> float:
     """Of `k` heads in `n` tosses; a logarithm, for 2^n is beyond a float from n = 1,024 on."""
-    chosen, others = math.lgamma(k + 1), math.lgamma(n - k + 1)
+    chosen = math.lgamma(k + 1)
+    others = math.lgamma(n - k + 1)
     return math.lgamma(n + 1) - chosen - others - n * math.log(2)

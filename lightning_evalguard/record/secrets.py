@@ -124,7 +124,9 @@ def _masked_literal(pair: re.Match[str]) -> str:
 
 
 def _masked_pair(pair: re.Match[str]) -> str:
-    name, value, before = pair["name"], pair["value"], pair["before"]
+    name = pair["name"]
+    value = pair["value"]
+    before = pair["before"]
     read = _number_or_text(value)
     if not is_secret(name, read):
         return pair[0]

@@ -225,7 +225,8 @@ class ByHand:
             self._inside = False
 
     def _begin(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        opened, model = self._opened, self._models.of(module)
+        opened = self._opened
+        model = self._models.of(module)
         user = user_frame(sys._getframe(3))
         if (
             opened is None
@@ -234,7 +235,9 @@ class ByHand:
             or not self._is_part(module)
         ):
             return None
-        grad, mode, flags = torch.is_grad_enabled(), module.training, model.flags()
+        grad = torch.is_grad_enabled()
+        mode = module.training
+        flags = model.flags()
         key = (user.f_code, user.f_lasti, id(model), grad, mode, 0)
         meant = frozenset(c for c in ("modes", "grad") if allowed(c))
         functions = functions_around(user, owner_of)

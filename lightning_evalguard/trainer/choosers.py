@@ -112,7 +112,9 @@ def _of_callback(callback: Any) -> Chooser | None:
         held = vars(callback)
     except TypeError:  # it has slots
         return None
-    key, mode, name = held.get("monitor"), held.get("mode"), type(callback).__name__
+    key = held.get("monitor")
+    mode = held.get("mode")
+    name = type(callback).__name__
     if mode not in ("min", "max") or not (key is None or isinstance(key, str)):
         return None
     if isinstance(held.get("best_k_models"), dict):

@@ -74,7 +74,8 @@ def _of_difference(
         True
     """
     (a_low, a_high), (b_low, b_high) = a.interval(name), b.interval(name)
-    ours, theirs = a.scores[name], b.scores[name]
+    ours = a.scores[name]
+    theirs = b.scores[name]
     difference = theirs - ours
     below = math.hypot(theirs - b_low, a_high - ours)
     above = math.hypot(b_high - theirs, ours - a_low)

@@ -91,7 +91,8 @@ def _curve(score: str, lines: _Lines) -> dict[str, Any]:
     for number, (stage, line) in enumerate(lines.items()):
         colour = min(number, _COLOURS - 1)
         drawn.append(_line(stage, score, line, colour, scale))
-    first, last = points[0].epoch, points[-1].epoch
+    first = points[0].epoch
+    last = points[-1].epoch
     right = _WIDTH - _LEFT
     between = f"between {scale.low:.4f} and {scale.high:.4f}"
     return {

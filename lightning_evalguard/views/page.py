@@ -50,7 +50,8 @@ def page(record: Mapping[str, Any], title: str = "evalguard.json") -> str:
         record: What stands in an ``evalguard.json``.
         title: Where it stands.
     """
-    report, runs = Report.from_dict(record["report"]), record["runs"]
+    report = Report.from_dict(record["report"])
+    runs = record["runs"]
     model = "No run"
     if runs:
         model = runs[-1]["model"].rpartition(".")[2]
@@ -351,7 +352,8 @@ def _class(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bar(row: Mapping[str, Any], score: str) -> dict[str, str]:
-    low, high = row[f"{score}_low"], row[f"{score}_high"]
+    low = row[f"{score}_low"]
+    high = row[f"{score}_high"]
     return {"value": f"{row[score]:.3f}", "interval": f"{low:.3f} to {high:.3f}"}
 
 
