@@ -52,9 +52,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
         choice = _CHOICE.search(message)
-        given, names = message.rpartition(" ")[2], sorted(self.options)
+        given = message.rpartition(" ")[2]
+        names = sorted(self.options)
         if choice is not None:
-            given, names = choice["given"], re.findall(r"\w+", choice["choices"])
+            given = choice["given"]
+            names = re.findall(r"\w+", choice["choices"])
         super().error(message + did_you_mean(given, names))
 
 

@@ -160,7 +160,8 @@ def _matrices(outcome: ScriptOutcome) -> list[str]:
 
 
 def _merge(outcome: ScriptOutcome, path: Path) -> None:
-    theirs, all_of_them = Report.load(path), outcome.report
+    theirs = Report.load(path)
+    all_of_them = outcome.report
     # what several ranks see at one place is one finding
     all_of_them.add(replace(finding, rank=0) for finding in theirs.findings)
     all_of_them.checked.update(theirs.checked)

@@ -52,7 +52,8 @@ _QUICKLY, _SLOWLY = 5e-5, 0.05  # seconds between two looks at the store, first 
 _FAREWELL = 5.0
 # A point's counter: how many ranks came, how many of them without taking part, how many said
 # something.
-_ABSENT, _SAID = 1 << 20, 1 << 40
+_ABSENT = 1 << 20
+_SAID = 1 << 40
 
 
 class Alone:
@@ -226,7 +227,8 @@ class Ranks(Alone):
     # the store's side
 
     def _settled(self, key: str, point: str, content: Any) -> Agreement:
-        store, said = self._store, self._said
+        store = self._store
+        said = self._said
         self._said = []
         speaks = content is not None or bool(self._held.findings)
         if speaks:
@@ -255,8 +257,10 @@ class Ranks(Alone):
     def _await(self, key: str, patience: float) -> Agreement:
         # By short looks, not by a wait of the store's: that prints a warning of its own each time
         # it runs out, keeps Ctrl-C waiting, and cannot see that a rank is gone (torch 2.13).
-        store, done = self._store, f"{key}/done"
-        since, pause = time.monotonic(), _QUICKLY
+        store = self._store
+        done = f"{key}/done"
+        since = time.monotonic()
+        pause = _QUICKLY
         while not store.check([done]):
             if pause == _SLOWLY:
                 self._see_who_is_gone()
@@ -330,7 +334,8 @@ class Ranks(Alone):
 
     def _go_last(self, counter: str, due: int) -> bool:
         """Whether this is rank 0, which hosts the store and waits until the others are done."""
-        until, pause = time.monotonic() + _FAREWELL, _QUICKLY
+        until = time.monotonic() + _FAREWELL
+        pause = _QUICKLY
         while (
             self.rank == 0
             and self._store.add(counter, 0) < due

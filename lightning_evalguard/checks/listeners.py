@@ -45,7 +45,8 @@ class Listeners:
         """The checks that do something at an event."""
         hearing = self._hearing.get(event)
         if hearing is None:
-            method, each = _method_of(event), self.checks
+            method = _method_of(event)
+            each = self.checks
             if method != event:
                 each = [pair for pair in each if not pair[0].thins]
             default = getattr(Check, method, None)

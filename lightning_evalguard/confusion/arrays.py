@@ -111,7 +111,8 @@ class ArrayTap:
             return
         self._known.add(here)
         path, _, line = site_of(frame).location.rpartition(":")
-        text, place = expression_of(frame), (frame.f_code, frame.f_lasti)
+        text = expression_of(frame)
+        place = (frame.f_code, frame.f_lasti)
         self.given.append(Array(tensor.detach(), text, f"{path}:{line}", place))
 
     def pairs(self, entry: LoaderCount) -> list[tuple[str, Pair]]:

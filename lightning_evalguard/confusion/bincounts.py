@@ -62,7 +62,8 @@ class BincountTap:
         return value
 
     def _look(self, input: Tensor, weights: Any = None, minlength: int = 0) -> None:
-        entry, n = self._entry, math.isqrt(minlength)
+        entry = self._entry
+        n = math.isqrt(minlength)
         frame = nearest(sys._getframe(2), frozenset({"self"}))
         is_users = frame is not None and owner_of(frame.f_code.co_filename) == "user"
         if entry is None or not is_users or weights is not None or input.ndim != 1:

@@ -63,7 +63,8 @@ class Batches:
         margins = self._counted()
         if margins is None:
             return []
-        support, judged = margins[0], margins[3]
+        support = margins[0]
+        judged = margins[3]
         counted = support
         if self._task == "multilabel":
             counted = judged

@@ -271,7 +271,8 @@ def counted_of(main: Question, others: Sequence[Question]) -> Stream:
     """
     returned = main.of("outputs")
     if returned:
-        whole, masked = returned[0], []
+        whole = returned[0]
+        masked = []
         for question in others:
             judged = question.of("metric", "loss")
             smaller = [s for s in judged if s.elements < whole.elements]
@@ -286,7 +287,8 @@ def counted_of(main: Question, others: Sequence[Question]) -> Stream:
 
 
 def _fits(one: Stream, other: Stream) -> bool:
-    a, b = one.layout, other.layout
+    a = one.layout
+    b = other.layout
     return a.task == b.task and (
         a.num_classes == b.num_classes or not (a.exact and b.exact)
     )

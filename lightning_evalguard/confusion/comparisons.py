@@ -197,7 +197,8 @@ def ordered(
         one, other = one[0], other[0]
     if not (_is_label(one) and _is_label(other)):
         return None
-    first, second = _memory_of(one), _memory_of(other)
+    first = _memory_of(one)
+    second = _memory_of(other)
     if first & inputs or second & inputs or (first & batch and second & batch):
         return None
     swapped = _is_swapped(first, second, text, batch)
@@ -222,7 +223,8 @@ def _is_swapped(first: set[int], second: set[int], text: str, batch: set[int]) -
     match = _OPERATORS.search(text)
     if match is None:
         return False
-    left, right = text[: match.start()].lower(), text[match.end() :].lower()
+    left = text[: match.start()].lower()
+    right = text[match.end() :].lower()
     left = re.split(r"[(,\[=+]\s*", left)[-1] if "argmax" not in left else left
     target_first = bool(_TARGET.search(left)) and not _PREDS.search(left)
     return target_first and bool(_PREDS.search(right))

@@ -108,7 +108,8 @@ class _Given:
         self.samples += len(scores)
         if isinstance(scores, Tensor) and scores.device.type != "cpu":
             with torch.no_grad():
-                zeros, ones = scores == 0, scores == 1
+                zeros = scores == 0
+                ones = scores == 1
                 flags = [(zeros | ones).all(), zeros.any(), ones.any()]
             self._flags.append(torch.stack(flags))
             return
@@ -140,7 +141,8 @@ def is_curve(metric: Any) -> bool:
 def decisions_in(metric: Any) -> int:
     """How many samples a metric that ranks holds decisions of; 0 where it holds a score."""
     held = vars(metric)
-    kept, binned = held.get("preds"), held.get("confmat")
+    kept = held.get("preds")
+    binned = held.get("confmat")
     if isinstance(kept, list):
         return _of_list([t for t in kept if isinstance(t, Tensor) and t.numel()])
     if isinstance(binned, Tensor):

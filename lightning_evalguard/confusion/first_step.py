@@ -172,7 +172,8 @@ class FirstStep:
         arranged: Pair,
     ) -> Stream | None:
         """The stream that a pair of the first batch belongs to; None where it is known already."""
-        target, preds = StorageIdentity(pair.target), StorageIdentity(pair.preds)
+        target = StorageIdentity(pair.target)
+        preds = StorageIdentity(pair.preds)
         like = [s for s in entry.streams if s.kind == kind]
         for stream in like:
             if is_known(target, stream.targets) and is_known(preds, stream.scores):
@@ -300,7 +301,8 @@ def _is_yes_or_no(pair: Pair) -> bool:
     target = pair.target
     if not target.is_floating_point() or target.numel() < 2:
         return False
-    zero, one = target == 0, target == 1
+    zero = target == 0
+    one = target == 1
     return bool((zero | one).all() & zero.any() & one.any())
 
 

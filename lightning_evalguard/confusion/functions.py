@@ -204,7 +204,8 @@ def _pair_of(
     if mode not in ("binary", "multiclass", "multilabel"):
         task = None
     task = named.group(1) if named else task
-    threshold, ignored = settings.get("threshold"), settings.get("ignore_index")
+    threshold = settings.get("threshold")
+    ignored = settings.get("ignore_index")
     of_logits = settings.get("from_logits")
     kind = None
     if isinstance(of_logits, bool):

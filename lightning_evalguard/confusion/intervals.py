@@ -146,7 +146,8 @@ def _one(low: Tensor, high: Tensor) -> Interval:
 
 def _proportions(result: ResultLike) -> dict[str, tuple[int, int]]:
     """The scores that are a number of hits among a number of trials."""
-    s, p = result.support, result.predicted
+    s = result.support
+    p = result.predicted
     n = result.total
     right = int(result.true_positives.sum())
     if result.task == "multilabel":
@@ -195,7 +196,8 @@ class Cells(NamedTuple):
 
 
 def _cells(result: ResultLike) -> Cells:
-    c, tp = result.num_classes, result.true_positives
+    c = result.num_classes
+    tp = result.true_positives
     none = torch.full((c,), c, device="cpu")
     each = torch.arange(c, device="cpu")
     if result.task == "multilabel":
@@ -220,7 +222,8 @@ def _cells(result: ResultLike) -> Cells:
 
 
 def _of_matrix(result: ResultLike, each: Tensor, none: Tensor) -> tuple[Tensor, ...]:
-    c, tp = result.num_classes, result.true_positives
+    c = result.num_classes
+    tp = result.true_positives
     if result.matrix is not None:
         row, column = result.matrix.nonzero(as_tuple=True)
         return row, column, result.matrix[row, column]
@@ -353,7 +356,9 @@ def batched(
     Returns:
         Each score that is no proportion, of shape ``(...)``.
     """
-    s, p, tp = support, predicted, true_positives
+    s = support
+    p = predicted
+    tp = true_positives
     n = s.sum(-1, keepdim=True) if judged is None else judged
     each = {
         "precision": _ratio(tp, p),

@@ -22,7 +22,8 @@ def refusal(pair: Pair, from_batch: bool, leaves: Sequence[Tensor]) -> str:
         from_batch: Whether its target stands in the batch.
         leaves: The tensors of the batch, the input first.
     """
-    preds, target = pair.preds, pair.target
+    preds = pair.preds
+    target = pair.target
     if not target.numel():
         return ""
     if pair.task == "multiclass":

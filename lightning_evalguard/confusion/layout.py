@@ -88,9 +88,13 @@ class Layout:
             if cut is None:
                 cut = self.logit
             return [int(low >= cut) for low in edges[:-1]]
-        below, middle, above = _TINY, self.threshold, _ABOVE_ONE
+        below = _TINY
+        middle = self.threshold
+        above = _ABOVE_ONE
         if preds_are == "labels":
-            below, middle, above = -0.5, 0.5, 1.5
+            below = -0.5
+            middle = 0.5
+            above = 1.5
         answers = []
         for low, high in pairwise(edges):
             answer = int(low >= middle)
@@ -263,7 +267,8 @@ def margins(
     Returns:
         ``(B, C)`` each, the last ``(B, 1)`` unless the task is multilabel.
     """
-    batches, c = len(counts), layout.num_classes
+    batches = len(counts)
+    c = layout.num_classes
     if layout.task == "multiclass" and not layout.full:
         low, high = layout.rows
         rows, predicted, right = counts.split([high - low + 2, c + 1, c + 1], dim=1)  # type: ignore[no-untyped-call]

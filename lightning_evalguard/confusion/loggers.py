@@ -132,7 +132,8 @@ def _csv(
 def _mlflow(
     logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
 ) -> None:
-    client, run = logger.experiment, logger.run_id
+    client = logger.experiment
+    run = logger.run_id
     for name in _last_and_best(logger, key, result):
         path = f"confusion_matrix/{name}"
         client.log_figure(run, picture.figure(), f"{path}.png")
@@ -187,7 +188,8 @@ def _wandb(
 def _comet(
     logger: Any, key: str, result: ConfusionResult, picture: _Picture, step: int
 ) -> None:
-    experiment, name = logger.experiment, key.replace("/", "_")
+    experiment = logger.experiment
+    name = key.replace("/", "_")
     experiment.log_figure(f"{key}/confusion_matrix", picture.figure(), step=step)
     head, rows = _classes(result)
     experiment.log_table(f"{name}-classes-step={step}.csv", rows, headers=head)
@@ -213,7 +215,8 @@ def _aim(
 ) -> None:
     aim = import_module("aim")
 
-    run, where = logger.experiment, {"subset": key}
+    run = logger.experiment
+    where = {"subset": key}
     image = aim.Image(picture.image(), caption=_title(key, result, step))
     run.track(
         image, name="confusion_matrix", step=step, epoch=result.epoch, context=where

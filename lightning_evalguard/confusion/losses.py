@@ -151,10 +151,8 @@ class _Losses:
 
     def _tap(self, original: Any, kind: _Loss) -> Any:
         place = kind.ignore_place
-        is_compiling, peek = (
-            torch.compiler.is_compiling,
-            torch._C._functorch.peek_interpreter_stack,
-        )
+        is_compiling = torch.compiler.is_compiling
+        peek = torch._C._functorch.peek_interpreter_stack
 
         @functools.wraps(original)
         def tapped(*args: Any, **kwargs: Any) -> Any:
@@ -168,7 +166,8 @@ class _Losses:
             if place is not None and len(args) > place:
                 ignore = args[place]
             if peek() is None:
-                preds, target = args[0], args[1]
+                preds = args[0]
+                target = args[1]
                 if not (isinstance(preds, Tensor) and isinstance(target, Tensor)):
                     return value
                 make = partial(_of_loss, kind, preds, target, ignore)
@@ -252,7 +251,8 @@ def without_vmap(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]
 
 def _unwrapped(tensor: Tensor) -> tuple[Tensor, int]:
     """What lies below `vmap` and `grad`, and in how many first dimensions there are samples."""
-    functorch, levels = torch._C._functorch, 0
+    functorch = torch._C._functorch
+    levels = 0
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
             where = functorch.maybe_get_bdim(tensor)

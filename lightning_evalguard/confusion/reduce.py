@@ -115,7 +115,8 @@ def reduced(
     counted = [e for e in entries if e.layout is not None and not e.failed]
     if not counted:
         return []
-    world, rank = ranks.world, ranks.rank
+    world = ranks.world
+    rank = ranks.rank
     states = [_state(e, e.layout) for e in counted if e.layout is not None]
     pairs = [state.pairs() for state in states]
     home = _device(module) if world > 1 else states[0].counts.device

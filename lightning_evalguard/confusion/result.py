@@ -146,7 +146,8 @@ class ConfusionResult:
             cells = _largest((self.matrix - self.matrix.diag().diag()).flatten(), k)
         else:
             cells = []
-        names, confused = self.class_names, []
+        names = self.class_names
+        confused = []
         for cell, count in cells:
             true, predicted = divmod(cell, self.num_classes)
             share = count / int(self.support[true])
@@ -195,7 +196,8 @@ class ConfusionResult:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _worst_by_class(self) -> dict[int, tuple[str, int]]:
-        names, n = self.class_names, self.num_classes
+        names = self.class_names
+        n = self.num_classes
         if self.task == "multilabel":
             return {}
         if self.pairs is not None:
@@ -380,7 +382,8 @@ def _insight(result: ConfusionResult) -> str:
         return ""
     lowest = int(torch.where(seen, recall, 2.0).argmin())
     name = f"recall of `{result.class_names[lowest]}` is {recall[lowest]:.2f}"
-    accuracy, baseline = s["accuracy"], s["majority_baseline"]
+    accuracy = s["accuracy"]
+    baseline = s["majority_baseline"]
     if accuracy <= baseline + 5e-4:
         than = "is below"
         if accuracy >= baseline - 5e-4:

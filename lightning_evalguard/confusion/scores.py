@@ -95,9 +95,12 @@ def multiclass(
         [0.92, 0.75, 0.8333, 0.7895]
     """
     each = per_class(support, predicted, true_positives)
-    s, p = support.double(), predicted.double()
-    n, right = s.sum(), true_positives.double().sum()
-    counted, present = (s + p) > 0, s > 0
+    s = support.double()
+    p = predicted.double()
+    n = s.sum()
+    right = true_positives.double().sum()
+    counted = (s + p) > 0
+    present = s > 0
     # NaN in an empty epoch, like every other quotient by `n` below
     observed = right / n
     mcc, kappa = _chance_corrected(support, predicted, true_positives)
@@ -186,7 +189,8 @@ def _chance_corrected(
     support: Tensor, predicted: Tensor, hits: Tensor
 ) -> tuple[float, float]:
     """Matthews' correlation (Gorodkin's R_K) and Cohen's kappa, from exact integers."""
-    s, p = support.tolist(), predicted.tolist()
+    s = support.tolist()
+    p = predicted.tolist()
     n = sum(s)
     right = sum(hits.tolist())
     if n == 0:

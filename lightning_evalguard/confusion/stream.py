@@ -121,7 +121,8 @@ class Stream:
             any_is_known(self.scores, later.scores),
             any_is_known(self.targets, later.targets),
         ]
-        was, now = self.versions, later.versions
+        was = self.versions
+        now = later.versions
         return any(
             shared and 0 <= before != after
             for shared, before, after in zip(same, was, now, strict=True)

@@ -61,7 +61,8 @@ def _spoken_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _codes_of(kind: type) -> Iterator[CodeType]:
     """The code of the user's steps and of what ends an evaluation, and the methods they call."""
-    waiting, reached = list(_JUDGING), set(_JUDGING)
+    waiting = list(_JUDGING)
+    reached = set(_JUDGING)
     while waiting:
         name = waiting.pop()
         held = [vars(c)[name] for c in kind.__mro__ if name in vars(c)]

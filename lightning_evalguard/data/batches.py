@@ -301,7 +301,9 @@ def common_length(batch: Any) -> int | None:
 
 def _lengths(found: Iterable[Any]) -> tuple[list[int], list[int], list[int]]:
     """Lengths of the tensors, of the arrays, and of the lists of plain values."""
-    of_tensors, of_arrays, of_lists = list[int](), list[int](), list[int]()
+    of_tensors = list[int]()
+    of_arrays = list[int]()
+    of_lists = list[int]()
     for piece in found:
         if isinstance(piece, Tensor):
             if piece.dim():

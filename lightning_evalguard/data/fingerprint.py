@@ -72,7 +72,9 @@ def _layout_of(batch: Any) -> tuple[tuple[Any, ...] | None, int]:
         batch
     ) <= 8:
         return None, 0
-    elements, rows, layout = 0, -1, []
+    elements = 0
+    rows = -1
+    layout = []
     for tensor in batch:
         if type(tensor) is not Tensor or not (shape := tensor.shape):
             return None, 0
@@ -265,7 +267,8 @@ def _signed(n: int) -> int:
     return n
 
 
-_ODD, _ALSO_ODD = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+_ODD = _signed(0xBF58476D1CE4E5B9)
+_ALSO_ODD = _signed(0x94D049BB133111EB)
 _PLACES = [_signed((i + 1) * 0x9E3779B97F4A7C15 % _WORD | 1) for i in range(VALUES)]
 _held: dict[torch.device, Tensor] = {}
 

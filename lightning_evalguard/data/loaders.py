@@ -179,7 +179,8 @@ def _batching(loader: Any) -> tuple[int, int, bool] | None:
         batches
     ):
         return None
-    n, size = length(batches.sampler), batches.batch_size
+    n = length(batches.sampler)
+    size = batches.batch_size
     if n is not None and size:
         return (n, size, bool(batches.drop_last))
     return None
@@ -263,11 +264,9 @@ def _deals_batches(batches: Any) -> bool:
 
 def _owned_batches(batches: Any) -> int | None:
     """How many samples are this rank's own; what completes the last round comes after them."""
-    size, ranks, n = (
-        batches.batch_size,
-        batches.num_processes,
-        length(getattr(batches.batch_sampler, "sampler", None)),
-    )
+    size = batches.batch_size
+    ranks = batches.num_processes
+    n = length(getattr(batches.batch_sampler, "sampler", None))
     if not size or n is None or batches.drop_last or not batches.even_batches:
         return None
     one_round = size
@@ -295,7 +294,8 @@ def left_out(loader: Any) -> str:
     size = getattr(batches, "batch_size", None)
     by_loader = bool(size) and getattr(batches, "drop_last", False) is True
     why = ["the DataLoader"] if by_loader else []
-    sampler, dealt = sampler_of(loader), distributed(loader)
+    sampler = sampler_of(loader)
+    dealt = distributed(loader)
     try:
         if dealt is not None:
             n, each, own = len(dealt.dataset), dealt.num_samples, shares(dealt)  # type: ignore[arg-type]

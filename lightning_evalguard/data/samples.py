@@ -219,7 +219,8 @@ def twins(
         budget: How many rows may be looked at.
     """
     found = torch.zeros(len(queries.chosen), dtype=torch.int64)
-    a, b = queries.values, table.values
+    a = queries.values
+    b = table.values
     if isinstance(a, list) and isinstance(b, list):
         names = Counter(b[i] for i in table.chosen.tolist())
         counts = [names[a[i]] for i in queries.chosen.tolist()]
@@ -441,7 +442,8 @@ def undisturbed(*datasets: Any) -> Iterator[None]:
 
 def _around(datasets: Iterable[Any]) -> Iterator[Any]:
     """The datasets and the objects they hold, nearest first; large containers stay closed."""
-    queue, seen = deque(datasets), set[int]()
+    queue = deque(datasets)
+    seen = set[int]()
     while queue and len(seen) < _OBJECTS:
         thing = queue.popleft()
         if id(thing) in seen:

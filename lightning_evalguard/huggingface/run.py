@@ -80,7 +80,8 @@ class HuggingFaceRun:
                 broke(self.report, "the list of syncs", "", fault)
 
     def _where(self, stage: str) -> None:
-        now, state = self.now, self.desk.trainer.state
+        now = self.now
+        state = self.desk.trainer.state
         now.stage, now.step, now.fitting = stage, int(state.global_step), self.desk.fits
         now.epoch = int(state.epoch) if state.epoch is not None else None
 
@@ -217,11 +218,13 @@ class HuggingFaceRun:
     def _count(self, prefix: str) -> None:
         self._counting = self._recorder is not None
         known = Named(class_names(self.desk.config()))
-        loader, module = self.desk.evaluates, self.desk.module()
+        loader = self.desk.evaluates
+        module = self.desk.module()
         self._safely(lambda recorder: recorder.start(prefix, module, loader, known))
 
     def _record(self, recorder: Recorder, view: Mapping[str, Any], inputs: Any) -> None:
-        logits, labels = view.get("logits"), view.get("labels")
+        logits = view.get("logits")
+        labels = view.get("labels")
         if recorder.explicit:
             recorder.after_step(view, inputs)
             return

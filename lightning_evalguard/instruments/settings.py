@@ -144,7 +144,8 @@ def put_back(before: Mapping[str, Any]) -> None:
 def unchanged_world() -> Iterator[None]:
     """Put back the shared generators, torch's settings and the environment after the block."""
     generators = Generators.capture()
-    grad, before = torch.is_grad_enabled(), settings()
+    grad = torch.is_grad_enabled()
+    before = settings()
     environment = dict(os.environ)
     try:
         yield

@@ -124,7 +124,10 @@ def user_site(depth: int = 1, outside: str = "") -> Site | None:
 
 @functools.lru_cache(maxsize=4096)
 def _text(code: CodeType, lasti: int, lineno: int) -> tuple[int, str]:
-    first, last, start, stop = lineno, lineno, None, None
+    first = lineno
+    last = lineno
+    start = None
+    stop = None
     if sys.version_info >= (3, 11):
         positions = list(code.co_positions())
         index = lasti // 2

@@ -116,7 +116,8 @@ class Prints:
 
     def differing(self, since: Prints) -> list[str]:
         """Names that both have and that do not contain the same."""
-        now, before = self.values(), since.values()
+        now = self.values()
+        before = since.values()
         return [n for n, value in now.items() if n in before and before[n] != value]
 
 

@@ -164,7 +164,8 @@ class Marks(NamedTuple):
         """Tensors that stand elsewhere than in `since`, are new, or are gone."""
         if self == since:
             return []
-        now, before = self.by_name(), since.by_name()
+        now = self.by_name()
+        before = since.by_name()
         return [
             *(name for name, place in now.items() if before.get(name) != place),
             *(name for name in before if name not in now),

@@ -114,11 +114,9 @@ class Chain:
     def _trains(
         self, one: ScriptModel, optimizer: torch.optim.Optimizer, loop: Loop
     ) -> None:
-        root, loader, with_this = (
-            one.model.inner(),
-            loop.loader(),
-            (id(optimizer), id(loop)),
-        )
+        root = one.model.inner()
+        loader = loop.loader()
+        with_this = (id(optimizer), id(loop))
         if one.trains_with == with_this or root is None or loader is None:
             return
         one.trains_with = with_this
@@ -146,7 +144,8 @@ class Chain:
         self._judge.follow("data", looks)
 
     def _steps(self, one: ScriptModel, loop: Loop | None) -> None:
-        now, weights = one.now, one.weights
+        now = one.now
+        weights = one.weights
         steps = now.step = (now.step or 0) + 1
         now.fitting = True
         weights.waiting.clear()
@@ -189,7 +188,9 @@ class Chain:
     def _begins(self, window: Window, loop: Loop) -> None:
         self._reads = None
         model = next(iter(window.calls.values())).model
-        one, root, loader = self._follow(model), model.inner(), loop.loader()
+        one = self._follow(model)
+        root = model.inner()
+        loader = loop.loader()
         if one is None or root is None or loader is None:
             return
         called = name_of_loader(sys._getframe(2))

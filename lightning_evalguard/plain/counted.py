@@ -119,7 +119,8 @@ class BlockCounts:
         """How many samples of a batch that the main process deals out are this rank's own."""
         if loader is None:
             return None
-        state, size = self._accelerator.gradient_state, self._samples
+        state = self._accelerator.gradient_state
+        size = self._samples
         deals = type(loader).__name__ == "DataLoaderDispatcher"
         if not deals or size is None:
             return None

@@ -136,7 +136,8 @@ class Events:
         self._undo.append(undo)
 
     def _calls(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        is_compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+        is_compiling = torch.compiler.is_compiling
+        tracing = torch._C._get_tracing_state
 
         @functools.wraps(original)
         def called(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:

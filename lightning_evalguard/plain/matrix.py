@@ -242,7 +242,8 @@ def _of_arrays(y_true: Any, y_pred: Any) -> ConfusionResult | None:
     from lightning_evalguard.confusion.layout import ROOM
     from lightning_evalguard.confusion.matrix import ConfusionMatrix
 
-    true, preds = numpy.asarray(y_true), numpy.asarray(y_pred)
+    true = numpy.asarray(y_true)
+    preds = numpy.asarray(y_pred)
     if true.ndim != 1 or true.shape != preds.shape or not len(true):
         return None
     labels, places = numpy.unique(numpy.concatenate((true, preds)), return_inverse=True)

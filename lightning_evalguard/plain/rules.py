@@ -189,7 +189,8 @@ def woken_by_train(model: Model, call: ModelCall) -> list[Finding]:
 
     ``train()`` on the whole model wakes the parts that were kept in eval mode, too.
     """
-    before, root = model.accepted, model.inner()
+    before = model.accepted
+    root = model.inner()
     if (
         root is None
         or before is None

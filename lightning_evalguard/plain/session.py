@@ -223,7 +223,8 @@ class Session:
         self._left()
         self._sync.moves = False
         loop = self._loops.innermost()
-        grad, mode = torch.is_grad_enabled(), module.training
+        grad = torch.is_grad_enabled()
+        mode = module.training
         number = 0
         if loop is not None:
             number = loop.number

@@ -19,7 +19,8 @@ from lightning_evalguard.record.secrets import (
 )
 
 _DEEP, _LONG, _MANY = 8, 200, 10_000
-_NAMES, _VALUES = ("name", "key", "option", "header"), ("value", "default")
+_NAMES = ("name", "key", "option", "header")
+_VALUES = ("value", "default")
 
 
 def plain(value: Any, name: str = "", depth: int = _DEEP) -> Any:

@@ -69,7 +69,8 @@ def git() -> dict[str, Any] | None:
 
 def checkpoint(trainer: Any, kind: str) -> dict[str, Any] | None:
     """The weights that the numbers belong to: those loaded, or the best or last a fit saved."""
-    given, saved = trainer.ckpt_path, trainer.checkpoint_callback
+    given = trainer.ckpt_path
+    saved = trainer.checkpoint_callback
     tried = [("loaded", given)]
     if kind == "fit":
         names = ("best_model_path", "last_model_path")
@@ -87,7 +88,9 @@ def _hashed(path: Path) -> dict[str, Any]:
     files = (
         sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     )
-    size, digest, parts = 0, hashlib.sha256(), False
+    size = 0
+    digest = hashlib.sha256()
+    parts = False
     for one in files:
         length = one.stat().st_size
         size += length

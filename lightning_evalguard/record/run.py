@@ -107,7 +107,8 @@ class Records:
             warn_text(f"{NAME}.json was not written: {type(error).__name__}: {error}")
 
     def _write(self, run: RecordedRun) -> None:
-        said, trainer = run.said(), run.trainer
+        said = run.said()
+        trainer = run.trainer
         folders = [Path(os.environ[REPORTS])] if os.environ.get(REPORTS) else []
         told: list[str] = []
         if (
@@ -374,7 +375,8 @@ class RecordedRun:
     def said(self) -> dict[str, Any]:
         """The run as plain data."""
         trainer = self.trainer
-        module, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
+        module = trainer.lightning_module
+        data = getattr(trainer, "datamodule", None)
         return {
             "run": self._kind,
             "started": self._started,

@@ -49,7 +49,8 @@ class LightningDesk:
             if chooser is not None:
                 yield chooser
         for config in self._trainer.lr_scheduler_configs:
-            scheduler, key = config.scheduler, config.monitor
+            scheduler = config.scheduler
+            key = config.monitor
             if isinstance(scheduler, ReduceLROnPlateau):
                 known = None
                 if isinstance(key, str) and config.reduce_on_plateau:

@@ -48,8 +48,11 @@ def why_not_logged_again(trainer: Trainer) -> str | None:
 @contextmanager
 def out_of_the_books(trainer: Trainer, spare: SpareBooks) -> Iterator[None]:
     """What is logged inside goes into a collection of its own, and to loggers that drop it."""
-    loop, connector = peek(trainer, "_active_loop"), trainer._logger_connector
-    loggers, fx, results = trainer.loggers, connector._current_fx, loop._results
+    loop = peek(trainer, "_active_loop")
+    connector = trainer._logger_connector
+    loggers = trainer.loggers
+    fx = connector._current_fx
+    results = loop._results
     if results is not None:
         loop._results = spare.like(results)
     trainer.loggers = [DummyLogger() for _ in loggers]
@@ -265,11 +268,9 @@ class ValidationLoop:
     def step(self, batch: Any, batch_idx: int) -> tuple[Any, Any]:
         """Run the module's own validation step; the batch as it got it, and what it returned."""
         trainer: Any = self._trainer
-        loop, module, strategy = (
-            trainer._active_loop,
-            trainer.lightning_module,
-            trainer.strategy,
-        )
+        loop = trainer._active_loop
+        module = trainer.lightning_module
+        strategy = trainer.strategy
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         # of the class: what is wrapped on the instance watches the evaluation's own steps

@@ -23,7 +23,8 @@ def differences(
         second: Another one.
         names: What they are called.
     """
-    ours, theirs = _last(first), _last(second)
+    ours = _last(first)
+    theirs = _last(second)
     for key in ours:
         if key in theirs:
             yield from _difference(key, ours[key], theirs[key], names)

@@ -166,7 +166,8 @@ def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         groups.setdefault(cause[0].check, []).append(_card(cause))
     cards = []
     for check, group in groups.items():
-        why, rule = "", rule_of(check)
+        why = ""
+        rule = rule_of(check)
         if rule:
             why = rule.help
         card = {"check": check, "page": page_of(check), "why": why, "findings": group}

@@ -102,7 +102,8 @@ def sarif(
 
 def _rule(check: str) -> dict[str, Any]:
     rule = RULES[check]
-    short, text = rule.violation, rule.help
+    short = rule.violation
+    text = rule.help
     return {
         "id": check,
         "name": rule.title,

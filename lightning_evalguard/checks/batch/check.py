@@ -215,8 +215,10 @@ class _Other(Rows):
 
 def _repeated(items: Any, *, half: int, start: int) -> Any:
     """The half from `start` on stays; the other samples are replaced by it."""
-    kept, n = items[start : start + half], len(items)
-    before, after = start, n - start - half
+    kept = items[start : start + half]
+    n = len(items)
+    before = start
+    after = n - start - half
     if isinstance(items, Tensor):
         more = torch.cat([kept, kept])
         return torch.cat([more[:before], kept, more[:after]])
@@ -238,7 +240,8 @@ def _apart(at: _Other) -> str:
 
 
 def _finding(now: Moment, at: _Other) -> Finding:
-    site, module = at.site, at.module
+    site = at.site
+    module = at.module
     said = "the step"
     if site is not None:
         said = site.quoted

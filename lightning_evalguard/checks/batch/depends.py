@@ -51,7 +51,8 @@ class Padding:
         return []
 
     def _look_at(self, batch: Padded, now: Moment, look: Look) -> list[Finding]:
-        alone, whole = Own(batch, 0.0), Own(batch, 1.0)
+        alone = Own(batch, 0.0)
+        whole = Own(batch, 1.0)
         error = self._run(look, alone) or self._run(look, whole)
         if error is not None:  # who packs needs a sample that fills the length
             whole = Own(batch, 1.0, beside=True)
@@ -232,7 +233,8 @@ def _attend(found: _Culprit) -> str:
 
 
 def _finding(now: Moment, batch: Padded, found: _Culprit) -> Finding:
-    site, cut = found.site, batch.longest
+    site = found.site
+    cut = batch.longest
     said = "the step"
     if site is not None:
         said = site.quoted

@@ -381,7 +381,9 @@ class Comparison:
             size = self._own_of(n, m)
             at_end = self.a.padded.left
             if not rows_cut and m == n + 1:
-                rows_cut, size, at_end = True, n, True
+                rows_cut = True
+                size = n
+                at_end = True
             a, b = _side(a, dim, size, at_end), _side(b, dim, size, at_end)
         return a, b
 
@@ -408,7 +410,8 @@ def _distance(a: Tensor, b: Tensor) -> float | None:
         return None
     if torch.equal(a, b):
         return 0.0
-    x, y = a.double(), b.double()
+    x = a.double()
+    y = b.double()
     finite = x.isfinite() & y.isfinite()
     x, y = x[finite], y[finite]
     size = max(float(x.norm()), float(y.norm()))

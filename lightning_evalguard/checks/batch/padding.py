@@ -156,7 +156,8 @@ def _pair(
     samples = [dataset[place] for place in places]
     sizes = [sum(map(_size, leaves(sample))) for sample in samples]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    short, long = by_size[min(nth, len(by_size) - 1)], by_size[-1]
+    short = by_size[min(nth, len(by_size) - 1)]
+    long = by_size[-1]
     if sizes[short] == sizes[long]:
         return None
 
@@ -164,7 +165,9 @@ def _pair(
         # some empty what they get
         return collate([copy.deepcopy(samples[i]) for i in chosen])
 
-    two, three, among = made(short, short), made(short, short, short), made(short, long)
+    two = made(short, short)
+    three = made(short, short, short)
+    among = made(short, long)
     found = _dims(tensors(two), tensors(three), tensors(among))
     if found is None:
         return None
@@ -346,7 +349,8 @@ def _candidates(found: list[Tensor], samples: int) -> Iterator[_Marks]:
 
 
 def _of_mask(valid: Tensor) -> Iterator[_Marks]:
-    lengths, whole = valid.sum(1), valid.shape[1]
+    lengths = valid.sum(1)
+    whole = valid.shape[1]
     if int(lengths.min()) == 0:
         return
     places = torch.arange(whole, device=valid.device)
@@ -365,7 +369,8 @@ def _is_padded(tensor: Tensor, marks: _Marks) -> bool:
         places = torch.arange(marks.whole, device=tensor.device)
         own = places < marks.lengths[:, None].to(tensor.device)
         own = own.flip(1) if marks.left else own
-        padding, content = by_place[~own], by_place[own]
+        padding = by_place[~own]
+        content = by_place[own]
         if not padding.numel():
             continue
         is_constant = bool((padding == padding.flatten()[0]).all())

@@ -124,7 +124,8 @@ class Rows(Subscriber):
     def _values(self, out: Tensor) -> dict[int, Tensor]:
         """What is kept of a result; of one that a module hands on, what is kept already."""
         version = -1 if out.is_inference() else out._version
-        place, last = out.data_ptr(), self._last
+        place = out.data_ptr()
+        last = self._last
         # by the tensor itself: another one may get the address of one that is gone
         same = last is not None and last[0]() is out and last[1:3] == (place, version)
         if last is not None and same and version >= 0:
@@ -209,7 +210,8 @@ def _both(a: Row, b: Row, start: int) -> tuple[Tensor, Tensor] | None:
     """The values that two rows share; None where they cannot be compared."""
     if start not in a.values or start not in b.values or a.shape[1:] != b.shape[1:]:
         return None
-    one, two = a.values[start], b.values[start]
+    one = a.values[start]
+    two = b.values[start]
     if one is two or one.dtype != two.dtype:
         if one is two:
             return None
@@ -223,7 +225,8 @@ def _both(a: Row, b: Row, start: int) -> tuple[Tensor, Tensor] | None:
 def _far(one: Tensor, two: Tensor, share: float = 1.0) -> bool:
     if torch.equal(one, two):
         return False
-    x, y = one.double(), two.double()
+    x = one.double()
+    y = two.double()
     finite = x.isfinite() & y.isfinite()
     x, y = x[finite], y[finite]
     size = max(float(x.norm()), float(y.norm()))

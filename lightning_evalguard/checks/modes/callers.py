@@ -95,7 +95,9 @@ class _Calls:
             return
         original = self._original = nn.Module.train
         code = original.__code__
-        local, last, last_eval = self._local, self._last, self._last_eval
+        local = self._local
+        last = self._last
+        last_eval = self._last_eval
         listeners = self._listeners
 
         @functools.wraps(original)
@@ -140,7 +142,8 @@ class _Calls:
 
     def slept(self, module: nn.Module, since: int) -> bool:
         """Whether its last call wakes `module`, after one since number `since` that did not."""
-        last, before = self._last.get(id(module)), self._last_eval.get(id(module))
+        last = self._last.get(id(module))
+        before = self._last_eval.get(id(module))
         return (
             last is not None
             and last.mode
@@ -210,7 +213,8 @@ def _runs_a_loop(file: str) -> bool:
 def _hook_around(frame: FrameType | None) -> str | None:
     """The hook of training in which `frame` runs, called by the loop."""
     while frame is not None:
-        above, name = frame.f_back, frame.f_code.co_name
+        above = frame.f_back
+        name = frame.f_code.co_name
         if name.endswith("_step") and name != "optimizer_step":
             return None
         if name.startswith(_PLANS) and above is not None and _is_loops(above):

@@ -281,7 +281,8 @@ class ModesCheck(Check):
         every: int,
     ) -> Finding:
         top, *siblings = tops
-        module, others = awake[top], every - len(tops)
+        module = awake[top]
+        others = every - len(tops)
         site, why = who(module, True)
         if site is None and not why:
             hook = f"on_{spelling(now.stage).hooks}_model_eval"

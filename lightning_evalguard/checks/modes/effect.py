@@ -220,7 +220,9 @@ def _runs_torchs_forward(cls: Any) -> bool:
 @functools.cache
 def _reads(cls: Any) -> TrainingReads:
     """What the methods read that `cls` or a user's base class defines."""
-    own, unknown, others = False, False, set()
+    own = False
+    unknown = False
+    others = set()
     for base in cls.__mro__:
         if base is nn.Module:
             break

@@ -85,7 +85,8 @@ class Learning:
         Returns:
             None where it has none, and where nothing learns in the whole model.
         """
-        top, up = name, parent(name)
+        top = name
+        up = parent(name)
         if self._learning_below(name):
             return None
         while up is not None and up in self._modules and not self._learning_below(up):
@@ -226,7 +227,8 @@ def reached_from(outputs: Any) -> set[int]:
     """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     waiting = [t.grad_fn for t in tensors(loss) if t.grad_fn is not None]
-    known, reached = set(waiting), set()
+    known = set(waiting)
+    reached = set()
     while waiting:
         node = waiting.pop()
         leaf = getattr(node, "variable", None)

@@ -472,8 +472,6 @@ class TrainingModes:
             yield found, [(m, False) for m in group]
 
     def _has_moved(self, module: nn.Module) -> bool:
-        count, before = (
-            module._buffers.get("num_batches_tracked"),
-            self._batches.get(id(module)),
-        )
+        count = module._buffers.get("num_batches_tracked")
+        before = self._batches.get(id(module))
         return count is None or before is None or version(count) != before

@@ -65,7 +65,8 @@ class Curves:
             groups.setdefault((parent or name, samples), []).append(name)
         found = []
         for (parent, samples), names in groups.items():
-            subject, kind = names[0], type(self._decisions[names[0]][0]).__name__
+            subject = names[0]
+            kind = type(self._decisions[names[0]][0]).__name__
             if len(names) > 1:
                 subject, kind = parent, "MetricCollection"
             found.append(Fact(said_of(samples), REMEDY, subject, kind, certain=False))

@@ -112,7 +112,8 @@ def _computes(metric: nn.Module) -> bool:
 def _differ(leader: Any, member: Any, args: Any, kwargs: Any) -> bool:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        ours, theirs = _fresh(member), _fresh(leader)
+        ours = _fresh(member)
+        theirs = _fresh(leader)
         for one in (ours, theirs):
             one.update(*args, **one._filter_kwargs(**kwargs))
     names = list(ours._defaults)

@@ -147,7 +147,8 @@ class OfStep(LabelsRead):
         self._averaged(op)
         if op.name not in _SHARES or not isinstance(op.out, Tensor):
             return
-        given, out = op.args[0], op.out
+        given = op.args[0]
+        out = op.out
         if out.ndim < 2:
             return
         if _dim_of(op, out):  # cross entropy takes a softmax of what it is given

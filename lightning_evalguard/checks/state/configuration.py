@@ -86,7 +86,8 @@ class Configuration:
                 if more <= 0 or is_librarys(hook):
                     continue
                 noun = HOOKS[registry] + ("s" if more > 1 else "")
-                fact, expected = f"got {more} {noun} {when}", "none to stay"
+                fact = f"got {more} {noun} {when}"
+                expected = "none to stay"
                 remedy = "Keep the handle and call its `.remove()`."
                 site = definition(hook)
                 changes.append(of_module(name, module, fact, expected, remedy, site))

@@ -20,7 +20,8 @@ def glance_at(
     held: Held,
 ) -> tuple[Callable[[], Any], tuple[Callable[[], object], Callable[[], object]]]:
     """What to look at in a tensor line by line, and how to undo what the look does to it."""
-    tensor, own = held.tensor, held.tensor.detach().clone()
+    tensor = held.tensor
+    own = held.tensor.detach().clone()
 
     def value() -> Any:
         return tensor.data_ptr(), Prints({"": tensor}).values()

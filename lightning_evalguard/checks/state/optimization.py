@@ -81,6 +81,8 @@ class Optimization:
                     fact = f"its parameter groups went from {before} to {value} {when}"
                     remedy = "Add parameter groups in training only."
                 elif key == "last_epoch":
-                    fact, remedy = f"took a step {when}", "Step it in training only."
-                kind, expected = now._kinds[name], "it as before"
+                    fact = f"took a step {when}"
+                    remedy = "Step it in training only."
+                kind = now._kinds[name]
+                expected = "it as before"
                 yield Change(name, kind, fact, expected, remedy, certain=certain)

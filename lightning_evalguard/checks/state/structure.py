@@ -46,7 +46,8 @@ class Structure:
     def changes(self, when: str) -> list[Change]:
         changes = []
         assigned = self._assigned
-        before, now = self._modules, self._inventory.modules
+        before = self._modules
+        now = self._inventory.modules
         lazy = {h.owner for h in self._held.values() if h.lazy}
         still_lazy = {h.owner for h in self._inventory.held.values() if h.lazy}
         owners = {h.owner for h in self._held.values()}
@@ -55,7 +56,8 @@ class Structure:
             if old is None:
                 inside_another = name.rpartition(".")[0] not in before
                 if not inside_another and any(True for _ in module.parameters()):
-                    fact, expected = f"was added {when}", "the modules as before it"
+                    fact = f"was added {when}"
+                    expected = "the modules as before it"
                     remedy = "Make it in `__init__` or `configure_model`."
                     site = assigned.get(name)
                     changes.append(
@@ -66,10 +68,8 @@ class Structure:
                     self._reported.update(
                         n for n, h in self._held.items() if h.owner == name
                     )
-                    fact, expected = (
-                        f"was materialized {when}",
-                        "initialized lazy modules before it",
-                    )
+                    fact = f"was materialized {when}"
+                    expected = "initialized lazy modules before it"
                     remedy = "Run one batch through the model in `setup`."
                     change = of_module(name, module, fact, expected, remedy)
                     change.certain = False
@@ -88,7 +88,8 @@ class Structure:
                 changes.append(change)
         for name, module in before.items():
             if name not in now and name in owners:
-                fact, expected = f"was removed {when}", "the modules as before it"
+                fact = f"was removed {when}"
+                expected = "the modules as before it"
                 changes.append(of_module(name, module, fact, expected, PUT_BACK))
         return [*changes, *self._registered(when)]
 
@@ -108,7 +109,8 @@ class Structure:
             if self._modules.get(h.owner) is not h.module:
                 continue
             if before is None and h.persistent and self._reported.is_new(name):
-                fact, expected = f"was added {when}", "the state_dict as before it"
+                fact = f"was added {when}"
+                expected = "the state_dict as before it"
                 remedy = REGISTER
                 changes.append(of_tensor(h, fact, expected, remedy, writes=True))
             elif (

@@ -61,10 +61,8 @@ class TrainingState:
             if not self._reported.is_new(f"{name}.grad"):
                 continue
             if mark is None:
-                fact, expected = (
-                    f"lost the gradient accumulated so far {when}",
-                    "it to be kept",
-                )
+                fact = f"lost the gradient accumulated so far {when}"
+                expected = "it to be kept"
                 remedy = "Call `zero_grad()` in training only."
             else:
                 fact = f"got {'a' if was_mark is None else 'another'} gradient {when}"

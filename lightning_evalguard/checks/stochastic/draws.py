@@ -258,7 +258,8 @@ class Sample:
 
     def differs(self, other: Sample) -> bool:
         """Whether the values differ by more than the order of a sum explains."""
-        a, b = self.values, other.values
+        a = self.values
+        b = other.values
         if a is None or b is None or a.shape != b.shape:
             return False
         if a.dtype == b.dtype and torch.equal(a, b):

@@ -324,7 +324,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
     def _copied(self, dst: Tensor, src: Tensor, non_blocking: bool = False) -> None:
-        target, origin = self.of(dst), self.of(src)
+        target = self.of(dst)
+        origin = self.of(src)
         if not non_blocking and not here.inside and {target, origin} == {True, False}:
             tell(TO_DEVICE if target else TO_HOST, 0.0, caller(2))
 

@@ -383,7 +383,8 @@ def _moving_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or here.places is None or here.inside:
             return original(tensor, *args, **kwargs)
-        places, frame = here.places, caller()
+        places = here.places
+        frame = caller()
         before = places.on_device(tensor)
         try:
             out = original(tensor, *args, **kwargs)
@@ -407,7 +408,8 @@ def _making_on_cpu(name: str, original: Callable[..., Any]) -> Callable[..., Any
     def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or here.places is None or here.inside:
             return original(tensor, *args, **kwargs)
-        places, frame = here.places, caller()
+        places = here.places
+        frame = caller()
         waits = bool(places.of(tensor)) and "device" not in kwargs
         out = _timed(TO_DEVICE, waits, frame, original, tensor, *args, **kwargs)
         if waits:

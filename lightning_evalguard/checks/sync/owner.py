@@ -170,7 +170,8 @@ class _Stack:
 
     def where(self) -> Where:
         """What all frames say together."""
-        near, user = self._near, self._user
+        near = self._near
+        user = self._user
         if near is None:
             owner, text = "autograd", "the backward pass"
             return Where("", text, "", owner, "", self._inside, self._hook)
@@ -182,7 +183,8 @@ class _Stack:
         via = "" if user is None or near is user else _library_place(near)
         metric = _metric_of(near) if owner == "torchmetrics" else ("", False)
         text = _shown(user or near, shown.expression) or shown.function
-        location, function = shown.location, shown.function
+        location = shown.location
+        function = shown.function
         return Where(
             location, text, function, owner, via, self._inside, self._hook, *metric
         )
