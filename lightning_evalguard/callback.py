@@ -139,7 +139,9 @@ class EvalGuard(Callback):
     ) -> None:
         self._policies = check_keywords(locals())
         self._metrics = metrics
-        self._groups, self._outcomes, self._budget = groups, outcomes, budget
+        self._groups = groups
+        self._outcomes = outcomes
+        self._budget = budget
         self._report = Report()
         self._sets_of_fits = History()
         self._train_score = train_score

@@ -269,7 +269,10 @@ class _Calls:
     def __init__(
         self, guard: Guard, model: nn.Module, now: Moment, counted: Any = None
     ) -> None:
-        self._guard, self._model, self._now, self._counted = guard, model, now, counted
+        self._guard = guard
+        self._model = model
+        self._now = now
+        self._counted = counted
         self._inside: ExitStack | None = None
         self._handles: list[Any] = []
         alone = (

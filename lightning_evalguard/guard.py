@@ -113,7 +113,8 @@ class Guard:
         """An evaluation begins."""
         self._lines = None
         self._may_show = True  # the first step
-        root, new = self._root, now.stage not in self._followed
+        root = self._root
+        new = now.stage not in self._followed
         self._followed.add(now.stage)
         for pace in (self._pace, self._moves):
             pace.begin(again=not new)

@@ -61,7 +61,10 @@ class Pace:
     def looks(self, loader: int) -> bool:
         """Whether the next batch, of that loader, is looked at."""
         if loader != self._loader:
-            self._loader, self._batches, self._next, self._gap = loader, 0, 0, 1
+            self._loader = loader
+            self._batches = 0
+            self._next = 0
+            self._gap = 1
             self._end = self._known(loader)
         n = self._batches
         self._batches += 1

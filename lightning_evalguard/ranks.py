@@ -200,7 +200,8 @@ class Ranks(Alone):
         return verdict.contents
 
     def _stand_alone(self) -> None:
-        found, self._held = self._held.findings, Report()
+        found = self._held.findings
+        self._held = Report()
         if found:
             super().hold(found)
 

@@ -33,7 +33,9 @@ class Rulings:
     """
 
     def __init__(self, report: Report, ranks: Alone, host: str) -> None:
-        self._report, self._ranks, self._host = report, ranks, host
+        self._report = report
+        self._ranks = ranks
+        self._host = host
         self._root: nn.Module | None = None
         self._wrapped = ""  # what stands before the names of the user's modules
         self._warned: set[tuple[Any, ...]] = set()

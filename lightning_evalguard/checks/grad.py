@@ -61,7 +61,9 @@ class GradCheck(Check):
         self._inventory = Inventory(root)
         self._pending, self._reported = [], set()
         self._evaluations = 0
-        self._sizes, self._left_over, self._grown = {}, {}, {}
+        self._sizes = {}
+        self._left_over = {}
+        self._grown = {}
         self._growths, self._longest = {}, 0
         self._accumulating = set()
         self._left_on = None
@@ -81,7 +83,8 @@ class GradCheck(Check):
         self._reported = set()
         self._evaluations += 1
         self._left_over = {}
-        self._entered, self._on_at_entry = False, False
+        self._entered = False
+        self._on_at_entry = False
         self._batches = 0
         return ()
 

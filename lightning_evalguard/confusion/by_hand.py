@@ -32,7 +32,8 @@ class GatherTap:
     """
 
     def __init__(self, see: See, stands_in_batch: Callable[[Tensor], bool]) -> None:
-        self._see, self._stands_in_batch = see, stands_in_batch
+        self._see = see
+        self._stands_in_batch = stands_in_batch
         self._wraps: list[Wrap] = []
         self.reads = self.used = False
         # shapes of one-hot labels of the batch

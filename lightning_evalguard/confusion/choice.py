@@ -87,7 +87,8 @@ class Unread:
     """
 
     def __init__(self, streams: Sequence[Stream], chosen: Stream) -> None:
-        self._streams, self._chosen = list(streams), chosen
+        self._streams = list(streams)
+        self._chosen = chosen
         pairs = list(itertools.combinations(range(len(streams)), 2))
         self._flags = {(i, j): _is_same(streams[i], streams[j]) for i, j in pairs}
 

@@ -13,7 +13,9 @@ def settle_shares(entry: LoaderCount) -> None:
     if chosen is None or chosen.twin is None or entry.violated is None:
         return
     if bool(entry.violated):
-        chosen.state, chosen.shares, entry.each = chosen.twin, False, None
+        chosen.state = chosen.twin
+        chosen.shares = False
+        entry.each = None
         chosen.layout = chosen.state.layout
         entry.layout = chosen.layout if entry.layout is not None else None
     chosen.twin = None
@@ -32,7 +34,8 @@ def is_made_in_the_step(entry: LoaderCount, support: Tensor) -> bool:
         )
         return True
     if (chosen := entry.chosen) is not None:
-        chosen.structured, chosen.pattern = False, None
+        chosen.structured = False
+        chosen.pattern = None
     return False
 
 

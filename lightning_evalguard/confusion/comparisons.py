@@ -61,7 +61,9 @@ class ComparisonTap:
         skip: frozenset[str] = PLUMBING,
         deaf: frozenset[str] = frozenset(),
     ) -> None:
-        self._heard, self._is_inside, self._targets = heard, is_inside, targets
+        self._heard = heard
+        self._is_inside = is_inside
+        self._targets = targets
         self._skip, self._deaf = skip, deaf
         self.reads = self.hears = False
 
@@ -189,7 +191,8 @@ def ordered(
     if one.shape != other.shape:
         if not _are_each_others(one, other):
             return None
-        one, other = one.reshape(-1), other.reshape(-1)
+        one = one.reshape(-1)
+        other = other.reshape(-1)
     # the k best, each compared with the target
     if _is_repeated(one) or _is_repeated(other):
         if one.ndim < 2:

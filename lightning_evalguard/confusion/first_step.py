@@ -53,7 +53,9 @@ class FirstStep:
         outcomes: bool,
         sigmoids: SigmoidTap,
     ) -> None:
-        self._config, self._explicit, self._outcomes = config, explicit, outcomes
+        self._config = config
+        self._explicit = explicit
+        self._outcomes = outcomes
         self._sigmoids = sigmoids
         self.module: nn.Module | None = None
 
@@ -92,7 +94,8 @@ class FirstStep:
             return
         if isinstance(value, Tensor) and stream.value is None:
             stream.value = value.detach()
-        stream.swapped, stream.from_batch = swapped, from_batch
+        stream.swapped = swapped
+        stream.from_batch = from_batch
         stream.is_whole_tensor = from_batch and _is_whole(
             pair.target, role, entry.tensors
         )
@@ -198,9 +201,12 @@ class FirstStep:
         stream = Stream(
             kind, {name}, len(like), role, layout, state, pair.source, pair.location
         )
-        stream.late, stream.shares = entry.returned, pair.shares
-        stream.judges, stream.cuts = pair.judges, pair.cuts
-        stream.is_array, stream.is_ordered = pair.is_array, pair.is_ordered
+        stream.late = entry.returned
+        stream.shares = pair.shares
+        stream.judges = pair.judges
+        stream.cuts = pair.cuts
+        stream.is_array = pair.is_array
+        stream.is_ordered = pair.is_ordered
         if pair.shares and arranged.task == "multiclass" and kind != "metric":
             stream.twin = self._twin(entry, pair)
         entry.streams.append(stream)

@@ -32,7 +32,8 @@ class Following:
     """
 
     def __init__(self, config: ConfusionMetrics, outcomes: bool) -> None:
-        self._config, self._outcomes = config, outcomes
+        self._config = config
+        self._outcomes = outcomes
         self.entry: LoaderCount | None = None
         self.settled = 0
 
@@ -97,7 +98,8 @@ class Following:
                 if kind not in _NAMED and not entry.holds(target, chosen.role):
                     return False
                 chosen.state.note(preds, target)
-                chosen.samples, entry.counted = samples, True
+                chosen.samples = samples
+                entry.counted = True
         except Exception:  # noqa: BLE001 - `follow` meets it again, and says so
             return False
         self.settled += 1
@@ -192,7 +194,8 @@ class Following:
         chosen.layout = replace(chosen.layout, num_classes=width, full=full)
         chosen.state = ConfusionMatrix.of(chosen.layout).to(arranged.preds.device)
         chosen.state.kept = [] if self._outcomes else None
-        entry.layout, entry.agreed = chosen.layout, False
+        entry.layout = chosen.layout
+        entry.agreed = False
         entry.reported.discard("source")
         chosen.said += f" (which had {before} classes before)"
         entry.source = chosen.said
@@ -209,7 +212,9 @@ class Following:
         layout = replace(chosen.layout, task="binary", num_classes=2)
         state = ConfusionMatrix.of(layout).to(arranged.preds.device)
         chosen.state.into(state)
-        chosen.layout, chosen.state, entry.each = layout, state, None
+        chosen.layout = layout
+        chosen.state = state
+        entry.each = None
         return replace(arranged, task="binary")
 
     def fall_back(self, entry: LoaderCount) -> None:

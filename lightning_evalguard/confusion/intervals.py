@@ -214,9 +214,14 @@ def _cells(result: ResultLike) -> Cells:
         group = torch.zeros_like(row)
     # in one order, whether they come of a matrix or of pairs: the same draws, the same intervals
     order = (row * (c + 1) + column).argsort(stable=True)
-    count, row, column, group = count[order], row[order], column[order], group[order]
+    count = count[order]
+    row = row[order]
+    column = column[order]
+    group = group[order]
     some = count > 0
-    row, column, group = row[some], column[some], group[some]
+    row = row[some]
+    column = column[some]
+    group = group[some]
     hit = ((row == column) & (row < c)).double()
     return Cells(count[some].double(), row, column, hit, group, c)
 

@@ -441,7 +441,8 @@ def reshaped(counts: Tensor, old: Layout, new: Layout) -> Tensor | None:
 
 def _row_in(i: int, old: Layout, new: Layout) -> int:
     """Where a row of one layout stands in another."""
-    (low, high), (new_low, new_high) = old.rows, new.rows
+    low, high = old.rows
+    new_low, new_high = new.rows
     value = i + low
     if not old.near and value == high:  # the ignored ones
         return new_high - new_low

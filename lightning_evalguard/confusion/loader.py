@@ -46,7 +46,10 @@ class Spare:
         pair: Callable[[], Pair],
     ) -> None:
         self.kind, self.name = kind, name
-        self._entry, self._preds, self._target, self._make = entry, preds, target, pair
+        self._entry = entry
+        self._preds = preds
+        self._target = target
+        self._make = pair
         self._pair: Pair | None = None
         # `_now`, without a call: one is made in most steps
         self._versions: tuple[int, ...] = (
@@ -64,7 +67,9 @@ class Spare:
     def keep(self, pair: Pair) -> None:
         """Keep what stands for the pair, and let go of what it was."""
         self._pair = pair
-        self._preds, self._target, self._make = pair.preds, pair.target, lambda: pair
+        self._preds = pair.preds
+        self._target = pair.target
+        self._make = lambda: pair
         self._versions = self._now()
 
     @property
@@ -222,7 +227,9 @@ class LoaderCount:
         if self.owned is not None:
             self.keep = min(samples, self.owned)
             self.owned -= self.keep
-        self.position, self.counted, self.returned = 0, False, False
+        self.position = 0
+        self.counted = False
+        self.returned = False
         self.tensors, self._leaves = tensors, None
         self.versions = versions_of(*tensors) if self.chosen is None else []
         if self.chosen is None and self.batches == 1:

@@ -245,7 +245,8 @@ def without_vmap(preds: Any, target: Any) -> tuple[Tensor | None, Tensor | None]
         return None, None  # of several models on one batch, none is the answer
     last = levels if dims > 1 else levels - 1
     if last > 0:
-        preds, target = preds.flatten(0, last), target.flatten(0, last)
+        preds = preds.flatten(0, last)
+        target = target.flatten(0, last)
     return preds, target
 
 
@@ -270,7 +271,8 @@ def _of_loss(
         if target.is_floating_point():  # probabilities of the classes
             target = target.argmax(min(1, target.ndim - 1))
         if preds.ndim == 1:
-            preds, target = preds.unsqueeze(0), target.unsqueeze(0)
+            preds = preds.unsqueeze(0)
+            target = target.unsqueeze(0)
     return Pair(
         preds,
         target,

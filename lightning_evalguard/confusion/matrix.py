@@ -117,7 +117,9 @@ class ConfusionMatrix(Metric):
             by_batch,
             rounded,
         )
-        self._rows, self._width, self._near = layout.rows, layout.width, layout.near
+        self._rows = layout.rows
+        self._width = layout.width
+        self._near = layout.near
         self._cuts = layout.cuts if task != "multiclass" else ()
         # An inference tensor, as made inside trainer.validate(), could not be written in the next
         # fit (torchmetrics#1993).
@@ -205,7 +207,9 @@ class ConfusionMatrix(Metric):
         if not waiting.targets and not waiting.ends:
             return
         self._waiting = _Waiting()
-        each, ends, bins = waiting.each, waiting.ends, len(self.counts)
+        each = waiting.each
+        ends = waiting.ends
+        bins = len(self.counts)
         knows = each is not None and each.takes(len(ends), bins)
         if not waiting.targets:
             if each is not None and knows:
@@ -263,7 +267,8 @@ class ConfusionMatrix(Metric):
         return joined
 
     def _multiclass(self, preds: Tensor, target: Tensor) -> Tensor:
-        p, t = self._predicted(preds, target), target.long()
+        p = self._predicted(preds, target)
+        t = target.long()
         if self.layout.top_k and preds.ndim == target.ndim + 1:
             self._count_hits(preds, p, t)
         if not self.layout.full:
@@ -286,7 +291,8 @@ class ConfusionMatrix(Metric):
         return index.reshape(-1)
 
     def _vectors(self, p: Tensor, t: Tensor) -> Tensor:
-        c, (low, high) = self.layout.num_classes, self._rows
+        c = self.layout.num_classes
+        low, high = self._rows
         valid = (t >= 0) & (t < c) & (t != self.layout.ignore_index)
         usable = (p >= 0) & (p < c)
         counted = valid & usable
@@ -308,7 +314,8 @@ class ConfusionMatrix(Metric):
     def _yes_or_no(self, preds: Tensor, target: Tensor) -> Tensor:
         many = self.layout.task == "multilabel"
         if not many and preds.numel() == target.numel():
-            preds, target = preds.reshape(-1), target.reshape(-1)
+            preds = preds.reshape(-1)
+            target = target.reshape(-1)
         if preds.shape != target.shape:
             raise ValueError(
                 f"preds {tuple(preds.shape)} do not fit target {tuple(target.shape)}"
@@ -347,7 +354,8 @@ class ConfusionMatrix(Metric):
             return column.masked_fill_(preds.isnan(), self._width - 1)
         if preds.dtype == torch.bool:
             preds = preds.byte()
-        column, each = torch.empty_like(preds), torch.empty_like(preds)
+        column = torch.empty_like(preds)
+        each = torch.empty_like(preds)
         torch.gt(preds, self._cuts[0], out=column)
         for cut in self._cuts[1:]:
             column += torch.gt(preds, cut, out=each)
@@ -379,7 +387,8 @@ class ConfusionMatrix(Metric):
     def result(self, class_names: Sequence[str] | None = None) -> ConfusionResult:
         """Everything the counts say, copied to the host once."""
         self.settle()
-        counts, hits = self.counts.cpu(), self.hits.cpu()
+        counts = self.counts.cpu()
+        hits = self.hits.cpu()
         return read_state(self.layout, counts, hits, class_names, self.pairs())
 
     def pairs(self) -> tuple[Tensor, Tensor] | None:

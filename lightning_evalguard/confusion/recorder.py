@@ -217,11 +217,13 @@ class Recorder:
     def paused(self) -> Iterator[None]:
         """Nothing that runs meanwhile is counted: a step that is replayed."""
         before, self._paused = self._paused, True
-        entry, self._following.entry = self._following.entry, None
+        entry = self._following.entry
+        self._following.entry = None
         try:
             yield
         finally:
-            self._paused, self._following.entry = before, entry
+            self._paused = before
+            self._following.entry = entry
 
     def stop(self, epoch: int | None = None, step: int | None = None) -> Recorded:
         """The evaluation is over: reduce across ranks and read every state.
@@ -348,7 +350,8 @@ class Recorder:
         # A comparison may be what the function around it judges by.
         self._pairs += kind not in ("other", *WEAK)
         if self._epoch_ends:
-            entry, kind = self._of_epoch(kind), "epoch"
+            entry = self._of_epoch(kind)
+            kind = "epoch"
         if entry is None or self._paused or entry.failed:
             return
         try:
@@ -401,7 +404,8 @@ class Recorder:
             return None
         (entry,) = entries
         if entry.unverified:  # what is asked of the whole evaluation says more
-            entry.chosen, entry.unverified = None, False
+            entry.chosen = None
+            entry.unverified = False
         at_steps = entry.chosen is not None and entry.chosen.kind != "epoch"
         if at_steps:
             return None

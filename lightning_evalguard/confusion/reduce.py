@@ -24,7 +24,8 @@ def agree(
     entries = [e for key, e in loaders.items() if key.split("/")[0] == stage]
     for entry in entries:
         if entry.chosen is not None and entry.layout is None:
-            entry.layout, entry.source = entry.chosen.layout, entry.chosen.said
+            entry.layout = entry.chosen.layout
+            entry.source = entry.chosen.said
     unsaid = {}
     for entry in entries:
         if entry.failed or not entry.agreed:
@@ -80,7 +81,9 @@ def _settle_with(
         )
     for layout, source, names, *_ in said.values():
         if layout is not None:
-            entry.layout, entry.source, entry.names = common or layout, source, names
+            entry.layout = common or layout
+            entry.source = source
+            entry.names = names
             break
     entry.agreed = any(batches for _, _, _, batches, _ in said.values())
     entry.batches = entry.batches or sum(
@@ -158,7 +161,8 @@ def _state(entry: LoaderCount, layout: Layout) -> ConfusionMatrix:
     if chosen is not None:  # another rank saw more classes
         state = state.to(chosen.state.counts.device)
         if chosen.state.into(state):
-            chosen.layout, chosen.state = layout, state
+            chosen.layout = layout
+            chosen.state = state
     return state  # empty where this rank saw nothing
 
 

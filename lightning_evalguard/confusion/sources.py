@@ -235,9 +235,11 @@ def from_source(source: Any, outputs: Any, batch: Any) -> Pair:
             )
             raise ValueError(f"source returned {many}, expected (preds, target)")
         preds, target = got
-        named, said = "", f"source `{getattr(source, '__qualname__', source)}`"
+        named = ""
+        said = f"source `{getattr(source, '__qualname__', source)}`"
     try:
-        preds, target = torch.as_tensor(preds), torch.as_tensor(target)
+        preds = torch.as_tensor(preds)
+        target = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"source gave {type(preds).__name__} and {type(target).__name__}, expected tensors"
@@ -343,7 +345,8 @@ def _unsqueezed(p: Tensor, t: Tensor, settled: Layout | None) -> tuple[Tensor, T
 
 def _class_axis(p: Tensor, t: Tensor, axis: int) -> int | None:
     """Which dimension of scores holds the classes: the one that the target lacks."""
-    first, last = p.shape[2:] == t.shape[1:], p.shape[:-1] == t.shape
+    first = p.shape[2:] == t.shape[1:]
+    last = p.shape[:-1] == t.shape
     if first and last:
         if p.ndim > 2:
             return axis

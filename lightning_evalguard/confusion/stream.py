@@ -140,7 +140,8 @@ class Stream:
 
     def keep_answers(self, preds: Tensor, target: Tensor) -> None:
         """Note what the first step answered, flat."""
-        preds, target = preds.reshape(-1).clone(), target.reshape(-1).clone()
+        preds = preds.reshape(-1).clone()
+        target = target.reshape(-1).clone()
         if self.preds is not None and self.target is not None:
             preds, target = (
                 torch.cat((self.preds, preds)),

@@ -90,7 +90,8 @@ class MetricTap:
         layer: Layer,
     ) -> Callable[..., Any]:
         called = _Called.of(name, metric, list(metric._update_signature.parameters))
-        takes, is_compiling = len(called.names), torch.compiler.is_compiling
+        takes = len(called.names)
+        is_compiling = torch.compiler.is_compiling
 
         def update(*args: Any, **kwargs: Any) -> Any:
             if not layer.active:

@@ -112,7 +112,9 @@ class EvalGuardCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not
         audit: Mode = "auto",
     ) -> None:
         self._policies = check_keywords(locals())
-        self._metrics, self._groups, self._sync_steps = metrics, groups, sync_steps
+        self._metrics = metrics
+        self._groups = groups
+        self._sync_steps = sync_steps
         self._allow, self._audit = allow, audit
         self._report = Report()
         self._history = History()

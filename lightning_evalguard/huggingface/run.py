@@ -44,8 +44,11 @@ class HuggingFaceRun:
         sync: SyncCheck,
         recorder: Recorder | None,
     ) -> None:
-        self.desk, self.guard, self.sync = desk, guard, sync
-        self.report, self.ranks = guard.report, guard.ranks
+        self.desk = desk
+        self.guard = guard
+        self.sync = sync
+        self.report = guard.report
+        self.ranks = guard.ranks
         self.now = Moment("fit", rank=desk.trainer.args.process_index)
         self._recorder = recorder
         self._counting = False
@@ -98,9 +101,11 @@ class HuggingFaceRun:
         given = _arguments(loop, args, kwargs)
         prefix = str(given.get("metric_key_prefix", "eval"))
         predicts = given.get("description") == "Prediction" or prefix.startswith("test")
-        outer, self.now = self.now, Moment("validate", rank=self.now.rank)
+        outer = self.now
+        self.now = Moment("validate", rank=self.now.rank)
         self._where("test" if predicts else "validate")
-        self.desk.evaluates, self.desk.logged_last = given.get("dataloader"), {}
+        self.desk.evaluates = given.get("dataloader")
+        self.desk.logged_last = {}
         self.ranks.expect(*self._points())
         modes = RestoredModes(self.desk.roots())
         try:

@@ -91,7 +91,8 @@ class Follow:
     """
 
     def __init__(self, function: types.FunctionType, around: Around) -> None:
-        self._function, self._around = function, around
+        self._function = function
+        self._around = around
 
     def start(self) -> None:
         """Follow from now on."""

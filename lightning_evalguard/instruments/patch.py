@@ -25,7 +25,9 @@ class Layer:
     """
 
     def __init__(self, owner: Any, name: str, function: Any) -> None:
-        self._owner, self._name, self._function = owner, name, function
+        self._owner = owner
+        self._name = name
+        self._function = function
         self._own = vars(owner).get(name)
         self.active = True
         function.__evalguard_wrap__ = self

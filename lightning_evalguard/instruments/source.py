@@ -164,7 +164,8 @@ def _whole_text(code: CodeType, lasti: int, lineno: int) -> str:
                 linecache.getline(code.co_filename, n).encode()
                 for n in range(first, last + 1)
             ]
-            lines[-1], lines[0] = lines[-1][:stop], lines[0][start:]
+            lines[-1] = lines[-1][:stop]
+            lines[0] = lines[0][start:]
             return " ".join(b" ".join(lines).decode(errors="replace").split())
     return _text(code, lasti, lineno)[1]
 

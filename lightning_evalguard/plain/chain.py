@@ -77,7 +77,9 @@ class Chain:
         self, judge: Judge, models: Models, training: TrainingSteps, names: Names
     ) -> None:
         self._names = names
-        self._judge, self._models, self._training = judge, models, training
+        self._judge = judge
+        self._models = models
+        self._training = training
         self._followed: dict[int, ScriptModel] = {}
         self._kinds: Counter[str] = Counter()
         self._rates = PassRates()
@@ -151,7 +153,8 @@ class Chain:
         weights.waiting.clear()
         begins = loop is not one.loop
         if begins:
-            one.loop, now.epoch = loop, (now.epoch or 0) + 1
+            one.loop = loop
+            now.epoch = (now.epoch or 0) + 1
         if begins or weights.is_due or not steps & (steps - 1):
             self._look(one, lambda: weights.steps(now))
         else:

@@ -32,7 +32,9 @@ class BlockCounts:
     """
 
     def __init__(self, report: Report, ranks: Alone, accelerator: Any) -> None:
-        self._report, self._ranks, self._accelerator = report, ranks, accelerator
+        self._report = report
+        self._ranks = ranks
+        self._accelerator = accelerator
         self._scores = PlainScores(
             report, self._hear, nullcontext, ranks, self._is_foreign
         )

@@ -44,7 +44,9 @@ class Gathers:
         heard: Heard,
         targets: Callable[[], tuple[set[int], set[int]]],
     ) -> None:
-        self._accelerator, self._heard, self._targets = accelerator, heard, targets
+        self._accelerator = accelerator
+        self._heard = heard
+        self._targets = targets
         self._wraps: list[Wrap] = []
         self._first: tuple[Tensor, str] | None = None
         self._depth = 0

@@ -20,7 +20,8 @@ class Loops:
     """
 
     def __init__(self, names: Names, loader_of: Callable[[Any], Any]) -> None:
-        self._names, self._loader_of = names, loader_of
+        self._names = names
+        self._loader_of = loader_of
         self._running: dict[int, Loop] = {}
         self.left: list[int] = []
 

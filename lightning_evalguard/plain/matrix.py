@@ -45,8 +45,11 @@ class PlainScores:
         ranks: Alone | None = None,
         is_foreign: Callable[[Pair], bool] | None = None,
     ) -> None:
-        self._report, self._scored, self._quietly = report, scored, quietly
-        self._ranks, self._is_foreign = ranks, is_foreign
+        self._report = report
+        self._scored = scored
+        self._quietly = quietly
+        self._ranks = ranks
+        self._is_foreign = is_foreign
         self._recorders: dict[str, Any] = {}
         self._off = False
         self._now: Any = None

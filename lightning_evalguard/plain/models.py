@@ -106,8 +106,12 @@ class Model:
     def _read(self, module: nn.Module) -> None:
         """Walk the tree; a flag is read from a module's ``__dict__``, which does not hold it."""
         self._read_at = registrations.count
-        self._dicts, self._computed, self._order = [], [], []
-        self.names, self.effects, self.kinds = [], [], []
+        self._dicts = []
+        self._computed = []
+        self._order = []
+        self.names = []
+        self.effects = []
+        self.kinds = []
         for name, part in inside(module)[1].named_modules():
             effect = None
             if not is_metric(part):

@@ -30,7 +30,9 @@ class PassRates:
     def step(self, optimizer: Any, loop: Loop | None) -> None:
         """An optimizer is about to make a step."""
         if loop is not self._loop:
-            self._loop, self._steps, self._names = loop, 0, []
+            self._loop = loop
+            self._steps = 0
+            self._names = []
             self._idle = loop is not None and not self._reported
         if not self._idle:
             return

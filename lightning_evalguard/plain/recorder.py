@@ -39,7 +39,9 @@ class PlainRecorder(Recorder):
         ranks: Alone | None = None,
         is_foreign: Callable[[Pair], bool] | None = None,
     ) -> None:
-        self._scored, self._quietly, self._is_foreign = scored, quietly, is_foreign
+        self._scored = scored
+        self._quietly = quietly
+        self._is_foreign = is_foreign
         self.compares = False
         super().__init__(ranks=ranks)
 

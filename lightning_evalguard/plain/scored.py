@@ -56,7 +56,8 @@ def scores(path: Sequence[CodePlace], models: Iterable[CodePlace] = ()) -> bool:
     """
     marks = {place: _node_at(*place) for place in models}
     for place in path:
-        source, scope = _node_at(*place), _scope_of(place[0])
+        source = _node_at(*place)
+        scope = _scope_of(place[0])
         if source is None or scope is None:
             return False
         others = [

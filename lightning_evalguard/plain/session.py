@@ -190,7 +190,8 @@ class Session:
         """A bug of ours costs one warning and the guard, never the script."""
         if self._off:
             return None
-        before, self._sync.deaf = self._sync.deaf, True
+        before = self._sync.deaf
+        self._sync.deaf = True
         try:
             return act(*args)
         except (EvalGuardError, EvalGuardWarning):

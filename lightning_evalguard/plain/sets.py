@@ -119,7 +119,9 @@ class ModelSets(DataCheck):
         if called.says == "train" or self._times[number] >= _EVALUATIONS:
             return False
         self._times[number] += 1
-        self._root, self._loader, self._called = root, loader, called
+        self._root = root
+        self._loader = loader
+        self._called = called
         stage = "test" if called.says == "test" else "validate"
         place = self._numbers.setdefault(number, len(self._numbers))
         self._moment = Moment(stage, dataloader=place, fitting=now.fitting)

@@ -61,5 +61,6 @@ class TrainingSteps:
             model.judged.add(call.flags)
             findings += rules.trains_in_eval_mode(model, call, owned)
             findings += rules.woken_by_train(model, call)
-        model.accepted, model.evaluated = call.flags, False
+        model.accepted = call.flags
+        model.evaluated = False
         return findings

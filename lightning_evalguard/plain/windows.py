@@ -187,7 +187,8 @@ class Windows:
     # a window's life
 
     def _window_for(self, call: ModelCall, user: FrameType) -> Window:
-        loop, window = self._around.innermost(), self.now
+        loop = self._around.innermost()
+        window = self.now
         if window is not None and (
             window.loop is not loop
             or (window.alone and window.where[0] is not user.f_code)

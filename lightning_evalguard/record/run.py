@@ -219,7 +219,8 @@ class RecordedRun:
         self._contents = {}
         one_by_one = self.records.outcomes and stage in ("validate", "test")
         self._outcomes = Outcomes() if one_by_one else None
-        self._weights, self._weighed = None, stage not in ("validate", "test")
+        self._weights = None
+        self._weighed = stage not in ("validate", "test")
 
     @property
     def sees(self) -> bool:
@@ -342,7 +343,8 @@ class RecordedRun:
     def _keep_outcomes(
         self, results: Mapping[str, Any], everyone: list[dict[str, Hits]]
     ) -> None:
-        outcomes, self._outcomes = self._outcomes, None
+        outcomes = self._outcomes
+        self._outcomes = None
         if outcomes is None:
             return
         for key in results:

@@ -85,7 +85,8 @@ class ByHand:
     ) -> None:
         self._root, self._guard = root, guard
         self._optimizers, self._now = optimizers, now
-        self._trained_on, self._validated_on = trained_on, validated_on
+        self._trained_on = trained_on
+        self._validated_on = validated_on
         self._models = Models()
         self._thread = threading.get_ident()
         self._opened: _Opened | None = None
@@ -155,9 +156,12 @@ class ByHand:
         if opened is None:
             self._open((frame.f_code, frame.f_lasti), None, evaluates, certain)
             assert self._opened is not None
-            self._opened.loops, self._opened.in_step = True, self.in_step
+            self._opened.loops = True
+            self._opened.in_step = self.in_step
         elif opened.receiver is not None and not opened.loops:
-            opened.loops, opened.evaluates, opened.certain = True, evaluates, certain
+            opened.loops = True
+            opened.evaluates = evaluates
+            opened.certain = certain
 
     def _open(
         self, place: Any, receiver: int | None, evaluates: bool, certain: bool = False

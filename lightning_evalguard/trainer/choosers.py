@@ -28,7 +28,9 @@ class LightningDesk:
     def __init__(
         self, trainer: Trainer, module: LightningModule, scores: Scores | None
     ) -> None:
-        self._trainer, self._module, self._scores = trainer, module, scores
+        self._trainer = trainer
+        self._module = module
+        self._scores = scores
         self._wrap: Wrap | None = None
 
     def fitting(self) -> bool:

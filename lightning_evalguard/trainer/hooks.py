@@ -28,7 +28,8 @@ class FollowedHooks:
         is_late: Callable[[], bool],
     ) -> None:
         self._profiler = profiler
-        self._following, self._is_late = following, is_late
+        self._following = following
+        self._is_late = is_late
         self._inside: list[str] = []
         self._stack = ExitStack()
         self._wraps: tuple[Wrap, ...] = ()

@@ -276,11 +276,14 @@ class ValidationLoop:
         # of the class: what is wrapped on the instance watches the evaluation's own steps
         batch = type(strategy).batch_to_device(strategy, batch, dataloader_idx=0)
         results = loop._results
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        results.batch = batch
+        results.batch_size = None
+        results.dataloader_idx = None
         several = loop._is_sequential and loop.num_dataloaders > 1
         given = loop._build_kwargs(batch, batch_idx, 0 if several else None)
         args = loop._build_step_args_from_hook_kwargs(given, "validation_step")
-        outer, module._current_fx_name = module._current_fx_name, "validation_step"
+        outer = module._current_fx_name
+        module._current_fx_name = "validation_step"
         try:
             return batch, type(strategy).validation_step(strategy, *args)
         finally:

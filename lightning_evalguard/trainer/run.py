@@ -223,7 +223,8 @@ class Run:
 
     def at(self, batch: int, dataloader: int) -> None:
         """A batch of an evaluation begins."""
-        self.now.batch, self.now.dataloader = batch, dataloader
+        self.now.batch = batch
+        self.now.dataloader = dataloader
         if self._hooks is not None and batch < 2:
             self._hooks.resume()
 
@@ -255,7 +256,8 @@ class Run:
             # replayed by a second guard: this one saw the step already
             if not layer.active or replaying():
                 return step(*args, **kwargs)
-            now, scores = self.now, self.scores if args else None
+            now = self.now
+            scores = self.scores if args else None
             if self._hooks is not None and now.batch > 1:
                 self._hooks.rest()
             if scores is not None:

@@ -47,7 +47,8 @@ class Scores:
         # What is found goes where the policy of the `scores` check is applied.
         self.judge: Callable[[Sequence[Finding]], None] = lambda findings: None
         self._trainer, self._module = trainer, module
-        self._recorder, self._report = recorder, report
+        self._recorder = recorder
+        self._report = report
         self._ours: set[str] = set()
         self._theirs: set[str] = set()
         self._reported: set[str] = set()

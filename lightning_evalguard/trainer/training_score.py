@@ -88,7 +88,9 @@ class TrainingScore:
         report: Report,
         log: Callable[[str, float], None],
     ) -> None:
-        self._module, self._batches, self._loop = module, batches, loop
+        self._module = module
+        self._batches = batches
+        self._loop = loop
         self._recorder = Recorder(config) if matrix else None
         self._report, self._log = report, log
         self._plan: _Plan | None = None
@@ -319,7 +321,9 @@ class TrainScoreOfFit:
         metrics: Literal["auto"] | ConfusionMetrics | None,
         report: Report,
     ) -> None:
-        self._trainer, self._module, self._report = trainer, module, report
+        self._trainer = trainer
+        self._module = module
+        self._report = report
         self._wrap: Wrap | None = None
         self._score: TrainingScore | None = None
         if trainer.world_size > 1:

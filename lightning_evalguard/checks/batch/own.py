@@ -384,7 +384,8 @@ class Comparison:
                 rows_cut = True
                 size = n
                 at_end = True
-            a, b = _side(a, dim, size, at_end), _side(b, dim, size, at_end)
+            a = _side(a, dim, size, at_end)
+            b = _side(b, dim, size, at_end)
         return a, b
 
     def _own_of(self, n: int, m: int) -> int:

@@ -212,7 +212,8 @@ def _of_values(mine: Appearance, theirs: Appearance) -> str:
         return ""
     ours, training = mine.spreads(), theirs.spreads()
     if min(len(ours), len(training)) >= _FEWEST:
-        a, b = float(ours.nanmedian()), float(training.nanmedian())
+        a = float(ours.nanmedian())
+        b = float(training.nanmedian())
         if min(a, b) > 0 and max(a / b, b / a) > _FACTOR:
             return (
                 f"the values of a sample have a standard deviation of {a:.3g}, expected about "
@@ -238,13 +239,17 @@ def _of_range(ours: Tensor, training: Tensor) -> str:
 
 def _foreign(ours: Tensor, training: Tensor) -> Tensor:
     """(C,) bool: the columns that are of another scale; those of one value are left out."""
-    low, high = training.min(0).values, training.max(0).values
+    low = training.min(0).values
+    high = training.max(0).values
     width = high - low
     varies = width > 0  # else it says nothing of its range
     if not varies.any():
         return varies[:0]
-    ours, training = ours[:, varies], training[:, varies]
-    low, high, width = low[varies], high[varies], width[varies]
+    ours = ours[:, varies]
+    training = training[:, varies]
+    low = low[varies]
+    high = high[varies]
+    width = width[varies]
     outside = ((ours < low - _MARGIN * width) | (ours > high + _MARGIN * width)).sum(0)
     # of exchangeable samples so many lie beyond all others with about this chance
     share = len(ours) / (len(ours) + len(training))

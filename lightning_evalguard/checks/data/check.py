@@ -93,7 +93,8 @@ class DataCheck(Check):
         earlier: Callable[[], Iterable[Trained] | None] = tuple,
     ) -> None:
         self._loop = loop
-        self._history, self._groups = history or History(), groups
+        self._history = history or History()
+        self._groups = groups
         self._earlier, self.whole = earlier, set[str]()
         self.notes: list[str] = []
         self._forget(None)
@@ -316,7 +317,8 @@ class DataCheck(Check):
             )
         if len(one.sketches) > len(one.known):
             one.known = one.sketches
-        one.gave, one.sketches = max(one.gave, one.batches), []
+        one.gave = max(one.gave, one.batches)
+        one.sketches = []
         return found
 
     def _watch_repeats(self, one: EvaluatedSet) -> list[Fact]:

@@ -67,7 +67,8 @@ def _judged(
             t.detach() for t in tensors(batch) if t.layout is torch.strided and t.dim()
         ]
 
-    among, again = made(*others[: _BESIDE - 1]), made(*others[: _BESIDE - 1])
+    among = made(*others[: _BESIDE - 1])
+    again = made(*others[: _BESIDE - 1])
     if digest(among) != digest(again):
         return None  # it draws
     kept = _samples_kept(among, samples[:_BESIDE])

@@ -71,7 +71,8 @@ class Leak:
 
     def has_more(self, theirs: Portrait | None) -> bool:
         """Whether the other set shows more of its samples than when this was asked last."""
-        known, self._hashes = self._hashes, 0 if theirs is None else len(theirs.hashes)
+        known = self._hashes
+        self._hashes = 0 if theirs is None else len(theirs.hashes)
         return self._hashes > known
 
     def look(self, budget: Budget) -> list[Fact]:
@@ -111,7 +112,9 @@ class Leak:
         return self._fact(shared, said, exact=True)
 
     def _by_rows(self, budget: Budget) -> list[Fact]:
-        compared, exact, places = False, True, set[int]()
+        compared = False
+        exact = True
+        places = set[int]()
         for part in self._mine:
             mine = rows(part.root, part.indices)
             if mine is None:
@@ -170,8 +173,10 @@ class Leak:
         return all(hasattr(type(dataset), "__getitem__") for dataset in both)
 
     def _by_reading(self, budget: Budget) -> list[Fact]:
-        dataset, other = self._one.loader.dataset, self._side.dataset
-        mine, theirs = _given(self._mine), _given(self._side.parts)
+        dataset = self._one.loader.dataset
+        other = self._side.dataset
+        mine = _given(self._mine)
+        theirs = _given(self._side.parts)
         n, m = len(mine), len(theirs)
         if self._evaluated is None:
             if not (n and m and budget.read(2)):

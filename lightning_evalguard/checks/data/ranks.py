@@ -58,7 +58,8 @@ def repetitions(one: EvaluatedSet, everyone: Mapping[int, Said]) -> list[Fact]:
     _, counts = torch.cat(each).unique(return_counts=True)  # type: ignore[no-untyped-call]
     if not len(counts) or int(counts.max()) < 2 or not is_repeated(counts):
         return []
-    again, of = int((counts - 1).sum()), sum(said.of for said in everyone.values())
+    again = int((counts - 1).sum())
+    of = sum(said.of for said in everyone.values())
     number = f"{again}" if every == 1 else f"about {again * every}"
     whole = int(counts.min()) == len(everyone)
     cause = ""

@@ -35,7 +35,8 @@ _MOST = 1 << 22  # values of a set
 
 def by_own_statistics(one: EvaluatedSet, side: Side) -> list[Fact]:
     """What shows that an evaluated set and training's are each scaled by their own statistics."""
-    mine, theirs = _loaders.parts(one.loader), side.parts
+    mine = _loaders.parts(one.loader)
+    theirs = side.parts
     if len(mine) != 1 or len(theirs) != 1:
         return []
     how = _scaled(mine[0])
@@ -120,7 +121,8 @@ def _in_groups(samples: Tensor) -> bool:
 
 def _is_ranged(table: Tensor) -> bool:
     """Whether each column of many values has its ends at 0 and 1, and most stand there once."""
-    low, high = table.min(0).values, table.max(0).values
+    low = table.min(0).values
+    high = table.max(0).values
     ends = (low == 0) & ((high - 1).abs() < 1e-6)
     if int(ends.sum()) < _RANGED:
         return False

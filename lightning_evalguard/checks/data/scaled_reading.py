@@ -150,7 +150,8 @@ def _statistics(table: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
             deviation = table.std(dims, keepdim=True, correction=correction)
             yield "mean and standard deviation", mean, deviation
         yield "mean", mean, torch.ones_like(mean)
-        low, high = table.amin(dims, keepdim=True), table.amax(dims, keepdim=True)
+        low = table.amin(dims, keepdim=True)
+        high = table.amax(dims, keepdim=True)
         yield "smallest and largest value", low, high - low
         yield "largest value", torch.zeros_like(high), high
     ordered = table.sort(0).values

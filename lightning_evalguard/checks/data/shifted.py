@@ -70,12 +70,14 @@ def shifted(mine: Part, theirs: Part) -> Shifted | None:
             if not (isinstance(own, Tensor) and isinstance(other, Tensor)):
                 return None
             training = (other, theirs.indices)
-            windows, around = own[chosen], (own, places)
+            windows = own[chosen]
+            around = (own, places)
         elif mine.root is not theirs.root and _of_one_series(mine.root, theirs.root):
             read = _read(mine.root, chosen), _read(theirs.root, _some(theirs.indices))
             if read[0] is None or read[1] is None:
                 return None
-            windows, training = read[0], (read[1], torch.arange(len(read[1])))
+            windows = read[0]
+            training = (read[1], torch.arange(len(read[1])))
             around = windows, torch.arange(looked)
         else:
             return None
@@ -100,7 +102,8 @@ def is_trend(mine: Sequence[Part], theirs: Sequence[Part]) -> bool:
 
 def _moves(part: Part) -> float | None:
     """How much the values of overlapping windows move from step to step; None of others."""
-    held, places = rows(part.root, part.indices), part.indices
+    held = rows(part.root, part.indices)
+    places = part.indices
     if held is None or not isinstance(held.values, Tensor) or len(places) < _FEWEST:
         return None
     table = held.values

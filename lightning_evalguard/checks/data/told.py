@@ -25,8 +25,10 @@ def label_among_features(one: EvaluatedSet, training: Appearance) -> list[Fact]:
     """A column of an evaluated set and of training's that is the label."""
     if one.appearance.place != training.place:
         return []
-    labels, of_training = one.appearance.labels(), training.labels()
-    rows, trained = one.appearance.means(), training.means()
+    labels = one.appearance.labels()
+    of_training = training.labels()
+    rows = one.appearance.means()
+    trained = training.means()
     if len(rows) < _EVALUATED or len(trained) < _TRAINED:
         return []
     if labels.shape[1] != of_training.shape[1] or rows.shape[1] != trained.shape[1]:

@@ -32,7 +32,8 @@ _LONGEST = 1 << 14  # values of a sample
 
 def overlapping(one: EvaluatedSet, side: Side) -> list[Fact]:
     """What shows that evaluated samples overlap training's."""
-    mine, theirs = _loaders.parts(one.loader), side.parts
+    mine = _loaders.parts(one.loader)
+    theirs = side.parts
     if len(mine) != 1 or len(theirs) != 1:
         return []
     text = _of_neighbours(mine[0], theirs[0], side.words)

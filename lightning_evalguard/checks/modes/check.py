@@ -351,7 +351,8 @@ class ModesCheck(Check):
         return findings
 
     def _verify_restored(self, now: Moment) -> list[Finding]:
-        past, self._unrestored = self._unrestored, None
+        past = self._unrestored
+        self._unrestored = None
         if past is None:
             return []
         repairs = []

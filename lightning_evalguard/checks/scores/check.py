@@ -269,7 +269,8 @@ class ScoresCheck(Check):
 
     def _of_keys(self, facts: Sequence[Fact]) -> list[Fact]:
         """What is wrong with each logged value; of what follows from `facts` nothing more."""
-        wrong, metrics = {f.subject for f in facts}, self._metrics.wrong
+        wrong = {f.subject for f in facts}
+        metrics = self._metrics.wrong
         told = [float(v) for one in metrics for v in one.values]
         held, found = self._loop.values(), []
         for key, heard in (self._of_step | self._heard).items():

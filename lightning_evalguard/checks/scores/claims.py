@@ -140,7 +140,8 @@ class Claims:
 
     def is_right(self, heard: LogCall, value: float) -> bool:
         """Whether a value is a score of what was counted, as its key says."""
-        claim, counted = claim_of(heard.name), self._counted_of(heard)
+        claim = claim_of(heard.name)
+        counted = self._counted_of(heard)
         if claim is None or counted is None or claim.stage not in ("", self._stage):
             return False
         return bool(fits(value, candidates(counted.result, claim)))
@@ -154,7 +155,8 @@ class Claims:
         self, heard: LogCall, key: str, score: str, theirs: float
     ) -> tuple[str, str]:
         """How a value came about that is logged under `score`, where that can be reproduced."""
-        counted, claim = self._counted_of(heard), claim_of(score)
+        counted = self._counted_of(heard)
+        claim = claim_of(score)
         if counted is None or claim is None or heard.by_metric:
             return "", ""
         series = counted.batches.series(claim)

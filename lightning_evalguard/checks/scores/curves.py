@@ -68,7 +68,8 @@ class Curves:
             subject = names[0]
             kind = type(self._decisions[names[0]][0]).__name__
             if len(names) > 1:
-                subject, kind = parent, "MetricCollection"
+                subject = parent
+                kind = "MetricCollection"
             found.append(Fact(said_of(samples), REMEDY, subject, kind, certain=False))
         return found
 

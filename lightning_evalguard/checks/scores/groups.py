@@ -127,7 +127,8 @@ def _fresh(metric: Any) -> Any:
     made = copy.copy(metric)
     for name, default in metric._defaults.items():
         vars(made)[name] = [] if isinstance(default, list) else default.detach().clone()
-    vars(made)["_update_count"], vars(made)["_computed"] = 0, None
+    vars(made)["_update_count"] = 0
+    vars(made)["_computed"] = None
     return made
 
 

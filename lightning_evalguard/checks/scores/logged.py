@@ -204,7 +204,8 @@ class Tally:
             answers: How many answers each batch counted, where that is known.
         """
         steps, _ = self._logged.get(heard.key, ([], []))
-        weights, sizes = self.weights_of(heard.key), [self._sizes[i] for i in steps]
+        weights = self.weights_of(heard.key)
+        sizes = [self._sizes[i] for i in steps]
         if len(weights) < 2 or len(weights) != len(sizes) or None in sizes:
             return None
         samples = [s or 0 for s in sizes]
@@ -273,7 +274,8 @@ class Tally:
             return []  # several numbers a step, or none in some
         sizes = [self._sizes[i] for i in expected]
         samples = [s or 0 for s in sizes] if None not in sizes else []
-        values, stale = on_host(series.values), on_host(series.stale)
+        values = on_host(series.values)
+        stale = on_host(series.stale)
         return [Numbers(series.name, values, samples, (), stale, by_batch)]
 
     def _is_of_batch(self, name: str) -> bool:

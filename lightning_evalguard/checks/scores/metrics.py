@@ -249,7 +249,8 @@ class Metrics:
 
     def facts_of_training(self) -> list[Fact]:
         """What came to light since the last evaluation, once."""
-        found, self._facts_of_training = self._facts_of_training, []
+        found = self._facts_of_training
+        self._facts_of_training = []
         return found
 
     def _robbing(self, one: Followed, value: Any) -> None:

@@ -74,7 +74,8 @@ class Ages:
 
     def scored(self) -> None:
         """An evaluation logged all its scores: those that are monitored belong to this step."""
-        step, logged = self._desk.step(), self._desk.logged()
+        step = self._desk.step()
+        logged = self._desk.logged()
         for chooser in self._desk.choosers():
             for key in {chooser.key, *chooser.keys_in_names()}:
                 if key is None or key not in logged:
@@ -111,13 +112,15 @@ class Ages:
 
     def before_train_step(self) -> None:
         """Note when each score that step-wise checkpoints need was last logged by training."""
-        logged, step = self._desk.logged(), self._desk.step()
+        logged = self._desk.logged()
+        step = self._desk.step()
         for key in self._followed:
             updates = 0
             if key in logged:
                 updates = logged[key].updates
             if updates != self._updates.get(key):
-                self._updates[key], self._steps[key] = updates, step
+                self._updates[key] = updates
+                self._steps[key] = step
 
     # checkpoints
 

@@ -49,7 +49,8 @@ class Aim:
         """What the scores of this evaluation are, of choosers that no name settled."""
         logged = self._desk.logged()
         for chooser in self._desk.choosers():
-            key, identity = chooser.key, (id(chooser.itself), chooser.key, chooser.mode)
+            key = chooser.key
+            identity = (id(chooser.itself), chooser.key, chooser.mode)
             if identity in self._settled or not _chooses(chooser):
                 continue
             if key is None or key not in logged:

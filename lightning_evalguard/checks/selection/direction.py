@@ -61,7 +61,8 @@ _UNSAID = """
 """
 _STAGES = "validation valid val test testing training train dev eval evaluation"
 
-HIGHER, LOWER = frozenset(_HIGHER.split()), frozenset(_LOWER.split())
+HIGHER = frozenset(_HIGHER.split())
+LOWER = frozenset(_LOWER.split())
 _PHRASES: dict[str, Best] = {
     **dict.fromkeys(_HIGHER_PHRASES.split(), "max"),
     **dict.fromkeys(_LOWER_PHRASES.split(), "min"),

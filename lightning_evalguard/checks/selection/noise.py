@@ -54,14 +54,16 @@ class Noise:
         All are of one set, so that the interval of the last, moved to each, stands for its own.
         """
         for (key, _), scored in self._scored.items():
-            values, result = scored.values, scored.result
+            values = scored.values
+            result = scored.result
             if result is None or len(values) < 2:
                 continue
             pick = min
             if scored.mode == "max":
                 pick = max
             best_step = pick(values, key=lambda step: values[step])
-            best, last = values[best_step], values[max(values)]
+            best = values[best_step]
+            last = values[max(values)]
             low, high = result.interval(scored.name)
             within = sum(
                 low - last <= best - value <= high - last

@@ -107,7 +107,8 @@ class OwnChoosers:
         self.due = True
 
     def _values(self) -> dict[str, float]:
-        logged, held = self._desk.logged(), self._desk.values()
+        logged = self._desk.logged()
+        held = self._desk.values()
         return {key: value for key, value in held.items() if key in logged}
 
     def _look_around(self) -> None:
@@ -212,7 +213,8 @@ class OwnChoosers:
 
     def _stale(self, now: dict[str, float]) -> Iterator[ChooserFact]:
         """What took the score of the validation before, and saved later weights under it."""
-        last, step = self._steps[-1], self._desk.step()
+        last = self._steps[-1]
+        step = self._desk.step()
         if step <= last:
             return
         for place, value in self._numbers():

@@ -75,10 +75,12 @@ def of_tensor(held: Held, fact: str, expected: str, remedy: str, **more: Any) ->
 
 def of_step(held: Held, is_new: bool) -> Change:
     """A tensor that a step wrote, or registered."""
-    fact, expected = "changed during the step", "it to stay as it was"
+    fact = "changed during the step"
+    expected = "it to stay as it was"
     remedy = remedy_of(held)
     if is_new and held.persistent:
-        fact, expected = "was added during the step", "the state_dict as before it"
+        fact = "was added during the step"
+        expected = "the state_dict as before it"
         remedy = REGISTER
     return of_tensor(held, fact, expected, remedy, writes=True)
 

@@ -219,7 +219,8 @@ class StateCheck(Check):
             change.site = change.site or self.lines.get(change.name)
             change.site = change.site or self._site_before(change)
             if seen is not None and change.writes and change.name in seen.projected:
-                change.certain, change.remedy = False, PROJECT
+                change.certain = False
+                change.remedy = PROJECT
             where = None
             if change.site:
                 where = change.site.location

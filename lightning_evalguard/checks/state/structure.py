@@ -79,7 +79,8 @@ class Structure:
                     n for n, h in self._held.items() if h.owner == name
                 )
                 fact = f"replaced a {self._classes[name].__name__} {when}"
-                expected, remedy = "the modules as before it", PUT_BACK
+                expected = "the modules as before it"
+                remedy = PUT_BACK
                 change = of_module(
                     name, module, fact, expected, remedy, assigned.get(name)
                 )

@@ -135,8 +135,10 @@ class StateWindow:
     def standing(self) -> dict[str, Any]:
         """All that an evaluation must leave alone, by the names under which changes are told."""
         inventory = self._inventory
-        marks, training = inventory.read(), inventory.training()
-        flips, grads = training.flips(), training.grads()
+        marks = inventory.read()
+        training = inventory.training()
+        flips = training.flips()
+        grads = training.grads()
         standing: dict[str, Any] = {
             name: (mark, flips.get(name), grads.get(name))
             for name, mark in marks.by_name().items()
@@ -280,7 +282,8 @@ class StateWindow:
 
         Positions grow with the longest batch, and follow the precision that autocast computes in.
         """
-        before, now = self._held.get(name), self._inventory.held.get(name)
+        before = self._held.get(name)
+        now = self._inventory.held.get(name)
         if before is None or now is None or before.kind != "buffer" or now.persistent:
             return False
         old, new = before.tensor, now.tensor
@@ -288,7 +291,8 @@ class StateWindow:
 
     def _trained(self, now: TrainingTensors) -> list[Change]:
         """Gradients and `requires_grad` that a step changed."""
-        before, self._training_mark = self._training_mark, now
+        before = self._training_mark
+        self._training_mark = now
         if before is None or now == before:
             return []
         return self._trains.changes(before, now, "during the step")
@@ -413,7 +417,8 @@ class StateWindow:
                 self._kept[attribute][path] = start._replace(
                     version=start.version + moved.version - k.version
                 )
-        before, after = training.grads(), self._inventory.training().grads()
+        before = training.grads()
+        after = self._inventory.training().grads()
         grads = self._training.grads()
         gradients = []
         for name in self._training.names:
@@ -463,7 +468,8 @@ class StateWindow:
                 if name in self._check.calibrated:
                     continue  # one plan, one finding, whatever the stage
                 self._check.calibrated.add(name)
-                fact, remedy = "was estimated anew before the first batch", PUT_BACK
+                fact = "was estimated anew before the first batch"
+                remedy = PUT_BACK
             change = of_tensor(h, fact, "it to be as before", remedy, writes=True)
             change.certain = not is_plan
             changes.append(change)

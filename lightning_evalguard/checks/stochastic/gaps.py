@@ -27,7 +27,8 @@ class Gaps:
 
     def looked(self, now: Moment, after: Generators) -> None:
         """A step was looked at; `after` is where they stand now."""
-        self._last, self._at = after, (now.dataloader, now.batch)
+        self._last = after
+        self._at = (now.dataloader, now.batch)
 
     def moved(self, now: Moment, before: Generators, batch: int) -> bool:
         """Whether they moved while steps were skipped.

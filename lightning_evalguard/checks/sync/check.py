@@ -211,7 +211,8 @@ class SyncCheck(Check):
             self._steps[stage] += left
         findings = self._findings() if watched else self._leave()
         if watched and self._root is not None and self._ready(self._root, args):
-            self._moment, self._stage = dataclasses.replace(now), stage
+            self._moment = dataclasses.replace(now)
+            self._stage = stage
             self._watched[stage] += 1
             self._enter(self._root, args)
         return findings
@@ -292,7 +293,8 @@ class SyncCheck(Check):
     def _findings(self) -> list[Finding]:
         """The user's own sites that were not said yet, one finding each."""
         if self._watch is not None and self._watch.error is not None:
-            error, self._watch.error = self._watch.error, None
+            error = self._watch.error
+            self._watch.error = None
             raise error
         now = self._moment
         if now is None:

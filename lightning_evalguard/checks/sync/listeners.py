@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-TO_HOST, TO_DEVICE = "copy to the host", "copy to the device"
+TO_HOST = "copy to the host"
+TO_DEVICE = "copy to the device"
 # called as a wait begins, and as it ends
 second_ears: list[Callable[[bool], object]] = []
 

@@ -86,10 +86,12 @@ class WaitWatch:
         self._key = KEYS[device_type]
         self._is_open = False
         if self.on_cpu:
-            self._lasting, self._passing = None, _operators
+            self._lasting = None
+            self._passing = _operators
         else:
             # many windows, and hardly a cost outside them: only copies are frequent there
-            self._lasting, self._passing = _operators, _copies
+            self._lasting = _operators
+            self._passing = _copies
             _acquire(self._lasting, self._key)
 
     @property

@@ -173,7 +173,8 @@ class _Stack:
         near = self._near
         user = self._user
         if near is None:
-            owner, text = "autograd", "the backward pass"
+            owner = "autograd"
+            text = "the backward pass"
             return Where("", text, "", owner, "", self._inside, self._hook)
         shown = site_of(user or near)
         package = owner_of(near.f_code.co_filename)

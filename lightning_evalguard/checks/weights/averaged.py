@@ -68,7 +68,8 @@ class Averages:
         callbacks: Iterable[object],
         others: Callable[[], Mapping[str, nn.Module]] = dict,
     ) -> None:
-        self.inventory, self._others = inventory, others
+        self.inventory = inventory
+        self._others = others
         self._callbacks = list(callbacks)
         self._before: dict[str, list[Any]] = {}
         self._at_first: list[Any] | None = None  # as training found the model
@@ -184,7 +185,8 @@ class Averages:
 
     def _not_transferred(self, callback: object, now: Moment) -> list[Finding]:
         held = vars(callback)
-        model, n = held.get("_average_model"), held.get("n_averaged")
+        model = held.get("_average_model")
+        n = held.get("n_averaged")
         if not isinstance(model, nn.Module) or n is None or int(n) < 1:
             return []
         if _probes(model) == _probes(self.inventory.root):

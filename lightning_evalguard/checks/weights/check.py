@@ -57,9 +57,12 @@ class WeightsCheck(Check):
         schedulers: Callable[[], Iterable[Any]] = tuple,
     ) -> None:
         self.notes: list[str] = []
-        self._remedies, self._others = remedies, others
-        self._optimizers, self._callbacks = optimizers, callbacks
-        self._disagreements, self._hyper_parameters = disagreements, hyper_parameters
+        self._remedies = remedies
+        self._others = others
+        self._optimizers = optimizers
+        self._callbacks = callbacks
+        self._disagreements = disagreements
+        self._hyper_parameters = hyper_parameters
         self._schedulers = schedulers
         self._averages: Averages | None = None
         self._replicas: Replicas | None = None
@@ -206,7 +209,9 @@ class WeightsCheck(Check):
         return redrawn.trained_anew(self._inventory, self._redrawn, now)
 
     def close(self, now: Moment) -> Iterable[Finding]:
-        training, averages, inventory = self._training, self._averages, self._inventory
+        training = self._training
+        averages = self._averages
+        inventory = self._inventory
         reads, self._reads = self._reads, None
         rates, self._rates = self._rates, None
         self._training = self._averages = self._replicas = self._inventory = None

@@ -46,7 +46,8 @@ def watch_files() -> None:
             problems.append(said)
         return answer
 
-    watched.__name__, watched.__doc__ = _LAST, check.__doc__
+    watched.__name__ = _LAST
+    watched.__doc__ = check.__doc__
     watched.__evalguard__ = True  # type: ignore[attr-defined]
     setattr(torch._utils, _LAST, watched)
 

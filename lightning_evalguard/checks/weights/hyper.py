@@ -71,7 +71,8 @@ def other_hyper_parameters(
         return []
     if not any(loads.loaded(held.tensor) for held in parameters_of(inventory)):
         return []  # trained since
-    mine, theirs = files.flat_values(hyper_parameters), load.hyper_parameters
+    mine = files.flat_values(hyper_parameters)
+    theirs = load.hyper_parameters
     names = [
         n for n in mine if n in theirs and _matters(n) and _differ(mine[n], theirs[n])
     ]

@@ -134,7 +134,8 @@ class TrainedParameters:
         remedies: Remedies = OF_LIGHTNING,
     ) -> None:
         self.inventory = inventory
-        self._optimizers, self._remedies = optimizers, remedies
+        self._optimizers = optimizers
+        self._remedies = remedies
         self._starts: dict[int, _Start] = {}
         self.epoch: int | None = None
         self._reported: set[str] = set()

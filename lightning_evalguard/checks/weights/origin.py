@@ -112,7 +112,8 @@ def origins(parameters: Iterable[Held]) -> Origins:
 
 def _group(found: Origins, held: Held, own_draws: dict[int, bool]) -> list[Held]:
     """Where a parameter belongs that no load has left out."""
-    tensor, key = held.tensor, held.name.rpartition(".")[2]
+    tensor = held.tensor
+    key = held.name.rpartition(".")[2]
     # what was drawn anew after a load or a fit is told by `redrawn`
     if tensor in trained or loads.touched(tensor) or is_from_elsewhere(tensor):
         return found.known

@@ -46,7 +46,8 @@ class LearningRates:
         schedulers: Callable[[], Iterable[Any]],
         root: nn.Module,
     ) -> None:
-        self._optimizers, self._schedulers = optimizers, schedulers
+        self._optimizers = optimizers
+        self._schedulers = schedulers
         # a model of a script may go before the script is over
         self._model = weakref.ref(root)
         self.idle = False
@@ -59,7 +60,8 @@ class LearningRates:
     def begin(self, now: Moment) -> list[Finding]:
         """An epoch's first step is about to run; what the one before did is known."""
         findings = self.end(now)
-        self._epoch, self._first = now.epoch, now.step or 0
+        self._epoch = now.epoch
+        self._first = now.step or 0
         self._batches = 1
         self.idle = not self._reported and at_zero(self._optimizers())
         return findings
@@ -108,11 +110,14 @@ class LearningRates:
             f"a learning rate of 0 in all {self._batches} steps of epoch {self._epoch}: nothing "
             "was learned in it"
         )
-        fact, kind, subject = f"{names} had {how}", None, None
+        fact = f"{names} had {how}"
+        kind = None
+        subject = None
         remedy = NO_RATE
         scheduler = self._steering(optimizers)
         if scheduler is not None:
-            kind, subject = type(scheduler).__name__, "lr_schedulers[0]"
+            kind = type(scheduler).__name__
+            subject = "lr_schedulers[0]"
             fact = f"gives {names} {how}"
             remedy = (
                 f"Let {kind} count from 1, step with each batch "

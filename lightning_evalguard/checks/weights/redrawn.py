@@ -98,7 +98,8 @@ def redrawn(parameters: Iterable[Held]) -> list[Held]:
 
 
 def _is_uniform(held: Held) -> bool:
-    tensor, key = held.tensor, held.name.rpartition(".")[2]
+    tensor = held.tensor
+    key = held.name.rpartition(".")[2]
     return is_drawn(held.module, key, tensor, writes=1) or holds_uniform(tensor)
 
 
@@ -182,7 +183,8 @@ def trained_anew(inventory: Inventory, before: set[int], now: Moment) -> list[Fi
     everything = parameters_of(inventory)
     chosen = [h for h in redrawn(everything) if loads.touched(h.tensor)]
     chosen = [held for held in chosen if id(held.tensor) not in before]
-    drawn, size = _elements(chosen), _elements(everything)
+    drawn = _elements(chosen)
+    size = _elements(everything)
     if not chosen or drawn < size / 2:  # a new head on purpose
         return []
     return [_finding(chosen, inventory, now, "trained")]
@@ -219,7 +221,8 @@ def _finding(
 def _load_of(chosen: Iterable[Held]) -> Load | None:
     """The load whose weights are gone; None where a later fit's are."""
     for held in chosen:
-        brought, end = loads.brought(held.tensor), ends.of(held.tensor)
+        brought = loads.brought(held.tensor)
+        end = ends.of(held.tensor)
         if brought is not None and (end is None or end.version <= brought[1]):
             return brought[0]
     return None

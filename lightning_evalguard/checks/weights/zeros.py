@@ -132,7 +132,8 @@ def _is_of_decay(state: Mapping[str, Any], tensor: Tensor, decay: Any) -> bool:
         return False
     with torch.no_grad():
         highest = _ROOM * decay * float(tensor.abs().max())
-        squares, momentum = state.get("exp_avg_sq"), state.get("momentum_buffer")
+        squares = state.get("exp_avg_sq")
+        momentum = state.get("momentum_buffer")
         if isinstance(squares, Tensor):
             return float(squares.max()) <= highest**2
         # of a momentum of 0.9 or less
@@ -148,7 +149,8 @@ def averages_of(state: Mapping[str, Any], tensor: Tensor) -> list[Tensor]:
 
 
 def _is_meant_to_learn(held: Held) -> bool:
-    module, own = held.module, held.owner.rpartition(".")[2]
+    module = held.module
+    own = held.owner.rpartition(".")[2]
     if not isinstance(module, _LAYERS):
         return False
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -174,7 +176,8 @@ def _is_alternative(owner: str, alive: Iterable[Held], inventory: Inventory) -> 
     parts = owner.split(".")
     learning = {name for held in alive for name in _upwards(held.owner)}
     for n in range(1, len(parts)):
-        parent, member = ".".join(parts[:n]), ".".join(parts[: n + 1])
+        parent = ".".join(parts[:n])
+        member = ".".join(parts[: n + 1])
         if not isinstance(inventory.modules.get(parent), _MEMBERS):
             continue
         kind = type(inventory.modules.get(member))
