@@ -28,6 +28,7 @@ _NOISE = (
     r"You are using `torch\.load` with `weights_only=False`",
     # Of the tests' own calls; a FutureWarning from torch 2.14 on, before that a DeprecationWarning.
     r"`torch\.jit\.\w+` is deprecated",
+    r"`torch\.jit\.\w+` is not supported in Python 3\.14",
 )
 
 collect_ignore = ["cases", "ranks_launched.py", "scripts"]  # scripts, started by tests
