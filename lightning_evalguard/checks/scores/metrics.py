@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,22 +73,31 @@ class Followed:
     stale: int = 0
     missing: tuple[int, int] | None = None
 
-    def count(self) -> UpdateCount:
-        """How often it was updated, and by which state it is known whether it was reset."""
-        if self.state is None:
-            return updates_of(self.metric)
-        held = self.metric.__dict__
-        return UpdateCount(int(held["_update_count"]), (id(held.get(self.state)),))
+    def __post_init__(self) -> None:
+        self._held = self._holder()
+
+    def _holder(self) -> Callable[[], Any]:
+        """Gives the tensor that a reset replaces, as long as it lives.
+
+        Its address says nothing: the next one may lie where it lay.
+        """
+        value = self.metric.__dict__.get(self.state)
+        if isinstance(value, Tensor):
+            return weakref.ref(value)
+        return _nothing
 
     def step_over(self, loader: int) -> int:
         """How many updates a step of one loader made, which is over."""
         if self.state is None:
             count = updates_of(self.metric)
+            is_same = count == self.now
         else:
-            # `count`, without a call: every step comes here
+            # every step comes here
             held = self.metric.__dict__
-            count = UpdateCount(held["_update_count"], (id(held.get(self.state)),))
-        if count == self.now:
+            count = UpdateCount(held["_update_count"], ())
+            stays = held.get(self.state) is self._held()
+            is_same = stays and count.updates == self.now.updates
+        if is_same:
             return 0
         came = count.updates - self.now.updates
         if came <= 0:
@@ -98,6 +108,7 @@ class Followed:
         self.updated += came
         self.by_loader[loader] = self.by_loader.get(loader, 0) + came
         self.now = count
+        self._held = self._holder()
         return came
 
     def gave(self, value: Any) -> None:
@@ -122,6 +133,10 @@ class Followed:
         self.asked = max(0, held - (0 if self.was_reset else self.before))
         if isinstance(value, Tensor) and value.numel() == 1:
             self.values.append(value.detach().reshape(()))
+
+
+def _nothing() -> None:
+    """No tensor is held."""
 
 
 def _is_no_mean(metric: Any) -> bool:
@@ -190,7 +205,6 @@ class Metrics:
         for name, metric in metrics_of(root):
             count = updates_of(metric)
             one = Followed(name, metric, count.updates, count, _tensor_state(metric))
-            one.now = one.count()
             self.followed.append(one)
             gave = None
             if _is_no_mean(metric):
