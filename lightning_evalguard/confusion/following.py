@@ -93,6 +93,8 @@ class Following:
                 look = name, preds.shape, target.shape, preds.dtype, target.dtype
                 if chosen.look != look or entry.counted or chosen.samples:
                     return False
+                if entry.keeps_scores:  # each evaluation begins to keep them anew
+                    return False
                 if len(target) != samples or entry.keep != samples:
                     return False
                 if kind not in _NAMED and not entry.holds(target, chosen.role):
@@ -135,7 +137,7 @@ class Following:
             and arranged.target is target
         )
         chosen.plain = look if as_shown else None
-        is_simple = as_shown and not entry.keeps_scores and chosen.is_simple
+        is_simple = as_shown and chosen.is_simple
         one_place = preds.device == target.device and target.ndim > 0
         chosen.look = look[:5] if is_simple and one_place else None
         return arranged

@@ -179,16 +179,17 @@ class ConfusionMatrix(Metric):
         flat = target if target.ndim == 1 else target.reshape(-1)
         waiting = self._waiting
         is_row = flat is target and preds.is_floating_point()
+        answer: tuple[Tensor, Tensor | None]
         if is_row and preds.shape == (n, self.layout.num_classes):
             # most pairs: nothing else is asked of them
             top, p = preds.max(1)
-            waiting.answers.append((p, top))
+            answer = p, top
         else:
-            waiting.answers.append((self._predicted_soon(preds, target), None))
+            answer = self._predicted_soon(preds, target), None
         # a copy: the target is the batch's own
-        waiting.targets.append(
-            flat.clone() if flat.dtype == torch.long else flat.long()
-        )
+        kept = flat.clone() if flat.dtype == torch.long else flat.long()
+        waiting.answers.append(answer)
+        waiting.targets.append(kept)
         waiting.elements += n
         if waiting.elements > _WAITING or len(waiting.targets) > 2 * _STEPS:
             self.settle()

@@ -559,3 +559,29 @@ def test_the_scores_of_each_batch_are_those_of_its_own_matrix(task: Any) -> None
             assert values == pytest.approx(
                 [candidates(one, claim)[name] for one in batches]
             )
+
+
+class Tuned(nn.Module):
+    """Names a threshold, so that scores are kept as long as they are few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = 0.3
+
+
+def test_scores_that_were_too_many_in_one_evaluation_are_kept_in_the_next() -> None:
+    recorder, module = Recorder(), Tuned()
+    batch = [torch.randn(40_000), torch.randint(0, 2, (40_000,)).float()]
+    read = []
+    for batches in (4, 1):  # 160,000 scores are too many, 40,000 are not
+        recorder.start("val", module, [None])
+        for _ in range(batches):
+            recorder.before_step(batch)
+            F.binary_cross_entropy_with_logits(*batch)
+            recorder.after_step(None, batch)
+        recorder.steps_over()
+        result = recorder.stop().results["val"]
+        assert result.total == batches * 40_000
+        read.append([one for one in result.misread if "threshold" in str(one)])
+    assert not read[0]
+    assert read[1]
