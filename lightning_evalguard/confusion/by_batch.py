@@ -60,7 +60,7 @@ class Batches:
 
     def totals(self) -> list[int]:
         """How many answers each batch counted; empty where that is not known."""
-        margins = self._counted()
+        margins = self.margins()
         if margins is None:
             return []
         support = margins[0]
@@ -74,7 +74,7 @@ class Batches:
         """Each score of one family, batch by batch."""
         claim = claim._replace(stage="")
         if claim not in self._series:
-            margins = self._counted()
+            margins = self.margins()
             named = (
                 {}
                 if margins is None
@@ -89,7 +89,8 @@ class Batches:
             }
         return self._series[claim]
 
-    def _counted(self) -> Margins | None:
+    def margins(self) -> Margins | None:
+        """What each batch counted; None where that is not known."""
         if self._margins is None and self._read is not None and self._totals:
             totals = torch.stack(self._totals).cpu()
             self._totals.clear()

@@ -578,3 +578,32 @@ def whole_numbers_that_rank():
             self.log("val_rank", self.rank)
 
     return fitted(N())
+
+
+@honest
+def scores_of_each_class_in_the_last_batch_are_logged_by_step():
+    class N(Net):
+        def validation_step(self, batch, i):
+            super().validation_step(batch, i)
+            of_batch = torchmetrics.functional.classification.multiclass_recall
+            scores = of_batch(self(batch[0]), batch[1], 10, average="none")
+            for label in range(10):
+                key = f"recall_{label}"
+                self.log(key, scores[label], on_step=True, on_epoch=False)
+
+    return fitted(N(), val=loader(VAL, batch_size=43))
+
+
+@honest
+def dice_of_each_class_is_a_mean_over_images():
+    class N(Net):
+        def validation_step(self, batch, i):
+            z, y = self(batch[0]), batch[1]
+            pixels = z.view(-1, 10, 1).expand(-1, 10, 4)
+            truth = y.view(-1, 1).repeat(1, 4)
+            self.log("val_loss", F.cross_entropy(pixels, truth), batch_size=len(y))
+            of_image = torchmetrics.functional.classification.multiclass_f1_score
+            for label, dice in enumerate(of_image(pixels, truth, 10, average="none")):
+                self.log(f"dice_{label}", dice, batch_size=len(y))
+
+    return fitted(N(), val=loader(VAL, batch_size=43))

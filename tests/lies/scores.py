@@ -397,3 +397,84 @@ def ranked(kind, chosen):
 
 ranked(torchmetrics.classification.BinaryAUROC, lambda z: z.argmax(1))
 ranked(torchmetrics.classification.BinaryAveragePrecision, lambda z: z.max(1)[1])
+
+
+class EachClass(Net):
+    """A score of each class, as a function of each batch or as a metric of all of them."""
+
+    key, average = "val_recall_{}", "none"
+
+    def __init__(self, kind, of_batch, fixed):
+        super().__init__()
+        self.metric = kind(C, average=self.average)
+        self.of_batch, self.fixed = of_batch, fixed
+
+    def validation_step(self, batch, i):
+        z = self(batch[0])
+        self.log("val_loss", F.cross_entropy(z, batch[1]), batch_size=len(z))
+        if self.fixed:
+            self.metric.update(z, batch[1])
+        else:
+            self.judge(self.of_batch(z, batch[1], C, average=self.average))
+
+    def judge(self, scores):
+        for label in range(C):
+            self.log(self.key.format(label), scores[label], batch_size=64)
+
+    def on_validation_epoch_end(self):
+        if self.fixed:
+            for label, score in enumerate(self.metric.compute()):
+                self.log(self.key.format(label), score)
+            self.metric.reset()
+
+
+def each_class(kind, of_batch, key):
+    def f(fixed):
+        net = EachClass(kind, of_batch, fixed)
+        net.key = key
+        return fitted(net, val=loader(VAL, batch_size=43))
+
+    f.__name__ = f"mean_of_batches_{of_batch.__name__}"
+    return lie(f)
+
+
+_of = torchmetrics.functional.classification
+_all = torchmetrics.classification
+each_class(_all.MulticlassRecall, _of.multiclass_recall, "val/class_{}")
+each_class(_all.MulticlassPrecision, _of.multiclass_precision, "precision_of_{}")
+each_class(_all.MulticlassJaccardIndex, _of.multiclass_jaccard_index, "digit{}_iou")
+
+
+@lie
+def f1_of_each_class_is_a_mean_over_a_list(fixed):
+    class N(EachClass):
+        def on_validation_epoch_start(self):
+            self.kept = []
+
+        def judge(self, scores):
+            self.kept.append(scores)
+
+        def on_validation_epoch_end(self):
+            if not self.fixed:
+                means = torch.stack(self.kept).mean(0)
+                self.log_dict({f"f1_class{c}": m for c, m in enumerate(means)})
+            super().on_validation_epoch_end()
+
+    kinds = _all.MulticlassF1Score, _of.multiclass_f1_score
+    return fitted(N(*kinds, fixed), val=loader(VAL, batch_size=43))
+
+
+@lie
+def accuracy_of_the_samples_of_a_class_in_each_batch(fixed):
+    class N(Net):
+        def validation_step(self, batch, i):
+            z = self(batch[0])
+            self.log("val_loss", F.cross_entropy(z, batch[1]), batch_size=len(z))
+            for label in range(C):
+                mine = batch[1] == label
+                if mine.any():
+                    right = acc(z[mine], batch[1][mine])
+                    n = int(mine.sum()) if fixed else len(z)
+                    self.log(f"acc_{label}", right, batch_size=n)
+
+    return fitted(N(), val=loader(VAL, batch_size=43))

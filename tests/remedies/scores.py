@@ -11,7 +11,12 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    MulticlassF1Score,
+    MulticlassRecall,
+)
 
 from lightning_evalguard import ConfusionMetrics, EvalGuardWarning, Report
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
@@ -65,6 +70,37 @@ def logged_for_some_batches_alone(make: Make, fixed: bool) -> Report:
             return many()
 
     return scored(make, Some())
+
+
+@applied(
+    'Update a torchmetrics object with average="none" in each step, and log what it computes when '
+    "the epoch ends."
+)
+def recall_of_each_class_is_a_mean_of_batches(make: Make, fixed: bool) -> Report:
+    class EachClass(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recall = MulticlassRecall(CLASSES, average="none")
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self(batch[0])
+            self.log("val_loss", F.cross_entropy(logits, batch[1]))
+            if fixed:
+                self.recall.update(logits, batch[1])
+                return
+            for label, recall in enumerate(self.recall(logits, batch[1])):
+                self.log(f"val_recall_{label}", recall, batch_size=len(batch[1]))
+
+        def on_validation_epoch_end(self) -> None:
+            recalls = self.recall.compute()
+            self.recall.reset()
+            if fixed:
+                self.log_dict({f"val_recall_{c}": r for c, r in enumerate(recalls)})
+
+        def val_dataloader(self) -> Any:
+            return many()
+
+    return scored(make, EachClass())
 
 
 @applied("Give it `logits{}.sigmoid()`, {}")

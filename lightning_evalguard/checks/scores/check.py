@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
+from lightning_evalguard.checks.scores.by_class import fact_of
 from lightning_evalguard.checks.scores.claims import Claims, LoaderCounts
 from lightning_evalguard.checks.scores.curves import Curves
 from lightning_evalguard.checks.scores.groups import Groups
@@ -273,6 +274,7 @@ class ScoresCheck(Check):
         metrics = self._metrics.wrong
         told = [float(v) for one in metrics for v in one.values]
         held, found = self._loop.values(), []
+        of_classes = []
         for key, heard in (self._of_step | self._heard).items():
             in_steps = key in self._of_step
             value = held.get(key) if in_steps else heard.value
@@ -292,7 +294,9 @@ class ScoresCheck(Check):
                 fact = mean_of_batches(self._metrics.followed, key, number, weights)
             if fact is not None:
                 found.append(fact)
-        found = self._with_lists(found)
+            elif (one := self._claims.class_wise(heard, number, in_steps)) is not None:
+                of_classes.append(one)
+        found = self._with_lists(found) + fact_of(of_classes)
         self._claims.remember()
         self._judged = True
         self._heard = {}

@@ -9,6 +9,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_evalguard.checks.scores.by_class import (
+    Averaged,
+    ClassWise,
+    class_wise,
+    is_a_score,
+)
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import on_host
 from lightning_evalguard.checks.scores.logged import Tally
@@ -16,6 +22,7 @@ from lightning_evalguard.checks.scores.summaries import (
     Numbers,
     Summary,
     by_chance,
+    of_totals,
     over_full_batches,
     over_samples,
     summary_of,
@@ -39,7 +46,6 @@ from lightning_evalguard.confusion.differences import (
     shown_scores,
 )
 from lightning_evalguard.confusion.result import ConfusionResult
-from lightning_evalguard.confusion.scores import per_class
 from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.stages import spelling
 
@@ -145,6 +151,25 @@ class Claims:
         if claim is None or counted is None or claim.stage not in ("", self._stage):
             return False
         return bool(fits(value, candidates(counted.result, claim)))
+
+    def class_wise(
+        self, heard: LogCall, value: float, in_steps: bool
+    ) -> ClassWise | None:
+        """Whether a value is the mean of the batches' scores of one class, as none is."""
+        counted = self._counted_of(heard)
+        steps, values, weights = (
+            self._tally.calls_of(heard.key) if in_steps else ([], [], [])
+        )
+        if (
+            counted is None
+            or heard.by_metric
+            or not self._closely
+            or in_steps != bool(values)
+        ):
+            return None
+        logged = Averaged(heard.key, value, values, weights, steps, heard.location)
+        samples = [size or 0 for size in self._tally.sizes_of(heard.loader)]
+        return class_wise(logged, counted.batches, counted.result, samples)
 
     def may_hold(self, name: str) -> bool:
         """Whether what was logged may have been made of a list: of numbers, only where it was."""
@@ -304,7 +329,7 @@ class Claims:
     # by the steps' numbers
 
     def _of_numbers(self, heard: LogCall, value: float) -> Fact | None:
-        if any(_is_a_score(value, counted.result) for counted in self.counted.values()):
+        if any(is_a_score(value, counted.result) for counted in self.counted.values()):
             return None  # of one class, say
         numbers = self._tally.numbers()
         known = {
@@ -314,7 +339,7 @@ class Claims:
         }
         for counted in known.values():
             numbers += _by_batch(counted)
-        summary = summary_of(value, heard.name, numbers) or _of_totals(
+        summary = summary_of(value, heard.name, numbers) or of_totals(
             value, heard.name, self._tally.numbers()
         )
         if summary is None:
@@ -396,7 +421,7 @@ class Claims:
         counted = self._counted_of(heard)
         if counted is None or not self._closely or by_chance(value):
             return None
-        if _is_a_score(value, counted.result):
+        if is_a_score(value, counted.result):
             return None
         n = len(counted.batches.totals())
         if n < 2:
@@ -429,15 +454,6 @@ class Claims:
         return None
 
 
-def _is_a_score(value: float, result: ConfusionResult) -> bool:
-    """Whether a value is a score of all classes or of one."""
-    each = per_class(
-        result.support, result.predicted, result.true_positives, result.judged
-    )
-    every = [*result.scores.values(), *(v for scores in each for v in scores.tolist())]
-    return any(close(value, score) for score in every)
-
-
 def _varies(values: Sequence[float]) -> bool:
     return len({round(v, 6) for v in values}) > 1
 
@@ -454,15 +470,6 @@ def _by_batch(counted: LoaderCounts) -> list[Numbers]:
             for n in chosen
         ]
     return made
-
-
-def _of_totals(value: float, key: str, numbers: list[Numbers]) -> Summary | None:
-    """Whether a value is a total of batches' means over their number."""
-    added = [one.added() for one in numbers if one.adds_up]
-    summary = summary_of(value, key, added) if added else None
-    if summary is None or summary.kind != "plain mean":
-        return None
-    return summary
 
 
 def _of_summary(heard: LogCall, value: float, summary: Summary) -> Fact:

@@ -169,6 +169,11 @@ class Tally:
             return []
         return [float(value) for value in on_host([h.value for h in heard])]
 
+    def calls_of(self, key: str) -> tuple[list[int], list[float], list[int]]:
+        """In which steps a key was logged, with which numbers, and how they were weighed."""
+        steps, _ = self._logged.get(key, ([], []))
+        return steps, self.values_of(key), self.weights_of(key)
+
     def weights_of(self, key: str) -> list[int]:
         """The batch sizes by which a key's values were weighed."""
         _, heard = self._logged.get(key, ([], []))

@@ -140,6 +140,15 @@ def summary_of(value: float, key: str, known: Iterable[Numbers]) -> Summary | No
     return None
 
 
+def of_totals(value: float, key: str, numbers: list[Numbers]) -> Summary | None:
+    """Whether a value is a total of batches' means over their number."""
+    added = [one.added() for one in numbers if one.adds_up]
+    summary = summary_of(value, key, added) if added else None
+    if summary is None or summary.kind != "plain mean":
+        return None
+    return summary
+
+
 def _means(one: Numbers) -> Iterable[float]:
     """What is right of numbers that are means, or sums, of their batches."""
     values = one.values
