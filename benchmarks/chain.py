@@ -1,9 +1,8 @@
 """What `weights`, `data`, `scores` and `selection` cost: an evaluation of 100 batches, and a fit.
 
-Run: ``python benchmarks/chain.py [--pairs 9]``. In one process fits run in turn, with the other
-checks off: without these four, and with them. Evaluations are timed by the CPU time between their
-first and last hook; the difference of the medians counts. Evaluations after the first ones are
-told apart from those, in which sets are compared once.
+Run: ``python benchmarks/chain.py [--pairs 9]``. In one process fits run in turn, under the default
+guard with these four checks and without them, with few evaluations and with many. The medians of
+the differences in CPU time tell what each evaluation costs, and what a fit costs once.
 """
 
 from __future__ import annotations
@@ -24,10 +23,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard
-from lightning_evalguard.checks.registry import CHECKS
 
 FOUR = ("weights", "data", "scores", "selection")
-BATCHES, EPOCHS = 100, 4
+BATCHES = 100
+FEW, MANY = (
+    3,
+    15,
+)  # evaluations of a fit: sets and scores are compared closely in the first two
 
 
 class Net(pl.LightningModule):
@@ -63,40 +65,42 @@ def conv() -> tuple[nn.Module, tuple[int, ...]]:
     return net, (3, 32, 32)
 
 
-class Clock(pl.Callback):
-    """CPU time of each evaluation and of what comes before the first training step."""
-
-    def __init__(self) -> None:
-        self.evaluations: list[float] = []
-
-    def on_validation_start(self, *args: Any) -> None:
-        self.start = time.process_time()
-
-    def on_validation_end(self, *args: Any) -> None:
-        self.evaluations.append(time.process_time() - self.start)
-
-
 def fit(
-    make: Callable[[], tuple[nn.Module, tuple[int, ...]]], on: bool
-) -> tuple[float, list[float]]:
-    """CPU seconds of a whole fit, and of each of its evaluations."""
+    make: Callable[[], tuple[nn.Module, tuple[int, ...]]], on: bool, epochs: int
+) -> float:
+    """CPU seconds of a whole fit under the default guard, with the four checks or without."""
     torch.manual_seed(0)
     net, shape = make()
     samples = 64 * BATCHES
     val = TensorDataset(torch.randn(samples, *shape), torch.randint(0, 10, (samples,)))
     train = TensorDataset(torch.randn(640, *shape), torch.randint(0, 10, (640,)))
-    off = CHECKS if not on else CHECKS - set(FOUR)
-    guard = EvalGuard(metrics=None, record=None, **dict.fromkeys(off, "ignore"))  # type: ignore[arg-type]
-    clock = Clock()
+    off = () if on else FOUR
+    guard = EvalGuard(record=None, **dict.fromkeys(off, "ignore"))  # type: ignore[arg-type]
     best = ModelCheckpoint("/dev/shm", monitor="val_acc", mode="max", save_top_k=0)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-        callbacks=[clock, guard, best],
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[guard, best],
     )  # fmt: skip
     began = time.process_time()
     trainer.fit(Net(net), DataLoader(train, 64), DataLoader(val, 64))
-    return time.process_time() - began, clock.evaluations
+    return time.process_time() - began
+
+
+def bare(make: Callable[[], tuple[nn.Module, tuple[int, ...]]]) -> float:
+    """CPU seconds of one evaluation without a guard."""
+    torch.manual_seed(0)
+    net, shape = make()
+    samples = 64 * BATCHES
+    val = TensorDataset(torch.randn(samples, *shape), torch.randint(0, 10, (samples,)))
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    module, loader = Net(net), DataLoader(val, 64)
+    trainer.validate(module, loader, verbose=False)
+    began = time.process_time()
+    trainer.validate(module, loader, verbose=False)
+    return time.process_time() - began
 
 
 def main() -> None:
@@ -107,21 +111,20 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for make in (mlp, conv):
-        fit(make, True)
-        apart: dict[str, list[float]] = {"fit": [], "later": []}
-        bare = []
+        alone = statistics.median(bare(make) for _ in range(5))
+        fit(make, True, FEW)
+        apart: dict[int, list[float]] = {FEW: [], MANY: []}
         for i in range(pairs):
-            order = (True, False) if i % 2 else (False, True)
-            runs = {on: fit(make, on) for on in order}
-            later = {on: statistics.median(each[1][2:]) for on, each in runs.items()}
-            bare.append(later[False])
-            apart["later"].append(later[True] - later[False])
-            apart["fit"].append(runs[True][0] - runs[False][0])
-        share = statistics.median(apart["later"]) / statistics.median(bare)
+            for epochs in (FEW, MANY):
+                order = (True, False) if i % 2 else (False, True)
+                took = {on: fit(make, on, epochs) for on in order}
+                apart[epochs].append(took[True] - took[False])
+        few, many = (statistics.median(apart[epochs]) for epochs in (FEW, MANY))
+        each = (many - few) / (MANY - FEW)
         print(
-            f"{make.__name__}: an evaluation of {BATCHES} batches {statistics.median(bare):.3f} s, "
-            f"{share:+.2%} with the four checks; a fit with {EPOCHS} evaluations "
-            f"{statistics.median(apart['fit']) * 1e3:+.1f} ms"
+            f"{make.__name__}: an evaluation of {BATCHES} batches takes {alone:.3f} s; the four "
+            f"checks add {each * 1e3:.1f} ms ({each / alone:.1%}) to each, and "
+            f"{(few - FEW * each) * 1e3:.0f} ms once a fit"
         )
 
 

@@ -156,16 +156,13 @@ class Claims:
         self, heard: LogCall, value: float, in_steps: bool
     ) -> ClassWise | None:
         """Whether a value is the mean of the batches' scores of one class, as none is."""
+        if heard.by_metric or not self._closely:
+            return None
         counted = self._counted_of(heard)
         steps, values, weights = (
             self._tally.calls_of(heard.key) if in_steps else ([], [], [])
         )
-        if (
-            counted is None
-            or heard.by_metric
-            or not self._closely
-            or in_steps != bool(values)
-        ):
+        if counted is None or in_steps != bool(values):
             return None
         logged = Averaged(heard.key, value, values, weights, steps, heard.location)
         samples = [size or 0 for size in self._tally.sizes_of(heard.loader)]
