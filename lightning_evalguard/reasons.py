@@ -58,6 +58,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("groups by", "The model knows these groups already."),
         ("the validation set", "The model was chosen on them."),
         (" too (", "The model knows the answers already."),
+        ("nodes or edges of", "The model knows the answers already."),
         ("gave no batch", "This evaluation has no score."),
         ("gave other samples", _NOT_COMPARABLE),
         ("draws other samples", _NOT_COMPARABLE),

@@ -19,6 +19,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
@@ -338,11 +339,46 @@ def parts(loader: Any) -> list[Part]:
     n = length(dataset)
     if is_iterable_style(loader) or n is None:
         return []
-    sampler = sampler_of(loader)
-    at = torch.arange(n)
-    if isinstance(sampler, SubsetRandomSampler):
-        at = torch.as_tensor(list(sampler.indices), dtype=torch.int64)
+    at = picked(loader)
+    if at is None:
+        return []
     return list(_unwrapped(dataset, at, at, 0))
+
+
+def picked(loader: Any) -> Tensor | None:
+    """The places in its dataset from which a map-style loader takes samples.
+
+    None where a sampler takes some of them and does not say which.
+    """
+    n = length(loader.dataset) or 0
+    batches: Any = getattr(loader, "batch_sampler", None)
+    if type(batches) in (list, tuple):
+        return _integers([place for batch in batches for place in batch])
+    sampler: Any = sampler_of(loader)
+    if isinstance(sampler, DistributedSampler):
+        # Lightning's own deals out what another sampler gives
+        sampler = getattr(sampler.dataset, "_sampler", sampler)
+    indices = getattr(sampler, "indices", None)
+    if indices is not None and length(indices) == length(sampler):
+        return _integers(indices)
+    if not isinstance(sampler, Sampler) and length(sampler) is not None:
+        return _integers(sampler)
+    if type(sampler).__module__.startswith("torch.") or batches is None:
+        return torch.arange(n)
+    number = length(sampler)
+    if number is not None and number < n:
+        return None
+    return torch.arange(n)
+
+
+def _integers(places: Any) -> Tensor | None:
+    """``(N,)`` int64; None of what is no sequence of whole numbers."""
+    try:
+        return torch.as_tensor(
+            places if isinstance(places, Tensor) else list(places), dtype=torch.int64
+        )
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def parts_at(loader: Any, given: Tensor) -> list[Part]:

@@ -1,6 +1,7 @@
 """Lies around the step, each with its honest twin, in tables by what they are about."""
 
 from lies import (
+    apart,
     around,
     choosing,
     data,
@@ -17,6 +18,7 @@ from lies.common import GUARDED, TABLE
 from lies.honest import HONEST
 
 CHECKS = {
+    "lies.apart": {"data", "batch"},
     "lies.around": {"weights", "data", "scores", "batch", "selection"},
     "lies.weights": {"weights", "stochastic"},
     "lies.choosing": {"selection"},
@@ -36,6 +38,7 @@ __all__ = [
     "GUARDED",
     "HONEST",
     "TABLE",
+    "apart",
     "around",
     "choosing",
     "data",

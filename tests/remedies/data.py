@@ -234,3 +234,37 @@ def a_label_among_the_features(make: Make, fixed: bool) -> Report:
         if not fixed:
             rows.x[:, 0] = rows.y
     return data(make, On(train, val))
+
+
+@applied(
+    "Make the masks from one permutation, so that each node or edge is in one of them."
+)
+def masks_of_one_graph(make: Make, fixed: bool) -> Report:
+    made = torch.Generator().manual_seed(0)
+    nodes = Rows(0)
+    order = torch.randperm(N, generator=made)
+    masks = [torch.zeros(N, dtype=torch.bool) for _ in range(2)]
+    masks[0][order[:40]] = True
+    masks[1][order[40 if fixed else 30 :]] = True
+    graph = {
+        "x": nodes.x,
+        "y": nodes.y,
+        "train_mask": masks[0],
+        "val_mask": masks[1],
+    }
+    loader = DataLoader([graph], 1, collate_fn=lambda batch: batch[0])
+    return data(make, OnGraph(loader, loader))
+
+
+class OnGraph(On):
+    """Learns from some nodes of a graph, and is evaluated on others."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch, "train_mask")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch, "val_mask"), batch_size=1)
+
+    def loss(self, batch: Any, mask: str) -> Tensor:
+        target = torch.where(batch[mask], batch["y"], -100)
+        return nn.functional.cross_entropy(self(batch["x"]), target)

@@ -14,6 +14,7 @@ from lightning_evalguard.checks.data.loader_facts import (
     listed_places,
     workers,
 )
+from lightning_evalguard.checks.data.masked import by_masks
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Fact, Part
 from lightning_evalguard.data.portraits import BATCHES, Portrait
@@ -80,6 +81,10 @@ class Leak:
         if self._done:
             return []
         if self._evaluated is None:
+            of_one = by_masks(self._one, self._side, _given(self._mine))
+            if of_one is not None:
+                self._done = self.compared = True
+                return of_one
             facts = self._by_index() or self._by_rows(budget)
             if facts or self._done:
                 self._done = True
@@ -217,8 +222,8 @@ class Leak:
     def _fact(self, places: Sequence[int], said: str, exact: bool) -> list[Fact]:
         if not places:
             return []
-        n = _loaders.length(self._one.loader.dataset)
-        self.is_whole = len(places) >= min(n or 0, _QUERIES)
+        n = len(set(_given(self._mine)))
+        self.is_whole = len(places) >= min(n, _QUERIES)
         number = (
             f"{len(places)}" if exact or len(places) == n else f"at least {len(places)}"
         )
@@ -273,7 +278,8 @@ def by_portraits(
 ) -> list[Fact]:
     """Which evaluated samples stand in a set of which a record holds hashes."""
     places, exact = set[int](), True
-    for part in _loaders.parts(one.loader):
+    parts = _loaders.parts(one.loader)
+    for part in parts:
         mine = rows(part.root, part.indices)
         if mine is None:
             continue
@@ -288,7 +294,7 @@ def by_portraits(
     if not places:
         of_batches = next((kept for kept in theirs if kept.kind == BATCHES), None)
         return by_batches(one, of_batches, words)
-    n = _loaders.length(one.loader.dataset)
+    n = len(set(_given(parts)))
     number = (
         str(len(places)) if exact or len(places) == n else f"at least {len(places)}"
     )
