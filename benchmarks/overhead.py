@@ -311,9 +311,10 @@ def growth(short: bool, seconds: float) -> dict[str, dict[int, Rounds]]:
     grown: dict[str, dict[int, Rounds]] = {"modules": {}, "tensors": {}, "batches": {}}
     for power in range(1, upto + 1):
         n = 10**power
-        deep = max(10, min(60, 20_000 // n))  # 10,000 modules take 20 ms a batch
+        # of so many batches most are not looked at, as in a fit of a user
+        deep = 10 if short else 60
         grown["modules"][n] = measure(lambda n=n: modules(n), deep, wanted, seconds)
-        grown["tensors"][n] = measure(lambda n=n: tensors(n), 40, wanted, seconds)
+        grown["tensors"][n] = measure(lambda n=n: tensors(n), deep, wanted, seconds)
         if power < 4:
             grown["batches"][n] = measure(mlp, n, wanted, seconds)
     return grown
