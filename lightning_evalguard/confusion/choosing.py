@@ -22,6 +22,7 @@ from lightning_evalguard.confusion.choice import (
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.loader import LoaderCount
 from lightning_evalguard.confusion.parts import (
+    Choosers,
     is_all_that_counts,
     is_beaten,
     unexplained,
@@ -53,7 +54,7 @@ def choose(
         questions = [
             q for q in questions if q in shown or _is_the_score(q, shown, evidence)
         ]
-    parts = unexplained(questions, entry.selects)
+    parts = unexplained(questions, entry.choosers)
     beaten = [part for part, whole in parts if is_beaten(part, whole)]
     main, is_clear = main_of([q for q in questions if q not in beaten], evidence)
     others = [question for question in questions if question is not main]
@@ -95,6 +96,7 @@ def _take(entry: LoaderCount, chosen: Stream) -> None:
         stream.forget_step()
     entry.chosen, entry.streams = chosen, []
     entry.strides.clear()
+    entry.choosers = Choosers()
     entry.counted = bool(chosen.samples)
 
 
@@ -109,6 +111,7 @@ def _the_right_way_round(entry: LoaderCount) -> list[Stream]:
     ]
     for stream in entry.streams:
         if stream.is_ordered and (stream.swapped or stream in turned):
+            entry.reported.add("turned round")
             entry.found.append(swapped_order(entry, stream))
     return [s for s in entry.streams if s not in turned]
 

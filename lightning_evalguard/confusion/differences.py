@@ -239,7 +239,8 @@ def shown_scores(named: Mapping[str, float], claim: Claim) -> str:
 class Difference(NamedTuple):
     """How a value that a module logs under a score's name differs from the matrix's.
 
-    ``fact`` is empty where it does not; ``rounds`` is whether rounding alone is the reason.
+    ``fact`` is empty where it does not; ``rounds`` is whether rounding alone is the reason, or one
+    that a finding of its own names.
     """
 
     fact: str = ""
@@ -248,16 +249,18 @@ class Difference(NamedTuple):
 
 
 class Misread(NamedTuple):
-    """What is counted where logits are taken for something else than they are.
+    """What is counted where answers are taken for something else than they are.
 
-    ``matrix`` is ``(2, 2)``, or ``(L, 2, 2)`` of a multilabel task; ``rounds`` is whether they are
-    only rounded; ``remedy`` is what to do about it, where that is not to give the probabilities.
+    ``matrix`` is ``(C, C)``, or ``(L, 2, 2)`` of a multilabel task; ``rounds`` is whether they are
+    only rounded; ``remedy`` is what to do about it, where that is not to give the probabilities;
+    ``told`` is whether a finding of its own says it.
     """
 
     matrix: Tensor
     how: str
     rounds: bool = False
     remedy: str = ""
+    told: bool = False
 
 
 OR = "or delete the line: the guard computes this score, too."
@@ -287,15 +290,19 @@ def difference(
         return Difference()
     fact = f"is {theirs:.4f}, expected {ours:.4f} ({score})"
     for reading in misread:
-        if close(theirs, _of_yes_or_no(reading.matrix).get(score, math.nan)):
+        if close(theirs, _of_reading(reading.matrix).get(score, math.nan)):
             fix = f"Give it `logits{'.float()' * reading.rounds}.sigmoid()`, {OR}"
-            return Difference(
-                f"{fact}; {reading.how}", reading.remedy or fix, reading.rounds
-            )
+            is_told = reading.rounds or reading.told
+            return Difference(f"{fact}; {reading.how}", reading.remedy or fix, is_told)
     if why:
         return Difference(f"{fact}; {why}", remedy or CHECK_IT)
     why, remedy = _reason(result, score, theirs, ours)
     return Difference(f"{fact}; {why}" if why else fact, remedy or CHECK_IT)
+
+
+def turned_round(matrix: Tensor) -> Misread:
+    """What a metric counts that is given ``(target, preds)``, of which a finding tells."""
+    return Misread(matrix.mT, "it is given (target, preds)", told=True)
 
 
 def misread_as(
@@ -311,7 +318,7 @@ def misread_as(
 
 @dataclass
 class _Counted:
-    """What one reading of yes-or-no scores counts."""
+    """What one reading of the answers counts."""
 
     matrix: Tensor | None
     scores: dict[str, float]
@@ -324,17 +331,20 @@ class _Counted:
 
 def _every_score(matrix: Tensor) -> dict[str, float]:
     """The scores of a reading under each name that a key may mean."""
-    scores = _of_yes_or_no(matrix)
+    scores = _of_reading(matrix)
     if matrix.ndim > 2:
         return scores
     one = _Counted(matrix, scores, matrix.sum(1), matrix.sum(0), matrix.diagonal())
+    if len(matrix) > 2:
+        one.task = "multiclass"
+    scores = _accuracies(one) | scores
     for family in ("precision", "recall", "f1", "specificity"):
         scores = _averages(one, family) | scores
     return scores
 
 
-def _of_yes_or_no(matrix: Tensor) -> dict[str, float]:
-    """Scores of a binary matrix ``(2, 2)``, or of one for each label ``(L, 2, 2)``."""
+def _of_reading(matrix: Tensor) -> dict[str, float]:
+    """Scores of a matrix ``(C, C)``, or of one for each label ``(L, 2, 2)``."""
     if matrix.ndim == 2:
         return _scores.multiclass(matrix.sum(1), matrix.sum(0), matrix.diagonal())
     support = matrix[:, 1].sum(1)

@@ -13,6 +13,7 @@ from lightning_evalguard.confusion.by_batch import Batches
 from lightning_evalguard.confusion.layout import Layout
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
 from lightning_evalguard.confusion.memory import StorageIdentity
+from lightning_evalguard.confusion.parts import Choosers
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.confusion.stream import Stream, versions_of
@@ -113,7 +114,7 @@ class LoaderCount:
         converts_labels: Whether labels of the batch became an array in the first step.
         unverified: Whether nothing but their values will tell that the arrays that count are a
             score.
-        selects: How many answers the batch chooses of all that the first step shows.
+        choosers: What of the batch may choose some of the answers that the first step shows.
         owned: Samples that this rank owns of those that a DistributedSampler deals out; it repeats
             some so that each rank gets as many. None where nothing is repeated.
         batch: The running step's, until the choice.
@@ -170,7 +171,7 @@ class LoaderCount:
     kinds: set[str] = field(default_factory=set)
     converts_labels: bool = False
     unverified: bool = False
-    selects: set[int] = field(default_factory=set)
+    choosers: Choosers = field(default_factory=Choosers)
     excluded: set[str] = field(default_factory=set)
     strides: list[tuple[int, int]] = field(default_factory=list)
     owned: int | None = None

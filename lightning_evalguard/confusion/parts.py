@@ -8,6 +8,7 @@ it is scored too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,43 +16,92 @@ from torch import Tensor
 from lightning_evalguard.confusion.choice import WEAK, Question
 from lightning_evalguard.confusion.stream import Stream
 
+_LONG = 4096  # samples, of which a number each is kept
 _VALUES = 64  # of a tensor of the batch that may each stand for what is left out
 
 
-def sizes_of(leaves: Iterable[Tensor], sizes: set[int]) -> set[int]:
-    """How many answers the tensors of a batch may choose, of so many each.
+@dataclass
+class Choosers:
+    """What of a batch may choose answers.
+
+    Attributes:
+        sizes: How many answers its tensors may choose.
+        columns: Copies of those with a number for each sample.
+    """
+
+    sizes: set[int] = field(default_factory=set)
+    columns: list[Tensor] = field(default_factory=list)
+
+
+def choosers_of(leaves: Iterable[Tensor], streams: Sequence[Stream]) -> Choosers:
+    """What of a batch may choose the answers that the streams of a step show.
+
+    What labels choose themselves is told by their values, see `_is_contained`.
+    """
+    sizes = {stream.elements for stream in streams}
+    targets = [stream.target for stream in streams if stream.target is not None]
+    found = Choosers()
+    for leaf in leaves:
+        if leaf.is_floating_point() or leaf.is_complex() or not leaf.numel():
+            continue
+        if leaf.ndim and leaf.numel() == len(leaf) <= _LONG:
+            found.columns.append(leaf.reshape(-1).clone())
+        elif not any(_holds_the_values_of(leaf, target) for target in targets):
+            found.sizes |= _sizes_of(leaf, sizes)
+    return found
+
+
+def _sizes_of(leaf: Tensor, sizes: set[int]) -> set[int]:
+    """How many answers a tensor may choose, of so many.
 
     A mask chooses those that it holds to be true, as does a number of ids all but the padding;
     lengths choose their sum.
     """
     chosen: set[int] = set()
-    for leaf in leaves:
-        if leaf.is_floating_point() or leaf.is_complex() or not leaf.numel():
-            continue
-        if leaf.dtype != torch.bool:
-            chosen.add(int(leaf.sum()))
-        if leaf.numel() in sizes:
-            _, counts = torch.unique(leaf, return_counts=True)
-            few = counts[:_VALUES].tolist()
-            chosen.update(few)
-            chosen.update(leaf.numel() - count for count in few)
+    if leaf.dtype != torch.bool:
+        chosen.add(int(leaf.sum()))
+    if leaf.numel() in sizes:
+        _, counts = torch.unique(leaf, return_counts=True)
+        few = counts[:_VALUES].tolist()
+        chosen.update(few)
+        chosen.update(leaf.numel() - count for count in few)
     return chosen
 
 
+def _holds_the_values_of(leaf: Tensor, target: Tensor) -> bool:
+    if leaf.numel() != target.numel():
+        return False
+    return torch.equal(leaf.reshape(-1).to(target), target.reshape(-1))
+
+
+def _chooses(column: Tensor, part: Stream, whole: Stream) -> bool:
+    """Whether a part are the answers of the samples that have one value, or have another."""
+    if len(column) != whole.elements:
+        return part.elements in _sizes_of(column, {part.elements})
+    values, counts = torch.unique(column, return_counts=True)
+    few = zip(values[:_VALUES], counts[:_VALUES].tolist(), strict=True)
+    for value, count in few:
+        masks = (count, column == value), (len(column) - count, column != value)
+        for size, mask in masks:
+            if size == part.elements and _cells(whole, mask) == _cells(part):
+                return True
+    return False
+
+
 def unexplained(
-    questions: Sequence[Question], chosen: set[int]
+    questions: Sequence[Question], choosers: Choosers
 ) -> list[tuple[Question, Question]]:
     """Each question that is a part of another one, which nothing of the batch chose.
 
     Args:
         questions: Of a step.
-        chosen: How many answers the batch chooses, see `sizes_of`.
+        choosers: What of the batch may have chosen it.
     """
     found = []
     for part in questions:
         for whole in questions:
             if part is not whole and _is_part(
-                part.streams[0], whole.streams[0], chosen
+                part.streams[0], whole.streams[0], choosers
             ):
                 found.append((part, whole))  # noqa: PERF401 - three lines of a comprehension
     return found
@@ -77,15 +127,17 @@ def is_all_that_counts(question: Question) -> bool:
     return any(value is not None and value.numel() == 1 for value in losses)
 
 
-def _is_part(part: Stream, whole: Stream, chosen: set[int]) -> bool:
-    if part.elements >= whole.elements or part.elements in chosen:
+def _is_part(part: Stream, whole: Stream, choosers: Choosers) -> bool:
+    if part.elements >= whole.elements or part.elements in choosers.sizes:
         return False
     if (part.layout.task == "multilabel") != (whole.layout.task == "multilabel"):
         return False
     roles = {part.role, whole.role} - {None}
     if len(roles) > 1 or (part.is_whole_tensor and part.role != whole.role):
         return False  # of another tensor of the batch: another task
-    return _is_contained(part, whole)
+    if not _is_contained(part, whole):
+        return False
+    return not any(_chooses(column, part, whole) for column in choosers.columns)
 
 
 def _is_contained(part: Stream, whole: Stream) -> bool:
@@ -103,11 +155,14 @@ def _is_contained(part: Stream, whole: Stream) -> bool:
     return any(0 < taken < there for taken, there in of_label.values())
 
 
-def _cells(stream: Stream) -> tuple[list[tuple[int, int]], list[int]]:
+def _cells(
+    stream: Stream, mask: Tensor | None = None
+) -> tuple[list[tuple[int, int]], list[int]]:
     """Each target with each answer that it was given, and how often."""
     assert stream.target is not None
     assert stream.preds is not None
     pairs = torch.stack((stream.target, stream.preds.to(stream.target.device)), 1)
-    pairs = pairs[stream.target != stream.layout.ignore_index]
+    kept = stream.target != stream.layout.ignore_index
+    pairs = pairs[kept if mask is None else kept & mask.to(kept.device)]
     cells, counts = torch.unique(pairs, dim=0, return_counts=True)
     return [(t, p) for t, p in cells.tolist()], counts.tolist()

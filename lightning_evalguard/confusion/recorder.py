@@ -20,6 +20,7 @@ from lightning_evalguard.confusion.closing import (
     settle_shares,
 )
 from lightning_evalguard.confusion.config import ConfusionMetrics
+from lightning_evalguard.confusion.differences import turned_round
 from lightning_evalguard.confusion.epoch_arrays import pairs_of_epoch
 from lightning_evalguard.confusion.first_step import FirstStep
 from lightning_evalguard.confusion.following import Following
@@ -27,7 +28,7 @@ from lightning_evalguard.confusion.layout import are_logits, margins, read_state
 from lightning_evalguard.confusion.listening import StepTaps
 from lightning_evalguard.confusion.loader import TENSORS, LoaderCount
 from lightning_evalguard.confusion.outcomes import right
-from lightning_evalguard.confusion.parts import sizes_of
+from lightning_evalguard.confusion.parts import choosers_of
 from lightning_evalguard.confusion.reduce import agree, reduced
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
@@ -173,9 +174,9 @@ class Recorder:
                     loss = outputs.get("loss")
                 for stream in entry.streams:
                     stream.is_returned = stream.gave(loss)
-                sizes = {stream.elements for stream in entry.streams}
-                if len(sizes) > 1:  # of some answers, or of some and of all
-                    entry.selects = sizes_of(entry.tensors, sizes)
+                if len({stream.elements for stream in entry.streams}) > 1:
+                    # of some answers, or of some and of all
+                    entry.choosers = choosers_of(entry.tensors, entry.streams)
             elif not entry.counted and not entry.chosen.late:
                 self._following.fall_back(entry)
         finally:
@@ -288,6 +289,8 @@ class Recorder:
             entry.source in self._logits,
         )
         result.source = entry.source
+        if "turned round" in entry.reported and result.matrix is not None:
+            result.misread += (turned_round(result.matrix),)
         if entry.scored and self._module is not None:
             scored, entry.scored = entry.scored, []
             result.misread += cuts_of(

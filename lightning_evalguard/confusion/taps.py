@@ -323,8 +323,11 @@ def _is_users(kind: type) -> bool:
 
 
 def _classifies(metric: Metric) -> bool:
-    home = type(metric).__module__
-    if home.startswith("torchmetrics."):
-        return home.startswith("torchmetrics.classification.")
+    """Whether it is one, or hands on to torchmetrics' own what it selects."""
+    homes = [c.__module__ for c in type(metric).__mro__]
+    home = homes[0]
+    is_one = any(h.startswith("torchmetrics.classification.") for h in homes)
+    if is_one or home.startswith("torchmetrics."):
+        return is_one
     names = list(metric._update_signature.parameters)[:2]
     return any(n in PREDS for n in names) and any(n in TARGET for n in names)

@@ -203,3 +203,58 @@ def test_a_transformer_with_its_mask_is_silent(case: str, trainer: Make) -> None
     report = guarded(trainer, make(), act, collate)
     assert report.findings == []
     assert report.notes == []
+
+
+# --- each token from the ones before it ----------------------------------------------------------
+
+
+class Reader(nn.Module):
+    """Says the next token; `looks_ahead` reads the whole row, padding and all."""
+
+    def __init__(self, looks_ahead: bool, outputs: int = WORDS) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = nn.Embedding(WORDS, 8), nn.Linear(8, outputs)
+        self.reads = nn.GRU(8, 4 if looks_ahead else 8, 1, True, True, 0.0, looks_ahead)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.head(self.reads(self.words(ids))[0])
+        return out
+
+
+def next_in_rows(net: Any, batch: Any) -> None:
+    ids = batch["input_ids"]
+    logits = net(ids)[:, :-1].reshape(-1, WORDS)
+    nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1), ignore_index=0)
+
+
+def next_in_columns(net: Any, batch: Any) -> None:
+    ids = batch["input_ids"].t()
+    logits = net(ids.t()).transpose(0, 1)[:-1].flatten(0, 1)
+    nn.functional.cross_entropy(logits, ids[1:].flatten(), ignore_index=0)
+
+
+def with_a_start(net: Any, batch: Any) -> None:
+    ids = batch["input_ids"]
+    start = torch.ones_like(ids[:, :1])
+    logits = net(torch.cat((start, ids), 1))[:, 1:-1].flatten(0, 1)
+    nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=0)
+
+
+@pytest.mark.parametrize("act", [next_in_rows, next_in_columns, with_a_start])
+def test_the_next_tokens_of_all_samples_in_one_dimension(
+    act: Any, trainer: Make
+) -> None:
+    assert guarded(trainer, Reader(False), act).findings == []
+    (found,) = guarded(trainer, Reader(True), act).findings
+    assert "depends on the padding" in found.fact
+    assert found.subject == "net.reads"
+
+
+def test_as_many_outputs_as_positions_or_nearly(trainer: Make) -> None:
+    def act(net: Any, batch: Any) -> None:
+        net(batch["input_ids"])
+
+    assert guarded(trainer, Reader(False, 20), act).findings == []
+    (found,) = guarded(trainer, Reader(True, 20), act).findings
+    assert found.subject == "net.reads"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sklearn.metrics
 import torch
 import torchmetrics
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import classification as tmc
 from torchmetrics import functional as tmf
@@ -391,3 +393,57 @@ def area_under_the_curve(self, x, y):
     self.true(z > 0, t.bool())
     self.auroc.update(z, t)
     self.log("val_loss", F.binary_cross_entropy_with_logits(z, t.float()))
+
+
+class OfBatch(tmc.MulticlassAccuracy):
+    """Takes what its user has at hand, and picks the pair out of it."""
+
+    def update(self, outputs, batch):
+        super().update(outputs["scores"], batch[1])
+
+
+class OfResult(tmc.MulticlassF1Score):
+    def update(self, result):
+        super().update(target=result.y, preds=result.z)
+
+
+@dataclass
+class Result:
+    """Of one step."""
+
+    z: Tensor
+    y: Tensor
+
+
+@form(build=attribute("acc", lambda: OfBatch(3, average="weighted")))
+def subclass_that_takes_outputs_and_the_batch(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+    self.acc({"scores": z}, (x, y))
+    self.log("val_weighted", self.acc)
+
+
+@form(build=attribute("f1", lambda: OfResult(3)))
+def subclass_that_takes_a_result(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+    self.f1.update(Result(z, y))
+    self.log("val_f1", self.f1)
+
+
+@form(says="(target, preds)", build=attribute("m", lambda: tmc.MulticlassPrecision(3)))
+def swapped_labels_of_a_logged_metric(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+    self.m.update(y, z.argmax(1))
+    self.log("val_precision", self.m)
+    self.log("val_loss", F.cross_entropy(z, y))
+
+
+@form(says="(target, preds)", build=attribute("m", lambda: tmc.MulticlassAccuracy(3)))
+def swapped_labels_under_the_name_of_a_score(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+    self.m.update(y, z.argmax(1))
+    self.log("val/balanced_accuracy", self.m)
+    self.log("val_loss", F.cross_entropy(z, y))

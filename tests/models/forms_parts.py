@@ -134,3 +134,44 @@ def labels_of_images_beside_those_of_pixels(self, x, y, label):
     self.log("val_loss", loss)
     self.log("val_acc", (whole.argmax(1) == label).float().mean())
     return loss
+
+
+def _of_eight(i, g):
+    """Of one class are as many as of the group."""
+    return torch.randn(6, generator=g), i % 3
+
+
+@form(n=24, batch=8, row=_of_eight, notes="not from")
+def a_group_with_a_loss_and_a_score_of_its_own(self, x, y):
+    z = self.net(x)
+    self.true(z.argmax(1), y)
+    self.log("val_loss", F.cross_entropy(z, y), batch_size=len(y))
+    old = torch.arange(len(y)) < 3
+    right = z.argmax(1) == y
+    self.log("val_acc_old", right[old].float().mean(), batch_size=int(old.sum()))
+    self.log("val_loss_old", F.cross_entropy(z[old], y[old]), batch_size=3)
+
+
+@form(n=24, batch=8, row=_of_eight, classes=1, notes="not from")
+def a_group_whose_labels_became_numbers(self, x, y):
+    z, t = self.net(x)[:, 0], (y == 1).float()
+    self.true(z > 0, t > 0)
+    self.log("val_loss", F.binary_cross_entropy_with_logits(z, t), batch_size=len(y))
+    old = torch.arange(len(y)) < 5
+    right = (z > 0).float() == t
+    self.log("val_acc_old", right[old].float().mean(), batch_size=int(old.sum()))
+    loss = F.binary_cross_entropy_with_logits(z[old], t[old])
+    self.log("val_loss_old", loss, batch_size=5)
+
+
+def _with_a_mask(i, g):
+    return torch.randn(6, generator=g), i % 3, i % 8 < 3
+
+
+@form(n=24, batch=8, row=_with_a_mask)
+def a_mask_of_the_batch_chooses_what_is_scored(self, x, y, mask):
+    z = self.net(x)
+    self.true(z.argmax(1)[mask], y[mask])
+    self.log("val_loss", F.cross_entropy(z, y, reduction="none")[mask].mean())
+    self.log("val_acc", (z[mask].argmax(1) == y[mask]).float().mean(), batch_size=3)
+    self.log("masked_loss", F.cross_entropy(z[mask], y[mask]), batch_size=3)

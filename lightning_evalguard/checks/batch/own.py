@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,9 @@ class Own(Subscriber):
 
     def __post_init__(self) -> None:
         cuts = list(chain.from_iterable(self.padded.cuts.values()))
-        self._sizes = {c.at(self.share) for c in cuts}
+        # of every run, so that the same elements are kept in each
+        shares = itertools.product(cuts, (0.0, 0.5, 1.0))
+        self._sizes = {cut.at(share) for cut, share in shares}
         self.ends = {(c.own, c.at(self.share)) for c in cuts}
 
     def clear(self) -> None:
@@ -366,12 +369,24 @@ class Comparison:
         if a.shape[0] == b.shape[0]:
             return
         # sample after sample in one dimension, or by position
-        for own, ends_a in self.a.ends:
-            for other, ends_b in self.b.ends:
-                fits = a.shape[0] % ends_a == 0 and b.shape[0] % ends_b == 0
-                if own == other and fits:
-                    yield self._cut(_split(a, -1, ends_a), _split(b, -1, ends_b))
-                    yield self._cut(_split(a, ends_a, -1), _split(b, ends_b, -1))
+        for n, m in self._flattened(a.shape[0], b.shape[0]):
+            yield self._cut(_split(a, -1, n), _split(b, -1, m))
+            yield self._cut(_split(a, n, -1), _split(b, m, -1))
+
+    def _flattened(self, a: int, b: int) -> Iterator[tuple[int, int]]:
+        """How many positions a sample may have where a dimension holds all samples' positions.
+
+        A few less or more than the sample: each next token is predicted by the ones before it.
+        """
+        pairs = itertools.product(self.a.ends, self.b.ends)
+        ends = [(n, m) for (own, n), (other, m) in pairs if own == other]
+        for (n, m), more in itertools.product(ends, range(-_NEAR, _NEAR + 1)):
+            n, m = n + more, m + more
+            if n < 1 or m < 1 or a % n or b % m:
+                continue
+            # as many samples in both, or one beside them
+            if not more or b // m - a // n in (0, 1):
+                yield n, m
 
     def _cut(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         rows_cut = not self.b.beside

@@ -207,7 +207,7 @@ class Claims:
         if fits(value, named):
             return "right"
         how = misread_as(result.misread, named, value)
-        if how is not None and how.rounds:
+        if how is not None and (how.rounds or how.told):
             return "right"
         given = shown_scores(named, claim)
         said = f"is {value:.4f}; the {result.total:,} answers counted give {given}"
