@@ -18,6 +18,8 @@ from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.paths import shown_path
 
+_SCATTERS = ((torch, "scatter"), (Tensor, "scatter"), (Tensor, "scatter_"))
+
 
 class GatherTap:
     """Sees ``log_probs.gather(1, target[:, None])``, and where else labels of the batch are used.
@@ -48,6 +50,9 @@ class GatherTap:
             ]
             if self.reads:
                 self._wraps.append(Wrap(F, "one_hot", self._numbered))
+                self._wraps += [
+                    Wrap(owner, name, self._placed) for owner, name in _SCATTERS
+                ]
                 names = ("softmax", "log_softmax")
                 self._wraps += [
                     Wrap(owner, name, self._softened)
@@ -78,6 +83,15 @@ class GatherTap:
         if args and not torch.compiler.is_compiling():
             with contextlib.suppress(Exception):
                 if self._stands_in_batch(args[0]):
+                    self._of_labels.add(value.shape)
+        return value
+
+    def _placed(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        value = original(*args, **kwargs)
+        if len(args) > 2 and not torch.compiler.is_compiling():
+            with contextlib.suppress(Exception):
+                _, dim, index = args[:3]
+                if index.shape[dim] == 1 and self._stands_in_batch(index):
                     self._of_labels.add(value.shape)
         return value
 

@@ -73,6 +73,9 @@ class FirstStep:
         role = None
         if kind != "epoch":
             role = entry.role_of(pair.target)
+        smoothed = kind == "loss" and labels.are_smoothed(pair.target, leaves)
+        if smoothed:
+            pair = replace(pair, target=labels.sharpened(pair.target))
         from_batch = role is not None or _is_of_batch(entry, kind, pair.target, leaves)
         pair = self._informed(entry, kind, name, pair)
         arranged = sources.arrange(pair, self._config, None, entry.axis or 1)
@@ -95,6 +98,7 @@ class FirstStep:
         if isinstance(value, Tensor) and stream.value is None:
             stream.value = value.detach()
         stream.swapped = swapped
+        stream.smoothed = smoothed
         stream.from_batch = from_batch
         stream.is_whole_tensor = from_batch and _is_whole(
             pair.target, role, entry.tensors

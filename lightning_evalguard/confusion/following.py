@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_evalguard.confusion import sources
+from lightning_evalguard.confusion import labels, sources
 from lightning_evalguard.confusion.config import ConfusionMetrics
 from lightning_evalguard.confusion.loader import LoaderCount, Spare
 from lightning_evalguard.confusion.matrix import ConfusionMatrix
@@ -159,6 +159,8 @@ class Following:
         self, entry: LoaderCount, chosen: Stream, pair: Pair, is_own: bool = False
     ) -> Pair | None:
         """`pair` as the chosen stream counts it; None where it does not fit."""
+        if chosen.smoothed and pair.target.is_floating_point():
+            pair = replace(pair, target=labels.sharpened(pair.target))
         if chosen.shares:
             pair = replace(pair, shares=True, classification=True)
         if chosen.layout.task != "multiclass" and not pair.classification:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_evalguard.confusion.sources import Pair
 
 _FIRST = 4096  # labels of a first batch that are kept
+_LEVELS = 3  # of smoothed labels: the class's own, the others', that of padding
 _FEW = 4  # samples, among which labels may happen to be counted up
 
 
@@ -96,6 +97,46 @@ def has_pattern(target: Tensor) -> bool:
     sizes = {stop - start for start, stop in itertools.pairwise(bounds)}
     jumps = set(steps[steps != 0].tolist())
     return len(sizes) == 1 and max(sizes) > 1 and len(jumps) == 1
+
+
+def are_smoothed(target: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether targets are labels of the batch, 0 and 1, that were drawn towards the middle."""
+    if not target.is_floating_point() or target.numel() < 2 or not leaves:
+        return False
+    values = torch.unique(target.detach()).tolist()
+    if (
+        len(values) != 2
+        or values == [0, 1]
+        or not 0 <= values[0] < 0.5 < values[1] <= 1
+    ):
+        return False
+    above = sharpened(target).reshape(-1)
+    for leaf in leaves[1:] if leaves[0].is_floating_point() else leaves:
+        if leaf.numel() != target.numel() or leaf.is_complex():
+            continue
+        if torch.equal(sharpened(leaf.reshape(-1)).to(above), above):
+            return len(torch.unique(leaf)) == 2
+    return False
+
+
+def sharpened(target: Tensor) -> Tensor:
+    """Smoothed labels as they were."""
+    return (target > 0.5).to(target.dtype)
+
+
+def are_smoothed_classes(target: Tensor) -> bool:
+    """Whether rows ``(N, C)`` are one-hot labels that were drawn towards the mean, or of zeros.
+
+    A teacher's probabilities take as many values as there are of them.
+    """
+    if target.ndim != 2 or target.shape[0] < 2 or target.shape[1] < 2:
+        return False
+    target = target.detach()
+    rows = target[target.sum(1) != 0]
+    if not len(rows) or len(torch.unique(rows)) > _LEVELS or bool(no_shares(rows)):
+        return False
+    best = rows.max(1, keepdim=True).values
+    return bool(((rows == best).sum(1) == 1).all())
 
 
 def are_shares(preds: Tensor, target: Tensor) -> bool:

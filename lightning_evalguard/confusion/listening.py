@@ -127,6 +127,7 @@ class StepTaps:
     def hear(self, hears: bool) -> None:
         """Begin or end to hear a step of which the place is known: nothing is put up for it."""
         self._losses.hears = self._functions.hears = hears and self._of_losses
+        self._losses.diverged = 0
         chosen = None
         if self.settled is not None:
             chosen = self.settled.chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn import functional as F
 
+from lightning_evalguard.confusion.labels import are_smoothed_classes
 from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.instruments.source import user_site
 from lightning_evalguard.paths import shown_path
@@ -42,15 +45,47 @@ class _Loss(NamedTuple):
 
 
 _LOSSES = (
-    _Loss("cross_entropy", torch._C._nn, "cross_entropy_loss", "multiclass", "logits", 4),
-    _Loss("nll_loss", torch._C._nn, "nll_loss_nd", "multiclass", "logits", 4),
-    _Loss("multi_margin_loss", torch._C._nn, "multi_margin_loss", "multiclass", "logits", None),
-    _Loss("binary_cross_entropy", torch._C._nn, "binary_cross_entropy", None, "probs", None),
     _Loss(
-        "binary_cross_entropy_with_logits", torch, "binary_cross_entropy_with_logits", None,
-        "logits", None,
+        "cross_entropy", torch._C._nn, "cross_entropy_loss", "multiclass", "logits", 4
     ),
-)  # fmt: skip
+    _Loss("nll_loss", torch._C._nn, "nll_loss_nd", "multiclass", "logits", 4),
+    _Loss(
+        "multi_margin_loss",
+        torch._C._nn,
+        "multi_margin_loss",
+        "multiclass",
+        "logits",
+        None,
+    ),
+    _Loss(
+        "binary_cross_entropy",
+        torch._C._nn,
+        "binary_cross_entropy",
+        None,
+        "probs",
+        None,
+    ),
+    _Loss(
+        "binary_cross_entropy_with_logits",
+        torch,
+        "binary_cross_entropy_with_logits",
+        None,
+        "logits",
+        None,
+    ),
+    _Loss("soft_margin_loss", torch._C._nn, "soft_margin_loss", None, "logits", None),
+    # it has no function of its own in C++
+    _Loss(
+        "multilabel_soft_margin_loss",
+        F,
+        "multilabel_soft_margin_loss",
+        "multilabel",
+        "logits",
+        None,
+    ),
+)
+_SIGNED = ("soft_margin_loss",)  # their targets are -1 and 1  # fmt: skip
+_DIVERGENCE = _Loss("kl_div", torch, "kl_div", "multiclass", "logits", None)
 # A step that calls one of these has a task of another kind.
 _OTHERS = (
     *(
@@ -61,7 +96,6 @@ _OTHERS = (
         (torch, name)
         for name in (
             "poisson_nll_loss",
-            "kl_div",
             "triplet_margin_loss",
             "margin_ranking_loss",
             "cosine_embedding_loss",
@@ -82,6 +116,8 @@ class LossTap:
     Attributes:
         locates: Whether the line of a call is looked up, which takes longer than the call.
         hears: Whether it is told of calls now.
+        diverged: How many divergences the step computed so far.
+        of_labels: Which of them were divergences from labels.
     """
 
     def __init__(self, see: See, at_once: AtOnce | None = None) -> None:
@@ -89,10 +125,13 @@ class LossTap:
         self.at_once = at_once or never
         self.locates = True
         self.hears = False
+        self.diverged = 0
+        self.of_labels: set[int] = set()
 
     def open(self) -> None:
         """Tap the losses from now on."""
         self.hears = True
+        self.diverged = 0
         _losses.add(self)
 
     def pause(self) -> None:
@@ -135,6 +174,8 @@ class _Losses:
                 if (original := getattr(kind.home, kind.entry, None)) is not None:
                     place = (kind.home, kind.entry, original, self._tap(original, kind))
                     self._places.append(place)
+            original = torch.kl_div
+            self._places.append((torch, "kl_div", original, self._divergence(original)))
             for home, name in _OTHERS:
                 if (original := getattr(home, name, None)) is not None:
                     self._places.append(
@@ -191,13 +232,53 @@ class _Losses:
         @functools.wraps(original)
         def noted(*args: Any, **kwargs: Any) -> Any:
             if not torch.compiler.is_compiling():
-                for tap in self._taps:
-                    if tap.hears and tap.locates:
-                        nothing = torch.empty(0)
-                        tap.see("other", name, Pair(nothing, nothing, name), None)
+                self._tell_of_another(name)
             return original(*args, **kwargs)
 
         return noted
+
+    def _tell_of_another(self, name: str) -> None:
+        for tap in self._taps:
+            if tap.hears and tap.locates:
+                nothing = torch.empty(0)
+                tap.see("other", name, Pair(nothing, nothing, name), None)
+
+    def _divergence(self, original: Any) -> Any:
+        """Of smoothed labels a divergence is a cross entropy; else it tells of another task."""
+
+        @functools.wraps(original)
+        def diverged(*args: Any, **kwargs: Any) -> Any:
+            value = original(*args, **kwargs)
+            taps = tuple(tap for tap in self._taps if tap.hears)
+            if not taps or torch.compiler.is_compiling():
+                return value
+            if not self._is_of_labels(taps, args, kwargs):
+                self._tell_of_another("kl_div")
+                return value
+            preds, target = args[:2]
+            labels = target.argmax(1).masked_fill(target.sum(1) == 0, -100)
+            make = partial(_of_loss, _DIVERGENCE, preds, labels, None)
+            _tell(taps, _DIVERGENCE, preds, labels, make, value)
+            return value
+
+        return diverged
+
+    @staticmethod
+    def _is_of_labels(taps: tuple[LossTap, ...], args: Any, kwargs: Any) -> bool:
+        """Whether the target of a divergence are labels; read in a first step alone."""
+        given = [a for a in args[:2] if isinstance(a, Tensor)]
+        plain = torch._C._functorch.peek_interpreter_stack() is None
+        if len(given) < 2 or not plain or kwargs.get("log_target"):
+            return False
+        for tap in taps:
+            tap.diverged += 1
+            if tap.locates:
+                tap.of_labels.discard(tap.diverged)
+                # of a fake tensor, of a subclass without values nothing is known
+                with contextlib.suppress(Exception):
+                    if are_smoothed_classes(given[1]):
+                        tap.of_labels.add(tap.diverged)
+        return all(tap.diverged in tap.of_labels for tap in taps)
 
 
 _losses = _Losses()
@@ -267,7 +348,9 @@ def _unwrapped(tensor: Tensor) -> tuple[Tensor, int]:
 def _of_loss(
     kind: _Loss, preds: Tensor, target: Tensor, ignore: Any, said: str | None = None
 ) -> Pair:
-    if kind.task is not None:
+    if kind.name in _SIGNED:
+        target = (target > 0).to(target.dtype)
+    if kind.task == "multiclass":
         if target.is_floating_point():  # probabilities of the classes
             target = target.argmax(min(1, target.ndim - 1))
         if preds.ndim == 1:

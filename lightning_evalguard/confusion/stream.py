@@ -35,6 +35,7 @@ class Stream:
         late: Whether it is shown after the step returned, in a hook.
         swapped: Whether it is given ``(target, preds)``.
         shares: Whether rows of its target are shares of the classes.
+        smoothed: Whether its target are labels of yes or no that the step smoothed.
         judges: Whether a score is computed of it, and no loss.
         cuts: Whether it is said which scores mean yes.
         is_array: Whether all that is known is that both became arrays.
@@ -71,6 +72,7 @@ class Stream:
     late: bool = False
     swapped: bool = False
     shares: bool = False
+    smoothed: bool = False
     judges: bool = False
     cuts: bool = True
     is_array: bool = False

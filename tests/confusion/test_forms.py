@@ -18,6 +18,7 @@ from models import (
     forms_nothing,
     forms_parts,
     forms_returned,
+    forms_smoothed,
 )
 from models.forms import FORMS, problems
 
@@ -35,6 +36,7 @@ MODULES = (
     forms_nothing,
     forms_parts,
     forms_returned,
+    forms_smoothed,
 )
 
 
