@@ -18,6 +18,7 @@ from lightning_evalguard.data.loaders import Fact
 
 _FAMILIES = {"recall": "recall", "precision": "precision", "f1": "F1", "iou": "IoU"}
 _MOST_CLASSES = 100
+_BY_CHANCE = 0.01  # how likely it may be that some class's score is the logged one
 _SPEAKS_OF_ONE = re.compile(
     r"acc|recall|prec|f1|f_?score|sensitiv|tpr|ppv|class|cls|dice|iou|jaccard",
     re.IGNORECASE,
@@ -109,7 +110,8 @@ def class_wise(
     for family, words in _FAMILIES.items():
         scores = each[family]
         if logged.values:
-            label = _same_in_each(logged, scores)
+            many = exists.get(family, support + predicted)
+            label = _same_in_each(logged, scores, many)
         elif _SPEAKS_OF_ONE.search(logged.key):
             label = _mean_of_one(
                 logged.value, scores, exists.get(family, support + predicted) > 0
@@ -133,8 +135,14 @@ def _scores_of(
     return scores | {"iou": each.f1 / (2 - each.f1)}
 
 
-def _same_in_each(logged: Averaged, scores: Tensor) -> int | None:
-    """The class whose score is, in each step, what the step logged."""
+def _same_in_each(logged: Averaged, scores: Tensor, many: Tensor) -> int | None:
+    """The class whose score is, in each step, what the step logged.
+
+    Args:
+        logged: The value.
+        scores: Of each step and class.
+        many: Of how many samples each of them is a share.
+    """
     steps = logged.steps
     if len(steps) < 2 or len(steps) != len(logged.weights) or steps[-1] >= len(scores):
         return None
@@ -144,7 +152,12 @@ def _same_in_each(logged: Averaged, scores: Tensor) -> int | None:
     same = ((scores[list(steps)] - given[:, None]).abs() < 1e-6).all(0)
     if not same.any() or given.max() - given.min() < 1e-6:
         return None
-    return int(same.nonzero()[0])
+    label = int(same.nonzero()[0])
+    # another share of a few samples may be the same one in each step
+    chance = float((1 / (1 + many[list(steps), label].double())).prod())
+    if chance * scores.shape[1] * len(_FAMILIES) > _BY_CHANCE:
+        return None
+    return label
 
 
 def _mean_of_one(value: float, scores: Tensor, exists: Tensor) -> int | None:
