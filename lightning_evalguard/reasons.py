@@ -81,6 +81,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
     "weights": (
         ("weights that training began with", "The score leaves all training out."),
         ("before anything was averaged", "The score leaves all training out."),
+        ("averaged nothing: it begins", "The averaging was in vain."),
         ("averaged nothing and put", "What was trained is lost."),
         ("the fit ended before its last epoch", "The averaging was in vain."),
         ("batch statistics of other weights", "It normalises with the wrong numbers."),
@@ -89,6 +90,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("training begins with", "The pretraining does not arrive."),
         ("frozen as initialised", "Frozen noise is never trained."),
         ("a load matched", "The score is not the checkpoint's."),
+        ("a running mean from before", "It normalises with the wrong numbers."),
         ("a running mean of 0", "It normalises with the wrong numbers."),
         ("its spectral norm", "Its outputs have the wrong scale."),
         ("no optimizer", _NOT_LEARNING),

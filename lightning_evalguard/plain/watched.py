@@ -17,7 +17,7 @@ from lightning_evalguard.checks.grad import GradCheck
 from lightning_evalguard.checks.rng import RngCheck
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.checks.stochastic.check import StochasticCheck
-from lightning_evalguard.checks.weights.origin import MemoryReads
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.replay import Look

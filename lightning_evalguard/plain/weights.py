@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import missed
 from lightning_evalguard.checks.weights.check import WeightsCheck
-from lightning_evalguard.checks.weights.origin import MemoryReads
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.words import OF_SCRIPTS
 from lightning_evalguard.instruments.source import Site
 from lightning_evalguard.model.tensors import Inventory

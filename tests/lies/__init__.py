@@ -4,6 +4,7 @@ from lies import (
     apart,
     around,
     choosing,
+    copies,
     data,
     further,
     padding,
@@ -18,6 +19,7 @@ from lies.common import GUARDED, TABLE
 from lies.honest import HONEST
 
 CHECKS = {
+    "lies.copies": {"weights"},
     "lies.apart": {"data", "batch"},
     "lies.around": {"weights", "data", "scores", "batch", "selection"},
     "lies.weights": {"weights", "stochastic"},
@@ -41,6 +43,7 @@ __all__ = [
     "apart",
     "around",
     "choosing",
+    "copies",
     "data",
     "further",
     "padding",

@@ -207,7 +207,8 @@ REWRITTEN: dict[str, str] = {
     'Pass `ckpt_path="..."` to the trainer, or call `load_from_checkpoint` and evaluate what it '
     "returns.": "Copied",
     'Pass `{k.removeprefix("{}"): v for k, v in state_dict.items()}`.': "PrefixTakenOff",
-    'Pass the weights themselves, e.g. `checkpoint["state_dict"]`.': "OneLevelDeeper",
+    'Pass the weights themselves, e.g. `checkpoint["state_dict"]`; a filter of its keys must name '
+    "the prefix that they have.": "OneLevelDeeper",
     "Load its weights too, after all layers are made and initialised.": "HeadReplacedBeforeTheLoad",
 }
 

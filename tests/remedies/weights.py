@@ -358,3 +358,38 @@ def weights_drawn_in_setup(make: Make, fixed: bool) -> Report:
     module = Draws()
     module.load_state_dict(checkpoint())
     return tested(make, module)
+
+
+@applied("Pass a smaller `swa_epoch_start`, or train for more epochs.")
+def averaging_that_never_begins(make: Make, fixed: bool) -> Report:
+    swa = pl_callbacks.StochasticWeightAveraging(
+        swa_lrs=0.1, swa_epoch_start=1 if fixed else 50
+    )
+    module = Classifier()
+    return fitted(make, alone("weights"), module, callbacks=[swa], max_epochs=20)
+
+
+@applied(
+    "Copy or average its buffers, too: go through `state_dict()`, or add "
+    "`for a, b in zip(copy.buffers(), model.buffers()): a.copy_(b)`."
+)
+def an_average_without_buffers(make: Make, fixed: bool) -> Report:
+    class Averaged(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(self.net, nn.BatchNorm1d(CLASSES))  # type: ignore[assignment]
+            self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            model, average = self.net, self.average
+            with torch.no_grad():
+                for a, b in zip(average.parameters(), model.parameters(), strict=True):
+                    a.lerp_(b, 0.1)
+            if fixed:
+                for a, b in zip(average.buffers(), model.buffers(), strict=True):
+                    a.copy_(b)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", F.cross_entropy(self.average(batch[0]), batch[1]))
+
+    return fitted(make, alone("weights"), Averaged(), max_epochs=2)

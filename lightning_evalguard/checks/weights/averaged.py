@@ -17,12 +17,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights.loads import probe, touched, writes
-from lightning_evalguard.checks.weights.origin import MemoryReads
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.words import weights_finding
 from lightning_evalguard.model.tensors import Inventory
 from lightning_evalguard.report import Finding
 
 _PROBED = 8  # tensors that are compared
+_TURNS = 16  # steps of a fit that is no trial run
 
 
 @dataclass
@@ -167,8 +168,14 @@ class Averages:
             return []
         return self._say(average, "statistics", _of_others(average, other, now))
 
-    def close(self, now: Moment, optimized: bool) -> list[Finding]:
-        """The fit is over: what did the callbacks leave in the model?"""
+    def close(self, now: Moment, optimized: bool, steps: int = 0) -> list[Finding]:
+        """The fit is over: what did the callbacks leave in the model?
+
+        Args:
+            now: Where the run stands.
+            optimized: Whether an optimizer has made a step in this run.
+            steps: How many training steps it had.
+        """
         if not optimized:
             return []
         findings = []
@@ -180,15 +187,20 @@ class Averages:
                 findings += self._say(average, "left", _left(average, now))
         for callback in self._callbacks:
             if type(callback).__name__ == "StochasticWeightAveraging":
-                findings += self._not_transferred(callback, now)
+                findings += self._not_transferred(callback, now, steps)
         return findings
 
-    def _not_transferred(self, callback: object, now: Moment) -> list[Finding]:
+    def _not_transferred(
+        self, callback: object, now: Moment, steps: int
+    ) -> list[Finding]:
         held = vars(callback)
         model = held.get("_average_model")
         n = held.get("n_averaged")
-        if not isinstance(model, nn.Module) or n is None or int(n) < 1:
+        if not isinstance(model, nn.Module):
             return []
+        if n is None or int(n) < 1:
+            start = held.get("_swa_epoch_start")
+            return _never_began(start, now) if steps >= _TURNS else []
         if _probes(model) == _probes(self.inventory.root):
             return []
         return [
@@ -209,6 +221,22 @@ class Averages:
         if what == "never":  # one cause, one finding
             self._reported.add((average.name, "left"))
         return [said]
+
+
+def _never_began(start: object, now: Moment) -> list[Finding]:
+    """Of `StochasticWeightAveraging`: the fit ended before the epoch from which it averages."""
+    if type(start) is not int:
+        return []
+    return [
+        weights_finding(
+            now,
+            f"averaged nothing: it begins with epoch {max(start - 1, 0)}, which the fit did "
+            "not reach; expected an average of epochs",
+            "Pass a smaller `swa_epoch_start`, or train for more epochs.",
+            subject="StochasticWeightAveraging",
+            certain=False,
+        )
+    ]
 
 
 def _never(average: Average, now: Moment) -> Finding:

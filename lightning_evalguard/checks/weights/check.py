@@ -17,10 +17,11 @@ from lightning_evalguard.checks.weights import (
     redrawn,
 )
 from lightning_evalguard.checks.weights.averaged import Averages
+from lightning_evalguard.checks.weights.copied import Copies
 from lightning_evalguard.checks.weights.optimizers import TrainedParameters
-from lightning_evalguard.checks.weights.origin import MemoryReads
 from lightning_evalguard.checks.weights.ranks import Replicas
 from lightning_evalguard.checks.weights.rates import LearningRates
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.records import contradicted
 from lightning_evalguard.checks.weights.words import OF_LIGHTNING, Remedies
 from lightning_evalguard.instruments.dispatch import Subscriber, compiles
@@ -65,6 +66,7 @@ class WeightsCheck(Check):
         self._hyper_parameters = hyper_parameters
         self._schedulers = schedulers
         self._averages: Averages | None = None
+        self._copies = Copies()
         self._replicas: Replicas | None = None
         self._inventory: Inventory | None = None
         self._training: TrainedParameters | None = None
@@ -80,6 +82,7 @@ class WeightsCheck(Check):
             self._inventory, self._optimizers, self._remedies
         )
         self._averages = Averages(self._inventory, self._callbacks(), self._others)
+        self._copies = Copies()
         self._rates = LearningRates(self._optimizers, self._schedulers, root)
         self._replicas = Replicas(self._inventory)
         self._reads = None
@@ -134,7 +137,7 @@ class WeightsCheck(Check):
         if self._reads is None:
             self._reads = seen
         else:
-            self._reads.storages |= seen.storages
+            self._reads.add(seen)
         return self._origins(now)
 
     def stop(self, now: Moment, error: BaseException | None) -> Iterable[Finding]:
@@ -143,6 +146,8 @@ class WeightsCheck(Check):
         if self._replicas is not None:
             self.notes += [n for n in self._replicas.notes if n not in self.notes]
         averaged = self._averages.stepped(self._reads, now, self._optimized(now))
+        if self._inventory is not None and self._optimized(now):
+            averaged += self._copies.stepped(self._inventory, self._reads, now)
         return [*averaged, *self._frozen(now), *self._origins(now)]
 
     def _frozen(self, now: Moment) -> Iterable[Finding]:
@@ -196,6 +201,8 @@ class WeightsCheck(Check):
             return ()
         if self._averages is not None and not training.steps:
             self._averages.training_begins()
+        if self._inventory is not None and not training.steps:
+            self._copies.training_begins(self._inventory)
         idle = rates.begin(now) if now.epoch != training.epoch else []
         anew = [] if training.steps else self._trained_anew(now)
         findings = [*idle, *anew, *training.step(now, self._reads)]
@@ -220,7 +227,7 @@ class WeightsCheck(Check):
         contradictions = contradicted(self._disagreements() or (), now)
         if not training.steps:
             return contradictions
-        averaged = averages.close(now, bool(now.step))
+        averaged = averages.close(now, bool(now.step), training.steps)
         inventory.refresh(force=True)
         idle = rates.end(now) if rates is not None else []
         still = training.judge(now, reads, over=True)

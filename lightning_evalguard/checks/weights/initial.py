@@ -129,6 +129,47 @@ def holds_uniform(weight: Tensor) -> bool:
     return level and any(near < share <= room for share in filled)
 
 
+def holds_normal(weight: Tensor) -> bool:
+    """Whether the values are one normal draw, of a spread by which initialisations draw.
+
+    Rows and columns of a draw are alike up to chance; those of trained weights differ in length,
+    and those of features or of a basis do not differ at all.
+    """
+    values = _values(weight) if weight.ndim > 1 else None
+    if values is None or len(values) < 2 * _ENOUGH or len(values) != weight.numel():
+        return False
+    n = len(values)
+    spread = float(values.std())
+    if not spread or abs(float(values.mean())) > 4 * spread / math.sqrt(n):
+        return False
+    tails = float((values / spread).pow(4).mean())
+    if abs(tails - 3) > 4 * math.sqrt(24 / n) or not _is_usual(weight, spread, n):
+        return False
+    table = values.view(len(weight), -1) / spread
+    return _is_even(table) and _is_even(table.t())
+
+
+def _is_usual(weight: Tensor, spread: float, n: int) -> bool:
+    """Whether initialisations draw with this spread, as far as `n` values tell it."""
+    outs, ins = (size * weight[0][0].numel() for size in weight.shape[:2])
+    usual = [0.01, 0.02, 0.05, 0.1, 1.0]
+    for gain in _GAINS:
+        usual += [gain / math.sqrt(ins), gain / math.sqrt(outs)]
+        usual.append(gain * math.sqrt(2 / (ins + outs)))
+    return any(abs(spread / one - 1) < 3 / math.sqrt(2 * n) for one in usual)
+
+
+def _is_even(table: Tensor) -> bool:
+    """Whether the rows of a table of unit spread differ in length as those of one draw do."""
+    rows, width = table.shape
+    if min(rows, width) < 4:
+        return True
+    squares = table.square().sum(1)
+    ratio = float(squares.var()) / (2 * width)
+    room = 4 * math.sqrt(2 / (rows - 1))
+    return 1 / (1 + room) - 0.1 < ratio < 1 + room
+
+
 def is_from_elsewhere(tensor: Tensor) -> bool:
     """Whether no initialisation gave the values: a file did, or a loop that wrote many times."""
     return (_unpickled(tensor) and not tensor._backward_hooks) or version_of(

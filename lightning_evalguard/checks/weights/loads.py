@@ -79,7 +79,7 @@ class Load:
     @property
     def missed_the_model(self) -> bool:
         """Whether next to nothing of the module was in the state dict, and the reverse."""
-        if not self.given or not self.expected:
+        if not self.expected:
             return False
         if not self.matched:
             return True

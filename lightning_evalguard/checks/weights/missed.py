@@ -13,12 +13,12 @@ from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import is_drawn, is_own_draw
 from lightning_evalguard.checks.weights.loads import Load
 from lightning_evalguard.checks.weights.origin import (
-    MemoryReads,
     kind_of,
     of_load,
     parameters_of,
     trained,
 )
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.words import (
     are,
     listed_modules,
@@ -49,7 +49,7 @@ def before_training(inventory: Inventory, now: Moment) -> list[Finding]:
                 f"training begins with {listed_modules(names, inventory.modules)} as initialised",
                 subject=names[0],
                 kind=kind_of(names[0], inventory),
-                certain=not load.own,
+                certain=bool(load.given) and not load.own,
             )
         )
     return findings

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.weights import loads
@@ -22,11 +23,12 @@ from lightning_evalguard.checks.weights.initial import (
 )
 from lightning_evalguard.checks.weights.loads import probe, version_of
 from lightning_evalguard.checks.weights.origin import (
-    MemoryReads,
+    counts,
     kind_of,
     reported,
     trained,
 )
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.unregistered import (
     Leaves,
     never_trained,
@@ -205,6 +207,8 @@ class TrainedParameters:
         scored = [held for held in _parameters(self.inventory) if held.tensor in reads]
         if any(h.tensor in optimized and h.tensor.requires_grad for h in scored):
             return
+        if any(_is_averaged(held, self.inventory) for held in scored):
+            return  # an average that is never updated is told by `averaged`
         for held in scored:
             at = version_of(held.tensor)
             self._stale[id(held.tensor)] = _Start(
@@ -320,7 +324,8 @@ class TrainedParameters:
             idle = key not in optimized.stepped and key not in optimized.frozen
             if tensor not in optimized or not idle or start.reached:
                 continue
-            if start.training and tensor in reads and _is_as_made(held):
+            read = counts(held, reads, self.inventory)
+            if start.training and read and _is_as_made(held):
                 reached_none.append(held)
         if not any(
             not is_constant(h.module, h.name.rpartition(".")[2], h.tensor)
@@ -473,6 +478,11 @@ def _is_as_made(held: Held) -> bool:
         return False
     drawn = is_drawn(held.module, key, held.tensor) or is_own_draw(held.module)
     return drawn or is_constant(held.module, key, held.tensor)
+
+
+def _is_averaged(held: Held, inventory: Inventory) -> bool:
+    top = inventory.modules.get(held.name.partition(".")[0])
+    return isinstance(top, AveragedModel)
 
 
 def _parameters(inventory: Inventory) -> list[Held]:

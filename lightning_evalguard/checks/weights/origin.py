@@ -16,6 +16,7 @@ from lightning_evalguard.checks.weights.initial import (
     is_own_draw,
 )
 from lightning_evalguard.checks.weights.loads import Load
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.unregistered import how_to_register
 from lightning_evalguard.checks.weights.words import (
     OF_LIGHTNING,
@@ -25,31 +26,11 @@ from lightning_evalguard.checks.weights.words import (
     tops,
     weights_finding,
 )
-from lightning_evalguard.instruments.dispatch import (
-    Op,
-    Subscriber,
-    storage_key,
-    tensors_in,
-)
 from lightning_evalguard.model.identity import Identity
 from lightning_evalguard.model.tensors import Held, Inventory, identity
 from lightning_evalguard.report import Finding
 
 _MANY = 1024  # tensors that are remembered before those gone are looked for
-
-
-class MemoryReads(Subscriber):
-    """Which memory the operators of a step read."""
-
-    def __init__(self) -> None:
-        self.storages: set[int | None] = set()
-
-    def before(self, op: Op) -> None:
-        for value in (*op.args, *op.kwargs.values()):
-            self.storages.update(storage_key(tensor) for tensor in tensors_in(value))
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        return storage_key(tensor) in self.storages
 
 
 class Known:
@@ -161,7 +142,7 @@ def judge(
     everything = parameters_of(inventory)
     used = everything
     if reads is not None:
-        used = [held for held in everything if held.tensor in reads]
+        used = [held for held in everything if counts(held, reads, inventory)]
     if not used:
         return []
     found = origins(used)
@@ -182,6 +163,16 @@ def judge(
         new = [held for held in drawn if _counts(held, left_out)]
         findings += [_as_drawn(new, everything, inventory, now)] if new else []
     return findings
+
+
+def counts(held: Held, reads: MemoryReads, inventory: Inventory) -> bool:
+    """Whether an evaluation reads a parameter and something comes of it."""
+    if held.tensor not in reads:
+        return False
+    parts = held.name.split(".")[:-1]
+    names = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    owners = [inventory.modules[name] for name in names if name in inventory.modules]
+    return not reads.in_vain(held.tensor, owners)
 
 
 def _counts(held: Held, left_out: list[Held]) -> bool:
@@ -308,5 +299,8 @@ def _remedy(load: Load) -> str:
     if load.own:
         return "Leave the `update` of `state_dict()` out and load with `strict=True`."
     if not load.given:
-        return 'Pass the weights themselves, e.g. `checkpoint["state_dict"]`.'
+        return (
+            'Pass the weights themselves, e.g. `checkpoint["state_dict"]`; a filter of its keys '
+            "must name the prefix that they have."
+        )
     return "Pass `strict=True` and rename the keys that the error names, or train what is new."

@@ -19,15 +19,16 @@ from lightning_evalguard.checks.weights import loads
 from lightning_evalguard.checks.weights.initial import (
     holds_constant,
     holds_draw,
+    holds_normal,
     holds_uniform,
     is_drawn,
 )
 from lightning_evalguard.checks.weights.loads import Load, probe, version_of
 from lightning_evalguard.checks.weights.origin import (
-    MemoryReads,
     kind_of,
     parameters_of,
 )
+from lightning_evalguard.checks.weights.reads import MemoryReads
 from lightning_evalguard.checks.weights.words import (
     are,
     listed_modules,
@@ -84,12 +85,13 @@ def redrawn(parameters: Iterable[Held]) -> list[Held]:
     """Those of the parameters that were drawn anew.
 
     A bias of zeros beside a weight that changed is proof enough. Values within the bounds of a
-    uniform draw are some only where no other weight of the model has become a quite other one:
-    where all were copied in, some may look so.
+    uniform draw, or those of a normal one beside a bias that is still the loaded one, are some only
+    where no other weight of the model has become a quite other one: where all were copied in, some
+    may look so.
     """
     others = [held for held in parameters if _is_other(held.tensor)]
     zeroed = {held.owner for held in others if _is_beside_zeros(held)}
-    uniform = [held for held in others if _is_uniform(held)]
+    uniform = [held for held in others if _is_uniform(held) or _is_normal(held)]
     drawn = {id(held.tensor) for held in uniform}
     copied = [h for h in others if h.tensor.ndim > 1 and h.owner not in zeroed]
     if any(id(held.tensor) not in drawn for held in copied):
@@ -101,6 +103,16 @@ def _is_uniform(held: Held) -> bool:
     tensor = held.tensor
     key = held.name.rpartition(".")[2]
     return is_drawn(held.module, key, tensor, writes=1) or holds_uniform(tensor)
+
+
+def _is_normal(held: Held) -> bool:
+    """Whether it is a normal draw beside a bias that nothing wrote since the load or fit."""
+    bias = vars(held.module).get("_parameters", {}).get("bias")
+    if bias is None or held.name.rpartition(".")[2] != "weight":
+        return False
+    if _last(bias) is None or _was_written(bias):
+        return False
+    return not holds_constant(held.module, "bias", bias) and holds_normal(held.tensor)
 
 
 def _is_beside_zeros(held: Held) -> bool:
@@ -214,7 +226,8 @@ def _finding(
         "the model has its weights already.",
         subject=names[0],
         kind=kind_of(names[0], inventory),
-        certain=said == "evaluated",  # a fit from scratch may be meant
+        # a fit from scratch may be meant, and some trained weights look like a normal draw
+        certain=said == "evaluated" and not any(map(_is_normal, chosen)),
     )
 
 
