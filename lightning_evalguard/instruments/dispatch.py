@@ -443,16 +443,18 @@ _NO_OBJECTS = frozenset(
 def compiles(root: nn.Module) -> bool:
     """Whether a part of `root` is compiled: its code compiles once more where a tracer follows."""
     for module in root.modules():
-        if vars(module).get("_compiled_call_impl") is not None or holds(
-            module, "_orig_mod"
-        ):
+        own = vars(module)
+        if own.get("_compiled_call_impl") is not None or _is_compiled(module):
             return True
-        for value in (module, *vars(module).values()):
-            if type(value) in _NO_OBJECTS:
-                continue
-            if holds(value, "_orig_mod") or holds(value, "_torchdynamo_orig_callable"):
-                return True
+        if _NO_OBJECTS.issuperset(map(type, own.values())):
+            continue
+        if any(_is_compiled(v) for v in own.values() if type(v) not in _NO_OBJECTS):
+            return True
     return False
+
+
+def _is_compiled(thing: object) -> bool:
+    return holds(thing, "_orig_mod") or holds(thing, "_torchdynamo_orig_callable")
 
 
 __all__ = [

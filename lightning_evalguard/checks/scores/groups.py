@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,13 +36,16 @@ class Groups:
     def begin(self) -> None:
         """An evaluation begins."""
         self._batch, self.next = -1, 1
+        self._collections: list[tuple[str, nn.Module]] | None = None
 
     def before_step(self, batch: int) -> None:
         """The step is about to run that it listens to next."""
         self._batch, self.next = batch, 2 * self.next
         if self._root is None:
             return
-        for name, leader, member, label in _merged(self._root):
+        if self._collections is None:
+            self._collections = _collections_of(self._root)
+        for name, leader, member, label in _merged(self._collections):
             if label not in self._facts:
                 around = partial(self._update, name, leader, member, label)
                 self._wraps.append(Wrap(leader, "update", around))
@@ -81,13 +84,18 @@ class Groups:
         return done
 
 
-def _merged(root: nn.Module) -> Iterator[tuple[str, Any, Any, str]]:
+def _collections_of(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    named = root.named_modules()
+    return [(name, m) for name, m in named if type(m).__name__ == "MetricCollection"]
+
+
+def _merged(
+    collections: Sequence[tuple[str, nn.Module]],
+) -> Iterator[tuple[str, Any, Any, str]]:
     """Each metric that a collection does not update itself, and the one that stands for it."""
-    for name, module in root.named_modules():
+    for name, module in collections:
         held = vars(module)
-        if type(module).__name__ != "MetricCollection" or not held.get(
-            "_groups_checked"
-        ):
+        if not held.get("_groups_checked"):
             continue
         members = held.get("_modules", {})
         for group in held.get("_groups", {}).values():
