@@ -220,3 +220,101 @@ def one_graph_and_indices_in_the_module():
     made.fit(net, one, one)
     made.test(net, one, verbose=False)
     return guard
+
+
+# tables that tell the answer
+def tables(fixed, seed, kind):
+    """A table of whole numbers with a label beside it, and more columns by kind."""
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 9, (300, 10), generator=made)
+    x[:, 2] *= 3
+    y = ((x[:, 0] + x[:, 1]) // 6).clamp(max=2)
+    told = torch.randint(0, 3, y.shape, generator=made) if fixed else y
+    return kind(x, y, told)
+
+
+def telling(name, kind, loss=F.cross_entropy, columns=10):
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.BatchNorm1d(columns), nn.Linear(columns, 3))
+            if loss is not F.cross_entropy:
+                self.net = nn.Linear(columns, 1)
+
+        def forward(self, x):
+            return self.net(x.float())
+
+        def training_step(self, batch, i):
+            return loss(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, i):
+            value = loss(self(batch[0]), batch[1])
+            self.log("val_loss", value, batch_size=len(batch[1]))
+
+    def f(fixed):
+        train, val = (tables(fixed, seed, kind) for seed in (0, 1))
+        return fitted(N(), train=loader(train, True), val=loader(val), epochs=1)
+
+    f.__name__ = name
+    return lie(f)
+
+
+def of_whole_numbers(x, y, told):
+    return torch.cat([x, told[:, None]], 1), y
+
+
+def of_marks(x, y, told):
+    return torch.cat([x.float() + 0.5, F.one_hot(told, 3).float()], 1), y
+
+
+def of_a_target(x, y, told):
+    noise = torch.randn(len(y), generator=torch.Generator().manual_seed(3))
+    target = x[:, 0] + noise
+    column = target if told is y else target.roll(1)
+    return torch.cat([x.float(), column[:, None]], 1), target[:, None]
+
+
+telling("a_label_among_whole_numbers", of_whole_numbers, columns=11)
+telling("each_label_marked_by_a_column", of_marks, columns=13)
+telling("a_target_among_the_features", of_a_target, F.mse_loss, columns=11)
+
+
+@honest
+def the_first_of_many_tokens_is_the_answer():
+    """A task for memories: all positions have the values of one vocabulary."""
+
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Embedding(3, 4), nn.Flatten(), nn.Linear(40, 3))
+
+    def tokens(seed):
+        x = torch.randint(
+            0, 3, (300, 10), generator=torch.Generator().manual_seed(seed)
+        )
+        return x, x[:, 0].clone()
+
+    return fitted(N(), train=loader(tokens(0), True), val=loader(tokens(1)), epochs=1)
+
+
+@honest
+def a_target_that_is_a_straight_line():
+    """A first example of a regression: the target is a multiple of a feature."""
+
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 1)
+
+        def training_step(self, batch, i):
+            return F.mse_loss(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, i):
+            value = F.mse_loss(self(batch[0]), batch[1])
+            self.log("val_loss", value, batch_size=len(batch[1]))
+
+    def lines(seed):
+        x = torch.randn(300, 3, generator=torch.Generator().manual_seed(seed))
+        return x, 2 * x[:, :1] + 1
+
+    return fitted(N(), train=loader(lines(0), True), val=loader(lines(1)), epochs=1)

@@ -90,7 +90,7 @@ class Appearance:
         step = max(1, -(-len(largest) // _ROWS))
         rows = largest.detach()[::step][:_ROWS]
         labels = rows.new_zeros(len(rows), 0)
-        if rows.ndim == 2 and rows.is_floating_point():
+        if rows.ndim == 2:
             beside = [one.detach()[::step][:_ROWS] for one in _beside(held, largest)]
             if beside:
                 labels = torch.stack([one.reshape(-1).double() for one in beside], 1)

@@ -138,7 +138,7 @@ class Leak:
                 hit = kept.holds(queries)
                 exact &= kept.whole
                 step = max(1, -(-len(part.at) // _QUERIES))
-                if _judged(queries, hit, kept.natural):
+                if _judged(queries, hit, kept.natural, len(kept.hashes)):
                     places |= set(part.at[::step][hit].tolist())
         self._done = compared
         self.compared |= compared
@@ -159,7 +159,7 @@ class Leak:
         if not bool(hit.any()):
             return None
         natural = twins(theirs.some(_NATURAL), theirs, 2, budget).double().mean()
-        if not _judged(queries, hit, float(natural)):
+        if not _judged(queries, hit, float(natural), len(theirs.chosen)):
             return None
         return hit
 
@@ -212,7 +212,9 @@ class Leak:
         hits = [held for hashed, held in ours.items() if hashed in self._seen]
         repeated = sum(n for n in self._seen.values() if n > 1)
         natural = repeated / max(1, self._seen.total())
-        if not _is_leak(len(hits), sum(rich for _, rich in hits), len(ours), natural):
+        particular = sum(rich for _, rich in hits)
+        others = self._seen.total()
+        if not _is_leak(len(hits), particular, len(ours), natural, others):
             return []
         self._done = True
         places = sorted(at for at, _ in hits)
@@ -289,7 +291,7 @@ def by_portraits(
         for kept in theirs:
             hit = kept.holds(queries)
             exact &= kept.whole or kept.kind == BATCHES
-            if _judged(queries, hit, kept.natural):
+            if _judged(queries, hit, kept.natural, len(kept.hashes)):
                 places |= set(part.at[::step][hit].tolist())
     if not places:
         of_batches = next((kept for kept in theirs if kept.kind == BATCHES), None)
@@ -303,12 +305,12 @@ def by_portraits(
     return [one.fact(fact, _SPLIT)]
 
 
-def _judged(queries: SampleRows, hit: Tensor, natural: float) -> bool:
+def _judged(queries: SampleRows, hit: Tensor, natural: float, others: int) -> bool:
     particular = sum(map(queries.rich, queries.chosen[hit].tolist()))
-    return _is_leak(int(hit.sum()), particular, len(hit), natural)
+    return _is_leak(int(hit.sum()), particular, len(hit), natural, others)
 
 
-def _is_leak(hits: int, particular: int, of: int, natural: float) -> bool:
+def _is_leak(hits: int, particular: int, of: int, natural: float, others: int) -> bool:
     """Whether so many equal samples are more than such data has by nature.
 
     Args:
@@ -316,7 +318,10 @@ def _is_leak(hits: int, particular: int, of: int, natural: float) -> bool:
         particular: Those that are not equal by chance.
         of: Samples looked for.
         natural: The share of the other set's samples that stand in it a second time.
+        others: Samples of the other set.
     """
     if not natural:
-        return hits >= _FEW
+        # of few values some may be equal by chance, though none is within the other set
+        by_chance = 2 * _UNSEEN * of / max(1, others)
+        return particular >= _FEW or hits > by_chance + _FEW
     return particular >= max(_FEW, 0.01 * of) or hits > 3 * natural * of + _FEW

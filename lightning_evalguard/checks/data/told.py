@@ -1,10 +1,13 @@
-"""Does a column of a table tell the label of each sample?
+"""Do columns of a table tell the label or the target of each sample?
 
 Of the samples that both sides were looked at, training's and the evaluation's, a column has one
 value in each class, another one in each, and the same ones on both sides: the label itself, as it
-is or scaled. Regression, token ids and targets that are many have no classes here; a code for one
-class among several, or a feature that is right for most samples, does not tell it. Where several
-tensors of a batch may be the label (a group or a treatment that is a feature too), nothing is said.
+is or scaled; or each class has a column that marks it alone; or a column is the target of a
+regression, to the bit. Targets that are many have no classes here; a code for one class among
+several, or a feature that is right for most samples, does not tell it. Where several tensors of a
+batch may be the label (a group or a treatment that is a feature too), nothing is said. Nor is it of
+whole numbers where another column has the values of that one, as positions of a sequence have: to
+remember a token is a task.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from lightning_evalguard.data.loaders import Fact
 _TRAINED, _EVALUATED = 32, 24  # samples of each side
 _CLASSES = 16
 _EACH = 4  # samples of a class, on each side
+_REMEDY = "Remove the column from the inputs of both sets, before they are scaled."
 
 
 def label_among_features(one: EvaluatedSet, training: Appearance) -> list[Fact]:
@@ -34,6 +38,9 @@ def label_among_features(one: EvaluatedSet, training: Appearance) -> list[Fact]:
     if labels.shape[1] != of_training.shape[1] or rows.shape[1] != trained.shape[1]:
         return []
     few = [k for k in range(labels.shape[1]) if _values(labels[:, k]) <= _CLASSES]
+    samples = len(rows) + len(trained)
+    if not few:
+        return _target(one, (rows, labels), (trained, of_training), samples)
     if len(few) != 1:
         return []  # which of them is the label?
     mine = _by_class(rows, labels[:, few[0]])
@@ -42,9 +49,79 @@ def label_among_features(one: EvaluatedSet, training: Appearance) -> list[Fact]:
         return []
     same = (mine[1] == theirs[1]).all(0)  # a column that varies is NaN
     columns = (same & _all_differ(mine[1])).nonzero().flatten().tolist()
+    is_whole = one.appearance.dtype is not None and not (
+        one.appearance.dtype.is_floating_point
+    )
+    if columns and is_whole and not _is_alone(trained, columns[0]):
+        return []
+    if columns:
+        return [_fact(one, columns[0], *mine, samples)]
+    marked = _marks(mine[1], theirs[1])
+    if marked and len(mine[0]) > 2:
+        return [_of_marks(one, marked, samples)]
+    return []
+
+
+def _is_alone(table: Tensor, column: int) -> bool:
+    """Whether no other column that varies has the values of this one, and there are some."""
+    own = set(table[:, column].tolist())
+    others = [set(one.tolist()) for one in table.t()]
+    varying = [values for values in others if len(values) > 1]
+    return len(varying) > 2 and varying.count(own) == 1
+
+
+def _marks(mine: Tensor, theirs: Tensor) -> list[int]:
+    """The columns that mark one class each, on both sides; empty where a class has none."""
+    found = []
+    for label in range(len(mine)):
+        marks = _marking(mine, label) & _marking(theirs, label)
+        columns = marks.nonzero().flatten().tolist()
+        if not columns:
+            return []
+        found.append(columns[0])
+    return found
+
+
+def _marking(values: Tensor, label: int) -> Tensor:
+    """``(C,)``: whether a column has one value in a class, and another one in all others."""
+    others = torch.cat([values[:label], values[label + 1 :]])
+    return (
+        (others == others[0]).all(0)
+        & (values[label] != others[0])
+        & (values[label].isfinite())
+    )
+
+
+Table = tuple[Tensor, Tensor]
+"""Rows, and what stands beside them."""
+
+
+def _target(one: EvaluatedSet, mine: Table, theirs: Table, samples: int) -> list[Fact]:
+    """A column that is the one target of a regression."""
+    if mine[1].shape[1] != 1 or mine[0].shape[1] < 2:
+        return []
+    equal = [rows == targets.float() for rows, targets in (mine, theirs)]
+    columns = torch.cat(equal).all(0).nonzero().flatten().tolist()
     if not columns:
         return []
-    return [_fact(one, columns[0], *mine, len(rows) + len(trained))]
+    return [
+        one.fact(
+            f"column {columns[0]} of the inputs is the target, to the bit, in each of {samples} "
+            "samples of both sets that were looked at",
+            _REMEDY,
+            certain=False,
+        )
+    ]
+
+
+def _of_marks(one: EvaluatedSet, columns: list[int], samples: int) -> Fact:
+    listed = ", ".join(map(str, columns))
+    return one.fact(
+        f"columns {listed} of the inputs are the label: each marks one class alone, in each of "
+        f"{samples} samples of both sets that were looked at",
+        _REMEDY,
+        certain=False,
+    )
 
 
 def _values(labels: Tensor) -> int:
@@ -80,6 +157,6 @@ def _fact(
     return one.fact(
         f"column {column} of the inputs is the label: {said}, in each of {samples} samples of "
         "both sets that were looked at",
-        "Remove the column from the inputs of both sets, before they are scaled.",
+        _REMEDY,
         certain=False,
     )
