@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, permutations, starmap
 from types import CodeType
+from typing import TypeGuard
 
 CodePlace = tuple[CodeType, int]
 """Code and the index of its running instruction."""
@@ -44,6 +45,8 @@ _ABOUT = {
 }
 _LOOKS = {"len", "type", "print", "isinstance", "repr", "str", "format", "id", "hash"}
 _Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_Blocks = tuple[tuple[ast.AST, str], ...]
+_LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 
@@ -84,21 +87,18 @@ class _Flow:
         self, scope: _Scope, source: ast.AST, models: Sequence[ast.AST]
     ) -> None:
         self._scope = scope
-        self._outputs = _Names([source])
-        self._of_others = _Names(models)
-        self._differences = _Names([])
         statements = list(_statements(scope))
-        for _ in range(2):  # in a loop, what stands below comes above
-            for statement in statements:
-                self._outputs.follow(statement)
-                self._of_others.follow(statement)
+        self._outputs = _followed(_Names([source]), statements)
+        elsewhere = _given_anew(scope, source, self._outputs)
+        if elsewhere:
+            self._outputs = _followed(_Names([source], elsewhere), statements)
+        self._of_others = _followed(_Names(models), statements)
+        self._differences = _Names([])
         self._expressions = list(chain.from_iterable(map(_expressions, statements)))
         for node in self._nodes():
             if isinstance(node, ast.BinOp) and self._is_difference(node):
                 self._differences.sources.append(node)
-        for _ in range(2):
-            for statement in statements:
-                self._differences.follow(statement)
+        _followed(self._differences, statements)
 
     def scores(self) -> bool:
         """Whether they are compared with something that is not theirs."""
@@ -186,10 +186,18 @@ class _Flow:
 
 
 class _Names:
-    """Expressions that hold some values: some nodes, and the names that they are given to."""
+    """Expressions that hold some values: some nodes, and the names that they are given to.
 
-    def __init__(self, sources: Iterable[ast.AST]) -> None:
+    Args:
+        sources: The nodes.
+        elsewhere: Uses of such names that stand for something else.
+    """
+
+    def __init__(
+        self, sources: Iterable[ast.AST], elsewhere: Iterable[ast.Name] = ()
+    ) -> None:
         self.sources = list(sources)
+        self._elsewhere = set(elsewhere)
         self._names: set[str] = set()
 
     def are_in(self, node: ast.AST) -> bool:
@@ -202,7 +210,7 @@ class _Names:
                 return True
             return node.attr not in _ABOUT and self.are_in(node.value)
         if isinstance(node, ast.Name):
-            return node.id in self._names
+            return node.id in self._names and node not in self._elsewhere
         if isinstance(node, ast.Call) and _name(node.func) in _LOOKS:
             return False
         if isinstance(node, _SCOPES):
@@ -269,6 +277,64 @@ class _Names:
             self._names.add(target.id)
         elif isinstance(target, ast.Attribute):
             self._names.add(_dotted(target))
+
+
+def _followed(names: _Names, statements: Sequence[ast.stmt]) -> _Names:
+    for _ in range(2):  # in a loop, what stands below comes above
+        for statement in statements:
+            names.follow(statement)
+    return names
+
+
+def _given_anew(scope: _Scope, source: ast.AST, outputs: _Names) -> list[ast.Name]:
+    """Uses of a name that a call's outputs are given to, between another value and the call.
+
+    In ``fake = net(noise); score(fake); fake = net(fixed)`` the score is not that of the second
+    call, in a loop neither.
+    """
+    blocks = dict(_blocks(scope))
+    own = next((s for s in blocks if _states(s, source)), None)
+    if not isinstance(own, ast.Assign):
+        return []
+    uses: list[ast.Name] = []
+    for name in {t.id for t in own.targets if isinstance(t, ast.Name)}:
+        before = [s for s in blocks if _gives(s, name) and s.lineno < own.lineno]
+        others = bool(before) and not any(outputs.are_in(s.value) for s in before)
+        if others and _is_passed(blocks[before[-1]], blocks[own]):
+            ends = before[-1].end_lineno or own.lineno
+            named = [n for n in ast.walk(scope) if isinstance(n, ast.Name)]
+            uses += [n for n in named if n.id == name and ends < n.lineno < own.lineno]
+    return uses
+
+
+def _states(statement: ast.stmt, source: ast.AST) -> bool:
+    return any(_contains(one, source) for one in _expressions(statement))
+
+
+def _is_passed(blocks: _Blocks, later: _Blocks) -> bool:
+    """Whether who comes to a statement again comes by one above it, by the blocks of both."""
+    inner = later[len(blocks) :]
+    around = later[: len(blocks)]
+    return around == blocks and not any(isinstance(b, _LOOPS) for b, _ in inner)
+
+
+def _gives(statement: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
+    return isinstance(statement, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id == name
+        for target in statement.targets
+    )
+
+
+def _blocks(scope: ast.AST, around: _Blocks = ()) -> Iterator[tuple[ast.stmt, _Blocks]]:
+    """Each statement, and the blocks that it stands in, the outermost first."""
+    for field, value in ast.iter_fields(scope):
+        for child in value if isinstance(value, list) else ():
+            if isinstance(child, ast.stmt) and not isinstance(child, _SCOPES):
+                inside = (*around, (scope, field))
+                yield child, inside
+                yield from _blocks(child, inside)
+            elif isinstance(child, (ast.ExceptHandler, ast.match_case)):
+                yield from _blocks(child, (*around, (scope, field)))
 
 
 def _is_value(node: ast.expr) -> bool:

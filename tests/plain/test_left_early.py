@@ -93,3 +93,50 @@ def test_several_batches_or_a_whole_pass_without_training_are_one(
     act: Callable[[Net], None],
 ) -> None:
     assert "modes" in modes_found(trained, act, trained)
+
+
+def adversarial(make: nn.Module, judge: nn.Module, batches: int) -> None:
+    """Two nets trained against each other; what is made of fixed noise is looked at by eye."""
+    makes, judges = (torch.optim.SGD(net.parameters(), 0.1) for net in (make, judge))
+    loss, fixed = nn.BCEWithLogitsLoss(), torch.randn(8, 4)
+    for number, real in enumerate(DataLoader(torch.randn(8 * batches, 2), 8)):
+        judge.zero_grad()
+        label = torch.ones(8, 1)
+        loss(judge(real), label).backward()
+        fake = make(torch.randn(8, 4))
+        loss(judge(fake.detach()), label * 0).backward()
+        judges.step()
+        make.zero_grad()
+        loss(judge(fake), label).backward()
+        makes.step()
+        if number % 25 == 0:
+            fake = make(fixed)
+            assert fake.detach().isfinite().all()
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_what_a_generator_shows_after_its_last_step_is_no_evaluation(
+    batches: int,
+) -> None:
+    make = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+    with watch(weights="ignore", sync="ignore", data="ignore") as report:
+        adversarial(make, nn.Linear(2, 1), batches)
+    assert report.findings == []
+
+
+def reused(net: Net) -> None:
+    """What is scored has a name that stood for something else before."""
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for x, y in DataLoader(SAMPLES, 4):
+        out = x.mean()
+        assert out.isfinite()
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        out = net(x)
+        assert (out.argmax(1) == y).sum() >= 0
+        break
+
+
+def test_what_is_scored_under_a_name_that_stood_for_another_value_is_one() -> None:
+    assert "modes" in modes_found(reused)
