@@ -200,3 +200,37 @@ def weights_that_features_gave():
         means = torch.stack([features[TRAIN[1] == k].mean(0) for k in range(10)])
         late.net[3].weight.copy_(F.normalize(means - means.mean(0)))
     return tested(late)
+
+
+def clears_gradients(name, act):
+    """A layer of two loses its gradients before the step; honest in the first epoch alone."""
+
+    class N(Net):
+        def __init__(self, always):
+            super().__init__()
+            self.body = nn.Linear(64, 64)
+            self.always = always
+
+        def forward(self, x):
+            return self.net(self.body(x).relu())
+
+        def on_before_optimizer_step(self, optimizer):
+            if self.always or self.current_epoch == 0:
+                act(self.body)
+
+    def f(fixed):
+        return fitted(N(not fixed), epochs=3)
+
+    f.__name__ = name
+    return lie(f)
+
+
+def set_to_none(layer):
+    for parameter in layer.parameters():
+        parameter.grad = None
+
+
+clears_gradients("a_layer_s_gradients_are_set_to_none", set_to_none)
+clears_gradients(
+    "a_layer_s_gradients_are_zeroed", lambda layer: layer.zero_grad(set_to_none=False)
+)

@@ -191,8 +191,6 @@ REWRITTEN: dict[str, str] = {
     "Call `torch.optim.swa_utils.update_bn(loader, averaged)` first, or pass `use_buffers=True`.": (
         "StatisticsOfItsOwn"
     ),
-    "Remove the `.detach()`, `no_grad` or `.data` between it and the loss, or freeze it with "
-    "`.requires_grad_(False)`.": "DetachedAndFrozen",
     "Evaluate the module that is trained, or update this copy after each optimizer step.": (
         "ShadowUpdated"
     ),

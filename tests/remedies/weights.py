@@ -317,8 +317,9 @@ def a_rate_by_hand_that_begins_at_nothing(make: Make, fixed: bool) -> Report:
 
 
 @applied(
-    "Remove the factor of 0 or the `.detach()` between it and the loss, initialise it so that its "
-    "activation is active, or freeze it with `.requires_grad_(False)`."
+    "Remove the factor of 0 or the `.detach()` between it and the loss, or the line that zeroes "
+    "its gradient, initialise it so that its activation is active, or freeze it with "
+    "`.requires_grad_(False)`."
 )
 def a_layer_whose_output_is_multiplied_by_zero(make: Make, fixed: bool) -> Report:
     class Adds(Classifier):
@@ -393,3 +394,16 @@ def an_average_without_buffers(make: Make, fixed: bool) -> Report:
             self.log("val_loss", F.cross_entropy(self.average(batch[0]), batch[1]))
 
     return fitted(make, alone("weights"), Averaged(), max_epochs=2)
+
+
+@applied(
+    "Remove the `.detach()`, `no_grad` or `.data` between it and the loss, or the line that clears "
+    "its gradient before the step, or freeze it with `.requires_grad_(False)`."
+)
+def gradients_that_are_cleared(make: Make, fixed: bool) -> Report:
+    class Clears(TwoLayers):
+        def on_after_backward(self) -> None:
+            if not fixed:
+                self.body.zero_grad()
+
+    return fitted(make, alone("weights"), Clears(), max_epochs=3)

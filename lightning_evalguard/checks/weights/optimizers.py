@@ -334,10 +334,11 @@ class TrainedParameters:
             return []
         return self._say(
             reached_none,
-            "{are} evaluated as initialised: no gradient reached {it} in the whole fit, although "
-            "an optimizer holds {it}; expected to be trained",
-            "Remove the `.detach()`, `no_grad` or `.data` between it and the loss, or freeze it "
-            "with `.requires_grad_(False)`.",
+            "{are} evaluated as initialised: in the whole fit no gradient reached {it}, or none "
+            "was left for the optimizer that holds {it}; expected to be trained",
+            "Remove the `.detach()`, `no_grad` or `.data` between it and the loss, or the line "
+            "that clears its gradient before the step, or freeze it with "
+            "`.requires_grad_(False)`.",
             now,
         )
 
@@ -397,8 +398,9 @@ class TrainedParameters:
             [held for held in dead if held.tensor in reads],
             "{are} evaluated as training found {it}: all its gradients were exactly 0 in the whole "
             "fit, although a loss reaches {it}; expected to be trained",
-            "Remove the factor of 0 or the `.detach()` between it and the loss, initialise it so "
-            "that its activation is active, or freeze it with `.requires_grad_(False)`.",
+            "Remove the factor of 0 or the `.detach()` between it and the loss, or the line that "
+            "zeroes its gradient, initialise it so that its activation is active, or freeze it "
+            "with `.requires_grad_(False)`.",
             now,
             certain=False,
         )
