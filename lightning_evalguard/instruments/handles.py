@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import functools
+import io
 import os
 import sys
 import types
@@ -14,6 +16,8 @@ from torch import nn
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
 
 LIGHTNING = frozenset({"lightning", "pytorch_lightning", "lightning_fabric"})
+_HASHES = ("_hashlib", "_blake2", "_md5", "_sha1", "_sha2", "_sha3", "hmac")
+_COMPRESSORS = ("zlib", "_bz2", "bz2", "_lzma", "lzma", "gzip")
 # Classes of these run on, or act beyond the process, and cannot be put back.
 _HANDLES = {
     "_io": "an open file",
@@ -42,20 +46,36 @@ _HANDLES = {
     "_asyncio": "a loop of tasks",
     "selectors": "a loop of tasks",
     "sched": "a loop of tasks",
+    # written in C: what they hold is not seen
+    **dict.fromkeys(_HASHES, "a hash that runs on"),
+    **dict.fromkeys(_COMPRESSORS, "a stream that runs on"),
+    "xml": "a tree of elements",
+    "lxml": "a tree of elements",
 }
+_IN_MEMORY = (io.StringIO, io.BytesIO)
 _THREADS = frozenset({"Thread", "Timer", "Event", "Condition", "Barrier", "Semaphore"})
 _ACTING = frozenset(
     {"write", "flush", "send", "sendall", "recv", "execute", "cursor", "commit"}
 )
 
 
+def is_buffer(kind: type) -> bool:
+    """Whether a thing holds nothing but numbers or text of its own, all of which can be copied."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and issubclass(kind, numpy.ndarray):
+        return True
+    return issubclass(kind, (bytearray, array.array)) or kind in _IN_MEMORY
+
+
 def handle_of(kind: type, value: object) -> str | None:
     """What a thing is that runs on or acts beyond the process, in words; None for others."""
-    if kind.__module__ in ("_io", "io") and kind.__name__ in ("StringIO", "BytesIO"):
+    if kind in _IN_MEMORY:
         return None
     if issubclass(kind, (nn.Module, *weakref.ProxyTypes)):
         return None
     named = f"a {kind.__name__}"
+    if isinstance(value, memoryview) and not value.readonly:
+        return "a view of another's memory"
     if issubclass(
         kind, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
     ):

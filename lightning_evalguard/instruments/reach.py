@@ -22,7 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.instruments.generators import is_generator
-from lightning_evalguard.instruments.handles import LIGHTNING, handle_of, owner_of_class
+from lightning_evalguard.instruments.handles import (
+    LIGHTNING,
+    handle_of,
+    is_buffer,
+    owner_of_class,
+)
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
 
 # objects and items that are followed; a step that names more is not run again
@@ -138,7 +143,7 @@ class Reach:
         self._left -= 1
         if self._left < 0:
             self._refuse(path, "too large to be put back")
-        elif issubclass(kind, Tensor) or is_generator(kind) or _is_array(kind):
+        elif issubclass(kind, Tensor) or is_generator(kind) or is_buffer(kind):
             self.things.append(value)
         elif issubclass(kind, dict):
             self._visit_mapping(value, path)
@@ -490,11 +495,6 @@ def _filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_array(kind: type) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and issubclass(kind, numpy.ndarray)
 
 
 __all__ = ["Reach", "slots_of"]

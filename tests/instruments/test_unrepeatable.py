@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import array
+import hashlib
+import io
 import itertools
 import os
 import queue
 import random
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import lightning.pytorch as pl
 import numpy as np
@@ -392,13 +397,90 @@ class ReadsAFile(Honest):
         Path(__file__).read_text()
 
 
+LOG = io.StringIO()
+PACKED = bytearray()
+
+
+class WritesInMemory(Honest):
+    """Writes to streams and arrays that lie in memory: of its module, and of its own."""
+
+    def begin(self) -> None:
+        LOG.seek(0)
+        LOG.truncate()
+        PACKED.clear()
+        self.places, self.raw = array.array("i"), io.BytesIO()
+
+    def act(self, batch_idx: int) -> None:
+        print(batch_idx, file=LOG)
+        PACKED.append(batch_idx)
+        self.places.append(batch_idx)
+        self.raw.write(b"x")
+
+    def state(self) -> Any:
+        return LOG.getvalue(), bytes(PACKED), list(self.places), self.raw.getvalue()
+
+
+class HashesOn(Honest):
+    """Hashes all that it sees."""
+
+    def begin(self) -> None:
+        self.sums = {"all": hashlib.sha256()}
+
+    def act(self, batch_idx: int) -> None:
+        self.sums["all"].update(b"x")
+
+    def state(self) -> Any:
+        return self.sums["all"].hexdigest()
+
+
+class CompressesOn(Honest):
+    """Compresses all that it sees."""
+
+    def begin(self) -> None:
+        self.packer = zlib.compressobj()
+
+    def act(self, batch_idx: int) -> None:
+        self.packer.compress(b"x")
+
+    def state(self) -> Any:
+        return self.packer.flush()
+
+
+class BuildsATree(Honest):
+    """Adds to a tree of elements."""
+
+    def begin(self) -> None:
+        self.tree = ElementTree.Element("steps")
+
+    def act(self, batch_idx: int) -> None:
+        ElementTree.SubElement(self.tree, "step")
+
+    def state(self) -> Any:
+        return len(self.tree)
+
+
+class WritesIntoAView(Honest):
+    """Writes into the memory of something else."""
+
+    def begin(self) -> None:
+        self.view = memoryview(bytearray(1))
+
+    def act(self, batch_idx: int) -> None:
+        self.view[0] += 1
+
+    def state(self) -> Any:
+        return bytes(self.view)
+
+
 TOUCHING = [
     Iterates, Generates, TakesFromAGlobal, WritesAFile, WritesToAnOpenFile, SavesTensors, Queues,
-    AsksADatabase, StartsAProcess, ClosesOver, TellsACallback,
+    AsksADatabase, StartsAProcess, ClosesOver, TellsACallback, HashesOn, CompressesOn,
+    BuildsATree, WritesIntoAView,
 ]  # fmt: skip
 PUT_BACK = [
     CountsGlobally, CountsInItsClass, CountsInASlot, KeepsMuch, SetsTheEnvironment, DrawsInPrivate,
     AsksTheSystem, HoldsWhatItLeavesAlone, IteratesWithin, IteratesInPython, ReadsAFile,
+    WritesInMemory,
 ]  # fmt: skip
 
 
