@@ -66,11 +66,20 @@ def choose(
     if wholes and not main.of("outputs"):
         entry.warnings.append(only_a_part(entry.key, chosen, wholes[0].streams[-1]))
     elif not (is_clear or chosen.is_array):
-        entry.warnings.append(ambiguous(entry.key, chosen.said, said))
+        counted = _numbered(chosen, main, questions)
+        entry.warnings.append(ambiguous(entry.key, counted, said))
     elif said:
         chosen.said += _not_from(said)
     entry.unverified = chosen.is_array and not is_logged(main, evidence)
     _take(entry, chosen)
+
+
+def _numbered(chosen: Stream, main: Question, questions: Sequence[Question]) -> str:
+    """What is counted, in words; of several calls at one line, which one."""
+    alike = [q for q in questions if any(s.said == chosen.said for s in q.streams)]
+    if len(alike) < 2:
+        return chosen.said
+    return f"call {1 + alike.index(main)} of {len(alike)} of {chosen.said}"
 
 
 def _is_the_score(

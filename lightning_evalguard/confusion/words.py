@@ -140,9 +140,12 @@ def _finding(
 
 def ambiguous(key: str, counted: str, others: Sequence[str]) -> str:
     """Several answers stand in a step, and nothing tells which one is meant."""
+    rest = [other for other in dict.fromkeys(others) if not counted.endswith(other)]
+    instead = ""
+    if rest:
+        instead = f", not {', '.join(rest)}"
     return (
-        f"{key}: the step has several answers; {counted} is counted, not "
-        f"{', '.join(dict.fromkeys(others))}. "
+        f"{key}: the step has several answers; {counted} is counted{instead}. "
         'Return {"preds": ..., "target": ...} of the one to count'
     )
 

@@ -607,3 +607,36 @@ def dice_of_each_class_is_a_mean_over_images():
                 self.log(f"dice_{label}", dice, batch_size=len(y))
 
     return fitted(N(), val=loader(VAL, batch_size=43))
+
+
+@honest
+def a_metric_made_of_two_is_reset():
+    class N(Net):
+        def __init__(self):
+            super().__init__()
+            of = torchmetrics.classification
+            self.acc, self.f1 = of.MulticlassAccuracy(10), of.MulticlassF1Score(10)
+            self.middle = (self.acc + self.f1) / 2
+
+        def validation_step(self, batch, i):
+            self.middle.update(self(batch[0]), batch[1])
+
+        def on_validation_epoch_end(self):
+            self.log("val_middle", self.middle.compute())
+            self.middle.reset()
+
+    return fitted(N())
+
+
+@honest
+def errors_of_one_sample_each():
+    class N(Net):
+        def validation_step(self, batch, i):
+            x, y = batch[0], (batch[1] > 4).float()
+            z = self(x)[:, 0]
+            self.log("val_loss", F.binary_cross_entropy_with_logits(z, y))
+            for name, cut in (("val_error", 0.0), ("val_far", 0.3), ("val_off", -0.3)):
+                wrong = ((z > cut) != y.bool()).float().mean()
+                self.log(name, wrong, batch_size=1)
+
+    return fitted(N(), val=loader((VAL[0][:31], VAL[1][:31]), batch_size=1))

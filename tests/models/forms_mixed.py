@@ -439,3 +439,14 @@ def ages_are_regressed_and_rounded(self, x, age):
     z = self.net(x)[:, 0]
     self.log("val_mae", F.l1_loss(z, age))
     self.log("val_hit", (z.round() == age).float().mean())
+
+
+@form(says="call 2 of 2 of `cross_entropy`", classes=3)
+def two_heads_in_a_loop_are_told_apart(self, x, y):
+    z = self.net(x)
+    heads = [(z.roll(1, 1), (x[:, 0] > 0).long()), (z, (x[:, 1] > 0).long() + 1)]
+    self.true(z.argmax(1), heads[-1][1])
+    total = 0
+    for scores, target in heads:
+        total = total + F.cross_entropy(scores, target)
+    self.log("val_loss", total)

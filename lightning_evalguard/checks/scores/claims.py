@@ -420,8 +420,9 @@ class Claims:
             return None
         if is_a_score(value, counted.result):
             return None
-        n = len(counted.batches.totals())
-        if n < 2:
+        answers = counted.batches.totals()
+        n = len(answers)
+        if n < 2 or by_chance(value, answers):
             return None
         for claim in NO_MEANS:
             named = candidates(counted.result, claim)

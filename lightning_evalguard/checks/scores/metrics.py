@@ -395,5 +395,15 @@ def metrics_of(root: nn.Module | None) -> Iterable[tuple[str, Any]]:
             continue
         if type(module).__module__.startswith("torchmetrics.wrappers"):
             wrapped += (name + ".",)
-        elif "_update_count" in vars(module) and "_defaults" in vars(module):
+        elif (
+            "_update_count" in vars(module)
+            and "_defaults" in vars(module)
+            and not _hands_on(module)
+        ):
             yield name, module
+
+
+def _hands_on(metric: Any) -> bool:
+    """Whether a metric keeps nothing itself and hands its reset on: of two metrics a mean, say."""
+    own = next((c for c in type(metric).__mro__ if "reset" in vars(c)), object)
+    return not metric._defaults and own.__name__ != "Metric"
