@@ -355,8 +355,8 @@ def picked(loader: Any) -> Tensor | None:
     if type(batches) in (list, tuple):
         return _integers([place for batch in batches for place in batch])
     sampler: Any = sampler_of(loader)
-    if isinstance(sampler, DistributedSampler):
-        # Lightning's own deals out what another sampler gives
+    if isinstance(sampler, DistributedSampler) and _of_lightning(sampler.dataset):
+        # it deals out what another sampler gives
         sampler = getattr(sampler.dataset, "_sampler", sampler)
     indices = getattr(sampler, "indices", None)
     if indices is not None and length(indices) == length(sampler):
