@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, get_args
 
 from lightning_evalguard.attach import VARIABLE, policy_of
@@ -25,6 +27,8 @@ from lightning_evalguard.views.sarif import is_error, merged, sarif
 Form = Literal["text", "json", "sarif", "github"]
 FORMS: tuple[Form, ...] = get_args(Form)
 NOTHING_CHECKED = 2
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _SITE = Path(__file__).parent / "plain" / "site"
 
 
@@ -175,16 +179,59 @@ def _merge(outcome: ScriptOutcome, path: Path) -> None:
 
 
 def _status(command: Sequence[str], environment: dict[str, str]) -> int:
-    with subprocess.Popen(command, env=environment) as script:
-        while True:
-            try:
-                status = script.wait()
-                break
-            except KeyboardInterrupt:
-                continue  # the script got it too, and ends as it likes
+    with _passed_on() as started, subprocess.Popen(command, env=environment) as script:
+        started(script)
+        status = script.wait()
     if status >= 0:
         return status
     return 128 - status
+
+
+@contextmanager
+def _passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Hand the signals that are sent to this process on to a script, which ends as it likes.
+
+    A batch system, `timeout` or a CI job ends what it started, and knows nothing of the script.
+    """
+    scripts: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and _is_in_the_foreground():
+            return  # the terminal sends it to the script too
+        if not scripts:
+            early.append(number)
+        for script in scripts:
+            script.send_signal(number)
+
+    def started(script: subprocess.Popen[bytes]) -> None:
+        scripts.append(script)
+        for number in early:
+            script.send_signal(number)
+
+    heard = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
+    try:
+        yield started
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_in_the_foreground() -> bool:
+    """Whether a terminal sends Ctrl-C to this process and to all that it started."""
+    if os.name == "nt":
+        return True
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _known(baseline: Path, root: Path) -> set[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -388,6 +390,45 @@ def test_a_script_that_a_signal_ended_is_named(command: Callable[..., Done]) -> 
     killed = command("run", "killed.py")
     assert killed.status == 137
     assert "status 137 (SIGKILL)" in killed.err
+
+
+_WAITS = """
+import signal, sys, time
+from pathlib import Path
+heard = []
+for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda number, frame: heard.append(number))
+Path("ready").touch()
+while not Path("enough").exists():
+    time.sleep(0.02)
+Path("heard").write_text(" ".join(map(str, heard)))
+sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_to_the_command_comes_to_the_script_once(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "waits.py").write_text(_WAITS)
+    command = [sys.executable, "-m", "lightning_evalguard", "run", "waits.py"]
+    number = getattr(signal, name)
+    # what a background job ignores stays ignored
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        # without a terminal, as in a batch system
+        process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    finally:
+        signal.signal(number, before)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    time.sleep(1)
+    (tmp_path / "enough").touch()
+    assert process.wait() == 7
+    assert (tmp_path / "heard").read_text() == str(int(number))
 
 
 def test_it_is_a_module_of_the_package_that_needs_torch_alone() -> None:
