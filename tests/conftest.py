@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -33,6 +34,9 @@ _NOISE = (
 
 collect_ignore = ["cases", "ranks_launched.py", "scripts"]  # scripts, started by tests
 torch.set_num_threads(1)
+# a busy machine is no fault of what is tested
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 _WRAPPED = (
     torch.nn.Module,
     torch.Tensor,

@@ -535,7 +535,9 @@ def test_a_clean_evaluation_takes_one_collective_and_leaves_nothing(
             0,
             *[1] * 4,
         ]
-        assert max(keys) <= 12
+        # a rank may be one meeting ahead: of two meetings who came, the verdict and what each of
+        # two ranks said; and how many ranks there are, and how many are gone
+        assert keys <= 2 * (2 + 2) + 2
         assert total == 27
         assert _of_the_step(report) == []
 

@@ -436,7 +436,7 @@ class _AnyTree(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     make=_TREES,
     flags=st.lists(st.booleans(), min_size=24, max_size=24),
@@ -463,7 +463,7 @@ def test_any_tree_in_any_modes_gets_every_mode_back(
     assert [m.training for m in module.modules()] == before
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(make=_TREES, seed=st.integers(0, 2**16))
 def test_training_is_bit_identical_with_and_without_the_guard(
     make: Callable[[], nn.Module], seed: int, trainer: Make

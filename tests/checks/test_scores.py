@@ -36,7 +36,7 @@ def test_the_textbook_case_is_exact() -> None:
     assert result["majority_baseline"] == 0.8
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(2, 9).flatmap(
         lambda c: st.tuples(
@@ -131,7 +131,7 @@ def test_mcc_of_a_hundred_million_samples_is_exact() -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 30), st.integers(0, 2**32 - 1))
 def test_any_multilabel_answers_give_sklearns_scores(
     labels: int, n: int, seed: int

@@ -85,7 +85,7 @@ def test_a_name_says_nothing(key: str) -> None:
     assert by_name(key) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text())
 def test_any_name_is_read(key: str) -> None:
     assert isinstance(words(key), list)
@@ -93,7 +93,7 @@ def test_any_name_is_read(key: str) -> None:
     is_of_test(key)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(allow_nan=True), st.floats(allow_nan=True))
 def test_any_value_is_read(value: float, score: float) -> None:
     by_matrix(value, {"accuracy": score})

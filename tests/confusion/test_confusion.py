@@ -25,7 +25,7 @@ from lightning_evalguard.confusion.sources import Pair, layout_of
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     classes=st.integers(2, 50),
     n=st.integers(1, 60),
@@ -70,7 +70,7 @@ def test_any_labels_in_any_batching_give_sklearns_matrix(
         assert result.matrix.tolist() == theirs.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 60),
     kind=st.sampled_from(["logits", "probs", "labels"]),
@@ -140,7 +140,7 @@ def test_many_scores_at_once_fall_where_few_do(preds_are: str) -> None:
     assert few.counts.tolist() == many.counts.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batches=st.lists(
         st.tuples(st.floats(-2, 2), st.floats(0.1, 3)), min_size=1, max_size=5

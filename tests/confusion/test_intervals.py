@@ -70,7 +70,7 @@ def test_accuracy_and_the_scores_of_a_class_are_proportions() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     classes=st.integers(2, 6),
     n=st.integers(1, 80),
@@ -98,7 +98,7 @@ def test_scores_of_many_matrices_are_those_of_each(
     assert named - set(many) - proportions <= {"specificity"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(each=st.integers(2, 5), n=st.integers(1, 60), seed=st.integers(0, 99))
 def test_scores_of_many_labels_are_those_of_each(each: int, n: int, seed: int) -> None:
     made = torch.Generator().manual_seed(seed)

@@ -28,7 +28,7 @@ Make = Callable[..., pl.Trainer]
 
 
 @given(first=st.integers(0, 3000), second=st.integers(0, 3000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_test_is_mcnemars_exact_one(first: int, second: int) -> None:
     if first + second:
         expected = binomtest(first, first + second).pvalue
@@ -105,7 +105,7 @@ def kept(order: torch.Tensor, size: int, wrong: set[int]) -> Any:
     return outcomes.of("test", torch.tensor([int(i) not in wrong for i in order]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 99), size=st.integers(1, 40), twin=st.booleans())
 def test_order_and_batches_do_not_matter(seed: int, size: int, twin: bool) -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))

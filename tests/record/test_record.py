@@ -434,7 +434,7 @@ def hashed(*batches: Any) -> Any:
     return whole([content.part()])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 5))
 def test_neither_order_nor_batches_change_the_hash(
     seed: int, n: int, size: int
