@@ -250,6 +250,26 @@ def ctc_with_long_targets(make: Make, fixed: bool) -> Report:
     return waits(make, Speech)
 
 
+@applied(
+    "Let the batch hold the lengths as a list: `pack_padded_sequence` takes one, and nothing moves "
+    "it to the device."
+)
+def lengths_copied_to_pack_a_sequence(make: Make, fixed: bool) -> Report:
+    class Packs(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(FEATURES, CLASSES, batch_first=True)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            x = batch[0][:, None]
+            lengths: Any = torch.ones_like(batch[1])
+            lengths = [1] * len(x) if fixed else lengths.cpu()
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            self.log("val_loss", F.cross_entropy(self.rnn(packed)[1][0], batch[1]))
+
+    return waits(make, Packs)
+
+
 @applied("Pass validate_args=False.")
 def a_distribution_that_validates(make: Make, fixed: bool) -> Report:
     class Normal(Classifier):

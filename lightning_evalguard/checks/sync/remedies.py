@@ -43,6 +43,13 @@ _REMEDIES = {
     "cuDNN takes them so.",
     "synchronize": "Leave it out of the step.",
 }
+_LENGTHS = (
+    "Let the batch hold the lengths as a list: `pack_padded_sequence` takes one, and nothing moves "
+    "it to the device."
+)
+_ARE_LENGTHS = re.compile(
+    r"pack_padded|(?:\b|_)len(?:gth)?s?\.(?:cpu|tolist)\(", re.IGNORECASE
+)
 _BRANCH = "Choose with torch.where, or decide on a number that the host has."
 # What the source text says when a number is read for its own sake, and not to branch on it.
 _READS = re.compile(r"\.item\(|\.tolist\(|\b(float|int|range|tensor)\(")
@@ -72,6 +79,8 @@ def _remedy_of(op: str, at: Where) -> str:
         return "Train in bfloat16, which needs no scaler; a scaler needs this one read."
     if "clip_grad" in at.inside:
         return "Pass error_if_nonfinite=False."
+    if op == "copy to the host" and _ARE_LENGTHS.search(at.expression):
+        return _LENGTHS
     if op == "item" and not _READS.search(at.expression):
         return _BRANCH
     return _REMEDIES.get(op, _READ)
