@@ -1,6 +1,6 @@
 """What a guard costs, beside what people would take instead.
 
-    python benchmarks/overhead.py [--seconds 45] [--only mlp bert] [--short]
+    python benchmarks/overhead.py [--seconds 45] [--only mlp bert] [--traincheck PYTHON] [--short]
 
 Fits of one model follow each other in one process, bare and watched in turn, the order reversed
 from round to round, so that a busy machine falls on all alike. A batch is timed from its start to
@@ -12,12 +12,15 @@ what a fit takes longer beyond its batches: the closer look, windows, a profiler
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import statistics
+import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -33,6 +36,7 @@ from lightning_evalguard import EvalGuard
 from lightning_evalguard.checks.registry import CHECKS
 
 BATCH, CLASSES = 16, 10
+_PAIRS, _LIMIT = 3, 240  # of scripts, and seconds of each
 Make = Callable[[], tuple[nn.Module, Tensor]]
 
 
@@ -241,6 +245,13 @@ def fit(make: Make, batches: int, callbacks: list[pl.Callback]) -> dict[str, flo
     """Microseconds of a batch, and seconds of the fit beyond its batches."""
     torch.manual_seed(0)
     net, x = make()
+    return timed(Net(net), x, batches, callbacks)
+
+
+def timed(
+    module: pl.LightningModule, x: Tensor, batches: int, callbacks: list[pl.Callback]
+) -> dict[str, float]:
+    """`fit` of a module that there is, with inputs like `x`."""
     loaders = []
     for part in (max(4, batches // 2), batches):
         inputs = x.repeat(part, *[1] * (x.dim() - 1))
@@ -255,7 +266,6 @@ def fit(make: Make, batches: int, callbacks: list[pl.Callback]) -> dict[str, flo
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
             log_every_n_steps=1, callbacks=[clock, *callbacks],
         )  # fmt: skip
-        module = Net(net)
         began = time.perf_counter()
         trainer.fit(module, *loaders)
         whole = time.perf_counter() - began
@@ -304,6 +314,64 @@ def rows_of(model: str, rounds: Rounds) -> Iterator[list[str]]:
         yield [model, kind, *cells, f"{added(rounds, kind, 'once'):+.2f}"]
 
 
+_SCRIPT = """import sys
+sys.path[:0] = {folders!r}
+import overhead
+model, x = overhead.quiet({model!r})
+overhead.told(model, x, {batches}, {out!r})
+"""
+
+
+def quiet(model: str) -> tuple[pl.LightningModule, Tensor]:
+    """What a script of its own fits."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net, x = MODELS[model][0]()
+    return Net(net), x
+
+
+def told(module: pl.LightningModule, x: Tensor, batches: int, out: str) -> None:
+    """Fit, and write what it took."""
+    timed(module, x, 4, [])
+    Path(out).write_text(json.dumps(timed(module, x, batches, [])), encoding="utf-8")
+
+
+def collected(model: str, batches: int, python: Path) -> list[dict[str, float]] | str:
+    """How many times as long a batch takes where TrainCheck collects; or why that is not known.
+
+    Scripts of their own run bare and instrumented in turn, in TrainCheck's environment.
+    """
+    collect = [str(python.parent / "traincheck-collect"), "--pyscript", "script.py"]
+    collect += ["--models-to-track", "model", "--output-dir", "traces"]
+    ratios = []
+    for _ in range(_PAIRS):
+        took = []
+        for command in ([str(python), "script.py"], collect):
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder, "took.json")
+                folders = [str(one) for one in Path(__file__).parents[:2]]
+                text = _SCRIPT.format(
+                    folders=folders, model=model, batches=batches, out=str(out)
+                )
+                Path(folder, "script.py").write_text(text, encoding="utf-8")
+                try:
+                    done = subprocess.run(
+                        command, cwd=folder, timeout=_LIMIT,
+                        capture_output=True, text=True,
+                    )  # fmt: skip
+                except subprocess.TimeoutExpired:
+                    return f"over {_LIMIT} s"
+                if not out.exists():
+                    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+                    return f"failed: {last[:60]}"
+                took.append(json.loads(out.read_text(encoding="utf-8")))
+        bare, watched = took
+        ratios.append({what: watched[what] / bare[what] for what in ("val", "train")})
+    return ratios
+
+
 def growth(short: bool, seconds: float) -> dict[str, dict[int, Rounds]]:
     """Bare and guarded by powers of ten in modules, tensors and batches."""
     wanted = {kind: kinds(False)[kind] for kind in ("bare", "EvalGuard()")}
@@ -320,7 +388,12 @@ def growth(short: bool, seconds: float) -> dict[str, dict[int, Rounds]]:
     return grown
 
 
-def small(results: dict[str, Rounds]) -> tuple[list[str], list[list[str]]]:
+Collected = dict[str, list[dict[str, float]] | str]
+
+
+def small(
+    results: dict[str, Rounds], apart: Collected
+) -> tuple[list[str], list[list[str]]]:
     """For the README: the ratio of a validation batch, by kind and model."""
     names = [
         k
@@ -334,6 +407,15 @@ def small(results: dict[str, Rounds]) -> tuple[list[str], list[list[str]]]:
             bare = statistics.median(r["val"] for r in rounds["bare"])
             row.append(f"{1 + added(rounds, kind, 'val') / bare:.2f}")
         rows.append(row)
+    if apart:
+        ratios = [apart.get(model, "") for model in results]
+        cells = [
+            one
+            if isinstance(one, str)
+            else f"{statistics.median(r['val'] for r in one):.2f}"
+            for one in ratios
+        ]
+        rows.append(["TrainCheck, collecting", *cells])
     return ["a validation batch takes", *results], rows
 
 
@@ -341,6 +423,9 @@ def main() -> None:
     parser = flags(__doc__)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seconds", type=float, default=45, help="for each model")
+    parser.add_argument(
+        "--traincheck", type=Path, help="the python of an environment that has it"
+    )
     options = parser.parse_args()
     if options.short:
         options.only, options.seconds = ["mlp"], 0
@@ -357,6 +442,11 @@ def main() -> None:
             make, 8 if options.short else batches, wanted, options.seconds
         )
         rows += rows_of(model, results[model])
+    apart: Collected = {}
+    if options.traincheck:
+        apart = {
+            m: collected(m, MODELS[m][1], options.traincheck) for m in options.only
+        }
     grown = growth(options.short, options.seconds / 15)
     for what, sizes in grown.items():
         for n, rounds in sizes.items():
@@ -374,9 +464,9 @@ def main() -> None:
     ]
     publish(
         "overhead", options, [*columns, "once a fit, s"], rows,
-        raw={"models": results, "growth": grown},
+        raw={"models": results, "growth": grown, "collected": apart},
         notes=[f"Not measured: {', '.join(sorted(set(left_out)))}."] if left_out else [],
-        installed=versions("torch-audit", "psutil", "torchmetrics"), small=small(results),
+        installed=versions("torch-audit", "psutil", "torchmetrics"), small=small(results, apart),
     )  # fmt: skip
 
 

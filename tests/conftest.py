@@ -96,11 +96,10 @@ def _nothing_stays() -> Iterator[None]:
     assert sys.gettrace() is trace
     for owner, was in zip(_WRAPPED, before, strict=True):
         now = vars(owner)
-        replaced = [now.get(name) for name in was if now.get(name) is not was[name]]
-        modules = {getattr(value, "__module__", "") or "" for value in replaced}
-        assert not [name for name in modules if not name.startswith("torch._dynamo")], (
-            owner
-        )
+        moved = {name: now.get(name) for name in was if now.get(name) is not was[name]}
+        homes = {n: getattr(v, "__module__", "") or "" for n, v in moved.items()}
+        ours = [n for n, home in homes.items() if not home.startswith("torch._dynamo")]
+        assert [(name, was[name], moved[name]) for name in ours] == [], owner
 
 
 @pytest.fixture(autouse=True)

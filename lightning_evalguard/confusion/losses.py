@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.nn import functional as F
 
 from lightning_evalguard.confusion.labels import are_smoothed_classes
 from lightning_evalguard.confusion.sources import Pair
@@ -74,17 +73,8 @@ _LOSSES = (
         None,
     ),
     _Loss("soft_margin_loss", torch._C._nn, "soft_margin_loss", None, "logits", None),
-    # it has no function of its own in C++
-    _Loss(
-        "multilabel_soft_margin_loss",
-        F,
-        "multilabel_soft_margin_loss",
-        "multilabel",
-        "logits",
-        None,
-    ),
 )
-_SIGNED = ("soft_margin_loss",)  # their targets are -1 and 1  # fmt: skip
+_SIGNED = ("soft_margin_loss",)  # their targets are -1 and 1
 _DIVERGENCE = _Loss("kl_div", torch, "kl_div", "multiclass", "logits", None)
 # A step that calls one of these has a task of another kind.
 _OTHERS = (

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 # The recorder's `LossTap` hears of the others.
 _ENTRIES = (
-    (torch._C._nn, "soft_margin_loss"),
     (torch._C._nn, "multilabel_margin_loss"),
     (torch, "hinge_embedding_loss"),
 )

@@ -67,20 +67,6 @@ def smoothed_labels_of_many(self, x, y):
     self.log("val_loss", F.binary_cross_entropy_with_logits(z, y.clamp(0.1, 0.9)))
 
 
-@form(classes=5, row=_five)
-def soft_margins_of_many(self, x, y):
-    z = self.net(x)
-    self.true(z > 0, y > 0)
-    self.log("val_loss", F.multilabel_soft_margin_loss(z, y))
-
-
-@form(classes=5, row=_five, build=attribute("c", nn.MultiLabelSoftMarginLoss))
-def soft_margins_of_a_module(self, x, y):
-    z = self.net(x)
-    self.true(z > 0, y > 0)
-    self.log("val_loss", self.c(z, y))
-
-
 @form(classes=1, row=_signed)
 def signed_labels(self, x, y):
     z = self.net(x)[:, 0]
