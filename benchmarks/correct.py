@@ -54,21 +54,27 @@ def write_mnist(folder: Path) -> None:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    images = torch.nn.functional.interpolate(torch.tensor(x).view(-1, 1, 8, 8), size=28)
-    pixels = (images.view(-1, 28, 28) * 15.9).byte()
+    large = torch.nn.functional.interpolate(torch.tensor(x).view(-1, 1, 8, 8), size=28)
+    pixels = (large.view(-1, 28, 28) * 15.9).byte()
     raw = folder / "MNIST/raw"
     raw.mkdir(parents=True, exist_ok=True)
-    apart = {"train": slice(0, 1_300), "t10k": slice(1_300, None)}
-    for name, part in apart.items():
-        rows = torch.arange(len(pixels))[part]
-        count = len(rows)
+    # each set of digits of its own, moved a little to be as many as the programs ask for
+    apart = {"train": (slice(0, 1_300), 2_000), "t10k": (slice(1_300, None), 10_000)}
+    for name, (part, count) in apart.items():
+        of_set = torch.arange(len(pixels))[part]
+        rows = of_set[torch.arange(count) % len(of_set)]
+        moves = torch.arange(count) // len(of_set)
+        images = [
+            pixels[row].roll((move % 5, move // 5), (0, 1))
+            for row, move in zip(rows.tolist(), moves.tolist(), strict=True)
+        ]
         head = struct.pack(">iiii", 0x803, count, 28, 28)
         labels = (
             struct.pack(">ii", 0x801, count)
             + torch.tensor(y)[rows].byte().numpy().tobytes()
         )
         (raw / f"{name}-images-idx3-ubyte").write_bytes(
-            head + pixels[rows].numpy().tobytes()
+            head + torch.stack(images).numpy().tobytes()
         )
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels)
 
