@@ -17,6 +17,10 @@ from lightning_evalguard import EvalGuard
 from models import modes as zoo
 
 Make = Callable[..., pl.Trainer]
+# Dynamo of torch 2.14 reads it of what one compiled module gives another, without a guard too.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)
 BACKENDS = ["eager", "aot_eager"]
 QUIET = {
     "accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_checkpointing": False,
