@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from lightning_evalguard.trainer.verdict import amount
+
 ROOT = Path(__file__).parent.parent
 SECONDS = 60  # then Ctrl-C, and what was found until then counts
 TO_END = 60
@@ -203,11 +205,19 @@ def sentence(results: dict[str, Any]) -> str:
     """What the table says of them."""
     ran = [r for r in results.values() if not r["failed"]]
     waits = [f for r in ran for f in r["found"] if f.endswith("[sync]")]
-    alarms = [f for r in ran for f in r["found"] if not f.endswith("[sync]")]
+    alarms = [
+        f"{p}: {f.rpartition(' [')[0]}"
+        for p, r in results.items()
+        if not r["failed"]
+        for f in r["found"]
+        if not f.endswith("[sync]")
+    ]
+    said = f" ({'; '.join(alarms)})" if alarms else ""
     left = {p: r["failed"] for p, r in results.items() if r["failed"]}
     return (
         f"Correct programs: {len(ran)} of {len(results)} ran "
-        f"({sum(r['stopped'] for r in ran)} of them for {SECONDS} s): {len(alarms)} alarms, "
+        f"({sum(r['stopped'] for r in ran)} of them for {SECONDS} s): "
+        f"{amount(len(alarms), 'alarm')}{said}, "
         f"{len(waits)} lines that wait for the device. "
         f"Not run: {'; '.join(f'{p} ({why})' for p, why in left.items()) or 'none'}."
     )
