@@ -156,10 +156,8 @@ def _shifts(windows: Tensor, table: Tensor, chosen: Tensor) -> list[int]:
         return [0] * len(windows)
     chosen = chosen[:: max(1, -(-len(chosen) // _TABLE))]
     points = [spread(j, length - most) for j in range(min(_POINTS, length - most))]
-    known, row_of = _beginnings(table, points)[chosen].sort()
-    at = torch.stack(
-        [_beginnings(windows[:, s:], points) for s in range(1, most + 1)], 1
-    )
+    known, row_of = _beginnings(table, points)[chosen, 0].sort()
+    at = _beginnings(windows[:, 1:], points, most)
     place = torch.searchsorted(known, at).clamp_(max=len(known) - 1)
     candidates = (known[place] == at).nonzero().tolist()
     shifts = [0] * len(windows)
@@ -170,15 +168,22 @@ def _shifts(windows: Tensor, table: Tensor, chosen: Tensor) -> list[int]:
     return shifts
 
 
-def _beginnings(windows: Tensor, points: list[int]) -> Tensor:
-    """``(N,)`` int64: equal for windows that begin with equal steps."""
+def _beginnings(windows: Tensor, points: list[int], many: int = 1) -> Tensor:
+    """``(N, many)`` int64: equal for windows that begin with equal steps.
+
+    Args:
+        windows: ``(N, L, ...)``.
+        points: Which of their first steps are compared.
+        many: How many windows are looked at in each: one that begins at each of so many steps.
+    """
     values = []
     for j, point in enumerate(points):
-        step = windows[:, point]
-        while step.ndim > 1:
-            step = step.select(-1, j % step.shape[-1])
-        values.append(step)
-    return keys(torch.stack(values, 1), torch.arange(len(windows)))
+        steps = windows[:, point : point + many]
+        while steps.ndim > 2:
+            steps = steps.select(-1, j % steps.shape[-1])
+        values.append(steps)
+    table = torch.stack(values, 2).flatten(0, 1)
+    return keys(table, torch.arange(len(table))).view(len(windows), many)
 
 
 def _goes_on(a: Tensor, b: Tensor, shift: int) -> bool:
