@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -36,7 +38,7 @@ from lightning_evalguard import EvalGuard
 from lightning_evalguard.checks.registry import CHECKS
 
 BATCH, CLASSES = 16, 10
-_PAIRS, _LIMIT = 3, 240  # of scripts, and seconds of each
+_PAIRS, _LIMIT = 2, 120  # of scripts, and seconds of each
 Make = Callable[[], tuple[nn.Module, Tensor]]
 
 
@@ -356,20 +358,29 @@ def collected(model: str, batches: int, python: Path) -> list[dict[str, float]] 
                     folders=folders, model=model, batches=batches, out=str(out)
                 )
                 Path(folder, "script.py").write_text(text, encoding="utf-8")
-                try:
-                    done = subprocess.run(
-                        command, cwd=folder, timeout=_LIMIT,
-                        capture_output=True, text=True,
-                    )  # fmt: skip
-                except subprocess.TimeoutExpired:
+                said, in_time = _run(command, folder)
+                if not in_time:
                     return f"over {_LIMIT} s"
                 if not out.exists():
-                    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+                    last = (said.strip().splitlines() or ["no word"])[-1]
                     return f"failed: {last[:60]}"
                 took.append(json.loads(out.read_text(encoding="utf-8")))
         bare, watched = took
         ratios.append({what: watched[what] / bare[what] for what in ("val", "train")})
     return ratios
+
+
+def _run(command: list[str], folder: str) -> tuple[str, bool]:
+    """What a command and those that it starts say, and whether they ended in time."""
+    with subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            return process.communicate(timeout=_LIMIT)[1], True
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return "", False
 
 
 def growth(short: bool, seconds: float) -> dict[str, dict[int, Rounds]]:
