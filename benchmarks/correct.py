@@ -25,7 +25,6 @@ from lightning_evalguard.trainer.verdict import amount
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 60  # then Ctrl-C, and what was found until then counts
-TO_END = 60
 # folder: what their run.sh gives, without --cuda
 PROGRAMS = {
     "gcn": "main.py --epochs 200 --lr 0.01 --l2 5e-4 --dropout-p 0.5 --hidden-dim 16",
@@ -147,7 +146,7 @@ def watched(program: str, folder: Path, python: str) -> dict[str, Any]:
             stopped = True
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(TO_END)
+                process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
     errors = said.read_text(encoding="utf-8", errors="replace")

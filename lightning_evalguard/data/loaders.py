@@ -352,23 +352,27 @@ def picked(loader: Any) -> Tensor | None:
     """
     n = length(loader.dataset) or 0
     batches: Any = getattr(loader, "batch_sampler", None)
-    if type(batches) in (list, tuple):
+    if type(batches) in (list, tuple) and all(map(_is_listed, batches)):
         return _integers([place for batch in batches for place in batch])
     sampler: Any = sampler_of(loader)
     if isinstance(sampler, DistributedSampler) and _of_lightning(sampler.dataset):
         # it deals out what another sampler gives
         sampler = getattr(sampler.dataset, "_sampler", sampler)
-    indices = getattr(sampler, "indices", None)
-    if indices is not None and length(indices) == length(sampler):
-        return _integers(indices)
-    if not isinstance(sampler, Sampler) and length(sampler) is not None:
-        return _integers(sampler)
+    named = vars(sampler).get("indices") if isinstance(sampler, Sampler) else sampler
+    if _is_listed(named) and length(named) == length(sampler):
+        return _integers(named)
     if type(sampler).__module__.startswith("torch.") or batches is None:
         return torch.arange(n)
     number = length(sampler)
     if number is not None and number < n:
         return None
     return torch.arange(n)
+
+
+def _is_listed(places: Any) -> bool:
+    """Whether places stand in a container: what the user iterates may draw, or run out."""
+    kinds = (list, tuple, range, Tensor)
+    return isinstance(places, kinds) or type(places).__module__ == "numpy"
 
 
 def _integers(places: Any) -> Tensor | None:

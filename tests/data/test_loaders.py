@@ -62,3 +62,21 @@ def test_a_sampler_that_does_not_say_what_it_gives_is_not_known() -> None:
             return len(self.kept)
 
     assert picked(DataLoader(ROWS, sampler=Later())) is None
+
+
+@pytest.mark.parametrize("many", [50, 20])
+def test_a_sampler_of_the_users_own_is_not_iterated(many: int) -> None:
+    class Draws:
+        """No `Sampler`, and each pass draws."""
+
+        def __len__(self) -> int:
+            return many
+
+        def __iter__(self) -> Any:
+            return iter(torch.randperm(50)[:many].tolist())
+
+    loader: Any = DataLoader(ROWS, sampler=Draws())  # type: ignore[arg-type]
+    before = torch.get_rng_state()
+    taken = picked(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (taken is None) == (many < 50)

@@ -109,15 +109,12 @@ def class_wise(
     exists = {"recall": support, "precision": predicted}
     for family, words in _FAMILIES.items():
         scores = each[family]
+        many = exists.get(family, support + predicted)
+        label = None
         if logged.values:
-            many = exists.get(family, support + predicted)
             label = _same_in_each(logged, scores, many)
         elif _SPEAKS_OF_ONE.search(logged.key):
-            label = _mean_of_one(
-                logged.value, scores, exists.get(family, support + predicted) > 0
-            )
-        else:
-            label = None
+            label = _mean_of_one(logged.value, scores, many > 0)
         if label is not None:
             of_all = float(whole[family][label])
             n = len(logged.values) or len(scores)
