@@ -39,6 +39,7 @@ class Batches:
         self._read: Callable[[Tensor], Margins] | None = None
         self._task = ""
         self._margins: Margins | None = None
+        self._answers: list[int] | None = None
         self._series: dict[Claim, dict[str, list[float]]] = {}
 
     def takes(self, batches: int, bins: int) -> bool:
@@ -63,12 +64,10 @@ class Batches:
         margins = self.margins()
         if margins is None:
             return []
-        support = margins[0]
-        judged = margins[3]
-        counted = support
-        if self._task == "multilabel":
-            counted = judged
-        return [int(n) for n in counted.sum(1)]
+        if self._answers is None:
+            counted = margins[3] if self._task == "multilabel" else margins[0]
+            self._answers = [int(n) for n in counted.sum(1).tolist()]
+        return self._answers
 
     def series(self, claim: Claim) -> dict[str, list[float]]:
         """Each score of one family, batch by batch."""

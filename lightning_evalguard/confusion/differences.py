@@ -123,6 +123,14 @@ def candidates(result: Counts, claim: Claim) -> dict[str, float]:
     return {k: v for k, v in named.items() if not math.isnan(v)}
 
 
+def is_plainly(value: float, result: Counts, claim: Claim) -> bool:
+    """Whether a value is the plainest score that a key may mean: `candidates` has more."""
+    if claim.average or result.task == "multilabel":
+        return False
+    score = result.scores.get(claim.family, math.nan)
+    return bool(fits(value, {claim.family: score}))
+
+
 def _accuracies(result: Counts) -> dict[str, float]:
     if result.task == "multilabel":
         judged = result.judged if result.judged is not None else result.support.sum()

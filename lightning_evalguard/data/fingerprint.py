@@ -13,7 +13,8 @@ from lightning_evalguard.data.batches import columns, count_of
 # of each tensor of a sample, spread over it: all of a label, a grid of an image
 VALUES = 64
 HASH_OF = f"each sample's tensors, up to {VALUES} values of each; order and batches do not matter"
-_MORE = 512
+_MORE = 512  # values of a row of more than `_WHOLE` bytes; all of any other
+_WHOLE = 1 << 14
 _WORD = 1 << 64
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -63,7 +64,7 @@ class Blocks:
             self._take([torch.cat(column) for column in zip(*waiting, strict=True)])
 
 
-_SMALL, _ROOM, _BATCHES = 1 << 12, 1 << 16, 32  # elements of one batch, of all; batches
+_SMALL, _ROOM, _BATCHES = 1 << 14, 1 << 17, 32  # elements of one batch, of all; batches
 
 
 def _layout_of(batch: Any) -> tuple[tuple[Any, ...] | None, int]:
@@ -175,36 +176,60 @@ def sample_hashes(batch: Any) -> Tensor | None:
 
     None where the batch does not hold an entry a sample.
     """
+    values = values_of(batch)
+    if values is None:
+        return None
+    return hashes_of(values)
+
+
+def values_of(batch: Any) -> list[Tensor] | None:
+    """What `hashes_of` needs of each sample: two tensors for each column of the batch.
+
+    The first has up to `VALUES` values of each row, and may be a view; the second the sum of all of
+    them where there are more, ``(N,)`` int64. None where a batch does not hold an entry a sample.
+    """
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         n, agreed = count_of(batch)
         if n is None or not agreed:
             return None
-        rows: Tensor | None = None
+        values: list[Tensor] = []
         for column in columns(batch):
             if column.ndim and len(column) == n:
-                sums = _row_sums(column)
-                if column[0].numel() > VALUES:
-                    sums = sums ^ (_more_bits(column) * _ALSO_ODD)
-                rows = (
-                    sums if rows is None else (rows * _ODD).add_(sums.to(rows.device))
-                )
+                x = _in_rows(column)
+                some = _some(x)
+                more = x.shape[1] > VALUES
+                values += [some, _all_bits(x) if more else some[:, :0]]
             elif column.ndim and len(column) > 1:
                 return None
-        if rows is None:
-            return None
-        return _mixed(rows)
+        return values or None
 
 
-def _more_bits(column: Tensor) -> Tensor:
-    """(N,) int64: the sum of up to `_MORE` values of each row, as integers of eight bytes."""
-    x = column.detach()
-    x = torch.view_as_real(x) if x.is_complex() else x
-    x = x.reshape(len(x), -1)
-    x = x[:, :: -(-x.shape[1] // _MORE)]
-    whole = x.shape[1] * x.element_size() // 8 * 8 // x.element_size()
-    # a sum of a smaller type is a copy first
-    x = x[:, :whole].contiguous().view(torch.int64)
-    return x.sum(1)
+def hashes_of(values: Sequence[Tensor]) -> Tensor:
+    """(N,) int64: a hash of each sample, from what `values_of` gave of it."""
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        mixed: Tensor | None = None
+        for some, more in zip(values[::2], values[1::2], strict=True):
+            sums = _weighed(some)
+            if more.ndim == 1:
+                sums = sums ^ (more * _ALSO_ODD)
+            mixed = (
+                sums if mixed is None else (mixed * _ODD).add_(sums.to(mixed.device))
+            )
+        assert mixed is not None
+        return _mixed(mixed)
+
+
+def _all_bits(x: Tensor) -> Tensor:
+    """(N,) int64: the sum of each row's values, or of many, as integers of eight bytes."""
+    size = x.element_size()
+    if x.shape[1] * size > _WHOLE:
+        x = x[:, :: -(-x.shape[1] // _MORE)]
+    if x.shape[1] * size % 8:
+        x = x[:, : x.shape[1] * size // 8 * 8 // size]
+    x = x.contiguous()
+    if x.storage_offset() * size % 8:
+        x = x.clone()
+    return x.view(torch.int64).sum(1)
 
 
 def whole(parts: Sequence[tuple[int, int, bool, str]]) -> dict[str, Any]:
@@ -240,15 +265,29 @@ def keys_of(batch: Any) -> Tensor | None:
 
 
 def _row_sums(column: Tensor) -> Tensor:
-    """One number a row: its values' bits, each times a constant of its place."""
+    """One number a row: some of its values' bits, each times a constant of its place."""
+    return _weighed(_some(_in_rows(column)))
+
+
+def _in_rows(column: Tensor) -> Tensor:
+    """``(N, F)``."""
     x = column.detach()
     if x.is_complex():
         x = torch.view_as_real(x)
-    x = x.reshape(len(x), -1)
+    return x.reshape(len(x), -1)
+
+
+def _some(x: Tensor) -> Tensor:
+    """Up to `VALUES` values of each row."""
+    if x.shape[1] <= VALUES:
+        return x
+    # odd, so that the values of an image do not all stand in one column
+    return x[:, :: -(-x.shape[1] // VALUES) | 1]
+
+
+def _weighed(x: Tensor) -> Tensor:
     if not x.shape[1]:
         return torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    # odd, so that the values of an image do not all stand in one column
-    x = x[:, :: -(-x.shape[1] // VALUES) | 1]
     if x.is_floating_point() or x.dtype in (torch.uint16, torch.uint32, torch.uint64):
         x = x.view(_BITS[x.element_size()])
     return (x * _weights(x.device)[: x.shape[1]]).sum(1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_evalguard.data.samples import SampleRows, bits, keys
+from lightning_evalguard.data.samples import SampleRows, bits, keys, rows_at
 
 BATCHES = "samples of batches"
 
@@ -114,6 +114,6 @@ def _hashed(of: SampleRows) -> tuple[Tensor, Tensor]:
             len(names), dtype=torch.bool
         )
     flat = of.values.reshape(len(of.values), -1)
-    words = bits(flat[:, :: -(-flat.shape[1] // _COLUMNS)][of.chosen].contiguous())
+    words = bits(rows_at(flat[:, :: -(-flat.shape[1] // _COLUMNS)], of.chosen))
     sums = words.sum(1, dtype=torch.int64) * 0x1E3779B97F4A7C15
     return keys(of.values, of.chosen) ^ sums, (words == words[:, :1]).all(1)

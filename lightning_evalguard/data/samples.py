@@ -259,6 +259,18 @@ def _equal(a: Tensor, mine: Tensor, b: Tensor, theirs: Tensor) -> Tensor:
     return torch.cat(same).to(torch.int64)
 
 
+def rows_at(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The rows at some places, ``(N, F)``; those that stand evenly apart are not gathered first."""
+    if len(chosen) > 1:
+        start, step = int(chosen[0]), int(chosen[1] - chosen[0])
+        if step > 0 and torch.equal(
+            chosen, torch.arange(len(chosen), device=chosen.device) * step + start
+        ):
+            rows = rows[start::step][: len(chosen)]
+            return rows.contiguous()
+    return rows[chosen].contiguous()
+
+
 def bits(rows: Tensor) -> Tensor:
     """``(N, F)``: the values of each row as integers of their size."""
     flat = rows.reshape(len(rows), -1)
@@ -271,8 +283,7 @@ def keys(values: Tensor, chosen: Tensor) -> Tensor:
     """``(N,)`` int64: equal for equal rows, and for few others."""
     flat = values.reshape(len(values), -1)
     step = max(1, -(-flat.shape[1] // _PLACES))
-    some = flat[chosen.unsqueeze(1), torch.arange(step // 2, flat.shape[1], step)]
-    words = bits(some).to(torch.int64)
+    words = bits(rows_at(flat[:, step // 2 :: step], chosen)).to(torch.int64)
     weights = (
         torch.arange(1, words.shape[1] + 1) * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9
     )
@@ -467,6 +478,7 @@ __all__ = [
     "keys",
     "largest_tensor",
     "rows",
+    "rows_at",
     "sketch",
     "spread",
     "twins",

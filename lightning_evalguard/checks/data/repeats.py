@@ -16,11 +16,12 @@ from lightning_evalguard.checks.data.loader_facts import (
     workers,
 )
 from lightning_evalguard.data import loaders as _loaders
-from lightning_evalguard.data.fingerprint import Blocks, sample_hashes
+from lightning_evalguard.data.fingerprint import Blocks, hashes_of, values_of
 from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.data.samples import undisturbed
 
 _INDICES = 1 << 20  # of one evaluation
+_UNREADABLE = (RuntimeError, NotImplementedError, TypeError, ValueError)
 _FEWEST = 16  # distinct samples from which on equal multiplicities are no chance
 _SURE = 12.0  # samples that would stand there three times, had chance paired them
 
@@ -122,23 +123,32 @@ class Repeats:
         self._hashes: list[Tensor] = []
         self._number = 0
         self.off = False
-        self._blocks = Blocks(self._add_now)
+        self._blocks = Blocks(self._hash)
 
     def add(self, batch: Any) -> None:
         """A step gets `batch`."""
-        if not self.off:
-            self._blocks.add(batch)
-
-    def _add_now(self, batch: Any) -> None:
         if self.off:
             return
         try:
-            hashes = sample_hashes(batch)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            hashes = None
-        if hashes is None or self._number > _INDICES:
-            self.off = True
-            self._hashes.clear()
+            values = values_of(batch)
+        except _UNREADABLE:
+            values = None
+        if values is None or self._number > _INDICES:
+            self._end()
+        else:
+            self._blocks.add(values)
+
+    def _end(self) -> None:
+        self.off = True
+        self._hashes.clear()
+
+    def _hash(self, values: Any) -> None:
+        if self.off:
+            return
+        try:
+            hashes = hashes_of(values)
+        except _UNREADABLE:
+            self._end()
             return
         if self._left is not None:
             hashes = hashes[: self._left]

@@ -19,9 +19,11 @@ from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import on_host
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.summaries import (
+    LOG_IT,
+    WEIGH_IT,
     Numbers,
-    Summary,
     by_chance,
+    fact_of_summary,
     of_totals,
     over_full_batches,
     over_samples,
@@ -42,6 +44,7 @@ from lightning_evalguard.confusion.differences import (
     claim_of,
     close,
     fits,
+    is_plainly,
     misread_as,
     shown_scores,
 )
@@ -60,9 +63,7 @@ _NOT_A_MEAN = re.compile(
 )
 _ACCURACY = Claim("accuracy", "", "")
 _LOOKED_AT = 2  # evaluations in which every score is recomputed batch by batch
-_LOG_IT = "Log it in the step, with self.log."
 _LOG_EACH = "Log it in every step."
-_WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.log."
 _REDUCED: dict[str, Callable[[list[float]], float]] = {
     "max": max,
     "min": min,
@@ -150,6 +151,8 @@ class Claims:
         counted = self._counted_of(heard)
         if claim is None or counted is None or claim.stage not in ("", self._stage):
             return False
+        if is_plainly(value, counted.result, claim):
+            return True
         return bool(fits(value, candidates(counted.result, claim)))
 
     def class_wise(
@@ -200,6 +203,19 @@ class Claims:
             if not in_steps:
                 return None
             return self._by_name_alone(heard)
+        if is_plainly(value, counted.result, claim):
+            return "right"
+        return self._of_claim(heard, value, in_steps, claim, counted)
+
+    def _of_claim(
+        self,
+        heard: LogCall,
+        value: float,
+        in_steps: bool,
+        claim: Claim,
+        counted: LoaderCounts,
+    ) -> Fact | str | None:
+        """What a value is that claims to be a score, where it is not the plainest."""
         result = counted.result
         named = candidates(result, claim)
         if not named or not result.total:
@@ -281,10 +297,8 @@ class Claims:
         n = len(counted.batches.totals())
         sizes = [float(s) for s in self._tally.sizes_of(heard.loader) if s is not None]
         weighed = [float(s) for s in self._tally.weights_of(heard.key)]
-        plain = [1.0] * n
         answers = [float(a) for a in counted.batches.totals()]
-        ways = [way for way in (weighed, plain, sizes, answers) if len(way) == n]
-        name, kind = is_summary(value, series, ways)
+        name, kind = is_summary(value, series, _ways(n, weighed, sizes, answers))
         if kind == "mean":
             how = f"it is the mean of {n} batches' {name}"
             uneven = len(set(answers)) > 1
@@ -292,11 +306,11 @@ class Claims:
                 spread = f"{min(answers):.0f} to {max(answers):.0f}"
                 return (
                     f"{how}, though batches have {spread} answers: small ones weigh too much",
-                    _WEIGH_IT,
+                    WEIGH_IT,
                 )
             return how, _METRIC
         if kind:
-            return f"it is the {kind} batch's {name}, of {n} batches", _LOG_IT
+            return f"it is the {kind} batch's {name}, of {n} batches", LOG_IT
         return "", ""
 
     def _by_name_alone(self, heard: LogCall) -> Fact | None:
@@ -318,6 +332,8 @@ class Claims:
 
     def _of_weights(self, heard: LogCall) -> Fact | None:
         if heard.by_metric or heard.size is None:
+            return None
+        if self._tally.weighs_by_samples(heard.key):
             return None
         counted = self._counted_of(heard)
         answers: Sequence[int] = counted.batches.totals() if counted is not None else ()
@@ -353,7 +369,7 @@ class Claims:
             self._stale.add(summary.of.name)
         if summary.kind == "honest":
             return None
-        return _of_summary(heard, value, summary)
+        return fact_of_summary(summary, heard.key)
 
     def _kept_means(self) -> list[Numbers]:
         """Numbers of which each is, or adds, the mean of its batch."""
@@ -418,6 +434,8 @@ class Claims:
         counted = self._counted_of(heard)
         if counted is None or not self._closely or by_chance(value):
             return None
+        if not -1 <= value <= 1:
+            return None  # as no mean of scores is
         if is_a_score(value, counted.result):
             return None
         answers = counted.batches.totals()
@@ -452,8 +470,17 @@ class Claims:
         return None
 
 
+def _ways(n: int, *weights: list[float]) -> list[list[float]]:
+    """The ways to weigh `n` batches that differ, of which one is to weigh all alike."""
+    ways = [[1.0] * n]
+    for way in weights:
+        if len(way) == n and len(set(way)) > 1 and way not in ways:
+            ways.append(way)
+    return ways
+
+
 def _varies(values: Sequence[float]) -> bool:
-    return len({round(v, 6) for v in values}) > 1
+    return max(values) - min(values) > 1e-6
 
 
 def _by_batch(counted: LoaderCounts) -> list[Numbers]:
@@ -468,29 +495,3 @@ def _by_batch(counted: LoaderCounts) -> list[Numbers]:
             for n in chosen
         ]
     return made
-
-
-def _of_summary(heard: LogCall, value: float, summary: Summary) -> Fact:
-    one = summary.of
-    n = len(one.values)
-    if summary.kind == "plain mean":
-        sizes = one.samples or one.answers
-        fact = (
-            f"is the plain mean of {n} batches' means, though batches have {min(sizes)} to "
-            f"{max(sizes)} samples: small ones weigh too much"
-        )
-        return Fact(fact, _WEIGH_IT, heard.key, certain=False)
-    if summary.kind == "stale mean":
-        return Fact(
-            f"is the mean of all of `{one.name}`: {len(one.stale)} of its "
-            f"{n + len(one.stale)} values are from before this evaluation",
-            f"Clear `{one.name}` when the epoch ends.",
-            heard.key,
-            certain=False,
-        )
-    return Fact(
-        f"is the {summary.kind} batch's value, expected the mean of {n} batches",
-        _LOG_IT,
-        heard.key,
-        certain=False,
-    )

@@ -292,7 +292,10 @@ def _kept(number: Any) -> Any:
 
 def on_host(numbers: Sequence[Any]) -> list[float]:
     """The numbers as floats, in one copy for those on a device."""
-    tensors = [n.reshape(()).double() for n in numbers if isinstance(n, Tensor)]
+    tensors = [n for n in numbers if isinstance(n, Tensor)]
+    if len(tensors) == len(numbers) and _alike(tensors):
+        return [float(n) for n in torch.stack(tensors).double().flatten().tolist()]
+    tensors = [n.reshape(()).double() for n in tensors]
     copied: Iterator[float] = iter(())
     if tensors:
         copied = iter(torch.stack(tensors).tolist())
@@ -303,6 +306,17 @@ def on_host(numbers: Sequence[Any]) -> list[float]:
         else:
             floats.append(float(number))
     return floats
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether they are plain numbers of one type on one device."""
+    if not tensors:
+        return False
+    first = tensors[0]
+    dtype, device, shape = first.dtype, first.device, first.shape
+    return all(
+        n.dtype is dtype and n.device == device and n.shape == shape for n in tensors
+    )
 
 
 def finite(numbers: Sequence[float]) -> bool:

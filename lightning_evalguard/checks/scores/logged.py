@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.data.loaders import Fact, Logged
 
 _UNEVEN = 0.01  # of the weight must lie on the wrong samples before it is worth a line
+_NONE: Iterator[int] = iter(())  # sizes where the loader says none
 _SCALARS = 4  # numbers of a step's outputs that are followed
 _OF_MEANS = {"f1": "F1Score", "precision": "Precision", "recall": "Recall"}
 
@@ -128,7 +129,7 @@ class Tally:
         """
         self.records = list(records)
         each = {loader: iter(of_loader) for loader, of_loader in sizes.items()}
-        self._sizes = [next(each.get(loader, iter(())), None) for loader in self.steps]
+        self._sizes = [next(each.get(of, _NONE), None) for of in self.steps]
         if self.steps:
             self._kept.look(len(self.steps) - 1, last=True)
 
@@ -200,6 +201,11 @@ class Tally:
             if kinds and kinds[0] in type(m).__name__
         ]
         return bool(metrics) and all(_is_mean(m) for m in metrics)
+
+    def weighs_by_samples(self, key: str) -> bool:
+        """Whether the values of a key are weighed by the samples of their batches, one each."""
+        steps, heard = self._logged.get(key, ([], []))
+        return [h.size for h in heard] == [self._sizes[i] for i in steps]
 
     def of_weights(self, heard: LogCall, answers: Sequence[int]) -> Fact | None:
         """Whether the values of a key are weighed by something that is not their share.

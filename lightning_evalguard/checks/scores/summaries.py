@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lightning_evalguard.confusion.by_batch import exactly, mean_of
+from lightning_evalguard.data.loaders import Fact
 
+LOG_IT = "Log it in the step, with self.log."
+WEIGH_IT = "Weigh each batch by its samples, or log it in the step, with self.log."
 _TELLS_A_CHOICE = (
     "best",
     "max",
@@ -198,3 +201,30 @@ def over_full_batches(value: float, numbers: Numbers) -> int | None:
     if few or not exactly(value * places, math.fsum(one.values)):
         return None
     return places
+
+
+def fact_of_summary(summary: Summary, key: str) -> Fact:
+    """What is wrong with a value logged under `key` that is such a summary."""
+    one = summary.of
+    n = len(one.values)
+    if summary.kind == "plain mean":
+        sizes = one.samples or one.answers
+        fact = (
+            f"is the plain mean of {n} batches' means, though batches have {min(sizes)} to "
+            f"{max(sizes)} samples: small ones weigh too much"
+        )
+        return Fact(fact, WEIGH_IT, key, certain=False)
+    if summary.kind == "stale mean":
+        return Fact(
+            f"is the mean of all of `{one.name}`: {len(one.stale)} of its "
+            f"{n + len(one.stale)} values are from before this evaluation",
+            f"Clear `{one.name}` when the epoch ends.",
+            key,
+            certain=False,
+        )
+    return Fact(
+        f"is the {summary.kind} batch's value, expected the mean of {n} batches",
+        LOG_IT,
+        key,
+        certain=False,
+    )
