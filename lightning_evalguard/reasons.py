@@ -110,6 +110,8 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("trained and registered nowhere", "No checkpoint has its weights."),
     ),
     "scores": (
+        ("right answers of the loop divided by", "It is no share of the samples."),
+        ("over this evaluation and the one before", _EARLIER),
         ("divided by the number of samples", "It is too small by the batch size."),
         ("the indices of classes", "No index says how sure an answer is."),
         ("full batches, though they had", "It is too small."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -17,6 +17,8 @@ from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.modes.callers import LOOPS, calls
 from lightning_evalguard.checks.modes.callers import ModeCall as ModeCall
+from lightning_evalguard.checks.scores.check import ScoresCheck
+from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.guard import Guard
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.instruments.replay import replaying
@@ -27,7 +29,8 @@ from lightning_evalguard.plain.models import Models
 from lightning_evalguard.plain.tensors import follow
 from lightning_evalguard.plain.watched import Watched, make_held
 from lightning_evalguard.plain.window import ModelCall, Window
-from lightning_evalguard.report import Finding, broke
+from lightning_evalguard.report import EvalGuardError, EvalGuardWarning, Finding, broke
+from lightning_evalguard.trainer.hand_scores import HandScores
 
 _CHECKED = ("state", "stochastic")  # around each call
 _JUDGED = 2  # calls over a loader in train mode, from which on it is no accident
@@ -72,6 +75,8 @@ class ByHand:
         trained_on: Gives the datasets of training.
         validated_on: Gives those of validation.
         now: Gives where the run stands; a stage other than ``fit`` has a guard of its own.
+        callbacks: Gives the user's, each with what the names of its attributes begin with.
+        counts: Whether a confusion matrix is counted in the run.
     """
 
     def __init__(
@@ -82,6 +87,8 @@ class ByHand:
         trained_on: Callable[[], list[Any]],
         validated_on: Callable[[], list[Any]],
         now: Callable[[], Moment],
+        callbacks: Callable[[], list[tuple[str, Any]]],
+        counts: bool,
     ) -> None:
         self._root, self._guard = root, guard
         self._optimizers, self._now = optimizers, now
@@ -94,23 +101,49 @@ class ByHand:
         self._times: dict[Any, int] = {}
         self._inside = False
         self.in_step = False
+        self._hooks = False  # whether the last step of an evaluation is over
+        check = next((c for c, _ in guard.checks if isinstance(c, ScoresCheck)), None)
+        self._scores = None
+        if check is not None and self._now().rank == 0 and guard.ranks.world == 1:
+            self._scores = HandScores(
+                root,
+                check,
+                counts,
+                callbacks,
+                self._sets,
+                self._tell,
+                _reader,
+                self._about_scores,
+            )
         self._iterates = Wrap(DataLoader, "__iter__", self._read)
         calls.heard.append(self._hear)
 
     def close(self) -> None:
         """The fit is over."""
-        self._end()
-        self._judge_graphs()
         self._iterates.remove()
         if self._hear in calls.heard:
             calls.heard.remove(self._hear)
+        self._end()
+        self._judge_graphs()
+        self._judge_scores()
 
     def training_goes_on(self) -> None:
         """A training step, or an evaluation of the loop's, is about to begin."""
+        self._judge_scores()
         if self._opened is not None:
             self._safely(self._end)
         if self._closed is not None:
             self._safely(self._judge_graphs)
+
+    def steps_over(self) -> None:
+        """The last step of an evaluation of the loop's is over, and its hooks begin."""
+        self._hooks = True
+
+    def hooks_over(self) -> None:
+        """They are over, and nobody judged yet what was logged."""
+        if self._hooks:
+            self._hooks = False
+            self._judge_scores()
 
     # what opens and closes a window
 
@@ -141,11 +174,54 @@ class ByHand:
         return any(module is part for part in self._root.modules())
 
     def _read(self, iterate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._elsewhere(but_in_step=True):
+        frame = None
+        in_hook = self._hooks and not self._inside and not replaying()
+        if in_hook or not self._elsewhere(but_in_step=True):
             frame = _reader(sys._getframe(1))
-            if frame is not None:
-                self._safely(self._open_loop, frame, args[0])
-        return iterate(*args, **kwargs)
+        if frame is None:
+            return iterate(*args, **kwargs)
+        if not in_hook:
+            self._safely(self._open_loop, frame, args[0])
+        iterator = iterate(*args, **kwargs)
+        if self._scores is not None and not self.in_step:
+            known = any(args[0].dataset is d for d in self._validated_on())
+            self._about_scores(self._scores.reads, frame, args[0], iterator, known)
+        return iterator
+
+    # what is logged of it
+
+    def _sets(self) -> Iterator[tuple[Any, str]]:
+        for dataset in self._trained_on():
+            yield dataset, "the size of the training set"
+        for dataset in self._validated_on():
+            yield dataset, "the size of the validation set"
+
+    def _judge_scores(self) -> None:
+        if self._scores is not None:
+            self._about_scores(self._scores.over)
+
+    def _tell(self, facts: Sequence[Fact]) -> None:
+        self._report([_of_score(fact) for fact in facts])
+
+    def _about_scores(self, act: Callable[..., None], *args: Any) -> None:
+        """A bug of ours costs one warning and these scores, never the run."""
+        inside, self._inside = self._inside, True
+        try:
+            act(*args)
+        except (EvalGuardError, EvalGuardWarning):
+            raise
+        except Exception as error:  # noqa: BLE001 - see above
+            scores, self._scores = self._scores, None
+            if scores is not None:
+                scores.leave()
+            broke(
+                self._guard.report,
+                "scores of evaluations by hand",
+                "the rest of the run",
+                error,
+            )
+        finally:
+            self._inside = inside
 
     def _open_loop(self, frame: FrameType, loader: DataLoader[Any]) -> None:
         evaluates = not any(loader.dataset is d for d in self._trained_on())
@@ -179,6 +255,8 @@ class ByHand:
         for window in (self._opened, self._closed):
             if window is not None:
                 window.backward = True
+        if self._scores is not None:
+            self._scores.trains()
         return run(*args, **kwargs)
 
     def _end(self) -> None:
@@ -346,6 +424,19 @@ class ByHand:
             return None
         finally:
             self._inside = inside
+
+
+def _of_score(fact: Fact) -> Finding:
+    return Finding(
+        check="scores",
+        stage="fit",
+        fact=fact.fact,
+        remedy=fact.remedy,
+        subject=fact.subject,
+        subject_type=fact.subject_type,
+        location=fact.location,
+        certain=fact.certain,
+    )
 
 
 def _reader(frame: FrameType | None) -> FrameType | None:

@@ -18,7 +18,6 @@ from lightning_evalguard.trainer.lightning import Trainer
 
 _EVALUATED = ("fit_loop.epoch_loop.val_loop", "validate_loop", "test_loop")
 _TRAINED = "fit_loop.epoch_loop"
-_LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
 # not those of every batch
 _HOOKS = ("on_train_epoch", "on_train_start", "on_train_end")
 _REDUCTIONS = ("max", "min", "sum")
@@ -90,7 +89,9 @@ class Ear(_lightning.Books):
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
-        self._hear: Callable[[LogCall], None] = lambda heard: None
+        self._scored: Callable[[LogCall], None] = lambda heard: None
+        # told of values that are logged after a loop of the user's own
+        self._beside: Callable[[LogCall], None] | None = None
         self._wraps: list[Layer] = []
         self._writers: list[Any] = []
         self._lines: dict[str, str | None] = {}
@@ -104,7 +105,7 @@ class Ear(_lightning.Books):
     def listen(self, hear: Callable[[LogCall], None]) -> None:
         """Hand every value that is logged to `hear`, until `deafen`."""
         self.deafen()
-        self._hear = hear
+        self._scored = hear
         for loop in _EVALUATED:
             self._wrap_results(loop, in_training=False)
         self._wrap_results(_TRAINED, in_training=True)
@@ -112,8 +113,18 @@ class Ear(_lightning.Books):
             self._wraps.append(Wrap(logger, "log_metrics", self._of_logger))
         self.find_writers()
 
+    def hear_beside(self, hear: Callable[[LogCall], None] | None) -> None:
+        """Hand each value to `hear` too, and those of hooks after training steps; None: no more."""
+        self._beside = hear
+
+    def _hear(self, heard: LogCall) -> None:
+        if self._beside is not None:
+            self._beside(heard)
+        self._scored(heard)
+
     def deafen(self) -> None:
         """Listen no more, and leave everything as it was."""
+        self._beside = None
         for wrap in self._wraps:
             wrap.remove()
         self._wraps.clear()
@@ -149,13 +160,7 @@ class Ear(_lightning.Books):
 
     def owners(self) -> list[tuple[str, Any]]:
         """The user's callbacks, each with what the names of its attributes begin with."""
-        callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
-        own = [
-            c
-            for c in callbacks
-            if type(c).__module__.partition(".")[0] not in _LIBRARIES
-        ]
-        return [(f"{type(c).__name__}.", c) for c in own]
+        return _lightning.own_callbacks(self._trainer)
 
     def _wrap_results(self, loop: str, in_training: bool) -> None:
         path = f"{loop}._results.update_metrics"
@@ -206,6 +211,8 @@ class Ear(_lightning.Books):
             known = self._known[key] = self._described(one, key, in_training)
         if not in_training:
             self._updates += 1
+        if not known.is_heard and known.after_step and self._beside is not None:
+            self._beside(known.heard(value, batch_size))
         if not known.is_heard or _lightning.logs_ours():
             return log(key, value, batch_size)
         heard = known.heard(value, batch_size)
@@ -217,7 +224,8 @@ class Ear(_lightning.Books):
         """What is the same of all values that are logged under a key."""
         meta = one.meta
         is_heard = meta.on_epoch and (not in_training or meta.fx.startswith(_HOOKS))
-        if is_heard and key not in self._lines:
+        after_step = meta.fx.endswith(_AFTER_STEP)
+        if (is_heard or after_step) and key not in self._lines:
             site = user_site(4)
             self._lines[key] = site.location if site is not None else None
         waits = (
@@ -241,7 +249,7 @@ class Ear(_lightning.Books):
             not one.is_tensor,
             self._lines.get(key),
             waits,
-            meta.fx.endswith(_AFTER_STEP),
+            after_step,
             next((r for r in _REDUCTIONS if getattr(meta, f"is_{r}_reduction")), ""),
         )
 

@@ -138,6 +138,18 @@ def sets_of(loaders: Any) -> list[Any]:
     return [dataset for dataset in found if dataset is not None]
 
 
+_LIBRARIES = ("lightning", "pytorch_lightning", "lightning_evalguard")
+
+
+def own_callbacks(trainer: Trainer) -> list[tuple[str, Any]]:
+    """The user's callbacks, each with what the names of its attributes begin with."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    own = [
+        c for c in callbacks if type(c).__module__.partition(".")[0] not in _LIBRARIES
+    ]
+    return [(f"{type(c).__name__}.", c) for c in own]
+
+
 class Books:
     """What the checks ask of the loop that runs."""
 

@@ -80,6 +80,8 @@ class Run:
                 lambda: _lightning.sets_of(trainer.train_dataloader),
                 lambda: _lightning.sets_of(trainer.val_dataloaders),
                 lambda: self.now,
+                partial(_lightning.own_callbacks, trainer),
+                self.scores is not None,
             )
         self._wrap("_run_stage", self._until_error)
         self._wrap("strategy.training_step", self._train_step)
@@ -180,6 +182,8 @@ class Run:
                 self.guard.stop(self.now, error)
                 raise
             self.now.batch = -1
+            if self._by_hand is not None:
+                self._by_hand.hooks_over()
             self.guard.stop(self.now)
             results = self.scores.results if self.scores is not None else {}
             seen = self._met(self.record.seen(results), self.guard.say(self.now))
@@ -197,6 +201,8 @@ class Run:
         if self._hooks is not None:
             self._hooks.resume()
         self.guard.steps_over(self.now)
+        if self._by_hand is not None:
+            self._by_hand.steps_over()
         return end(*args, **kwargs)
 
     def _met(self, seen: Any, said: Any) -> dict[int, Any] | None:

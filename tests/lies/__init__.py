@@ -3,6 +3,7 @@
 from lies import (
     apart,
     around,
+    by_hand,
     choosing,
     copies,
     data,
@@ -21,6 +22,7 @@ from lies.honest import HONEST
 CHECKS = {
     "lies.copies": {"weights"},
     "lies.apart": {"data", "batch"},
+    "lies.by_hand": {"scores"},
     "lies.around": {"weights", "data", "scores", "batch", "selection"},
     "lies.weights": {"weights", "stochastic"},
     "lies.choosing": {"selection"},
@@ -42,6 +44,7 @@ __all__ = [
     "TABLE",
     "apart",
     "around",
+    "by_hand",
     "choosing",
     "copies",
     "data",

@@ -211,7 +211,14 @@ REWRITTEN: dict[str, str] = {
 }
 
 # Those that other tests apply, or that cannot be applied here, with the reason.
+_TWINS = "loops by hand: the twins of tests/lies/by_hand.py follow it"
 ELSEWHERE: dict[str, str] = {
+    "Add up all batches, each weighed by its samples.": _TWINS,
+    "Add up each batch's value times its samples, and divide by all samples.": _TWINS,
+    "Call `reset()` of `{}` before the loop.": _TWINS,
+    "Set it to 0 before the loop.": _TWINS,
+    "Count the samples where the right answers are counted: `total += len(target)`.": _TWINS,
+    "Keep what each batch predicts, and compute the score once after the loop.": _TWINS,
     "Share them out: leave `use_distributed_sampler` on, or, for a stream, take every "
     "`trainer.world_size`-th sample from `trainer.global_rank` on in its `__iter__`.": (
         "several ranks"

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from lightning_evalguard import EvalGuard, EvalGuardWarning, Report
+from lightning_evalguard import EvalGuard, EvalGuardWarning, Report, allow
 
 Make = Callable[..., pl.Trainer]
 made = torch.Generator().manual_seed(0)
@@ -70,11 +71,17 @@ class AtBatchEnd(AtEpochEnd):
             self.kept.append(self.act(pl_module))
 
 
-def fitted(trainer: Make, module: Net, *callbacks: Any, guard: bool = True) -> Report:
+def fitted(
+    trainer: Make,
+    module: Net,
+    *callbacks: Any,
+    guard: bool = True,
+    metrics: Any = None,
+) -> Report:
     torch.manual_seed(0)
     guards = EvalGuard(
         modes="warn", grad="warn", state="warn", stochastic="warn", batch="warn", data="ignore",
-        weights="ignore", metrics=None, sync="ignore",
+        weights="ignore", metrics=metrics, sync="ignore",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvalGuardWarning)
@@ -276,3 +283,72 @@ def test_an_honest_one_is_silent_and_changes_nothing(
     assert len(one.kept) == len(two.kept)
     for a, b in zip(map(as_tensor, one.kept), map(as_tensor, two.kept), strict=True):
         assert torch.equal(a, b)
+
+
+class Logs(AtEpochEnd):
+    """Logs what comes of the loop, as a mean over batches that a loop counts too."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        pl_module.log("holdout_acc", self.kept[-1])
+
+
+def infers(m: Any) -> float:
+    m.eval()
+    with torch.inference_mode():
+        score = loop(m)
+    m.train()
+    return score
+
+
+def with_gradients(m: Any) -> float:
+    m.eval()
+    with allow("grad"):
+        score = loop(m)
+    m.train()
+    return score
+
+
+@pytest.mark.parametrize("act", [honest, infers, with_gradients])
+def test_counting_what_a_loop_predicts_changes_nothing(act: Any, trainer: Make) -> None:
+    bare, guarded = Net(), Net()
+    guarded.load_state_dict(bare.state_dict())
+    one, two = Logs(act), Logs(act)
+    entries = [
+        (nn.Module, "__call__"),
+        (DataLoader, "__iter__"),
+        (_BaseDataLoaderIter, "__next__"),
+        (Tensor, "__eq__"),
+        (F, "cross_entropy"),
+    ]
+    before = [getattr(owner, name) for owner, name in entries]
+    fitted(trainer, bare, one, guard=False)
+    report = fitted(trainer, guarded, two, metrics="auto")
+    assert report.findings == []
+    assert not any("failed inside" in note for note in report.notes)
+    assert [getattr(owner, name) for owner, name in entries] == before
+    assert one.kept == two.kept
+    assert all(
+        map(torch.equal, bare.state_dict().values(), guarded.state_dict().values())
+    )
+
+
+def test_an_error_within_a_loop_leaves_nothing_behind(trainer: Make) -> None:
+    def fails(m: Any) -> Any:
+        for x, _ in DataLoader(HELD_OUT, 4):
+            m(x)
+            raise KeyError("mine")
+
+    fetch = _BaseDataLoaderIter.__next__
+    with pytest.raises(KeyError, match="mine"):
+        fitted(trainer, Net(), AtEpochEnd(fails), metrics="auto")
+    assert _BaseDataLoaderIter.__next__ is fetch
+
+
+def test_a_policy_of_ignore_follows_no_loop(trainer: Make) -> None:
+    guard = EvalGuard(scores="ignore", sync="ignore", data="ignore")
+    module = Net()
+    hook = AtEpochEnd(honest)
+    trainer(callbacks=[hook, guard], max_epochs=1).fit(module, DataLoader(TRAIN, 4))
+    assert len(hook.kept) == 1
+    assert guard.report.findings == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ class ScoredLoop(Protocol):
 
     def listen(self, hear: Any) -> None:
         """Hand every value that is logged to `hear`, until `deafen`."""
+
+    def hear_beside(self, hear: Any) -> None:
+        """Hand each value to `hear` too; None: no more."""
 
     def find_writers(self) -> None:
         """Listen to the writers of the loggers that were made meanwhile too."""
@@ -142,6 +145,17 @@ class ScoresCheck(Check):
         if heard is not None:
             return self._claims.reason(heard, key, score, theirs)
         return ("", "")
+
+    def hear_beside(self, hear: Callable[[LogCall], None] | None) -> None:
+        """Tell `hear` of what is logged, too: a loop of the user's own ran; None: no more."""
+        self._loop.hear_beside(hear)
+        if hear is not None:
+            self._loop.find_writers()
+
+    def judged_by_hand(self, keys: Iterable[str]) -> None:
+        """These were logged of a loop of the user's own: they claim nothing of this evaluation."""
+        for key in keys:
+            self._heard.pop(key, None)
 
     def _hear(self, heard: LogCall) -> None:
         if self._in_steps:

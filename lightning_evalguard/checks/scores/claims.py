@@ -55,7 +55,7 @@ from lightning_evalguard.stages import spelling
 # Scores of which the mean over batches is not the score, and that no matrix gives. By name, so
 # never certain. Retrieval's ``recall@10`` is a mean over queries, Dice and IoU by custom one over
 # images; of micro scores and weighted recall the mean by samples is exact.
-_NOT_A_MEAN = re.compile(
+NOT_A_MEAN = re.compile(
     r"(?:^|[_/.\- ])(f1|f_?beta|f1_?score|auroc|roc_?auc|auc|average_?precision|auprc|pr_?auc|mcc|"
     r"matthews\w*|kappa|cohen_?kappa|precision|recall(?!_?weighted)|balanced_?acc\w*|r2|r2_?score|"
     r"rmse|pearson\w*|spearman\w*|kendall\w*|perplexity|ppl)(?:_?(?:macro|weighted|score|epoch))*$",
@@ -69,7 +69,7 @@ _REDUCED: dict[str, Callable[[list[float]], float]] = {
     "min": min,
     "sum": math.fsum,
 }
-_METRIC = "Log a torchmetrics object, or compute it once when the epoch ends."
+METRIC = "Log a torchmetrics object, or compute it once when the epoch ends."
 
 
 class LoaderCounts(NamedTuple):
@@ -278,7 +278,7 @@ class Claims:
             if not exactly(value, made):
                 return "", ""
             which = f'`reduce_fx="{heard.reduction}"` makes it the {heard.reduction}'
-            return f"{which} of {len(values)} batches' values", _METRIC
+            return f"{which} of {len(values)} batches' values", METRIC
         weights = self._tally.weights_of(heard.key)
         if len(weights) != len(values) or len(values) >= n:
             return "", ""
@@ -308,7 +308,7 @@ class Claims:
                     f"{how}, though batches have {spread} answers: small ones weigh too much",
                     WEIGH_IT,
                 )
-            return how, _METRIC
+            return how, METRIC
         if kind:
             return f"it is the {kind} batch's {name}, of {n} batches", LOG_IT
         return "", ""
@@ -317,13 +317,13 @@ class Claims:
         updates = len(self._tally.weights_of(heard.key))
         if heard.by_metric or heard.size is None or updates < 2:
             return None
-        if not _NOT_A_MEAN.search(heard.name) or self._tally.of_micro_metrics(
+        if not NOT_A_MEAN.search(heard.name) or self._tally.of_micro_metrics(
             heard.name
         ):
             return None
         return Fact(
             f"is the mean of {updates} batches' values, not the score of all samples",
-            _METRIC,
+            METRIC,
             heard.key,
             certain=False,
         )

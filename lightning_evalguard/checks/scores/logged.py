@@ -152,9 +152,7 @@ class Tally:
                 if all(isinstance(value, Tensor) for value in values):
                     logged.append(Series(key, values, steps))
             known = [(s, True) for s in (*self._returned.values(), *logged)]
-            known += [
-                (s, s.grows or self._is_of_batch(s.name)) for s in self._kept.series()
-            ]
+            known += [(s, self._is_by_batch(s)) for s in self._kept.series()]
             self._numbers = [n for s, by_batch in known for n in self._of(s, by_batch)]
         return list(self._numbers)
 
@@ -288,6 +286,10 @@ class Tally:
         values = on_host(series.values)
         stale = on_host(series.stale)
         return [Numbers(series.name, values, samples, (), stale, by_batch)]
+
+    def _is_by_batch(self, series: Series) -> bool:
+        """Whether each number that is kept is of its batch alone, not of all batches so far."""
+        return series.grows or self._is_of_batch(series.name)
 
     def _is_of_batch(self, name: str) -> bool:
         """Whether the step's code writes an attribute from its batch alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ _TELLS_A_CHOICE = (
     "record",
     "worst",
 )
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LONG = 4  # letters from which on a word is no part of another one by chance
 _UNEVEN = 1e-3  # a mean that is weighed wrongly and differs by less is not worth a line
 # ratios of this denominator are values that many scores have by chance
 _DENOMINATOR = 5040
@@ -100,7 +103,7 @@ def summary_of(value: float, key: str, known: Iterable[Numbers]) -> Summary | No
         for one in known
         if len(one.values) > 1 and all(map(math.isfinite, one.values))
     ]
-    chooses = any(word in key.lower() for word in _TELLS_A_CHOICE)
+    chooses = _tells_a_choice(key)
     for one in numbers:
         if any(exactly(value, mean) for mean in _means(one)):
             return Summary("honest", one)
@@ -141,6 +144,16 @@ def summary_of(value: float, key: str, known: Iterable[Numbers]) -> Summary | No
         if exactly(value, one.values[0]):
             return Summary("first", one)
     return None
+
+
+def _tells_a_choice(key: str) -> bool:
+    """Whether a key names one value among several: `val_acc_best`, `lowest_loss`; no `holdout`."""
+    said = [word.lower() for word in _WORDS.findall(key)]
+    return any(
+        word.startswith(told) or (len(told) >= _LONG and told in word)
+        for word in said
+        for told in _TELLS_A_CHOICE
+    )
 
 
 def of_totals(value: float, key: str, numbers: list[Numbers]) -> Summary | None:
