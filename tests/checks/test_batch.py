@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import words
+from lies.batches import GraphNet, Graphs, graphs
 from lightning_evalguard import EvalGuard, Report
-from lightning_evalguard.checks.batch.check import _repeated
-from lightning_evalguard.checks.batch.rows import Rows
+from lightning_evalguard.checks.batch.rows import Placed, Rows
+from lightning_evalguard.checks.batch.samples import samples_of
 from lightning_evalguard.data.batches import common_length, map_samples
 
 Make = Callable[..., pl.Trainer]
@@ -251,9 +252,9 @@ def test_a_step_of_fixed_length_is_judged_by_replacing_samples(
 
 
 def test_what_cannot_be_halved_is_one_note(trainer: Make) -> None:
-    few = guarded(trainer, model(lambda self, x: x), loader(2))
+    one = guarded(trainer, model(lambda self, x: x), loader(1))
     unknown = "batch: whether outputs depend on the batch was not checked"
-    assert f"{unknown}: fewer than 4 samples" in few.notes
+    assert f"{unknown}: fewer than 2 samples" in one.notes
 
     def graphs(items: Any) -> Any:
         return {"x": torch.cat([i["x"][None] for i in items] * 2)}
@@ -265,6 +266,57 @@ def test_what_cannot_be_halved_is_one_note(trainer: Make) -> None:
     )
     assert packed.findings == []
     assert any("dim 0 of its tensors is not samples" in n for n in packed.notes)
+
+
+@pytest.mark.filterwarnings("ignore::lightning_evalguard.EvalGuardWarning")
+@pytest.mark.parametrize("samples", [2, 3, 16])
+@pytest.mark.parametrize("honest", [True, False])
+def test_graphs_of_torch_geometric_are_halved(
+    samples: int, honest: bool, trainer: Make
+) -> None:
+    geometric = pytest.importorskip("torch_geometric")
+
+    class Graphs(Step):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = geometric.nn.GraphNorm(8)
+
+        def forward(self, batch: Any) -> Tensor:
+            x = self.norm(self.net(batch.x), batch.batch if honest else None)
+            return geometric.nn.global_mean_pool(x.exp(), batch.batch)  # type: ignore[no-any-return]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch).square().mean()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("loss", self(batch).square().mean(), batch_size=1)
+
+    made = torch.Generator().manual_seed(0)
+    kind = geometric.data.Data
+    items = [kind(x=torch.randn(4 + i % 3, 8, generator=made)) for i in range(samples)]
+    data = geometric.loader.DataLoader(items, batch_size=samples)
+    guard = EvalGuard(data="ignore", batch="warn", metrics=None, sync="ignore")
+    trainer(callbacks=[guard]).fit(Graphs(), data, data)
+    found = [f.subject for f in guard.report.findings]
+    assert found == ([] if honest else ["norm"])
+    assert not any("not checked" in note for note in guard.report.notes)
+
+
+def test_graphs_that_make_another_batch_are_not_halved(trainer: Make) -> None:
+    class Changed(GraphNet):
+        def nodes(self, h: Tensor, g: Graphs) -> Tensor:
+            return h - h.mean(0)
+
+        def on_before_batch_transfer(self, batch: Graphs, index: int) -> Graphs:
+            batch.degrees = batch.edges[1].bincount()
+            return batch
+
+    data = DataLoader(graphs(16, 0), 16, collate_fn=Graphs.from_data_list)
+    guard = EvalGuard(data="ignore", batch="warn", metrics=None, sync="ignore")
+    trainer(callbacks=[guard]).fit(Changed(), data, data)
+    assert guard.report.findings == []
+    note = "its graphs do not make the same batch again"
+    assert any(note in said for said in guard.report.notes)
 
 
 # batches
@@ -309,8 +361,10 @@ def test_a_batch_without_one_length_is_not(batch: Any) -> None:
 def test_other_samples_take_the_place_of_a_half(samples: int) -> None:
     half = samples // 2
     for items in (torch.arange(samples), list(range(samples))):
+        whole = samples_of((torch.zeros(samples), items))
+        assert whole is not None
         for start in (0, half):
-            other = list(_repeated(items, half=half, start=start))
+            other = list(whole.made(whole.repeated(start))[1])
             assert len(other) == samples
             kept = list(range(start, start + half))
             assert other[start : start + half] == kept
@@ -318,7 +372,9 @@ def test_other_samples_take_the_place_of_a_half(samples: int) -> None:
 
 
 def test_rows_of_a_tensor_that_is_gone_are_not_taken_for_those_of_another() -> None:
-    rows = Rows(4)
+    four = samples_of(torch.zeros(4, 8))
+    assert four is not None
+    rows = Rows(Placed.of(four, range(4), (0, 2)))
     # in some rounds the second tensor gets the memory of the first
     for i in range(200):
         rows.returned(torch.full((4, 8), float(i)), nn.Identity())

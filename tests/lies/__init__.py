@@ -3,6 +3,7 @@
 from lies import (
     apart,
     around,
+    batches,
     by_hand,
     choosing,
     copies,
@@ -24,6 +25,7 @@ CHECKS = {
     "lies.apart": {"data", "batch"},
     "lies.by_hand": {"scores"},
     "lies.around": {"weights", "data", "scores", "batch", "selection"},
+    "lies.batches": {"batch"},
     "lies.weights": {"weights", "stochastic"},
     "lies.choosing": {"selection"},
     "lies.data": {"data"},
@@ -44,6 +46,7 @@ __all__ = [
     "TABLE",
     "apart",
     "around",
+    "batches",
     "by_hand",
     "choosing",
     "copies",

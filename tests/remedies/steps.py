@@ -10,11 +10,32 @@ import torch
 import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from lies.batches import GraphNet, Graphs, graphs, pooled
 from lightning_evalguard import Report
 from models.padding import Tokens
 from models.program import BATCH, CLASSES, FEATURES, Classifier
 from remedies import Make, alone, applied, fitted
+
+
+@applied(
+    "Compute it from each graph alone: pass `batch`, the graph of each node, to norms and "
+    "poolings, as in `norm(x, data.batch)`."
+)
+def nodes_are_centred(make: Make, fixed: bool) -> Report:
+    class Centred(GraphNet):
+        def nodes(self, h: Tensor, g: Graphs) -> Tensor:
+            if not fixed:
+                return h - h.mean(0)
+            return h - pooled(h, g.batch, g.num_graphs)[g.batch]
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(graphs(32, 0), 16, collate_fn=Graphs.from_data_list)
+
+        val_dataloader = train_dataloader
+
+    return fitted(make, alone("batch"), Centred())
 
 
 def waits(make: Make, module: type[Classifier]) -> Report:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_evalguard.checks.batch.depends import Padding
-from lightning_evalguard.checks.batch.rows import Place, Rows, differs, first_mixing
+from lightning_evalguard.checks.batch.rows import (
+    Place,
+    Placed,
+    Rows,
+    differs,
+    first_mixing,
+    is_of_metric,
+)
+from lightning_evalguard.checks.batch.samples import Samples, samples_of
 from lightning_evalguard.checks.check import Check, Moment
-from lightning_evalguard.data.batches import common_length, map_samples
+from lightning_evalguard.data.batches import graph_count, sample_count
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op, Subscriber
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.instruments.source import Site, user_site
@@ -50,7 +57,6 @@ class BatchCheck(Check):
         self._batch_size = batch_size
         self._loader = loader
         self.notes: list[str] = []
-        self._samples = 0  # of the batch that is looked at
 
     def open(self, root: nn.Module, now: Moment) -> Iterable[Finding]:
         self._root = root
@@ -79,34 +85,22 @@ class BatchCheck(Check):
         return findings
 
     def _halved(self, now: Moment, look: Look) -> list[Finding]:
-        assert self._root is not None, "open() comes first"
-        samples = common_length(look.args[0])
-        if (
-            samples is None
-            or samples < _FEWEST
-            or samples > (self._batch_size() or samples)
-        ):
-            few = samples is not None and samples < _FEWEST
-            why = "dim 0 of its tensors is not samples"
-            if few:
-                why = f"fewer than {_FEWEST} samples"
+        samples, why = self._samples(look)
+        if samples is None:
             self.notes.append(
                 f"batch: whether outputs depend on the batch was not checked: {why}"
             )
             return []
-        self._samples = samples
-        whole = Rows(samples)
-        if self._run(look, whole, None) is not None:
+        whole, error = self._run(look, samples, range(samples.count))
+        if error is not None:
             return []
-        half = samples // 2
-        for start in (0, half):
-            part = Rows(half, start)
-            error = self._run(look, part, lambda t, i=start: t[i : i + half])  # type: ignore[misc]
+        for start in (0, samples.half):
+            places: Sequence[int] = range(start, start + samples.half)
+            part, error = self._run(look, samples, places, start)
             # its length is fixed: put the half in the place of the other
             if error is not None:
-                part = Rows(samples)
-                take = functools.partial(_repeated, half=half, start=start)
-                error = self._run(look, part, take)
+                places = samples.repeated(start)
+                part, error = self._run(look, samples, places, start)
             if error is not None:
                 kind = type(error).__name__
                 self.notes.append(
@@ -115,38 +109,67 @@ class BatchCheck(Check):
                 )
                 return []
             if first_mixing(whole, part, start) is not None:
-                return self._located(now, look, part, start)
+                return self._located(now, look, samples, places, start)
         return []
 
+    def _samples(self, look: Look) -> tuple[Samples | None, str]:
+        """The samples of a step's batch; where it has none to compare, why not."""
+        batch = look.args[0]
+        most = self._batch_size()
+        try:
+            samples = samples_of(batch)
+        except Exception as error:  # noqa: BLE001 - of a batch that cannot be taken apart
+            return None, f"{type(error).__name__}: {error}"
+        count = sample_count(batch)
+        # two or three rows may be anything, unless the loader says how many it puts together
+        known = most is not None or graph_count(batch) is not None
+        if count is not None and count < (2 if known else _FEWEST):
+            return None, f"fewer than {2 if known else _FEWEST} samples"
+        if samples is None and graph_count(batch) is not None:
+            return None, "its graphs do not make the same batch again"
+        if samples is None or (count or 0) > (most or count or 0):
+            return None, "dim 0 of its tensors is not samples"
+        return samples, ""
+
     def _located(
-        self, now: Moment, look: Look, part: Rows, start: int
+        self,
+        now: Moment,
+        look: Look,
+        samples: Samples,
+        places: Sequence[int],
+        start: int,
     ) -> list[Finding]:
         """Once more, with what every operator gave: the first one that mixes samples."""
-        half = self._samples // 2
-        take: Callable[[Any], Any] = lambda t: t[start : start + half]  # noqa: E731
-        again = Rows(half, start, of_operators=True)
-        if part.samples != half:
-            again = Rows(self._samples, of_operators=True)
-            take = functools.partial(_repeated, half=half, start=start)
-        whole = Rows(self._samples, of_operators=True)
-        if (
-            self._run(look, whole, None) is not None
-            or self._run(look, again, take) is not None
-        ):
+        everyone = range(samples.count)
+        whole, error = self._run(look, samples, everyone, of_operators=True)
+        again, failed = self._run(look, samples, places, start, of_operators=True)
+        if error is not None or failed is not None:
             return []
         at = first_mixing(whole, again, start)
         if at is None:
             return []
-        return self._confirm(now, look, whole, at, start)
+        return self._confirm(now, look, samples, whole, at, start)
 
     def _run(
-        self, look: Look, rows: Rows, take: Callable[[Any], Any] | None
+        self,
+        look: Look,
+        samples: Samples,
+        places: Sequence[int],
+        start: int | None = None,
+        of_operators: bool = False,
+    ) -> tuple[Rows, Exception | None]:
+        """Run the step on the samples at some places; its rows, and why it did not run."""
+        starts = (0, samples.half) if start is None else (start,)
+        placed = Placed.of(samples, places, starts, not isinstance(places, range))
+        rows = Rows(placed, of_operators)
+        return rows, self._run_with(look, samples, places, rows)
+
+    def _run_with(
+        self, look: Look, samples: Samples, places: Sequence[int], rows: Rows
     ) -> Exception | None:
-        """Run the step on what `take` makes of the batch; why it did not run."""
         args = None
-        if take is not None:
-            samples = common_length(look.args[0]) or 0
-            args = (map_samples(look.args[0], samples, take), *look.args[1:])
+        if not samples.is_batch(places):
+            args = (samples.made(places), *look.args[1:])
         with rows.hooks():
             outcome = look.again(rows, args=args)
         if outcome.error is None:
@@ -154,35 +177,44 @@ class BatchCheck(Check):
         return outcome.error
 
     def _confirm(
-        self, now: Moment, look: Look, whole: Rows, at: Place, start: int
+        self,
+        now: Moment,
+        look: Look,
+        samples: Samples,
+        whole: Rows,
+        at: Place,
+        start: int,
     ) -> list[Finding]:
         """Leave only what the other samples explain: not another shape, kernel or clock."""
         assert self._root is not None, "open() comes first"
-        same = Rows(whole.samples, of_operators=True)
-        if self._run(look, same, None) is not None:
+        everyone = range(samples.count)
+        same, error = self._run(look, samples, everyone, of_operators=True)
+        if error is not None:
             return []
         # a clock, or a draw that no seed rules
         if differs(whole.at(at), same.at(at), start, 0.01):
             return []
-        other = _Other(whole.samples, self._root, at)
-        take = functools.partial(_repeated, half=whole.samples // 2, start=start)
-        if self._run(look, other, take) is not None:
+        places = samples.repeated(start)
+        other = _Other(Placed.of(samples, places, (start,)), self._root, at)
+        if self._run_with(look, samples, places, other) is not None:
             return []
-        if not differs(whole.at(at), other.at(at), start):
+        apart = differs(whole.at(at), other.at(at), start, most=samples.graphs)
+        if not apart or other.of_metric:
             return []
-        return [_finding(now, other)]
+        return [_finding(now, other, samples.graphs)]
 
 
 class _Other(Rows):
     """Rows among other samples, and who gives those at one place."""
 
-    def __init__(self, samples: int, root: nn.Module, place: Place) -> None:
-        super().__init__(samples, of_operators=True)
+    def __init__(self, placed: Placed, root: nn.Module, place: Place) -> None:
+        super().__init__(placed, of_operators=True)
         self.op = ""
         self.site: Site | None = None
         self.subject = ""
         self.module = root
         self.remedy = ""
+        self.of_metric = False
         self._root = root
         self._names = ModuleNames(root)
         self._place = place
@@ -191,6 +223,7 @@ class _Other(Rows):
         super().after(op)
         if self._place == ("op", op.index):
             self.op, self.site = op.name, op.site
+            self.of_metric = is_of_metric()
             chain = list(op.modules())
             self.subject, self.module = self._names.nearest(chain)
             if chain and chain[0] not in self._names:
@@ -199,38 +232,28 @@ class _Other(Rows):
                     chain, self._root, self._names, op
                 )
 
-    def returned(self, outputs: Any, module: nn.Module | None = None) -> None:
-        first = len(self.modules)
-        super().returned(outputs, module)
-        kind, index = self._place
-        if kind == "module" and first <= index < len(self.modules):
+    def _keep(
+        self, giver: Any, tensor: Tensor, module: nn.Module | None = None
+    ) -> None:
+        if self._place == ("module", len(self.modules)):
             self.site = user_site()
+            self.of_metric = is_of_metric()
             self.subject, self.module = self._names.nearest(
                 [module] if module is not None else []
             )
-
-
-# batches
-
-
-def _repeated(items: Any, *, half: int, start: int) -> Any:
-    """The half from `start` on stays; the other samples are replaced by it."""
-    kept = items[start : start + half]
-    n = len(items)
-    before = start
-    after = n - start - half
-    if isinstance(items, Tensor):
-        more = torch.cat([kept, kept])
-        return torch.cat([more[:before], kept, more[:after]])
-    twice = [*kept, *kept]
-    return [*twice[:before], *kept, *twice[:after]]
+        super()._keep(giver, tensor, module)
 
 
 # words
 
 
-def _apart(at: _Other) -> str:
+def _apart(at: _Other, graphs: bool) -> str:
     """What fixes the mixing: a layer that takes dim 0 for positions, or any other line."""
+    if graphs:
+        return (
+            "Compute it from each graph alone: pass `batch`, the graph of each node, to norms and "
+            "poolings, as in `norm(x, data.batch)`."
+        )
     if vars(at.module).get("batch_first") is False:
         return (
             f"Pass batch_first=True where `{at.subject}` is made, or give it "
@@ -239,7 +262,7 @@ def _apart(at: _Other) -> str:
     return "Compute it from each sample alone."
 
 
-def _finding(now: Moment, at: _Other) -> Finding:
+def _finding(now: Moment, at: _Other, graphs: bool) -> Finding:
     site = at.site
     module = at.module
     said = "the step"
@@ -262,7 +285,7 @@ def _finding(now: Moment, at: _Other) -> Finding:
             remedy = "Pass track_running_stats=True, or use a norm of each sample (GroupNorm)."
     else:
         fact = f"{said} gives a sample different outputs when the rest of the batch changes"
-        remedy = _apart(at)
+        remedy = _apart(at, graphs)
     return Finding(
         check="batch",
         stage=now.stage,

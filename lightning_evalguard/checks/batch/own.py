@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_evalguard.allow import allowed
 from lightning_evalguard.checks.batch.padding import Padded
+from lightning_evalguard.checks.batch.rows import SCORES, scored_by
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.instruments.dispatch import (
     Op,
@@ -31,11 +32,6 @@ _FEW = 8  # elements kept along a dimension that padding does not make longer
 # elements by which a dimension may be longer than the padded one: borders, a [CLS]
 _NEAR = 16
 _MOST = 1 << 20  # elements of one kept result
-# What is scored: the first argument of each.
-_SCORES = (
-    "nll_loss", "cross_entropy", "binary_cross_entropy", "mse_loss", "l1_loss", "huber_loss",
-    "kl_div", "_ctc_loss", "argmax",
-)  # fmt: skip
 # They look over the end of a sequence by their kernel, whatever is masked.
 _REACHES = ("conv", "max_pool", "avg_pool", "unfold", "im2col")
 # They give what another operator computed.
@@ -127,7 +123,7 @@ class Own(Subscriber):
             self.draws = True
         if out is not None and (out.dtype in _COARSE or "quantized" in op.name):
             self.coarse = True
-        if op.name.startswith(_SCORES) and not self.draws and not allowed("batch"):
+        if not self.draws and not allowed("batch"):
             self._scored(op)
         self._summed(op, out)
         stop = self.draws or "backward" in op.name or allowed("batch")
@@ -143,19 +139,16 @@ class Own(Subscriber):
             self._result(tensor)
 
     def _scored(self, op: Op) -> None:
-        scored = next(iter(tensors_in(op.args[:1])), None)
-        if scored is not None:
-            with torch.no_grad(), aside:
-                if op.name.startswith("nll_loss") and scored.dim() > 1:
-                    # the logits, up to a constant
-                    scored = scored - scored.mean(1, keepdim=True)
+        with torch.no_grad(), aside:
+            scored = scored_by(op)
+            if scored is not None:
                 self._result(scored)
 
     def _summed(self, op: Op, out: Tensor | None) -> None:
         """Keep a loss over all samples: of a loss function, or the mean of what one gave."""
         if out is None or self.draws or not _is_plain(out) or allowed("batch"):
             return
-        loss = op.name.startswith(_SCORES)
+        loss = op.name.startswith(SCORES)
         if out.dim():
             if loss:
                 self._unreduced = storage_key(out)
