@@ -330,8 +330,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     a, b = a.cpu(), b.cpu()
     if a.dtype != b.dtype:
         return False
-    if not a.is_floating_point() or not a.numel():
-        return torch.equal(a, b)
+    equal = torch.equal(a, b)
+    if equal or not a.is_floating_point() or not a.numel():
+        return equal
     scale = 1.0
     if bool(a.isfinite().any()):
         scale = float(a[a.isfinite()].abs().max())

@@ -71,12 +71,17 @@ class _Seen:
     portraits: list[Portrait] = field(default_factory=list)
     # of samples of its first batches
     hashes: list[Tensor] = field(default_factory=list)
+    _batches: tuple[int, Portrait | None] = (0, None)  # of so many of them
 
     def batches(self) -> Portrait | None:
         """Its samples as training steps got them; waits for the device."""
-        if sum(map(len, self.hashes)) < _FEWEST:
-            return None
-        return of_hashes(torch.cat([hashes.cpu() for hashes in self.hashes]))
+        n = len(self.hashes)
+        if n != self._batches[0]:
+            found = None
+            if sum(map(len, self.hashes)) >= _FEWEST:
+                found = of_hashes(torch.cat([hashes.cpu() for hashes in self.hashes]))
+            self._batches = n, found
+        return self._batches[1]
 
     def side(self, running: bool, continued: bool = False, own: bool = True) -> Side:
         """What is known of it now."""
