@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,33 @@ NO_MEANS = tuple(
 
 Margins = tuple[Tensor, Tensor, Tensor, Tensor]
 """Support, predicted and true positives ``(B, C)`` and answers judged ``(B, C)`` or ``(B, 1)``."""
+
+
+@dataclass
+class Summed:
+    """The counts of several batches together, of which no matrix is kept.
+
+    Attributes:
+        task: ``multiclass``, ``binary`` or ``multilabel``.
+        support: Answers of each class in the targets, ``(C,)``.
+        predicted: Answers predicted as each class, ``(C,)``.
+        true_positives: Answers of each class predicted as such, ``(C,)``.
+        judged: Answers judged of each label; None unless the task is multilabel.
+        scores: The accuracies, by name.
+    """
+
+    task: str
+    support: Tensor
+    predicted: Tensor
+    true_positives: Tensor
+    judged: Tensor | None
+    scores: dict[str, float]
+    matrix: Tensor | None = None
+
+    @property
+    def answers(self) -> int:
+        """How many there are."""
+        return int((self.support if self.judged is None else self.judged).sum())
 
 
 class Batches:
@@ -87,6 +115,21 @@ class Batches:
                 k: v.tolist() for k, v in named.items() if not v.isnan().any()
             }
         return self._series[claim]
+
+    def summed(self) -> Summed | None:
+        """What all of them counted together; None where that is not known."""
+        margins = self.margins()
+        if margins is None:
+            return None
+        s, p, tp, judged = (each.sum(0) for each in margins)
+        if self._task == "multilabel":
+            return Summed(self._task, s, p, tp, judged, {})
+        recall = _scores.per_class(s, p, tp, None).recall
+        scores = {
+            "accuracy": float(tp.sum() / s.sum()),
+            "balanced_accuracy": float(recall[s > 0].mean()),
+        }
+        return Summed(self._task, s, p, tp, None, scores)
 
     def margins(self) -> Margins | None:
         """What each batch counted; None where that is not known."""
@@ -160,6 +203,20 @@ def mean_of(values: Sequence[float], weights: Sequence[float]) -> float:
     if total:
         return sum(v * w for v, w in pairs) / total
     return math.nan
+
+
+def ways_to_weigh(n: int, *weights: list[float]) -> list[list[float]]:
+    """The ways to weigh `n` batches that differ, of which one is to weigh all alike."""
+    ways = [[1.0] * n]
+    for way in weights:
+        if len(way) == n and len(set(way)) > 1 and way not in ways:
+            ways.append(way)
+    return ways
+
+
+def varies(values: Sequence[float]) -> bool:
+    """Whether they are not all the same."""
+    return max(values) - min(values) > 1e-6
 
 
 def is_summary(

@@ -477,7 +477,7 @@ class Recorder:
             entry.leave_out(entry.trouble or entry.showed)
         elif chosen.samples < entry.samples:
             entry.partly += entry.samples - chosen.samples
-        if chosen is not None and entry.each is not None and self.ranks.world == 1:
+        if chosen is not None and entry.each is not None and self.ranks.rank == 0:
             chosen.state.step_over(entry.each)
         if chosen is None or chosen.late or not entry.returned:
             entry.end_step()

@@ -42,6 +42,7 @@ class _Known(NamedTuple):
         waits: Whether the values after the first wait until the steps are over.
         after_step: Whether the hook after a step logs it.
         reduction: What the loop makes of its values where that is no mean.
+        over_ranks: Whether it averages them over several ranks.
     """
 
     one: Any
@@ -55,6 +56,7 @@ class _Known(NamedTuple):
     waits: bool
     after_step: bool
     reduction: str
+    over_ranks: bool
 
     def heard(self, value: Any, batch_size: int) -> LogCall:
         """One of its values."""
@@ -75,6 +77,7 @@ class _Known(NamedTuple):
             self.location,
             self.after_step,
             self.reduction,
+            self.over_ranks,
         )
 
 
@@ -251,6 +254,7 @@ class Ear(_lightning.Books):
             waits,
             after_step,
             next((r for r in _REDUCTIONS if getattr(meta, f"is_{r}_reduction")), ""),
+            self.ranks() > 1 and one.is_tensor and _is_averaged(meta),
         )
 
     def pulse(self) -> tuple[int, int | None]:
@@ -296,6 +300,15 @@ class Ear(_lightning.Books):
             number = _number(value)
             if isinstance(key, str) and number is not None:
                 self._hear(LogCall(key, key, number, location=location))
+
+
+def _is_averaged(meta: Any) -> bool:
+    """Whether the loop averages what each rank logged under a key."""
+    sync = getattr(meta, "sync", None)
+    shared = getattr(sync, "should", False) and not getattr(
+        sync, "rank_zero_only", False
+    )
+    return bool(shared and meta.is_mean_reduction)
 
 
 def _number(value: Any) -> Any:

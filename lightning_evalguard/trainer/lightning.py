@@ -203,6 +203,10 @@ class Books:
             )
         return found
 
+    def ranks(self) -> int:
+        """How many processes evaluate."""
+        return int(self._trainer.world_size)
+
     def values(self) -> dict[str, Any]:
         """The scores that the trainer holds."""
         return dict(self._trainer.callback_metrics)

@@ -232,6 +232,15 @@ ELSEWHERE: dict[str, str] = {
         "tests/test_honest_programs.py has the programs that get it"
     ),
     "Leave it out of the step.": "`torch.cuda.synchronize` fails where there is no CUDA",
+    "Compute it from all ranks' answers: log a torchmetrics object, or gather them with "
+    "self.all_gather.": ("several ranks: tests/checks/test_scores_on_ranks.py"),
+    "Pass sync_dist=True to self.log, or log a torchmetrics object.": (
+        "several ranks: tests/checks/test_scores_on_ranks.py"
+    ),
+    "Log it in the step with sync_dist=True, or share the samples out evenly.": (
+        "several ranks: tests/checks/test_scores_on_ranks.py"
+    ),
+    "Log a torchmetrics object.": "several ranks: tests/checks/test_scores_on_ranks.py",
     "Load or set the weights on every rank before `setup` ends, or broadcast them from rank 0.": (
         "several ranks: tests/test_ranks.py"
     ),

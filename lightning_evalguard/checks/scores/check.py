@@ -17,6 +17,7 @@ from lightning_evalguard.checks.scores.kept import Owner
 from lightning_evalguard.checks.scores.labels import places_of_labels
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.metrics import Metrics, mean_of_batches
+from lightning_evalguard.checks.scores.over_ranks import UnevenRanks
 from lightning_evalguard.checks.scores.shares import (
     OfStep,
     index_as_score,
@@ -52,6 +53,9 @@ class ScoredLoop(Protocol):
 
     def gathered(self) -> Sequence[tuple[int, LogCall]]:
         """The steps are over: what they logged and `hear` was not told, each with its step."""
+
+    def ranks(self) -> int:
+        """How many processes evaluate."""
 
     def values(self) -> Mapping[str, Any]:
         """The scores that the trainer holds."""
@@ -111,6 +115,7 @@ class ScoresCheck(Check):
         self._metrics = Metrics()
         self._curves = Curves()
         self._groups = Groups(root)
+        self._uneven = UnevenRanks()
         self._claims = Claims()
         self._follows = self._in_steps = self._judged = False
         self._sizes: dict[int, list[int]] = {}
@@ -172,12 +177,15 @@ class ScoresCheck(Check):
         self._follows = self._in_steps = self._judged = False
         self._labels = None
         self._loop.find_writers()
+        self._uneven.begin(self._loop.ranks() > 1 and is_scored(now.stage))
         return findings
 
     def before_step(self, now: Moment, args: tuple[Any, ...]) -> Iterable[Finding]:
         # a step that fetches its batches for itself says nothing of their sizes
         if not args or (type(args[0]) not in _PLAIN and isinstance(args[0], Iterator)):
             return ()
+        if self._uneven.counts:
+            self._uneven.add(args[0])
         if not self._follows:
             if now.rank or not is_scored(now.stage):
                 return ()
@@ -278,7 +286,13 @@ class ScoresCheck(Check):
         self._curves.begin(self._root)  # below the metrics' own look at their callers
         self._metrics.begin(self._root)
         self._groups.begin()
-        self._claims.begin(now.stage, self._tally)
+        self._claims.begin(now.stage, self._tally, self._loop.ranks())
+
+    def say(self, now: Moment) -> Any:
+        return self._uneven.say()
+
+    def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
+        return self._findings(now, self._uneven.hear(everyone))
 
     # what the keys claim
 
@@ -291,7 +305,9 @@ class ScoresCheck(Check):
         of_classes = []
         for key, heard in (self._of_step | self._heard).items():
             in_steps = key in self._of_step
-            value = held.get(key) if in_steps else heard.value
+            value = heard.value
+            if in_steps or heard.over_ranks:
+                value = held.get(key)
             if (
                 key in self._explained
                 or key in wrong
@@ -308,6 +324,8 @@ class ScoresCheck(Check):
                 fact = mean_of_batches(self._metrics.followed, key, number, weights)
             if fact is not None:
                 found.append(fact)
+            elif not in_steps and self._claims.is_mean_of_samples(heard, number):
+                self._uneven.take(heard, number)
             elif (one := self._claims.class_wise(heard, number, in_steps)) is not None:
                 of_classes.append(one)
         found = self._with_lists(found) + fact_of(of_classes)
@@ -349,7 +367,8 @@ class ScoresCheck(Check):
             for one in heard.values():
                 if one.by_metric or not isinstance(one.value, Tensor):
                     continue
-                if one.key in self._explained or one.key in self._of_step:
+                told = one.key in self._explained or one.key in self._of_step
+                if told or one.over_ranks:
                     continue
                 fact = self._claims.fact(one, float(one.value), in_steps=False)
                 if fact is not None:

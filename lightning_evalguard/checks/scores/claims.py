@@ -18,6 +18,7 @@ from lightning_evalguard.checks.scores.by_class import (
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import on_host
 from lightning_evalguard.checks.scores.logged import Tally
+from lightning_evalguard.checks.scores.over_ranks import OnRanks, of_one_rank
 from lightning_evalguard.checks.scores.summaries import (
     LOG_IT,
     WEIGH_IT,
@@ -25,8 +26,8 @@ from lightning_evalguard.checks.scores.summaries import (
     by_chance,
     fact_of_summary,
     of_totals,
-    over_full_batches,
-    over_samples,
+    over_all_samples,
+    over_full_places,
     summary_of,
 )
 from lightning_evalguard.confusion.by_batch import (
@@ -35,6 +36,8 @@ from lightning_evalguard.confusion.by_batch import (
     exactly,
     is_summary,
     mean_of,
+    varies,
+    ways_to_weigh,
 )
 from lightning_evalguard.confusion.differences import (
     CHECK_IT,
@@ -89,7 +92,7 @@ class Claims:
         # lists of which the mean of all that they hold was logged
         self._stale: set[str] = set()
         self._tally = Tally()
-        self._stage = "val"
+        self._stage, self._ranks = "val", 1
         self._evaluations: dict[str, int] = {}
         # means that a first step took of its batch, and where such are kept
         self._means: list[float] = []
@@ -101,8 +104,9 @@ class Claims:
         """The first step of an evaluation took these means of its batch."""
         self._means = on_host(means)
 
-    def begin(self, stage: str, tally: Tally) -> None:
-        """An evaluation begins; its steps' numbers will stand in `tally`."""
+    def begin(self, stage: str, tally: Tally, ranks: int = 1) -> None:
+        """An evaluation by so many ranks begins; this one's numbers will stand in `tally`."""
+        self._ranks = ranks
         self.counted, self.unexplained, self._stale = {}, [], set()
         self._tally, self._stage = tally, spelling(stage).key
         self._evaluations[stage] = self._evaluations.get(stage, 0) + 1
@@ -129,6 +133,9 @@ class Claims:
             value: What came of it.
             in_steps: Whether the steps logged it, and the loop averaged it.
         """
+        own = value  # this rank's
+        if heard.over_ranks and not in_steps:
+            own = float(heard.value)
         verdict = self._of_name(heard, value, in_steps)
         if verdict == "right" and not in_steps:
             return None
@@ -138,9 +145,9 @@ class Claims:
         if fact is None and in_steps:
             fact = self._of_weights(heard)
         if fact is None and not in_steps:
-            fact = self._of_numbers(heard, value)
+            fact = self._of_numbers(heard, own)
         if fact is None and not heard.by_metric and claim_of(heard.name) is None:
-            fact = self._of_no_name(heard, value)
+            fact = self._of_no_name(heard, own)
         if not fact:
             return None
         return fact._replace(location=fact.location or heard.location)
@@ -154,6 +161,13 @@ class Claims:
         if is_plainly(value, counted.result, claim):
             return True
         return bool(fits(value, candidates(counted.result, claim)))
+
+    def is_mean_of_samples(self, heard: LogCall, value: float) -> bool:
+        """Whether each rank logged the mean of its own samples, which the loop averaged then."""
+        if not heard.over_ranks or self.is_right(heard, value):
+            return False
+        summary = summary_of(float(heard.value), heard.name, self._tally.numbers())
+        return summary is not None and summary.kind == "honest"
 
     def class_wise(
         self, heard: LogCall, value: float, in_steps: bool
@@ -233,6 +247,9 @@ class Claims:
         why, remedy = "", ""
         if in_steps:
             why, remedy = self._of_calls(heard, value, counted)
+        if not why and self._ranks > 1:
+            logged = OnRanks(heard, value, in_steps, self._ranks, result.total)
+            why, remedy = of_one_rank(logged, claim, counted.batches, named)
         if not why and not heard.by_metric:
             why, remedy = self._how(
                 heard, value, counted.batches.series(claim), counted
@@ -298,7 +315,9 @@ class Claims:
         sizes = [float(s) for s in self._tally.sizes_of(heard.loader) if s is not None]
         weighed = [float(s) for s in self._tally.weights_of(heard.key)]
         answers = [float(a) for a in counted.batches.totals()]
-        name, kind = is_summary(value, series, _ways(n, weighed, sizes, answers))
+        name, kind = is_summary(
+            value, series, ways_to_weigh(n, weighed, sizes, answers)
+        )
         if kind == "mean":
             how = f"it is the mean of {n} batches' {name}"
             uneven = len(set(answers)) > 1
@@ -357,8 +376,8 @@ class Claims:
         )
         if summary is None:
             fact = (
-                self._too_small(heard, value)
-                or self._over_places(heard, value)
+                over_all_samples(self._kept_means(), value, heard.key)
+                or over_full_places(self._tally.numbers(), value, heard.key)
                 or self._of_before(heard, value)
             )
             if fact is None and math.isfinite(value) and value != round(value):
@@ -380,39 +399,6 @@ class Claims:
             if known or any(exactly(first, mean) for mean in self._means):
                 kept.append(one)
         return kept
-
-    def _too_small(self, heard: LogCall, value: float) -> Fact | None:
-        """Whether a value is a sum of batches' means over the number of samples."""
-        for one in self._kept_means():
-            right = over_samples(value, one)
-            if right is None or by_chance(value):
-                continue
-            n = sum(one.samples)
-            return Fact(
-                f"is {value:.4g}, the sum of {len(one.values)} batches' means divided by the "
-                f"number of samples ({n:,}); weighed by its samples it is {right:.4g}",
-                "Add up each batch's mean times its number of samples, or log it in the step, "
-                "with self.log.",
-                heard.key,
-                certain=False,
-            )
-        return None
-
-    def _over_places(self, heard: LogCall, value: float) -> Fact | None:
-        """Whether a value is a total over full batches, of which some were smaller."""
-        for one in self._tally.numbers():
-            places = over_full_batches(value, one)
-            if places is None or by_chance(value):
-                continue
-            n = sum(one.samples)
-            return Fact(
-                f"is {value:.4g}, the total of `{one.name}` divided by {places:,}: "
-                f"{len(one.samples)} full batches, though they had {n:,} samples",
-                "Divide by the number of samples that the steps were given.",
-                heard.key,
-                certain=False,
-            )
-        return None
 
     def _of_before(self, heard: LogCall, value: float) -> Fact | None:
         """Whether a value is what the evaluation before would have given."""
@@ -453,7 +439,7 @@ class Claims:
             if claim.family == "accuracy":
                 continue
             series = counted.batches.series(claim)
-            apart = {k: v for k, v in series.items() if _varies(v) and "micro" not in k}
+            apart = {k: v for k, v in series.items() if varies(v) and "micro" not in k}
             why, remedy = self._how(heard, value, apart, counted)
             name = why.rpartition("batches' ")[2]
             if why.startswith("it is the mean") and name in apart:
@@ -468,19 +454,6 @@ class Claims:
                     certain=False,
                 )
         return None
-
-
-def _ways(n: int, *weights: list[float]) -> list[list[float]]:
-    """The ways to weigh `n` batches that differ, of which one is to weigh all alike."""
-    ways = [[1.0] * n]
-    for way in weights:
-        if len(way) == n and len(set(way)) > 1 and way not in ways:
-            ways.append(way)
-    return ways
-
-
-def _varies(values: Sequence[float]) -> bool:
-    return max(values) - min(values) > 1e-6
 
 
 def _by_batch(counted: LoaderCounts) -> list[Numbers]:

@@ -23,6 +23,7 @@ class LogCall:
         after_step: Whether the hook after a step logged it.
         reduction: What the loop makes of the values where that is no mean: ``max``, ``min`` or
             ``sum``.
+        over_ranks: Whether the loop averages it over several ranks.
     """
 
     key: str
@@ -34,3 +35,4 @@ class LogCall:
     location: str | None = None
     after_step: bool = False
     reduction: str = ""
+    over_ranks: bool = False

@@ -241,3 +241,38 @@ def fact_of_summary(summary: Summary, key: str) -> Fact:
         key,
         certain=False,
     )
+
+
+def over_all_samples(means: Iterable[Numbers], value: float, key: str) -> Fact | None:
+    """What is wrong with a value that is a sum of batches' means over the number of samples."""
+    for one in means:
+        right = over_samples(value, one)
+        if right is None or by_chance(value):
+            continue
+        n = sum(one.samples)
+        return Fact(
+            f"is {value:.4g}, the sum of {len(one.values)} batches' means divided by the "
+            f"number of samples ({n:,}); weighed by its samples it is {right:.4g}",
+            "Add up each batch's mean times its number of samples, or log it in the step, "
+            "with self.log.",
+            key,
+            certain=False,
+        )
+    return None
+
+
+def over_full_places(numbers: Iterable[Numbers], value: float, key: str) -> Fact | None:
+    """What is wrong with a value that is a total over full batches, of which some were smaller."""
+    for one in numbers:
+        places = over_full_batches(value, one)
+        if places is None or by_chance(value):
+            continue
+        n = sum(one.samples)
+        return Fact(
+            f"is {value:.4g}, the total of `{one.name}` divided by {places:,}: "
+            f"{len(one.samples)} full batches, though they had {n:,} samples",
+            "Divide by the number of samples that the steps were given.",
+            key,
+            certain=False,
+        )
+    return None
