@@ -193,7 +193,8 @@ class EvalGuard(Callback):
                 config = self._metrics
             recorder = Recorder(config, ranks, self._outcomes)
             scores = Scores(trainer, pl_module, recorder, self._report, claims)
-        checks.append(SelectionCheck(LightningDesk(trainer, pl_module, scores)))
+        desk = LightningDesk(trainer, pl_module, scores, claims)
+        checks.append(SelectionCheck(desk))
         self._begin_train_score(trainer, pl_module)
 
         ruled = [(check, self._policies[check.name]) for check in checks]

@@ -85,6 +85,20 @@ class Logged:
     weight: int | None = None
 
 
+class LoggedLoss(NamedTuple):
+    """A loss that steps log as it is, or with the other sign.
+
+    Attributes:
+        kind: As torch calls it: ``nll_loss``, of cross entropy too.
+        text: The expression that computes it.
+        sign: -1 where its opposite is logged, else 1.
+    """
+
+    kind: str
+    text: str
+    sign: int
+
+
 class Fact(NamedTuple):
     """What is so, and the fix: a finding without its moment.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_evalguard.checks.selection.choosers import Chooser, LoggedNow
 from lightning_evalguard.confusion.result import ConfusionResult
-from lightning_evalguard.data.loaders import Evaluated
+from lightning_evalguard.data.loaders import Evaluated, LoggedLoss
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,9 @@ class HuggingFaceDesk:
 
     def trained(self) -> Mapping[str, bool]:
         return {}
+
+    def minimised(self) -> Mapping[str, LoggedLoss]:
+        return {}  # `eval_loss` says it by its name
 
     def results(self) -> Mapping[str, ConfusionResult]:
         return self.matrices

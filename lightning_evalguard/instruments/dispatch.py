@@ -287,14 +287,20 @@ _CALLS_BACK = frozenset(
 )
 
 
+_READS = torch.ops.aten._local_scalar_dense.default
+
+
 def below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator inside ``__torch_dispatch__`` to the bit as it runs without a mode.
 
     Below a mode torch excludes the keys above it. Under inference mode an operator arrives whole
     there, and what it calls inside then misses those keys: a view of a weight no longer asks for a
     gradient, and ``matmul`` folds other than it would. So the keys of the call are restored.
-    Without inference mode only a few kernels miss some, which are given those back.
+    Without inference mode only a few kernels miss some, which are given those back. A number that
+    a graph saved comes to a mode as a Python number, which no operator reads.
     """
+    if func is _READS and not isinstance(args[0], Tensor):
+        return args[0]
     if torch.is_inference_mode_enabled() and not _keeps_views(func):
         with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
             # the next mode restores them for itself

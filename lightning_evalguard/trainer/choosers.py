@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_evalguard.checks.scores.check import ScoresCheck
 from lightning_evalguard.checks.selection.choosers import Chooser, LoggedNow
+from lightning_evalguard.checks.selection.minimised import LossTerm, losses_in, lowered
 from lightning_evalguard.confusion.result import ConfusionResult
+from lightning_evalguard.data.loaders import LoggedLoss
 from lightning_evalguard.instruments.patch import Wrap
 from lightning_evalguard.trainer import lightning as _lightning
 from lightning_evalguard.trainer.lightning import Callback, LightningModule, Trainer
@@ -26,12 +29,20 @@ class LightningDesk:
     """
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, scores: Scores | None
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        scores: Scores | None,
+        claims: ScoresCheck,
     ) -> None:
         self._trainer = trainer
         self._module = module
         self._scores = scores
+        self._claims = claims
         self._wrap: Wrap | None = None
+        self._backward: Wrap | None = None
+        self._terms: list[LossTerm] = []  # of what training makes small
+        self._fault: Exception | None = None  # of ours, raised where the check is asked
 
     def fitting(self) -> bool:
         # a dry run saves nothing and stops nothing
@@ -103,8 +114,43 @@ class LightningDesk:
 
         self.leave()
         self._wrap = Wrap(self._trainer, "save_checkpoint", around)
+        if (
+            self._module.automatic_optimization
+        ):  # else there may be players against each other
+            self._backward = Wrap(self._trainer.strategy, "backward", self._first)
+
+    def minimised(self) -> Mapping[str, LoggedLoss]:
+        if self._fault is not None:
+            raise self._fault
+        losses = self._claims.losses
+        if not losses:
+            return {}
+        small = lowered(self._terms)
+        return {key: loss for key, loss in losses.items() if small[loss.kind] == 1}
+
+    def _first(self, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The first backward pass of a fit is about to run."""
+        self._hear_no_more()
+        try:
+            self._terms = self._made_small(args[0] if args else kwargs["closure_loss"])
+        except Exception as error:  # noqa: BLE001 - our own bug must not stop a training run
+            self._fault = error
+        return backward(*args, **kwargs)
+
+    def _made_small(self, loss: Any) -> list[LossTerm]:
+        groups = [g for o in self._trainer.optimizers for g in o.param_groups]
+        climbs = any(group.get("maximize") for group in groups)
+        if climbs or not isinstance(loss, Tensor):
+            return []
+        return losses_in(loss)
+
+    def _hear_no_more(self) -> None:
+        if self._backward is not None:
+            self._backward.remove()
+            self._backward = None
 
     def leave(self) -> None:
+        self._hear_no_more()
         if self._wrap is not None:
             self._wrap.remove()
             self._wrap = None

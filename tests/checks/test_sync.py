@@ -1194,3 +1194,16 @@ def test_on_cudas_dispatch_code_without_a_gpu() -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "7 passed" in ran.stdout
+
+
+@pytest.mark.skipif(not SUPPORTED, reason="torch is too old to be listened to")
+def test_a_number_that_a_graph_saved_can_be_read_while_it_is_listened() -> None:
+    product = torch.ones(3, requires_grad=True) * 2
+    node: Any = product.grad_fn
+    watch = WaitWatch("cpu", lambda op, frame, seconds: None)
+    watch.open([])
+    try:
+        assert node._saved_other.item() == 2
+        assert float(node._saved_other) == 2.0
+    finally:
+        watch.stop()

@@ -241,3 +241,207 @@ def own_code_that_chooses_as_it_should():
                 trainer.save_checkpoint(f"{trainer.default_root_dir}/best.ckpt")
 
     return fitted(Slow(), Both(), Curves(), ByLoss(), AtTheNextEpoch(), epochs=5)
+
+
+# a score whose name says nothing
+class Named(Slow):
+    """Logs one number under a name that says nothing, and trains by a loss of its own."""
+
+    def __init__(self, value, loss=None):
+        super().__init__()
+        self.value = value
+        self.loss = loss or (lambda logits, y: F.cross_entropy(logits, y))
+
+    def training_step(self, batch, i):
+        return self.loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, i):
+        value = self.value(self(batch[0]), batch[1])
+        self.log("objective", value, batch_size=len(batch[1]))
+
+
+def entropy(logits, y):
+    return F.cross_entropy(logits, y)
+
+
+def share(logits, y):
+    return (logits.argmax(1) == y).float().mean()
+
+
+def distance(logits, y):
+    return F.mse_loss(logits[:, 0], y.float())
+
+
+def of_yes_and_no(logits, y):
+    return F.binary_cross_entropy_with_logits(logits[:, 0], (y > 4).float())
+
+
+def kept(mode):
+    return ModelCheckpoint(monitor="objective", mode=mode)
+
+
+@lie
+def keeps_the_highest_cross_entropy(fixed):
+    return fitted(Named(entropy), kept("min" if fixed else "max"))
+
+
+@lie
+def keeps_the_highest_loss_of_a_module(fixed):
+    criterion = nn.CrossEntropyLoss()
+
+    def trained_by(logits, y):
+        return 0.5 * criterion(logits, y) + 1e-4 * logits.pow(2).mean()
+
+    net = Named(criterion, trained_by)
+    return fitted(net, kept("min" if fixed else "max"), num_sanity_val_steps=0)
+
+
+@lie
+def keeps_the_highest_square_distance(fixed):
+    return fitted(Named(distance, distance), kept("min" if fixed else "max"))
+
+
+@lie
+def stops_by_the_highest_binary_cross_entropy(fixed):
+    stop = EarlyStopping(monitor="objective", mode="min" if fixed else "max")
+    return fitted(Named(of_yes_and_no, of_yes_and_no), stop)
+
+
+@lie
+def keeps_the_lowest_likelihood(fixed):
+    net = Named(lambda logits, y: -entropy(logits, y))
+    return fitted(net, kept("max" if fixed else "min"))
+
+
+@lie
+def keeps_the_lowest_share(fixed):
+    return fitted(Named(share), kept("max" if fixed else "min"))
+
+
+@lie
+def lowers_the_rate_by_the_highest_loss(fixed):
+    class N(Named):
+        def configure_optimizers(self):
+            made = super().configure_optimizers()
+            mode = "min" if fixed else "max"
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(made, mode=mode)
+            config = {"scheduler": plateau, "monitor": "objective"}
+            return {"optimizer": made, "lr_scheduler": config}
+
+    return fitted(N(entropy))
+
+
+def keeper_of(value, best):
+    """Saves by hand what has the best score, or the worst one."""
+
+    def run(fixed):
+        class Keeper(pl.Callback):
+            best = None
+
+            def on_validation_end(self, trainer, module):
+                score = float(trainer.callback_metrics["objective"])
+                better = best if fixed else {max: min, min: max}[best]
+                if trainer.sanity_checking:
+                    return
+                if self.best is None or better(score, self.best) != self.best:
+                    self.best = score
+                    torch.save(module.state_dict(), f"{trainer.default_root_dir}/b.pt")
+
+        return fitted(Named(value), Keeper(), epochs=6)
+
+    return run
+
+
+for _name, _run in (
+    ("own_callback_keeps_the_highest_objective", keeper_of(entropy, min)),
+    ("own_callback_keeps_the_lowest_objective", keeper_of(share, max)),
+):
+    _run.__name__ = _name
+    lie(_run)
+
+
+@honest
+def the_likelihood_is_maximised():
+    return fitted(Named(lambda logits, y: -entropy(logits, y)), kept("max"))
+
+
+@honest
+def the_rate_of_errors_is_minimised():
+    return fitted(Named(lambda logits, y: 1 - share(logits, y)), kept("min"))
+
+
+@honest
+def a_reward_made_of_a_loss_is_maximised():
+    return fitted(Named(lambda logits, y: 1 / (1 + entropy(logits, y))), kept("max"))
+
+
+@honest
+def an_attacker_makes_the_loss_large():
+    net = Named(entropy, lambda logits, y: -entropy(logits, y))
+    return fitted(net, kept("max"))
+
+
+@honest
+def an_optimizer_that_climbs():
+    class N(Named):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-3, maximize=True)
+
+    return fitted(N(entropy), kept("max"))
+
+
+@honest
+def a_critic_that_should_fail():
+    def of_critic(logits, target):
+        made = torch.full_like(logits, target)
+        return F.binary_cross_entropy_with_logits(logits, made)
+
+    def both(logits, y):
+        return of_critic(logits[:, 0], 0.0) + of_critic(logits[:, 1], 1.0)
+
+    net = Named(lambda logits, y: of_critic(logits[:, 0], 1.0), both)
+    return fitted(net, kept("max"))
+
+
+@honest
+def a_domain_that_should_not_be_told():
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return -grad
+
+    def domain(logits, y):
+        return entropy(logits[:, :2], y % 2)
+
+    def both(logits, y):
+        return entropy(logits, y) + domain(Reversed.apply(logits), y)
+
+    return fitted(Named(domain, both), kept("max"))
+
+
+@honest
+def a_spread_of_outputs_is_maximised():
+    def spread(logits, y):
+        return F.mse_loss(logits[:, :5], logits[:, 5:])
+
+    return fitted(Named(spread, distance), kept("max"))
+
+
+@honest
+def players_with_optimizers_of_their_own():
+    class N(Named):
+        def __init__(self):
+            super().__init__(entropy)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, i):
+            made = self.optimizers()
+            made.zero_grad()
+            self.manual_backward(-entropy(self(batch[0]), batch[1]))
+            made.step()
+
+    return fitted(N(), kept("max"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,11 +15,12 @@ from lightning_evalguard.checks.scores.curves import Curves
 from lightning_evalguard.checks.scores.groups import Groups
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import Owner
-from lightning_evalguard.checks.scores.labels import places_of_labels
+from lightning_evalguard.checks.scores.labels import places_of, places_of_labels
 from lightning_evalguard.checks.scores.logged import Tally
 from lightning_evalguard.checks.scores.metrics import Metrics, mean_of_batches
 from lightning_evalguard.checks.scores.over_ranks import UnevenRanks
 from lightning_evalguard.checks.scores.shares import (
+    MadeLoss,
     OfStep,
     index_as_score,
     kept_by,
@@ -27,7 +29,7 @@ from lightning_evalguard.checks.scores.shares import (
 from lightning_evalguard.confusion.decisions import is_curve
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.batches import sized
-from lightning_evalguard.data.loaders import Evaluated, Fact, Logged
+from lightning_evalguard.data.loaders import Evaluated, Fact, Logged, LoggedLoss
 from lightning_evalguard.instruments.dispatch import Subscriber
 from lightning_evalguard.instruments.replay import Look
 from lightning_evalguard.report import Finding
@@ -92,6 +94,11 @@ class ScoresCheck(Check):
     def __init__(self, loop: ScoredLoop) -> None:
         self._loop = loop
         self.notes: list[str] = []
+        # the keys under which steps log a loss as it is, or its opposite
+        self.losses: dict[str, LoggedLoss] = {}
+        self._made: list[
+            tuple[int, MadeLoss]
+        ] = []  # by watched steps, each with its number
         self._labels_unread = False  # by the first step of a kind of run
         self._forget(None)
 
@@ -124,6 +131,7 @@ class ScoresCheck(Check):
         self._stage = "validate"
         self._explained: set[str] = set()
         self._labels: set[int] | None = None  # where those of the first batch lie
+        self._places: set[int] = set()  # all of its tensors'
         self._samples = 0  # of that batch
         self._shared: set[str] = (
             set()
@@ -192,6 +200,7 @@ class ScoresCheck(Check):
             self._begin(now)
         if self._labels is None:
             self._labels = places_of_labels(args[0])
+            self._places = places_of(args[0])
             self._samples = sized(args[0], 0)[0]
         self._tally.before_step(args[0])
         batch = len(self._tally.steps)
@@ -200,7 +209,7 @@ class ScoresCheck(Check):
         return ()
 
     def watch(self, now: Moment) -> Subscriber:
-        return OfStep(self._labels or set(), self._samples)
+        return OfStep(self._labels or set(), self._samples, self._places)
 
     def saw(
         self, now: Moment, seen: Subscriber | None, look: Look | None
@@ -209,6 +218,7 @@ class ScoresCheck(Check):
             return ()
         self._labels_unread = seen.unread
         self._claims.averaged(seen.means)
+        self._made = [(len(self._tally.steps) - 1, loss) for loss in seen.losses]
         metrics = [one.metric for one in self._metrics.followed]
         facts = []
         site = seen.shared or seen.ranked(kept_by(metrics))
@@ -238,7 +248,19 @@ class ScoresCheck(Check):
             self._tally.ended(self._loop.logged(), self._sizes)
             self._metrics.step_over(-1)  # what hooks updated after the last step
             self._curves.steps_over()
+            if self._made:
+                self._find_losses()
         return ()
+
+    def _find_losses(self) -> None:
+        """Which keys hold a loss of the step that was watched?"""
+        made, self._made = self._made, []
+        kinds = Counter(loss.kind for _, loss in made)
+        for step, loss in made:
+            if kinds[loss.kind] == 1:
+                value = float(loss.value)
+                for key, sign in self._tally.keys_of(value, step):
+                    self.losses.setdefault(key, LoggedLoss(loss.kind, loss.text, sign))
 
     def _hear_what_waits(self) -> None:
         self._in_steps = False

@@ -40,4 +40,11 @@ class LabelsRead(Subscriber):
 def places_of_labels(batch: Any) -> set[int]:
     """Where the whole numbers of a batch lie, which may be labels."""
     whole = [t for t in tensors(batch) if not (t.is_floating_point() or t.is_complex())]
-    return {key for tensor in whole if (key := storage_key(tensor)) is not None}
+    return places_of(whole)
+
+
+def places_of(batch: Any) -> set[int]:
+    """Where the tensors of a batch lie."""
+    return {
+        key for tensor in tensors(batch) if (key := storage_key(tensor)) is not None
+    }

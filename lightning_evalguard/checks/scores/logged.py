@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from lightning_evalguard.checks.scores.heard import MOST_KEYS, LogCall
 from lightning_evalguard.checks.scores.kept import KeptValues, Owner, Series, on_host
 from lightning_evalguard.checks.scores.metrics import metrics_of
 from lightning_evalguard.checks.scores.summaries import Numbers
+from lightning_evalguard.confusion.by_batch import exactly
 from lightning_evalguard.data.batches import tensors
 from lightning_evalguard.data.loaders import Fact, Logged
 
@@ -167,6 +169,18 @@ class Tally:
         if not all(isinstance(h.value, Tensor) for h in heard):
             return []
         return [float(value) for value in on_host([h.value for h in heard])]
+
+    def keys_of(self, value: float, step: int) -> Iterator[tuple[str, int]]:
+        """The keys under which a step logged a value, each with 1, or with -1 for its opposite."""
+        if not math.isfinite(value) or abs(value) in (0.0, 0.5, 1.0):
+            return
+        for key, (steps, _) in self._logged.items():
+            if steps.count(step) != 1:
+                continue
+            values = self.values_of(key)
+            for sign in (1, -1):
+                if values and exactly(values[steps.index(step)], sign * value):
+                    yield key, sign
 
     def calls_of(self, key: str) -> tuple[list[int], list[float], list[int]]:
         """In which steps a key was logged, with which numbers, and how they were weighed."""

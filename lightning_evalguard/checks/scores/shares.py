@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,21 +38,34 @@ _CHOOSES = _LARGEST | {"topk"}
 _SUM = 1e-3  # by which a column's shares may miss 1, in half precision too
 
 
+class MadeLoss(NamedTuple):
+    """A loss that a step computed: its kind, as torch has it, its expression and its value."""
+
+    kind: str
+    text: str
+    value: Tensor
+
+
 class OfStep(LabelsRead):
     """What the check wants to know of the operators of a step.
 
     Args:
         labels: Where the batch's labels lie.
         samples: How many samples the batch holds.
+        batch: Where its tensors lie.
 
     Attributes:
         shared: Where a share of the batch was read as that of a class; None where none was.
         means: Means over all values, those of losses too.
+        losses: Losses of something of the batch, one number each.
     """
 
-    def __init__(self, labels: set[int], samples: int) -> None:
+    def __init__(self, labels: set[int], samples: int, batch: set[int]) -> None:
         super().__init__(labels)
         self._samples = samples
+        self._batch = batch
+        # what is made of the batch alone: targets of another type, or as yes and no
+        self._made: dict[int, weakref.ref[Tensor]] = {}
         # no result is kept alive: those of attention are many
         self._over_batch: list[tuple[weakref.ref[Tensor], Site | None]] = []
         self._over_classes: list[tuple[weakref.ref[Tensor], Site | None]] = []
@@ -62,6 +75,7 @@ class OfStep(LabelsRead):
         self._answers: list[tuple[weakref.ref[Tensor], Site]] = []
         self.shared: Site | None = None
         self.means: list[Tensor] = []
+        self.losses: list[MadeLoss] = []
         self._indices: list[Tensor] = []  # of the largest of more than two classes
 
     def before(self, op: Op) -> None:
@@ -118,6 +132,8 @@ class OfStep(LabelsRead):
         loss = any(word in op.name for word in _NAMES_OF_LOSSES)
         if not (op.name == "mean" or loss):
             return
+        if loss:
+            self._lost(op)
         if loss and op.arguments.get("reduction") != _MEAN:
             return
         out = op.out[0] if isinstance(op.out, tuple) else op.out
@@ -126,6 +142,35 @@ class OfStep(LabelsRead):
             return
         if out.numel() == 1 and out.is_floating_point():
             self.means.append(out.detach())
+
+    def _lost(self, op: Op) -> None:
+        """Keep a loss, and what the user's line calls it."""
+        out = op.out[0] if isinstance(op.out, tuple) else op.out
+        if type(out) is not Tensor or out.numel() != 1 or len(self.losses) == _MEANS:
+            return
+        if not any(map(self._is_of_input, tensors_in(op.args))):
+            return
+        name = op.name.removesuffix("_forward").removesuffix("_nd").removesuffix("2d")
+        kind = "nll_loss" if name == "cross_entropy_loss" else name
+        text = op.site.quoted if op.site is not None else f"`{kind}`"
+        self.losses.append(MadeLoss(kind, text, out.detach()))
+
+    def _is_of_input(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the batch's, or made of it alone."""
+        key = storage_key(tensor)
+        if key is None:
+            return False
+        made = self._made.get(key)
+        return key in self._batch or (made is not None and made() is not None)
+
+    def _makes(self, op: Op) -> None:
+        """Follow what is made of the batch alone."""
+        given = tensors_in([*op.args, *op.kwargs.values()])
+        if not isinstance(op.out, Tensor) or not given:
+            return
+        key = storage_key(op.out)
+        if key is not None and all(map(self._is_of_input, given)):
+            self._made[key] = weakref.ref(op.out)
 
     def _took(self, op: Op) -> None:
         """The largest of each column of ``(N, N)`` was taken."""
@@ -145,6 +190,7 @@ class OfStep(LabelsRead):
         if op.name in _CHOOSES and isinstance(op.args[0], Tensor):
             self._chose(op)
         self._averaged(op)
+        self._makes(op)
         if op.name not in _SHARES or not isinstance(op.out, Tensor):
             return
         given = op.args[0]

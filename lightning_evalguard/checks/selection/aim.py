@@ -7,14 +7,19 @@ from dataclasses import replace
 
 from lightning_evalguard.checks.selection.choosers import Chooser, Desk, LoggedNow
 from lightning_evalguard.checks.selection.direction import (
+    UNSAID,
     Direction,
     by_matrix,
     by_name,
     is_of_test,
     is_same,
+    words,
 )
 
 _SURE = 30  # samples from which on a value that equals a score is no coincidence
+_KEYS = 32  # whose values are looked at, of those with a name that tells nothing
+_LEARNS = 3  # evaluations
+_LOWERED = "training makes small"
 _SIMPLE = frozenset((0.0, 1.0, -1.0, 0.5, 100.0))
 
 ChooserFact = tuple[Chooser, str, str]
@@ -29,6 +34,10 @@ class Aim:
         self._named: set[tuple[int, str | None, str]] = set()
         self._settled: set[tuple[int, str | None, str]] = set()
         self._matched: dict[str, tuple[str, float]] = {}
+        self._learnt = 0
+        self._told: dict[
+            str, Direction | None
+        ] = {}  # by value, of keys whose name tells nothing
 
     def by_name(self) -> Iterator[ChooserFact]:
         """What the names of the monitored scores say, of choosers that are new."""
@@ -61,6 +70,21 @@ class Aim:
             self._settled.add(identity)
             if direction.mode != chooser.mode:
                 yield _wrong(chooser, direction)
+
+    def told(self, key: str) -> Direction | None:
+        """What a key's name says, or what its values showed so far."""
+        return by_name(key) or self._told.get(key)
+
+    def learn(self) -> None:
+        """An evaluation logged its scores: what are those whose names tell nothing?"""
+        self._learnt += 1
+        if self._learnt > _LEARNS:
+            return
+        for key, logged in self._desk.logged().items():
+            if by_name(key) is not None or self._told.get(key) is not None:
+                continue
+            if key in self._told or len(self._told) < _KEYS:
+                self._told[key] = self._direction(key, logged)
 
     def by_hand(self) -> Iterator[ChooserFact]:
         """What schedules that are stepped by hand go by: the one clear score that is their best."""
@@ -97,6 +121,9 @@ class Aim:
         value = self._desk.value(key)
         if value is None or value != value:
             return None
+        lost = self._as_loss(key)
+        if lost is not None:
+            return lost
         results = self._desk.results()
         for result in results.values():
             direction = by_matrix(value, result.scores)
@@ -107,6 +134,17 @@ class Aim:
         if by_name(key) is None and value not in _SIMPLE:
             return self._as_other(key, value)
         return None
+
+    def _as_loss(self, key: str) -> Direction | None:
+        """The direction of a loss that training makes small, where a key's words say no other."""
+        loss = self._desk.minimised().get(key)
+        if loss is None or by_name(key) is not None or UNSAID.intersection(words(key)):
+            return None
+        if loss.sign < 0:
+            return Direction(
+                "max", f"its value is the opposite of {loss.text}, which {_LOWERED}"
+            )
+        return Direction("min", f"its value is {loss.text}, which {_LOWERED}")
 
     def _sure(self, key: str, direction: Direction, value: float, samples: int) -> bool:
         """Whether a value is a score, or only happens to equal one in a small set."""

@@ -50,7 +50,7 @@ class SelectionCheck(Check):
             Ages(self._desk),
             Noise(self._desk),
         )
-        self._own = OwnChoosers(self._desk)
+        self._own = OwnChoosers(self._desk, self._aim.told)
         self._own.begin()
         self._ages.begin()
         self._desk.listen(self._saved)
@@ -84,6 +84,7 @@ class SelectionCheck(Check):
             return ()
         self._ages.scored()
         self._noise.scored()
+        self._aim.learn()
         facts = [*self._aim.by_value(), *self._own.scored()]
         return list(self._findings(facts, now))
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lightning_evalguard.confusion.result import ConfusionResult
+    from lightning_evalguard.data.loaders import LoggedLoss
 
 Kind = Literal["checkpoint", "stop", "schedule"]
 _FIELD = re.compile(r"\{([^{}:!]+)")
@@ -161,6 +162,9 @@ class Desk(Protocol):
 
     def logged(self) -> Mapping[str, LoggedNow]:
         """The scores that the running loop logged, by each key under which they are held."""
+
+    def minimised(self) -> Mapping[str, LoggedLoss]:
+        """The keys under which steps log a loss that training makes small, or its opposite."""
 
     def trained(self) -> Mapping[str, bool]:
         """The keys under which training logs, and whether each holds the value of a step."""

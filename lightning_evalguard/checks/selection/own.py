@@ -46,12 +46,18 @@ AfterEach = list[float | None]
 class OwnChoosers:
     """What the module and the user's callbacks remember of the scores of one fit.
 
+    Args:
+        desk: What is asked of the run.
+        told: Says which way a score is better, by its key.
+
     Attributes:
         due: Whether a validation is over since they were looked at last.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(
+        self, desk: Desk, told: Callable[[str], Direction | None] = by_name
+    ) -> None:
+        self._desk, self._told = desk, told
         self.due = False
         self._scores: dict[str, list[float]] = {}
         self._bests: dict[str, list[float]] = {}  # what is logged as the best
@@ -148,7 +154,7 @@ class OwnChoosers:
         if self._explained(held) or not self._chooses(place, held):
             return
         for key, values in self._scores.items():
-            direction = by_name(key)
+            direction = self._told(key)
             if direction is None or len(values) != len(held):
                 continue
             if self._follows_worst(key, values, direction, held):
@@ -159,7 +165,7 @@ class OwnChoosers:
     def _explained(self, held: AfterEach) -> bool:
         """Whether it is the best of some score so far."""
         for key, values in self._scores.items():
-            direction = by_name(key)
+            direction = self._told(key)
             if direction is None or len(values) != len(held):
                 continue
             if self._follows(key, values, direction.mode, held):
@@ -225,7 +231,7 @@ class OwnChoosers:
             if not any(last < at <= step for at in saved):
                 continue
             for key, values in self._scores.items():
-                direction = by_name(key)
+                direction = self._told(key)
                 fresh = now.get(key)
                 if direction is None or fresh is None or is_same(value, fresh):
                     continue

@@ -45,6 +45,8 @@ Hear = Callable[[str, FrameType | None, float], None]
 SUPPORTED = hasattr(torch.library, "get_kernel")  # torch >= 2.9
 KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS"}
 
+# A wrapped number, as a graph saves one, arrives in a kernel as a Python scalar: it is its value.
+_READS = "_local_scalar_dense"
 # The operators that make the host wait on CUDA, whoever calls them: checked against the CUDA
 # dispatch code of torch 2.13 and 2.14.
 _BLOCKING = (
@@ -312,6 +314,8 @@ def _blocking(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     op = name.partition(".")[0]
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        if op == _READS and not isinstance(args[0], Tensor):
+            return args[0]
         if here.inside or not heard_by():
             return call(keys, *args, **kwargs)
         waits = kwargs.get("output_size") is None
@@ -324,6 +328,8 @@ def _blocking_on_cpu(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     op = name.partition(".")[0]
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        if op == _READS and not isinstance(args[0], Tensor):
+            return args[0]
         places = here.places
         if places is None or here.inside:
             return call(keys, *args, **kwargs)
