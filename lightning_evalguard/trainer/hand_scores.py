@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -292,9 +293,8 @@ class HandScores:
     def _began(self, loop: _Loop, frame: FrameType | None, batch: Any) -> None:
         if loop not in self._loops:  # something failed meanwhile
             return
-        line = frame.f_lineno if frame is not None else 0
         loop.batch = batch
-        loop.place.claims.fetched(batch, lambda: names_of_batch(loop.code, line))
+        loop.place.claims.fetched(batch, partial(_of_batch, loop, frame))
         if loop.place.recorder is not None:
             with torch.no_grad():
                 loop.place.recorder.before_step(batch)
@@ -385,6 +385,12 @@ class HandScores:
             n = _loaders.length(dataset)
             if n:
                 yield n, what
+
+
+def _of_batch(loop: _Loop, frame: FrameType | None) -> frozenset[str]:
+    if frame is None or frame.f_code is not loop.code:
+        return frozenset()
+    return names_of_batch(frame)
 
 
 def _metrics_of(owners: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, nn.Module]]:

@@ -529,3 +529,57 @@ def by_hand_after_every_step():
             module.log_dict({"holdout_acc": right / n, "loss": outputs["loss"]})
 
     return fitted(Net(), Own())
+
+
+@hand_honest(epochs=3)
+def function_that_keeps_a_total(self, batches, fixed):
+    kept = {"sum": 0.0, "count": 0}
+
+    def so_far(value, n):
+        kept["sum"] += value * n
+        kept["count"] += n
+        return kept["sum"] / kept["count"]
+
+    shares = []
+    for x, y in batches:
+        loss = so_far(F.cross_entropy(self(x), y).item(), len(y))
+        self.seen += (self(x).argmax(1) == y).sum().item()
+        self.right += len(y)
+        shares.append(self.seen / self.right)
+    self.log_dict({"holdout_loss": loss, "holdout_acc": shares[-1]})
+    self.seen = self.right = 0
+
+
+@hand_honest(epochs=3)
+def mean_over_groups(self, batches, fixed):
+    groups = [range(10), range(10, 100), range(100, 299)]
+    shares = []
+    for x, y in DataLoader(TensorDataset(*TEST), batch_sampler=groups):
+        shares.append((self(x).argmax(1) == y).float().mean())
+    self.log("patient_acc", torch.stack(shares).mean())
+
+
+@hand_honest(epochs=3)
+def neighbours_in_the_training_set(self, batches, fixed):
+    known, labels = [], []
+    for x, y in loader(TRAIN, batch_size=500):
+        known.append(self.net[0](x))
+        labels.append(y)
+    right = n = 0
+    for x, y in batches:
+        nearest = torch.cdist(self.net[0](x), torch.cat(known)).argmin(1)
+        right += (torch.cat(labels)[nearest] == y).sum().item()
+        n += len(y)
+    self.log("knn_acc", right / n)
+
+
+@hand_lie()
+def the_last_value_of_a_function(self, batches, fixed):
+    def entropy(logits, target):
+        return F.cross_entropy(logits, target)
+
+    total = 0
+    for x, y in batches:
+        value = entropy(self(x), y)
+        total += value * len(y)
+    self.log("holdout_loss", total / len(batches.dataset) if fixed else value)

@@ -8,10 +8,17 @@ from the batch on; what cannot be followed counts as not of its batch.
 from __future__ import annotations
 
 import ast
+import dis
 import functools
+import inspect
 import linecache
-from collections.abc import Iterable, Iterator
-from types import CodeType
+from collections.abc import Iterable, Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FrameType
+from typing import Any
+
+from torch import nn
+
+from lightning_evalguard.instruments.source import owner_of
 
 # methods that hand out, or take in, more than the batch
 _KEEPS = frozenset(
@@ -29,28 +36,33 @@ _KEEPS = frozenset(
     }
     | {"value", "avg", "average"}
 )
+_PURE = ("torch", "numpy", "builtins")
 _PUTS = ("append", "appendleft")
 _LOOPS = (ast.For, ast.AsyncFor)
 
 
-@functools.lru_cache(maxsize=256)
-def names_of_batch(code: CodeType, line: int) -> frozenset[str]:
+# what a function does that may keep something from one call to the next
+_WRITES = frozenset({"STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "STORE_DEREF"})
+
+
+def names_of_batch(frame: FrameType) -> frozenset[str]:
     """The names, and the lists, that hold what is of one batch.
 
     Args:
-        code: Of the function in which the loop stands.
-        line: Where the loop fetches its next batch.
+        frame: Of the function in which the loop stands, as it fetches its next batch.
 
     Returns:
         Names as they stand in the source, ``self.losses`` also as ``losses``; none where the source
         is not at hand or no ``for`` stands there.
     """
-    loop = _loop_at(code.co_filename, line)
+    loop = _loop_at(frame.f_code.co_filename, frame.f_lineno)
     if loop is None:
         return frozenset()
-    return frozenset(_Followed(loop).names())
+    scope = {**frame.f_builtins, **frame.f_globals, **frame.f_locals}
+    return frozenset(_Followed(loop, scope).names())
 
 
+@functools.lru_cache(maxsize=256)
 def _loop_at(path: str, line: int) -> ast.For | ast.AsyncFor | None:
     try:
         tree = ast.parse("".join(linecache.getlines(path)))
@@ -64,9 +76,15 @@ def _loop_at(path: str, line: int) -> ast.For | ast.AsyncFor | None:
 
 
 class _Followed:
-    """One loop."""
+    """One loop.
 
-    def __init__(self, loop: ast.For | ast.AsyncFor) -> None:
+    Args:
+        loop: Its source.
+        scope: What the names around it stand for.
+    """
+
+    def __init__(self, loop: ast.For | ast.AsyncFor, scope: Mapping[str, Any]) -> None:
+        self._scope = scope
         self._body = [node for one in loop.body for node in ast.walk(one)]
         self._given = list(_assignments(self._body))
         self._moved = {_path(node) for node in self._moves()} - {""}
@@ -126,8 +144,29 @@ class _Followed:
         if not self._own.isdisjoint(_names(value)):
             calls = [node for node in nodes if isinstance(node, ast.Call)]
             paths = {_path(node) for node in nodes}
-            return not (paths & self._moved) and not any(map(_keeps, calls))
+            return not (paths & self._moved) and all(map(self._forgets, calls))
         return False
+
+    def _forgets(self, call: ast.Call) -> bool:
+        """Whether a call gives what it gives for its arguments alone."""
+        function = call.func
+        if isinstance(function, ast.Attribute) and function.attr in _KEEPS:
+            return False
+        path = _path(function)
+        if not path or path.partition(".")[0] in self._own:
+            return True  # a tensor's own method
+        return _is_stateless(self._at(path))
+
+    def _at(self, path: str) -> Any:
+        """What stands under a dotted name; None where that is not plain to see."""
+        name, *rest = path.split(".")
+        thing = self._scope.get(name)
+        for name in rest:
+            held = (
+                getattr(thing, "_modules", {}) if isinstance(thing, nn.Module) else {}
+            )
+            thing = held.get(name) or inspect.getattr_static(thing, name, None)
+        return thing
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -162,8 +201,20 @@ def _appended(body: Iterable[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
             yield _path(node.func.value), node.args[0]
 
 
-def _keeps(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Attribute) and call.func.attr in _KEEPS
+def _is_stateless(function: Any) -> bool:
+    """Whether something that is called keeps nothing that its next result hangs on."""
+    if isinstance(function, staticmethod):
+        function = function.__func__
+    if isinstance(function, (nn.Module, type, BuiltinFunctionType)):
+        return not isinstance(function, type) or function in (float, int, bool)
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        # torch's own entries, numpy's functions
+        return type(function).__module__.partition(".")[0] in _PURE
+    if owner_of(code.co_filename) != "user":
+        return True
+    writes = any(at.opname in _WRITES for at in dis.get_instructions(code))
+    return not (writes or code.co_freevars or _KEEPS.intersection(code.co_names))
 
 
 def _path(node: ast.AST) -> str:
