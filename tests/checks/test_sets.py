@@ -602,6 +602,41 @@ def test_a_trend_in_time_is_silent() -> None:
     assert not appearance.difference_in_looks(look(windows[300:]), look(windows[:300]))
 
 
+@pytest.mark.parametrize("cut", [300, 400, 450])
+@pytest.mark.parametrize("gap", [0, 25])
+def test_a_table_s_column_of_time_goes_on(cut: int, gap: int) -> None:
+    torch.manual_seed(0)
+    time = torch.arange(500.0)[:, None] / 500
+    table = torch.cat([time, torch.randn(500, 2)], 1)
+    assert not appearance.difference_in_looks(
+        look(table[cut + gap :]), look(table[:cut])
+    )
+
+
+def test_windows_of_the_last_days_are_silent() -> None:
+    """Of each series the same few days, whose level has never been seen and varies little."""
+    torch.manual_seed(0)
+    days = torch.arange(120.0).repeat(20, 1) / 120
+    series = torch.stack([days, torch.randn(20, 1) + 0 * days], 2)
+    windows = series.unfold(1, 30, 1).transpose(2, 3)
+    train, val = windows[:, :60].flatten(0, 1), windows[:, 80:].flatten(0, 1)
+    assert not appearance.difference_in_looks(look(val), look(train))
+
+
+@pytest.mark.parametrize(
+    "other", [lambda x: (x - 60) / 23, lambda x: x * 100, lambda x: x + 500]
+)
+def test_the_column_of_another_scale_is_named_with_its_own_range(other: Any) -> None:
+    torch.manual_seed(0)
+    table = torch.rand(500, 3) * 80 + 20
+    train, val = table[:400], table[400:].clone()
+    val[:, 1] = other(val[:, 1])
+    said = appearance.difference_in_looks(look(val), look(train))
+    assert "1 of 3 columns or channels have another range" in said
+    shown = f"{float(val[:, 1].min()):.3g} to {float(val[:, 1].max()):.3g}"
+    assert f"number 1 has values of {shown}" in said
+
+
 # --- budgets are counts -------------------------------------------------------------------------
 
 

@@ -8,9 +8,10 @@ augmentations, rare classes, sorted loaders and trends in time stay within them:
   sides differ by a factor above `_FACTOR`; jitter, crops and mixup stay below 2.
 - *Outside of training*: of a table's column, or of a channel's means, more than `_OUTSIDE` of the
   evaluated values lie beyond all that training showed, by a tenth of its range; chance does that to
-  samples of one set less than once in 1 / `_CHANCE` times; and the column has another scale
-  (`_FACTOR`) or lies a whole range away. So do at least `_OUTSIDE` of the columns. A part of a set,
-  however it was chosen, lies inside.
+  samples of one set less than once in 1 / `_CHANCE` times; and the values lie a whole range away,
+  or a table's column has another scale (`_FACTOR`). So do at least `_OUTSIDE` of the columns. A
+  part of a set, however it was chosen, lies inside. Time goes on where training's ends: a narrower
+  range just beyond it, and values that come in order (`_SMOOTH`), are no sign.
 - *Far narrower*: of at least `_COLUMNS` columns nearly all vary less than a tenth as much.
 - *Padding* of token ids: all padded rows of one side end in one id, all of the other in another.
 """
@@ -32,6 +33,9 @@ _FACTOR = 3.0
 _OUTSIDE = 0.3
 _CHANCE = 1e-4
 _MARGIN = 0.1
+# of the spread, from one sample to the next; 1.1 where they are in no order
+_SMOOTH = 0.2
+_ORDERED = 8  # values that rise by chance in one of 20,000 columns
 _COLUMNS, _NARROW = 8, 0.1
 _LABELS = 4  # tensors of a batch that may be labels
 _TAIL = 3  # equal ids at the end of a padded row
@@ -219,45 +223,68 @@ def _of_values(mine: Appearance, theirs: Appearance) -> str:
                 f"the values of a sample have a standard deviation of {a:.3g}, expected about "
                 f"{b:.3g} as in training (medians of {len(ours)} and {len(training)} samples)"
             )
-    return _of_range(mine.means(), theirs.means())
+    return _of_range(mine.means(), theirs.means(), table=len(mine.shape) == 1)
 
 
-def _of_range(ours: Tensor, training: Tensor) -> str:
-    """How many values lie beyond all of training's."""
+def _of_range(ours: Tensor, training: Tensor, table: bool) -> str:
+    """How many values lie beyond all of training's: of a table, or means of larger samples."""
     if min(len(ours), len(training)) < 2 or ours.shape[1] != training.shape[1]:
         return ""
-    foreign = _foreign(ours, training)
+    varies = (
+        training.max(0).values > training.min(0).values
+    )  # else it says nothing of its range
+    ours, training = ours[:, varies], training[:, varies]
+    if not varies.any():
+        return ""
+    foreign = _foreign(ours, training, table)
     if _is_narrow(ours, training):
         foreign = torch.ones(ours.shape[1], dtype=torch.bool)
-    if not len(foreign) or float(foreign.double().mean()) <= _OUTSIDE:
+    if float(foreign.double().mean()) <= _OUTSIDE:
         return ""
+    k = int(foreign.nonzero()[0])
+    place = int(varies.nonzero()[k])
     return (
         f"{int(foreign.sum())} of {len(foreign)} columns or channels have another range than in "
-        f"training: values of {_range(ours)}, expected about {_range(training)}"
+        f"training: number {place} has values of {_range(ours[:, k])}, expected about "
+        f"{_range(training[:, k])}"
     )
 
 
-def _foreign(ours: Tensor, training: Tensor) -> Tensor:
-    """(C,) bool: the columns that are of another scale; those of one value are left out."""
+def _foreign(ours: Tensor, training: Tensor, table: bool) -> Tensor:
+    """(C,) bool: the columns that are of another scale, which larger samples show inside."""
     low = training.min(0).values
     high = training.max(0).values
     width = high - low
-    varies = width > 0  # else it says nothing of its range
-    if not varies.any():
-        return varies[:0]
-    ours = ours[:, varies]
-    training = training[:, varies]
-    low = low[varies]
-    high = high[varies]
-    width = width[varies]
     outside = ((ours < low - _MARGIN * width) | (ours > high + _MARGIN * width)).sum(0)
     # of exchangeable samples so many lie beyond all others with about this chance
     share = len(ours) / (len(ours) + len(training))
     certain = 2 * share ** outside.double() < _CHANCE
     ratio = ours.std(0) / training.std(0)
-    scaled = (ratio > _FACTOR) | (ratio < 1 / _FACTOR)
+    wider, narrower = ratio > _FACTOR, ratio < 1 / _FACTOR
     away = (ours.mean(0) - training.mean(0)).abs() > width
-    return certain & (outside > _OUTSIDE * len(ours)) & (scaled | away)
+    other = away & ~_in_order(ours)
+    if table:
+        other |= wider | (narrower & ~_goes_on(ours, low, high) & ~_in_order(ours))
+    return certain & (outside > _OUTSIDE * len(ours)) & other
+
+
+def _in_order(values: Tensor) -> Tensor:
+    """(C,) bool: where one sample's value is near the last one's, as they are in order of time.
+
+    What lies before it in time, or after it, may be anywhere.
+    """
+    steps = values.diff(dim=0)
+    if len(values) < _ORDERED:
+        return torch.zeros(values.shape[1], dtype=torch.bool)
+    rises = (steps > 0).all(0) | (steps < 0).all(0)
+    return rises | (steps.abs().mean(0) < _SMOOTH * values.std(0))
+
+
+def _goes_on(ours: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(C,) bool: where values begin near the end of training's, as those of a later time do."""
+    first, last = ours.min(0).values, ours.max(0).values
+    gap = torch.maximum(first - high, low - last)
+    return gap < last - first
 
 
 def _is_narrow(ours: Tensor, training: Tensor) -> bool:
