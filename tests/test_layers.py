@@ -47,7 +47,7 @@ FLOORS = [
         "plain/window",
         "plain/rules",
     },
-    {"plain/comparisons", "plain/matrix", "plain/measures", "plain/recorder"},
+    {"plain/asked", "plain/comparisons", "plain/matrix", "plain/measures", "plain/recorder"},
     {"plain/gathered", "plain/counted"},
     {"trainer", "evaluation"},
     {"callback", "huggingface"},

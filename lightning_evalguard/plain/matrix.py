@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.source import owner_of
 from lightning_evalguard.paths import shown_path
+from lightning_evalguard.plain.asked import AskedMetrics
 from lightning_evalguard.report import Report, broke
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class PlainScores:
         self._evaluations: dict[str, int] = {}
         self._places: dict[str, str] = {}  # of comparisons, as they are shown
         self.last = ""
+        self.asks: AskedMetrics | None = None
 
     def start(
         self, name: str, models: Iterable[nn.Module], frame: FrameType, loader: Any
@@ -72,6 +74,9 @@ class PlainScores:
         self._name = name
         if recorder is not None:
             recorder.start(name, _holder(models, frame), loader)
+        model = next(iter(models), None)
+        if self.asks is not None and model is not None:
+            self.asks.opens(model, _single_metrics(frame))
         self._now, self._in_step = recorder, False
 
     def before(self, batch: Any, own: int | None = None) -> None:
@@ -145,6 +150,12 @@ class PlainScores:
         }
         self._report.confusion.update(results)
         return results
+
+    def leave(self) -> None:
+        """Leave no trace."""
+        self.abort()
+        if self.asks is not None:
+            self.asks.leave()
 
     def abort(self) -> None:
         """It was none."""
@@ -231,6 +242,12 @@ def _metrics_around(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
                     (n, v) for n, v in list(names.items()) if isinstance(v, kinds)
                 )
         frame = frame.f_back
+
+
+def _single_metrics(frame: FrameType) -> Iterator[tuple[str, nn.Module]]:
+    """Each metric object around `frame` by itself, those of a collection too."""
+    for name, metric in _metrics_around(frame):
+        yield from metric.named_modules(prefix=name)
 
 
 def _class_name(label: Any) -> str:

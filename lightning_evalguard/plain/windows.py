@@ -14,6 +14,7 @@ from lightning_evalguard.confusion.comparisons import ComparisonTap
 from lightning_evalguard.instruments.dispatch import compiles
 from lightning_evalguard.instruments.source import owner_of, site_of
 from lightning_evalguard.plain import rules, scored
+from lightning_evalguard.plain.asked import AskedMetrics
 from lightning_evalguard.plain.comparisons import hear_sklearn
 from lightning_evalguard.plain.frames import functions_around, is_discarded, path_of
 from lightning_evalguard.plain.matrix import PlainScores
@@ -56,6 +57,7 @@ class Windows:
         self._inputs: set[int] = set()
         self._sklearn: Callable[[], None] | None = None
         self._scores = PlainScores(around.report, self.hear_score, around.sync.quiet)
+        self._scores.asks = AskedMetrics(self.tell, lambda: around.training.steps)
         self._tap = ComparisonTap(self._compared, around.is_inside, self._memory)
         self._measures = MeasureTap(self.hear_score)
 
@@ -69,7 +71,7 @@ class Windows:
             guard.abandon()
         self._tap.close()
         self._measures.stop()
-        self._scores.abort()
+        self._scores.leave()
         if self._sklearn is not None:
             self._sklearn()
 

@@ -213,6 +213,7 @@ REWRITTEN: dict[str, str] = {
 # Those that other tests apply, or that cannot be applied here, with the reason.
 _TWINS = "loops by hand: the twins of tests/lies/by_hand.py follow it"
 ELSEWHERE: dict[str, str] = {
+    "Call `{}.reset()` before the loop.": "scripts: tests/plain/test_plain_metrics.py follows it",
     "Add up all batches, each weighed by its samples.": _TWINS,
     "Add up each batch's value times its samples, and divide by all samples.": _TWINS,
     "Call `reset()` of `{}` before the loop.": _TWINS,
