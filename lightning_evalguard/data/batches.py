@@ -264,7 +264,9 @@ def count_of(batch: Any) -> Count:
 
     In this order: the number of graphs that a graph batch declares; the length of dim 0 that all
     tensors share, or else all arrays, or else all lists of texts and numbers; for a list of inputs
-    beside a list of targets, an item a sample, their length; the length of the first tensor.
+    beside a list of targets, an item a sample, their length; the length that the tensors share
+    which stand beside an object with tensors of its own, as the targets of graphs do; the length of
+    the first tensor.
     """
     if isinstance(batch, Tensor):
         if batch.dim():
@@ -281,8 +283,9 @@ def count_of(batch: Any) -> Count:
     for lengths in _lengths(pieces(batch)):
         if lengths:
             agreed = len(set(lengths)) == 1
-            samples = lengths[0] if agreed else _items(batch) or lengths[0]
-            return Count(samples, agreed)
+            if agreed:
+                return Count(lengths[0], True)
+            return Count(_items(batch) or _beside_objects(batch) or lengths[0], False)
     return Count(None, False)
 
 
@@ -331,6 +334,30 @@ def _items(batch: Any) -> int | None:
     if len(lists) == len(parts) > 1 and len(lengths) == 1:
         return lengths.pop()
     return None
+
+
+def _beside_objects(batch: Any) -> int | None:
+    """The length that all tensors share which stand beside an object that holds others."""
+    parts = batch
+    if isinstance(batch, Mapping):
+        parts = batch.values()
+    if not isinstance(batch, (list, tuple, Mapping)):
+        return None
+    parts = list(parts)
+    lengths = {
+        part.size(0) for part in parts if isinstance(part, Tensor) and part.dim()
+    }
+    if len(lengths) != 1 or not any(map(_holds_tensors, parts)):
+        return None
+    return lengths.pop()
+
+
+def _holds_tensors(thing: Any) -> bool:
+    """Whether it is an object that keeps tensors in its attributes."""
+    plain = (Tensor, Mapping, *_SEQUENCES, *_CLOSED)
+    if isinstance(thing, plain) or type(thing) in _PLAIN or thing is None:
+        return False
+    return any(isinstance(piece, Tensor) for piece in pieces(thing))
 
 
 def graph_count(batch: Any) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -254,6 +255,31 @@ def test_detections_are_counted_by_image() -> None:
     ]
     assert sample_count((images, targets)) == 4
     assert sample_count({"image": images, "target": targets}) == 4
+
+
+@dataclasses.dataclass(slots=True)
+class Molecules:
+    """Some graphs put together, which do not say how many they are."""
+
+    atoms: torch.Tensor
+    bonds: torch.Tensor
+
+
+class Labelled(NamedTuple):
+    graphs: Any
+    descriptors: Any
+    target: torch.Tensor
+    weight: torch.Tensor
+
+
+def test_targets_count_the_objects_that_they_stand_beside() -> None:
+    plain = SimpleNamespace(atoms=torch.zeros(40, 7), bonds=torch.zeros(2, 80))
+    for graphs in (Molecules(torch.zeros(40, 7), torch.zeros(2, 80)), plain):
+        batch = Labelled(graphs, None, torch.zeros(5, 1), torch.ones(5, 1))
+        assert sample_count(batch) == 5
+        assert sample_count({"x": graphs, "y": torch.zeros(5)}) == 5
+        # tensors of several lengths tell nothing
+        assert sample_count((graphs, torch.zeros(5), torch.zeros(6))) == 40
 
 
 def test_texts_and_arrays_are_counted_where_no_tensor_is() -> None:
