@@ -18,7 +18,7 @@ from lightning_evalguard.checks.scores.check import ScoresCheck
 from lightning_evalguard.checks.scores.claims import LoaderCounts
 from lightning_evalguard.checks.scores.hand import HandClaims
 from lightning_evalguard.checks.scores.heard import LogCall
-from lightning_evalguard.checks.scores.of_batch import names_of_batch
+from lightning_evalguard.checks.scores.of_batch import is_after_loop, names_of_batch
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair
@@ -150,8 +150,9 @@ class _Loop:
         iterator: The ``id`` of what gives its batches.
         names: Its function's variables.
         batch: The running batch.
+        line: Where it fetches.
         ended: Whether it took its last batch.
-        left: Whether another loop began before that.
+        left: Whether it was left before the loader had no batch left.
         counted: What it predicted.
     """
 
@@ -160,6 +161,7 @@ class _Loop:
     iterator: int
     names: Locals
     batch: Any = None
+    line: int = 0
     ended: bool = False
     left: bool = False
     counted: LoaderCounts | None = None
@@ -261,9 +263,8 @@ class HandScores:
         return place
 
     def _fetch(self, fetch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        running = next(
-            (one for one in self._loops if one.iterator == id(args[0])), None
-        )
+        number = id(args[0])  # which a later iterator may have, too
+        running = next((o for o in reversed(self._loops) if o.iterator == number), None)
         if running is not None and running.left:
             self._mixed = True
         if running is None or running.ended or running.left:
@@ -294,6 +295,7 @@ class HandScores:
         if loop not in self._loops:  # something failed meanwhile
             return
         loop.batch = batch
+        loop.line = loop.line or (frame.f_lineno if frame is not None else 0)
         loop.place.claims.fetched(batch, partial(_of_batch, loop, frame))
         if loop.place.recorder is not None:
             with torch.no_grad():
@@ -307,6 +309,17 @@ class HandScores:
             loop.place.recorder.steps_over()
             self._count(loop, loop.place.recorder)
 
+    def _break_off(self, loop: _Loop) -> None:
+        """Something is logged before a loop took its last batch: is it over all the same?"""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not loop.code:
+            frame = frame.f_back
+        if frame is not None and not is_after_loop(frame, loop.line):
+            return
+        self._done(loop, frame)
+        self._over(loop)
+        loop.left = True  # should it go on after all
+
     def _count(self, loop: _Loop, recorder: HandRecorder) -> None:
         with torch.no_grad():
             recorded = recorder.stop()
@@ -318,6 +331,9 @@ class HandScores:
         self._keys.add(heard.key)
         if heard.by_metric or not isinstance(heard.value, (Tensor, float)):
             return
+        for loop in self._loops[-1:]:
+            if not (loop.ended or loop.left):
+                self._safely(self._break_off, loop)
         if any(loop.ended for loop in self._loops):
             self._logged.setdefault(heard.key, []).append(heard)
 

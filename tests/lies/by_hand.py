@@ -583,3 +583,39 @@ def the_last_value_of_a_function(self, batches, fixed):
         value = entropy(self(x), y)
         total += value * len(y)
     self.log("holdout_loss", total / len(batches.dataset) if fixed else value)
+
+
+# loops that take some batches alone
+@hand_lie()
+def right_of_some_by_all(self, batches, fixed):
+    right = n = 0
+    for i, (x, y) in enumerate(batches):
+        right += (self(x).argmax(1) == y).sum().item()
+        n += len(y)
+        if i == 2:
+            break
+    self.log("quick_acc", right / (n if fixed else len(batches.dataset)))
+
+
+@hand_lie()
+def the_last_of_some(self, batches, fixed):
+    total = n = 0
+    for i, (x, y) in enumerate(batches):
+        loss = F.cross_entropy(self(x), y)
+        total += loss * len(y)
+        n += len(y)
+        if i == 2:
+            break
+    self.log("quick_loss", total / n if fixed else loss)
+
+
+@hand_lie()
+def logged_in_the_loop_and_after_it(self, batches, fixed):
+    shares, right = [], 0
+    for i, (x, y) in enumerate(batches):
+        same = self(x).argmax(1) == y
+        self.log(f"share_of_batch_{i}", same.float().mean())
+        shares.append(same.float().mean())
+        right += same.sum()
+    plain = torch.stack(shares).mean()
+    self.log("holdout_acc", right / len(batches.dataset) if fixed else plain)

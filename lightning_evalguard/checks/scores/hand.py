@@ -276,6 +276,8 @@ class HandClaims(Claims):
         yield n, "the number of batches"
         if self._sizes:
             yield n * max(self._sizes), f"{n} full batches"
+        if len(self._sizes) > n:
+            yield sum(self._sizes), "the size of the set, of which the loop took a part"
         yield from others()
 
     def _of_earlier(self, heard: LogCall, value: float) -> Fact | None:

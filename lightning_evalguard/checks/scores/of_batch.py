@@ -62,6 +62,12 @@ def names_of_batch(frame: FrameType) -> frozenset[str]:
     return frozenset(_Followed(loop, scope).names())
 
 
+def is_after_loop(frame: FrameType, line: int) -> bool:
+    """Whether a function's running line stands behind the loop that fetches at `line`."""
+    loop = _loop_at(frame.f_code.co_filename, line)
+    return loop is not None and frame.f_lineno > (loop.end_lineno or loop.lineno)
+
+
 @functools.lru_cache(maxsize=256)
 def _loop_at(path: str, line: int) -> ast.For | ast.AsyncFor | None:
     try:
