@@ -10,7 +10,6 @@ import copy
 import itertools
 import sys
 import types
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,7 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_evalguard.instruments.rollback import attributes_of
 
 _DEPTH = 8
-_MANY = 10_000  # items of one container that are looked into
+MANY = 10_000  # items of one container that are looked into
 _LEAVES = 256  # of one sample
 _FEW = 16  # tensors of a plain batch
 _PLAIN = frozenset({str, bytes, bool, int, float, complex})
@@ -53,7 +52,7 @@ def leaves(batch: Any, most: int = _LEAVES) -> Iterator[Any]:
 
 def _leaves(batch: Any) -> Iterator[Any]:
     for piece in pieces(batch):
-        if _is_column(piece):
+        if is_column(piece):
             yield from piece
         elif type(piece) is PackedSequence:
             yield piece.data
@@ -129,7 +128,7 @@ def _pieces(
     inside = _inside(thing, enters)
     if inside is None:
         return
-    if _is_column(inside):
+    if is_column(inside):
         yield inside
         return
     within = (*above, thing)
@@ -147,17 +146,17 @@ def _inside(
     kind = type(thing)
     if kind is list or kind is tuple:
         parts: list[Any] | tuple[Any, ...] = thing
-        if len(thing) <= _MANY or _is_column(thing):
+        if len(thing) <= MANY or is_column(thing):
             return parts
         return None
     if isinstance(thing, _CLOSED):
         return None
     if isinstance(thing, Mapping):
-        if len(thing) <= _MANY:
+        if len(thing) <= MANY:
             return list(thing.values())
         return None
     if isinstance(thing, _SEQUENCES):
-        if len(thing) <= _MANY:
+        if len(thing) <= MANY:
             return list(thing)
         return None
     if not enters(thing):
@@ -198,7 +197,7 @@ def _is_moved(thing: Any) -> bool:
     return _defines(kind, "__dataclass_fields__") or _defines(kind, "to")
 
 
-def _is_column(thing: Any) -> bool:
+def is_column(thing: Any) -> bool:
     """Whether it is a list of plain values: texts, names, numbers."""
     return (
         type(thing) in (list, tuple)
@@ -314,7 +313,7 @@ def _lengths(found: Iterable[Any]) -> tuple[list[int], list[int], list[int]]:
         elif type(piece) is PackedSequence:
             # its longest sequences first, all at step 0
             of_tensors.append(int(piece.batch_sizes[0]))
-        elif _is_column(piece):
+        elif is_column(piece):
             of_lists.append(len(piece))
         elif is_array(piece) and piece.ndim:
             of_arrays.append(len(piece))
@@ -476,29 +475,3 @@ def _map_object(
 
 def _taken(samples: int, take: Callable[[Any], Any]) -> int:
     return len(take(torch.empty(samples)))
-
-
-# --- its columns --------------------------------------------------------------------------------
-
-
-def columns(batch: Any) -> Iterator[Tensor]:
-    """A tensor for each thing in a batch; texts and numbers by a checksum of each."""
-    for piece in pieces(batch):
-        if isinstance(piece, Tensor):
-            yield piece
-        elif type(piece) is PackedSequence:
-            yield piece.data
-        elif is_array(piece):
-            yield _of_array(piece)
-        elif not is_image(piece):
-            yield _checksums(piece if _is_column(piece) else [piece])
-
-
-def _of_array(array: Any) -> Tensor:
-    if array.dtype.name in NUMBER_TYPES:
-        return torch.tensor(array)
-    return _checksums(array.ravel().tolist()[:_MANY])
-
-
-def _checksums(values: Iterable[Any]) -> Tensor:
-    return torch.tensor([zlib.crc32(repr(value).encode()) for value in values])

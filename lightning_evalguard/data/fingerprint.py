@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-from lightning_evalguard.data.batches import columns, count_of
+from lightning_evalguard.data.batches import (
+    MANY,
+    NUMBER_TYPES,
+    count_of,
+    is_array,
+    is_column,
+    is_image,
+    pieces,
+)
 
 # of each tensor of a sample, spread over it: all of a label, a grid of an image
 VALUES = 64
@@ -317,3 +327,26 @@ def _weights(device: torch.device) -> Tensor:
         with torch.inference_mode(False):
             _held[device] = torch.tensor(_PLACES, device=device)
     return _held[device]
+
+
+def columns(batch: Any) -> Iterator[Tensor]:
+    """A tensor for each thing in a batch; texts and numbers by a checksum of each."""
+    for piece in pieces(batch):
+        if isinstance(piece, Tensor):
+            yield piece
+        elif type(piece) is PackedSequence:
+            yield piece.data
+        elif is_array(piece):
+            yield _of_array(piece)
+        elif not is_image(piece):
+            yield _checksums(piece if is_column(piece) else [piece])
+
+
+def _of_array(array: Any) -> Tensor:
+    if array.dtype.name in NUMBER_TYPES:
+        return torch.tensor(array)
+    return _checksums(array.ravel().tolist()[:MANY])
+
+
+def _checksums(values: Iterable[Any]) -> Tensor:
+    return torch.tensor([zlib.crc32(repr(value).encode()) for value in values])

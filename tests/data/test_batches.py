@@ -21,7 +21,6 @@ from lightning_evalguard.checks.check import Moment
 from lightning_evalguard.checks.state.check import StateCheck
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.data.batches import (
-    columns,
     common_length,
     leaves,
     map_samples,
@@ -29,7 +28,7 @@ from lightning_evalguard.data.batches import (
     sample_count,
     tensors,
 )
-from lightning_evalguard.data.fingerprint import Content, whole
+from lightning_evalguard.data.fingerprint import Content, columns, whole
 from lightning_evalguard.data.loaders import left_out, owned, repeated, shares
 from lightning_evalguard.data.samples import content_hash, digest, sketch
 
