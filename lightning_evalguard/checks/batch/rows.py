@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as _module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -167,7 +168,7 @@ class Rows(Subscriber):
             return False
         if out.layout is not torch.strided or out.is_meta or out.is_complex():
             return False
-        if is_traceable_wrapper_subclass(out):
+        if is_traceable_wrapper_subclass(out) or isinstance(out, FakeTensor):
             return False
         # whole numbers count nodes, and columns of as many may be the samples once more
         counts = placed.graphs and not out.is_floating_point()
@@ -240,6 +241,8 @@ def _labels_of(op: Op) -> list[Tensor]:
 def _numbers_samples(labels: Tensor) -> bool:
     if labels.is_meta or labels.layout is not torch.strided:
         return False
+    if isinstance(labels, FakeTensor):  # it has no values
+        return True
     places = torch.arange(len(labels), device=labels.device)
     return torch.equal(labels.flatten().sort().values, places)
 
