@@ -585,6 +585,17 @@ def the_last_value_of_a_function(self, batches, fixed):
     self.log("holdout_loss", total / len(batches.dataset) if fixed else value)
 
 
+@hand_honest(epochs=5)
+def sums_of_batches_on_purpose(self, batches, fixed):
+    total, sums = 0.0, []
+    for x, y in batches:
+        loss = F.cross_entropy(self(x), y, reduction="sum")
+        total += loss.item()
+        sums.append(loss)
+    self.log("loss_per_batch", total / len(batches))
+    self.log("sum_per_batch", torch.stack(sums).mean())
+
+
 # loops that take some batches alone
 @hand_lie()
 def right_of_some_by_all(self, batches, fixed):

@@ -66,6 +66,10 @@ class HandTally(Tally):
     of_batch: frozenset[str] = frozenset()
     sums: Sequence[float] = ()
 
+    def __init__(self) -> None:
+        self._summed: set[str] = set()  # names that held one of them
+        super().__init__()
+
     @property
     def begun(self) -> int:
         """How many batches the loop took."""
@@ -90,6 +94,8 @@ class HandTally(Tally):
 
     def _is_sum(self, one: Numbers) -> bool:
         if any(exactly(v, total) for v in one.values[:1] for total in self.sums):
+            self._summed.add(one.name)
+        if one.name in self._summed:
             return True
         whole = all(v == round(v) for v in one.values if math.isfinite(v))
         return whole and max(map(abs, one.values), default=0) > 1
