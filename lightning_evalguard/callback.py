@@ -214,6 +214,7 @@ class EvalGuard(Callback):
         )
         if scores is not None:
             scores.judge = partial(guard.report_findings, "scores")
+            scores.judge_data = partial(guard.report_findings, "data")
         self._begin(trainer, pl_module, guard, scores, sync, record)
 
     def _checks(

@@ -51,6 +51,7 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
     "stochastic": (("sets the seed", "Training draws the same numbers each epoch."),),
     "data": (
         ("training set has", "Equal numbers mean different things."),
+        ("numbered as in training", "Equal numbers mean different things."),
         ("as in the training set", "The model's answers are misread."),
         ("which the training set does not have", "The model never learned them."),
         ("as in training", "The model never saw such inputs."),

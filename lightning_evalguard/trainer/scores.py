@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lightning_evalguard.checks.data.renumbered import LoggedValues, renumbered
 from lightning_evalguard.checks.scores.check import ScoresCheck
 from lightning_evalguard.checks.scores.claims import LoaderCounts
 from lightning_evalguard.confusion.differences import Difference
@@ -46,6 +47,8 @@ class Scores:
         self._claims = claims
         # What is found goes where the policy of the `scores` check is applied.
         self.judge: Callable[[Sequence[Finding]], None] = lambda findings: None
+        # And of the `data` check.
+        self.judge_data: Callable[[Sequence[Finding]], None] = lambda findings: None
         self._trainer, self._module = trainer, module
         self._recorder = recorder
         self._report = report
@@ -166,6 +169,8 @@ class Scores:
         if not trainer.is_global_zero:
             return
         self.judge(differing)
+        found = renumbered(recorded.results, self._logged, self._report)
+        self.judge_data(list(found))
         for sentence in recorded.warnings:
             warn_text(sentence)
         for key, result in recorded.results.items():
@@ -175,6 +180,15 @@ class Scores:
                 if failure not in self._reported:
                     self._reported.add(failure)
                     warn_text(failure)
+
+    def _logged(self) -> LoggedValues:
+        """What training and the evaluation have logged."""
+        held = self._trainer.callback_metrics
+        values = {key: float(v) for key, v in held.items() if v.numel() == 1}
+        trained = _lightning.trained_keys(self._trainer)
+        training = {key: v for key, v in values.items() if trained.get(key) is False}
+        evaluation = {key: v for key, v in values.items() if key not in trained}
+        return LoggedValues(training, evaluation)
 
     def _log_scalar(self, key: str, value: float, follows: bool) -> None:
         if self._trainer.barebones:

@@ -16,6 +16,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from lies.common import TRAIN, VAL, Net, loader
 from lightning_evalguard import Report
 from models.program import BATCH, CLASSES, FEATURES, Classifier, samples
 from remedies import Make, alone, applied, fitted, heard
@@ -83,6 +84,22 @@ def pixels_on_another_scale(make: Make, fixed: bool) -> Report:
     train, val = Rows(1), Rows(2)
     train.x, val.x = train.x.abs(), val.x.abs() * (1.0 if fixed else 255.0)
     return data(make, On(train, val))
+
+
+@applied("Give both sets one numbering of the classes, made from the training set.")
+def labels_from_one_on(make: Make, fixed: bool) -> Report:
+    class Numbered(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(64, 11)
+
+        def train_dataloader(self) -> Any:
+            return loader(TRAIN, True, 64)
+
+        def val_dataloader(self) -> Any:
+            return loader((VAL[0], VAL[1] + (not fixed)), batch_size=16)
+
+    return fitted(make, alone("data"), Numbered(), max_epochs=1)
 
 
 @applied("Split by {}, as sklearn's GroupShuffleSplit does.")

@@ -13,6 +13,7 @@ augmentations, rare classes, sorted loaders and trends in time stay within them:
   part of a set, however it was chosen, lies inside. Time goes on where training's ends: a narrower
   range just beyond it, and values that come in order (`_SMOOTH`), are no sign.
 - *Far narrower*: of at least `_COLUMNS` columns nearly all vary less than a tenth as much.
+- *Labels*: whole numbers that go from 0 to 9 in one set and from 1 to 10 in the other.
 - *Padding* of token ids: all padded rows of one side end in one id, all of the other in another.
 """
 
@@ -38,6 +39,8 @@ _SMOOTH = 0.2
 _ORDERED = 8  # values that rise by chance in one of 20,000 columns
 _COLUMNS, _NARROW = 8, 0.1
 _LABELS = 4  # tensors of a batch that may be labels
+_FEWEST_LABELS, _MOST_LABELS = 4, 64  # different ones that are compared
+_ENDS = 8  # samples of the least label and of the largest
 _TAIL = 3  # equal ids at the end of a padded row
 _PADDED = 8  # padded rows of a side
 
@@ -49,7 +52,7 @@ class _Look(NamedTuple):
         means: ``(N, C)``: of each channel, or the values of a table's row.
         spreads: ``(N,)`` standard deviations inside the samples; empty for tables.
         tails: ``(N, 2)``: last token, and whether the row is padded by it; empty for others.
-        labels: ``(N, K)``: what stands beside a table's rows, one number a sample each.
+        labels: ``(N, K)``: what stands beside the rows, one number a sample each.
     """
 
     means: Tensor
@@ -94,10 +97,9 @@ class Appearance:
         step = max(1, -(-len(largest) // _ROWS))
         rows = largest.detach()[::step][:_ROWS]
         labels = rows.new_zeros(len(rows), 0)
-        if rows.ndim == 2:
-            beside = [one.detach()[::step][:_ROWS] for one in _beside(held, largest)]
-            if beside:
-                labels = torch.stack([one.reshape(-1).double() for one in beside], 1)
+        beside = [one.detach()[::step][:_ROWS] for one in _beside(held, largest)]
+        if beside:
+            labels = torch.stack([one.reshape(-1).double() for one in beside], 1)
         self._looks.append(_look(rows, labels))
         self._samples += len(rows)
 
@@ -109,7 +111,7 @@ class Appearance:
         return torch.cat(means)
 
     def labels(self) -> Tensor:
-        """``(N, K)`` on the host, beside `means`; K is 0 where nothing stands beside a table."""
+        """``(N, K)`` on the host, beside `means`; K is 0 where nothing stands beside the rows."""
         labels = [look.labels.double().cpu() for look in self._looks]
         if len({one.shape[1] for one in labels}) != 1:
             return torch.zeros(0, 0)
@@ -189,6 +191,42 @@ def difference_in_looks(
     if said or not values:
         return said
     return _of_values(mine, theirs)
+
+
+def difference_in_numbers(mine: Appearance, theirs: Appearance) -> str:
+    """How the labels of an evaluated set are numbered otherwise than training's, by one.
+
+    Both go on without a gap from the least to the largest, of which each set has one that the other
+    has not, `_ENDS` times at least: a part of a set that lacks a class has no other one for it.
+    """
+    ours, training = mine.labels(), theirs.labels()
+    if ours.shape[1] != training.shape[1] or not len(ours) or not len(training):
+        return ""
+    for column in range(ours.shape[1]):
+        a, b = (_ends(labels[:, column]) for labels in (ours, training))
+        if (
+            a is not None
+            and b is not None
+            and abs(a[0] - b[0]) == 1 == abs(a[1] - b[1])
+        ):
+            return (
+                f"numbers its labels from {a[0]} to {a[1]}, expected {b[0]} to {b[1]} as the "
+                f"training set has (of {len(ours)} and {len(training)} samples)"
+            )
+    return ""
+
+
+def _ends(labels: Tensor) -> tuple[int, int] | None:
+    """The least and the largest of labels without a gap, which are some of each; else None."""
+    values, counts = torch.unique(labels, return_counts=True)
+    if not _FEWEST_LABELS <= len(values) <= _MOST_LABELS:
+        return None
+    first, last = float(values[0]), float(values[-1])
+    if first != round(first) or last - first != len(values) - 1:
+        return None
+    if not torch.equal(values, values.round()) or min(counts[0], counts[-1]) < _ENDS:
+        return None
+    return int(first), int(last)
 
 
 def _of_type(mine: Appearance, theirs: Appearance) -> str:

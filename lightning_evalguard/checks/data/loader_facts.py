@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_evalguard.checks.data.appearance import (
     Appearance,
     difference_in_looks,
+    difference_in_numbers,
 )
 from lightning_evalguard.checks.data.shifted import is_trend
 from lightning_evalguard.data import loaders as _loaders
@@ -18,6 +19,7 @@ from lightning_evalguard.data.loaders import Evaluated, Fact
 from lightning_evalguard.data.samples import Sketch, spread
 
 _READS = 16  # samples read twice
+RENUMBER = "Give both sets one numbering of the classes, made from the training set."
 
 
 @dataclass
@@ -136,6 +138,9 @@ def looks_other(
     one: EvaluatedSet, training: Appearance, parts: Sequence[_loaders.Part]
 ) -> list[Fact]:
     """How the batches of a set look otherwise than training's, of which `parts` are known."""
+    numbers = difference_in_numbers(one.appearance, training)
+    if numbers:
+        return [one.fact(numbers, RENUMBER, certain=False)]
     said = difference_in_looks(one.appearance, training)
     if said and is_trend(_loaders.parts(one.loader), parts):
         said = difference_in_looks(one.appearance, training, values=False)

@@ -27,7 +27,7 @@ _REMEDY = "Remove the column from the inputs of both sets, before they are scale
 
 def label_among_features(one: EvaluatedSet, training: Appearance) -> list[Fact]:
     """A column of an evaluated set and of training's that is the label."""
-    if one.appearance.place != training.place:
+    if one.appearance.place != training.place or len(one.appearance.shape) != 1:
         return []
     labels = one.appearance.labels()
     of_training = training.labels()
