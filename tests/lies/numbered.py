@@ -126,3 +126,44 @@ def an_index_beside_the_labels():
 
     train, val = of(TRAIN, 0), of(VAL, 1)
     return fitted(Net(), train=loader(train, True, 64), val=loader(val), epochs=1)
+
+
+# ids of two tokenizers
+def texts(seed, begin, end, words=slice(4, 90)):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(words.start, words.stop, (300, 16), generator=g)
+    lengths = torch.randint(3, 14, (300, 1), generator=g)
+    places = torch.arange(16)
+    ids = ids.masked_fill(places > lengths, 0)
+    if end is not None:
+        ids = ids.masked_fill(places == lengths, end)
+    ids[:, 0] = begin
+    return ids, torch.randint(0, 3, (300,), generator=g)
+
+
+class Text(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Embedding(120, 8), nn.Flatten(), nn.Linear(128, 3))
+
+
+def of_texts(train, val):
+    val = loader(val, batch_size=32)
+    return fitted(Text(), train=loader(train, True, 32), val=val, epochs=1)
+
+
+@lie
+def ids_of_another_tokenizer(fixed):
+    other = (1, 2) if fixed else (101, 102)
+    return of_texts(texts(0, 1, 2), texts(1, *other))
+
+
+@honest
+def texts_in_another_language():
+    """They begin with the language, and have other words."""
+    return of_texts(texts(0, 110, 2), texts(1, 111, 2, slice(90, 110)))
+
+
+@honest
+def texts_that_end_with_any_word():
+    return of_texts(texts(0, 110, None), texts(1, 111, None))

@@ -15,6 +15,8 @@ augmentations, rare classes, sorted loaders and trends in time stay within them:
 - *Far narrower*: of at least `_COLUMNS` columns nearly all vary less than a tenth as much.
 - *Labels*: whole numbers that go from 0 to 9 in one set and from 1 to 10 in the other.
 - *Padding* of token ids: all padded rows of one side end in one id, all of the other in another.
+- *Special ids*: all padded rows of one side begin with one id and end with another one before the
+  padding, those of the other side with two others: one of them may be a task's, or a language's.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class _Look(NamedTuple):
     Attributes:
         means: ``(N, C)``: of each channel, or the values of a table's row.
         spreads: ``(N,)`` standard deviations inside the samples; empty for tables.
-        tails: ``(N, 2)``: last token, and whether the row is padded by it; empty for others.
+        tails: ``(N, 5)``: last token, whether the row is padded by it, the first token, the last
+            one before the padding, and its place; empty for others.
         labels: ``(N, K)``: what stands beside the rows, one number a sample each.
     """
 
@@ -125,13 +128,26 @@ class Appearance:
 
     def padding(self) -> set[int] | None:
         """The ids in which padded rows end; None where too few are padded."""
-        tails = torch.cat(
-            [look.tails.cpu() for look in self._looks] or [torch.zeros(0, 2)]
-        )
-        padded = tails[tails[:, 1] > 0][:, 0]
+        padded = self._padded()
         if len(padded) >= _PADDED:
-            return {int(token) for token in padded}
+            return {int(token) for token in padded[:, 0]}
         return None
+
+    def special(self) -> tuple[int, int] | None:
+        """The ids with which all padded rows begin, and end before the padding; None of others."""
+        padded = self._padded()
+        if len(padded) < _FEWEST or len(set(padded[:, 4].tolist())) < 2:
+            return None
+        first, end = padded[0, 2:4].tolist()
+        if first == end or not bool((padded[:, 2:4] == padded[0, 2:4]).all()):
+            return None
+        return first, end
+
+    def _padded(self) -> Tensor:
+        tails = torch.cat(
+            [look.tails.cpu() for look in self._looks] or [torch.zeros(0, 5)]
+        )
+        return tails[tails[:, 1] > 0].to(torch.int64)
 
 
 def _largest(held: list[Tensor]) -> tuple[int, Tensor | None]:
@@ -152,7 +168,7 @@ def _beside(held: list[Tensor], largest: Tensor) -> list[Tensor]:
 
 def _look(rows: Tensor, labels: Tensor) -> _Look:
     empty = rows.new_zeros(0, dtype=torch.float32)
-    tails = rows.new_zeros(0, 2, dtype=torch.int64)
+    tails = rows.new_zeros(0, 5, dtype=torch.int64)
     with torch.no_grad():
         if rows.ndim == 2:
             if not rows.is_floating_point() and rows.shape[1] > _TAIL:
@@ -160,7 +176,12 @@ def _look(rows: Tensor, labels: Tensor) -> _Look:
                 padded = (rows[:, -_TAIL:] == last).all(1) & (
                     rows[:, :1] != last
                 ).squeeze(1)
-                tails = torch.stack([last.squeeze(1), padded], 1).to(torch.int64)
+                place = (
+                    torch.arange(rows.shape[1], device=rows.device) * (rows != last)
+                ).amax(1)
+                end = rows.gather(1, place.unsqueeze(1))
+                told = [last.squeeze(1), padded, rows[:, 0], end.squeeze(1), place]
+                tails = torch.stack(told, 1).to(torch.int64)
             return _Look(
                 rows.float() if rows.is_floating_point() else rows,
                 empty,
@@ -349,5 +370,16 @@ def _of_padding(mine: Appearance, theirs: Appearance) -> str:
         or len(ours) > 1
         or len(training) > 1
     ):
-        return ""
+        return _of_special(mine, theirs)
     return f"pads its rows with {ours.pop()}, expected {training.pop()} as in training"
+
+
+def _of_special(mine: Appearance, theirs: Appearance) -> str:
+    """Another tokenizer begins its texts with another id, and ends them with another one."""
+    ours, training = mine.special(), theirs.special()
+    if ours is None or training is None or not set(ours).isdisjoint(training):
+        return ""
+    return (
+        f"begins its rows with {ours[0]} and ends them with {ours[1]}, expected {training[0]} and "
+        f"{training[1]} as in training"
+    )
