@@ -33,6 +33,7 @@ from lightning_evalguard.hints import names_keywords
 from lightning_evalguard.huggingface.desk import HuggingFaceDesk
 from lightning_evalguard.huggingface.host import GUARDED, Host
 from lightning_evalguard.huggingface.run import HuggingFaceRun
+from lightning_evalguard.instruments.variables import variable
 from lightning_evalguard.keywords import check_keywords
 from lightning_evalguard.policies import (
     Allow,
@@ -253,7 +254,7 @@ def _calling_trainer() -> Any:
     while frame is not None and kind is not None:
         code = frame.f_code
         if code.co_argcount and code.co_varnames[0] == "self":
-            owner = frame.f_locals.get("self")
+            owner = variable(frame, "self")
             if isinstance(owner, kind):
                 return owner
         frame = frame.f_back  # type: ignore[assignment]

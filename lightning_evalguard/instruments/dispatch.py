@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import (
 )
 
 from lightning_evalguard.instruments.source import Site, owner_of, user_site
+from lightning_evalguard.instruments.variables import variable
 
 # nn.Module.__call__, in every version
 _CALLS = frozenset({"_call_impl", "_wrapped_call_impl"})
@@ -154,7 +155,7 @@ def modules_around(frame: FrameType | None) -> Iterator[nn.Module]:
     while frame is not None:
         code = frame.f_code
         if code.co_name in _CALLS and code.co_filename == _MODULE_FILE:
-            module = frame.f_locals.get("self")
+            module = variable(frame, "self")
             if module is not last and isinstance(module, nn.Module):
                 last = module
                 yield module

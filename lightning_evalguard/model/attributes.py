@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_evalguard.instruments.dispatch import ModuleNames, Op
 from lightning_evalguard.instruments.rollback import held_parts
 from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.instruments.variables import variables
 
 _OWN = frozenset({"_modules", "_parameters", "_buffers", "_trainer", "_fabric"})
 _DEEP = 6
@@ -99,7 +100,7 @@ def _shallow(value: object) -> Iterable[tuple[str, object]]:
 
 
 def _free(frame: FrameType) -> dict[str, Any]:
-    held = frame.f_locals
+    held = variables(frame)
     return {name: held[name] for name in frame.f_code.co_freevars if name in held}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.instruments.generators import Generators
 from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.instruments.variables import variables
 from lightning_evalguard.paths import shown_path
 from lightning_evalguard.plain.asked import AskedMetrics
 from lightning_evalguard.report import Report, broke
@@ -237,7 +238,7 @@ def _metrics_around(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
     )
     while frame is not None and kinds:
         if owner_of(frame.f_code.co_filename) == "user":
-            for names in (frame.f_locals, frame.f_globals):
+            for names in (variables(frame), frame.f_globals):
                 yield from (
                     (n, v) for n, v in list(names.items()) if isinstance(v, kinds)
                 )

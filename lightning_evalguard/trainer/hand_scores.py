@@ -25,6 +25,7 @@ from lightning_evalguard.confusion.sources import Pair
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.variables import variables
 from lightning_evalguard.model.tensors import is_metric
 
 _PLACES = 16  # loops that are followed, of a run
@@ -48,7 +49,7 @@ class Locals:
 
     def look(self, frame: FrameType) -> None:
         """Read them."""
-        self.now = {name: _free(value) for name, value in frame.f_locals.items()}
+        self.now = {name: _free(value) for name, value in variables(frame).items()}
 
     def forget(self) -> None:
         """Hold nothing."""

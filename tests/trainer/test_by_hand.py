@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -331,6 +332,25 @@ def test_counting_what_a_loop_predicts_changes_nothing(act: Any, trainer: Make) 
     assert all(
         map(torch.equal, bare.state_dict().values(), guarded.state_dict().values())
     )
+
+
+def loop_that_lets_go(model: Any) -> list[bool]:
+    """Whether what a batch gave is gone, with its graph, once the next one took its name."""
+    gone, right, before = [], 0.0, lambda: None
+    for x, y in DataLoader(HELD_OUT, 4):
+        loss = F.cross_entropy(model(x), y)
+        gone.append(before() is None)
+        before = weakref.ref(loss)
+        right += float((model(x).argmax(1) == y).sum())
+    model.log("val_acc", right / len(HELD_OUT))
+    return gone
+
+
+def test_a_loop_that_is_followed_keeps_nothing_alive(trainer: Make) -> None:
+    watch = AtEpochEnd(loop_that_lets_go)
+    run = trainer(callbacks=[watch, EvalGuard(grad="ignore")], max_epochs=3)
+    run.fit(Net(), DataLoader(TRAIN, 4))
+    assert watch.kept == [[True, True, True]] * 3
 
 
 def test_an_error_within_a_loop_leaves_nothing_behind(trainer: Make) -> None:

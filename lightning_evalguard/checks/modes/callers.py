@@ -21,6 +21,7 @@ from lightning_evalguard.instruments.source import (
     owner_of,
     site_at,
 )
+from lightning_evalguard.instruments.variables import variable
 
 LOOPS = frozenset({"lightning", "pytorch_lightning", "lightning_fabric"})
 # built on that of transformers
@@ -165,7 +166,7 @@ def _outside(
         frame is not None
         and frame.f_code is not code
         and frame.f_code.co_name in ("train", "eval")
-        and frame.f_locals.get("self") is module
+        and variable(frame, "self") is module
     ):
         frame = frame.f_back
     return frame

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from lightning_evalguard.instruments.source import owner_of
+from lightning_evalguard.instruments.variables import variables
 
 # methods that hand out, or take in, more than the batch
 _KEEPS = frozenset(
@@ -58,7 +59,7 @@ def names_of_batch(frame: FrameType) -> frozenset[str]:
     loop = _loop_at(frame.f_code.co_filename, frame.f_lineno)
     if loop is None:
         return frozenset()
-    scope = {**frame.f_builtins, **frame.f_globals, **frame.f_locals}
+    scope = {**frame.f_builtins, **frame.f_globals, **variables(frame)}
     return frozenset(_Followed(loop, scope).names())
 
 

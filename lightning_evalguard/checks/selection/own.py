@@ -26,6 +26,7 @@ from lightning_evalguard.checks.selection.direction import (
 )
 from lightning_evalguard.data.batches import is_array
 from lightning_evalguard.instruments.patch import Wrap
+from lightning_evalguard.instruments.variables import variable
 
 _FEWEST = 3  # validations
 _IGNORED = 2  # improvements that were none to it
@@ -87,7 +88,7 @@ class OwnChoosers:
         for _ in range(_FRAMES):
             if frame is None:
                 break
-            own = frame.f_locals.get("self")
+            own = variable(frame, "self")
             if id(own) in self._owners and self._owners[id(own)] is own:
                 self._saved.setdefault(id(own), []).append(self._desk.step())
                 break

@@ -11,6 +11,7 @@ from types import FrameType
 from torch import nn
 
 from lightning_evalguard.instruments.source import expression_of, owner_of, site_of
+from lightning_evalguard.instruments.variables import variable
 from lightning_evalguard.paths import short_path
 
 # The hooks that Lightning calls for every batch; what happens in the others is not a cost a step.
@@ -142,7 +143,7 @@ class _Stack:
     def _lightning(self, frame: FrameType) -> _Verdict:
         file = frame.f_code.co_filename
         if file.endswith(_HOOK_CALLS):
-            self._hook = frame.f_locals.get("hook_name", "outside")
+            self._hook = variable(frame, "hook_name", "outside")
             return _Verdict.END
         in_loops = f"{os.sep}loops{os.sep}" in file
         if in_loops and self._on_cpu and file.endswith("fetchers.py"):
@@ -221,7 +222,7 @@ def _metric_of(frame: FrameType | None) -> tuple[str, bool]:
         frame is not None and frame.f_code.co_name == "_cast_and_nan_check_input"
     )
     while frame is not None and owner_of(frame.f_code.co_filename) == "torchmetrics":
-        metric = frame.f_locals.get("self")
+        metric = variable(frame, "self")
         if isinstance(metric, nn.Module) and frame.f_code.co_name in (
             "update",
             "compute",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_evalguard.instruments.rollback import attributes_of
+from lightning_evalguard.instruments.variables import variable
 
 _LAST = "_validate_loaded_sparse_tensors"
 # the second one as Lightning 1.0 and many scripts have it
@@ -37,7 +38,7 @@ def watch_files() -> None:
     # Whatever torch passes to its own function: 2.14 says `weights_only=`, those before it nothing.
     def watched(*args: Any, **kwargs: Any) -> Any:
         answer = check(*args, **kwargs)
-        result = sys._getframe(1).f_locals.get("result")
+        result = variable(sys._getframe(1), "result")
         try:
             if type(result) is dict:
                 _read(result)

@@ -26,6 +26,7 @@ from lightning_evalguard.instruments.source import (
     owner_of,
     site_of,
 )
+from lightning_evalguard.instruments.variables import variable, variables
 from lightning_evalguard.model.identity import Identity
 
 _NAMED = 3  # keys that a message names
@@ -282,7 +283,7 @@ def watch_loads() -> None:
 def _over(frame: FrameType, missing: list[str], unexpected: list[str]) -> None:
     """A load of the module in `frame` is over."""
     try:
-        here = frame.f_locals
+        here = variables(frame)
         _record(
             here["self"],
             here["state_dict"],
@@ -307,7 +308,7 @@ def _record(
 ) -> None:
     places = dict(_saved(module))
     tensors = {name: tensor for name, (tensor, _, _) in places.items()}
-    kept = set() if frame.f_locals.get("assign") else _own(tensors, given)
+    kept = set() if variable(frame, "assign") else _own(tensors, given)
     left_out = {*missing, *kept}
     matched = [name for name in tensors if name not in left_out]
     sizes = {name: _size(tensor) for name, tensor in tensors.items()}
