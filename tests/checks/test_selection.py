@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evalguard import EvalGuard, EvalGuardWarning, Finding
@@ -452,3 +453,48 @@ def test_the_guarded_run_saves_the_same_files(trainer: Make, tmp_path: Path) -> 
         )
         assert "save_checkpoint" not in vars(made)
     assert saved[0] == saved[1]
+
+
+class Recomputed(pl.LightningModule):
+    """Trains on a loss in a checkpoint, with a batch norm that counts how often it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.runs = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        def part(x: Any, y: Any) -> Any:
+            self.runs += 1
+            return F.cross_entropy(self.net(x), y) * torch.tensor(0.5)
+
+        return checkpoint(part, batch[0], batch[1], use_reentrant=False)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("objective", loss, batch_size=len(batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_checkpointed_part_of_the_loss_is_not_computed_again(
+    trainer: Make, tmp_path: Path
+) -> None:
+    made = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 4, generator=made), torch.arange(64) % 2
+    ends = []
+    for guards in ([], [EvalGuard()]):
+        pl.seed_everything(0, verbose=False)
+        net = Recomputed()
+        best = ModelCheckpoint(tmp_path, monitor="objective", mode="max")
+        sets = TensorDataset(x[:48], y[:48]), TensorDataset(x[48:], y[48:])
+        train, val = (DataLoader(one, 8) for one in sets)
+        run = trainer(
+            callbacks=[best, *guards], max_epochs=2, enable_checkpointing=True
+        )
+        run.fit(net, train, val)
+        ends.append((net.runs, *net.state_dict().values()))
+    bare, guarded = ends
+    assert guarded[0] == bare[0] == 24
+    assert all(map(torch.equal, bare[1:], guarded[1:]))

@@ -81,9 +81,14 @@ def lowered(terms: Iterable[LossTerm]) -> Counter[str]:
 
 
 def _number_of(node: Any) -> Tensor | None:
-    """The number on the host by which a node multiplies or divides."""
+    """The number on the host by which a node multiplies or divides.
+
+    What hooks saved is left alone: asked for it, a checkpoint would compute its part again. So is
+    all where torch does not say whether there are any (2.9 and before).
+    """
     try:
-        other = node._saved_other
+        saved = node._raw_saved_other
+        other = saved.data if saved.unpack_hook is None else None
     except (AttributeError, RuntimeError):
         return None
     if isinstance(other, Tensor) and other.device.type == "cpu" and other.numel() == 1:
