@@ -93,7 +93,7 @@ class BatchCheck(Check):
             return []
         whole, error = self._run(look, samples, range(samples.count))
         if error is not None:
-            return []
+            return self._unknown(error)
         for start in (0, samples.half):
             places: Sequence[int] = range(start, start + samples.half)
             part, error = self._run(look, samples, places, start)
@@ -144,11 +144,20 @@ class BatchCheck(Check):
         whole, error = self._run(look, samples, everyone, of_operators=True)
         again, failed = self._run(look, samples, places, start, of_operators=True)
         if error is not None or failed is not None:
-            return []
+            return self._unknown(error or failed)
         at = first_mixing(whole, again, start)
         if at is None:
             return []
         return self._confirm(now, look, samples, whole, at, start)
+
+    def _unknown(self, error: Exception | None) -> list[Finding]:
+        """The step did not run again as it ran: nothing is known, and that is said."""
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        self.notes.append(
+            f"batch: the step failed when it was run again ({said}); whether its outputs depend on "
+            "the batch is not known"
+        )
+        return []
 
     def _run(
         self,
@@ -190,14 +199,15 @@ class BatchCheck(Check):
         everyone = range(samples.count)
         same, error = self._run(look, samples, everyone, of_operators=True)
         if error is not None:
-            return []
+            return self._unknown(error)
         # a clock, or a draw that no seed rules
         if differs(whole.at(at), same.at(at), start, 0.01):
             return []
         places = samples.repeated(start)
         other = _Other(Placed.of(samples, places, (start,)), self._root, at)
-        if self._run_with(look, samples, places, other) is not None:
-            return []
+        error = self._run_with(look, samples, places, other)
+        if error is not None:
+            return self._unknown(error)
         apart = differs(whole.at(at), other.at(at), start, most=samples.graphs)
         if not apart or other.of_metric:
             return []
