@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -142,3 +145,39 @@ def test_the_metric_is_left_as_it_was() -> None:
     watched(lambda: epochs(metric, reset=True), "scores")
     assert set(vars(metric)) == before
     assert "evalguard" not in repr(metric.compute)
+
+
+def test_a_copy_of_a_metric_is_its_own_and_pickles() -> None:
+    metric = MulticlassAccuracy(3)
+    held: list[Any] = []
+
+    def copied(one: Any) -> None:
+        one.compute()
+        twin = one.clone()
+        count = one.update_count
+        twin.reset()
+        held.append((one.update_count == count, twin.update_count))
+        held.append(pickle.loads(pickle.dumps(one)).update_count == count)
+
+    watched(lambda: epochs(metric, after=copied), "scores")
+    assert held == [(True, 0), True] * 3
+
+
+def test_no_metric_is_kept_alive() -> None:
+    gone: list[Any] = []
+
+    def act() -> None:
+        model = Net()
+        optimizer = sgd(model)
+        for _ in range(3):
+            train(model, optimizer)
+            metric = MulticlassAccuracy(3)
+            evaluate(model, metric)
+            metric.compute()
+            before = weakref.ref(metric)
+            del metric
+            gc.collect()
+            gone.append(before() is None)
+
+    assert watched(act, "scores").findings == []
+    assert gone == [True] * 3
