@@ -26,6 +26,7 @@ from lightning_evalguard.instruments.handles import (
     LIGHTNING,
     handle_of,
     is_buffer,
+    is_packages_thread,
     owner_of_class,
 )
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
@@ -210,6 +211,8 @@ class Reach:
         return True
 
     def _visit_object(self, value: Any, kind: type, path: str) -> None:
+        if is_packages_thread(kind, value):
+            return
         what = handle_of(kind, value)
         if what is not None:
             self._refuse(path, f"{what}, which cannot be put back")

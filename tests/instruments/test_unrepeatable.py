@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 from lightning_evalguard import EvalGuard
 
@@ -472,6 +473,21 @@ class WritesIntoAView(Honest):
         return bytes(self.view)
 
 
+class ShowsProgress(Honest):
+    """A progress bar in a method that the step could call, whose package runs a monitor."""
+
+    def begin(self) -> None:
+        self.shown = len(list(tqdm(range(3), disable=False, file=io.StringIO())))
+        assert tqdm.monitor is not None
+
+    def act(self, batch_idx: int) -> None:
+        if batch_idx < 0:
+            self.begin()
+
+    def state(self) -> Any:
+        return self.shown
+
+
 TOUCHING = [
     Iterates, Generates, TakesFromAGlobal, WritesAFile, WritesToAnOpenFile, SavesTensors, Queues,
     AsksADatabase, StartsAProcess, ClosesOver, TellsACallback, HashesOn, CompressesOn,
@@ -480,7 +496,7 @@ TOUCHING = [
 PUT_BACK = [
     CountsGlobally, CountsInItsClass, CountsInASlot, KeepsMuch, SetsTheEnvironment, DrawsInPrivate,
     AsksTheSystem, HoldsWhatItLeavesAlone, IteratesWithin, IteratesInPython, ReadsAFile,
-    WritesInMemory,
+    WritesInMemory, ShowsProgress,
 ]  # fmt: skip
 
 
