@@ -7,7 +7,6 @@ import functools
 import io
 import os
 import sys
-import threading
 import types
 import weakref
 from typing import Any
@@ -100,12 +99,6 @@ def handle_of(kind: type, value: object) -> str | None:
         if "close" in members and members & _ACTING:
             return f"{named}, which writes or sends"
     return None
-
-
-def is_packages_thread(kind: type, value: object) -> bool:
-    """Whether it is a package's own thread, as a progress bar's monitor is: no step's affair."""
-    of_package = owner_of_class(kind) not in ("user", "stdlib")
-    return of_package and isinstance(value, threading.Thread) and value.daemon
 
 
 def _owner(value: object) -> str:

@@ -26,7 +26,6 @@ from lightning_evalguard.instruments.handles import (
     LIGHTNING,
     handle_of,
     is_buffer,
-    is_packages_thread,
     owner_of_class,
 )
 from lightning_evalguard.instruments.source import LIBRARIES, owner_of
@@ -71,8 +70,11 @@ _MACHINERY = frozenset(
         "importlib",
         "weakref",
         "warnings",
+        "tqdm",
     }
 )
+# whose code is not read: it does what the user's code asks, and names no state of it
+_UNREAD = LIBRARIES | _MACHINERY
 
 
 class Reach:
@@ -211,8 +213,6 @@ class Reach:
         return True
 
     def _visit_object(self, value: Any, kind: type, path: str) -> None:
-        if is_packages_thread(kind, value):
-            return
         what = handle_of(kind, value)
         if what is not None:
             self._refuse(path, f"{what}, which cannot be put back")
@@ -280,7 +280,7 @@ class Reach:
 
     def _function(self, function: types.FunctionType, path: str) -> None:
         code = function.__code__
-        library = owner_of(code.co_filename) in LIBRARIES
+        library = owner_of(code.co_filename) in _UNREAD
         self.things.append(function)
         if function.__dict__:
             self.things.append(function.__dict__)
@@ -309,7 +309,7 @@ class Reach:
 
     def _class(self, kind: type, path: str, makes: bool) -> None:
         for base in kind.__mro__:
-            if owner_of_class(base) in LIBRARIES:
+            if owner_of_class(base) in _UNREAD:
                 continue
             self._members(base, base.__name__)
             if makes:
@@ -321,7 +321,7 @@ class Reach:
         """The class of what is touched: its attributes by name, and the methods python calls."""
         for base in kind.__mro__:
             owner = owner_of_class(base)
-            if owner in LIBRARIES:
+            if owner in _UNREAD:
                 if owner in ("lightning", "pytorch_lightning"):
                     self._named.append(
                         _Named(_properties(base), path, all_of=False, code=True)

@@ -488,15 +488,42 @@ class ShowsProgress(Honest):
         return self.shown
 
 
+class ShowsProgressWithin(Honest):
+    """A progress bar in the step."""
+
+    def begin(self) -> None:
+        self.shown = 0
+
+    def act(self, batch_idx: int) -> None:
+        for _ in tqdm(range(3), desc="samples"):
+            self.shown += 1
+
+    def state(self) -> Any:
+        return self.shown
+
+
+class HoldsABar(Honest):
+    """Moves a progress bar of its own."""
+
+    def begin(self) -> None:
+        self.bar = tqdm(total=100, file=io.StringIO())
+
+    def act(self, batch_idx: int) -> None:
+        self.bar.update()
+
+    def state(self) -> Any:
+        return self.bar.n
+
+
 TOUCHING = [
     Iterates, Generates, TakesFromAGlobal, WritesAFile, WritesToAnOpenFile, SavesTensors, Queues,
     AsksADatabase, StartsAProcess, ClosesOver, TellsACallback, HashesOn, CompressesOn,
-    BuildsATree, WritesIntoAView,
+    BuildsATree, WritesIntoAView, HoldsABar,
 ]  # fmt: skip
 PUT_BACK = [
     CountsGlobally, CountsInItsClass, CountsInASlot, KeepsMuch, SetsTheEnvironment, DrawsInPrivate,
     AsksTheSystem, HoldsWhatItLeavesAlone, IteratesWithin, IteratesInPython, ReadsAFile,
-    WritesInMemory, ShowsProgress,
+    WritesInMemory, ShowsProgress, ShowsProgressWithin,
 ]  # fmt: skip
 
 
