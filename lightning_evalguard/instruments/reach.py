@@ -61,18 +61,10 @@ _STREAMS = frozenset({"__stdout__", "__stderr__"})
 _TORCH = ("torch.utils.data", "torch.quasirandom", "torch.distributions", "torch.optim")
 # the loop's, not the step's
 _ITS_OWN = frozenset({"_iterator", "iterators", "_data_fetcher"})
-_MACHINERY = frozenset(
-    {
-        "lightning_evalguard",
-        "logging",
-        "inspect",
-        "ctypes",
-        "importlib",
-        "weakref",
-        "warnings",
-        "tqdm",
-    }
-)
+_MACHINERY = frozenset({
+    "lightning_evalguard", "logging", "inspect", "ctypes", "importlib", "weakref", "warnings",
+    "tqdm",
+})  # fmt: skip
 # whose code is not read: it does what the user's code asks, and names no state of it
 _UNREAD = LIBRARIES | _MACHINERY
 
