@@ -314,7 +314,8 @@ class ScoresCheck(Check):
         return self._uneven.say()
 
     def hear(self, now: Moment, everyone: Mapping[int, Any]) -> Iterable[Finding]:
-        return self._findings(now, self._uneven.hear(everyone))
+        facts = self._uneven.hear(everyone)
+        return self._findings(now, facts if not is_sanity_check(now.stage) else ())
 
     # what the keys claim
 
