@@ -52,7 +52,7 @@ def odd() -> Any:
 
 
 def even() -> Any:
-    return TensorDataset(X[400:880], Y[400:880])
+    return TensorDataset(X[400:1236], Y[400:1236])
 
 
 class Net(pl.LightningModule):
@@ -116,6 +116,20 @@ def seconds(net: Net, x: torch.Tensor, y: torch.Tensor) -> None:
     net.log("val_seconds", torch.tensor(1.0 + net.global_rank), sync_dist=True)
 
 
+def recall(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return right(x, y)[y == 1].mean()
+
+
+def under_any_names(net: Net, x: torch.Tensor, y: torch.Tensor) -> None:
+    net.log("target", right(x, y).mean(), sync_dist=True)
+    net.log("wrong", 1 - right(x, y).mean(), sync_dist=True)
+    net.log("best_of_ranks", f1(x, y), sync_dist=True, reduce_fx="max")
+    net.log("right", right(x, y).sum(), sync_dist=True, reduce_fx="sum")
+    every = gathered(net, x, y)
+    net.log("val_recall_1", recall(*every), sync_dist=True)
+    net.log("quality", f1(*every), sync_dist=True)
+
+
 # of each case: the set, what the steps log, what is logged at the end
 Case = tuple[Callable[[], Any], Any, Any]
 HONEST: dict[str, Case] = {
@@ -136,6 +150,7 @@ HONEST: dict[str, Case] = {
     "totals of uneven parts, averaged": (
         uneven, None, lambda n, x, y: n.log("val_acc", totals(n, x, y), sync_dist=True)),
     "something else of uneven parts, averaged": (uneven, None, seconds),
+    "under any names": (even, None, under_any_names),
     "a metric object": (even, object_in_step("f1"), None),
 }  # fmt: skip
 LIES: dict[str, Case] = {
@@ -148,6 +163,10 @@ LIES: dict[str, Case] = {
         lambda n, x, y: n.log("val_loss", F.cross_entropy(x, y), sync_dist=True)),
     "accuracy by batch, of an odd number": (
         odd, lambda n, x, y: n.log("val_acc", right(x, y).mean(), sync_dist=True), None),
+    "F1 averaged over ranks, under any name": (
+        even, None, lambda n, x, y: n.log("quality", f1(x, y), sync_dist=True)),
+    "a class's recall averaged over ranks": (
+        even, None, lambda n, x, y: n.log("val_recall_1", recall(x, y), sync_dist=True)),
     "accuracy of rank 0": (
         even, None, lambda n, x, y: n.log("val_acc", right(x, y).mean(), rank_zero_only=True)),
     "accuracy by batch, of rank 0": (

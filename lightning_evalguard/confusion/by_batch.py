@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_evalguard.confusion import scores as _scores
 from lightning_evalguard.confusion.differences import Claim, close
+from lightning_evalguard.confusion.result import ConfusionResult
 
 _CELLS = 1 << 20  # counts that are kept, 8 MiB; above it the batches are not told apart
 _BATCHES = 512
@@ -22,6 +24,13 @@ NO_MEANS = tuple(
         "f1", "precision", "recall", "specificity", "balanced_accuracy", "mcc", "kappa", "accuracy",
     )
 )  # fmt: skip
+
+
+class LoaderCounts(NamedTuple):
+    """What one evaluation counted of one loader: all of it, and batch by batch."""
+
+    result: ConfusionResult
+    batches: Batches
 
 
 Margins = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -38,7 +47,7 @@ class Summed:
         predicted: Answers predicted as each class, ``(C,)``.
         true_positives: Answers of each class predicted as such, ``(C,)``.
         judged: Answers judged of each label; None unless the task is multilabel.
-        scores: The accuracies, by name.
+        scores: By name.
     """
 
     task: str
@@ -121,15 +130,16 @@ class Batches:
         margins = self.margins()
         if margins is None:
             return None
-        s, p, tp, judged = (each.sum(0) for each in margins)
-        if self._task == "multilabel":
-            return Summed(self._task, s, p, tp, judged, {})
-        recall = _scores.per_class(s, p, tp, None).recall
+        s, p, tp, judged = (each.sum(0, keepdim=True) for each in margins)
         scores = {
-            "accuracy": float(tp.sum() / s.sum()),
-            "balanced_accuracy": float(recall[s > 0].mean()),
+            name: float(value)
+            for claim in NO_MEANS
+            for name, value in _scores_of(
+                self._task, s, p, tp, judged, claim.family
+            ).items()
         }
-        return Summed(self._task, s, p, tp, None, scores)
+        of_labels = judged[0] if self._task == "multilabel" else None
+        return Summed(self._task, s[0], p[0], tp[0], of_labels, scores)
 
     def margins(self) -> Margins | None:
         """What each batch counted; None where that is not known."""

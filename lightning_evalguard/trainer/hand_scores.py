@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_evalguard.checks.scores.check import ScoresCheck
-from lightning_evalguard.checks.scores.claims import LoaderCounts
 from lightning_evalguard.checks.scores.hand import HandClaims
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.of_batch import is_after_loop, names_of_batch
+from lightning_evalguard.confusion.by_batch import LoaderCounts
 from lightning_evalguard.confusion.recorder import Recorder
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.sources import Pair

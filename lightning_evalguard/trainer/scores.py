@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_evalguard.checks.data.renumbered import LoggedValues, renumbered
 from lightning_evalguard.checks.scores.check import ScoresCheck
-from lightning_evalguard.checks.scores.claims import LoaderCounts
+from lightning_evalguard.confusion.by_batch import LoaderCounts
 from lightning_evalguard.confusion.differences import Difference
 from lightning_evalguard.confusion.loggers import write
 from lightning_evalguard.confusion.recorder import Recorder

@@ -15,6 +15,8 @@ WORLDS = pytest.mark.parametrize(
 )
 REASONS = {
     "F1 averaged over ranks": "the mean of the ranks' scores",
+    "F1 averaged over ranks, under any name": "the mean of the ranks' scores",
+    "a class's recall averaged over ranks": "the mean of the ranks' scores",
     "accuracy of uneven parts, averaged": "the mean of the ranks' scores",
     "loss of uneven parts, averaged": "though they evaluated",
     "accuracy by batch, of an odd number": "Lightning divides by the ranks' mean number",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_evalguard.checks.scores.summaries import by_chance
 from lightning_evalguard.confusion.by_batch import Batches, exactly, mean_of
-from lightning_evalguard.confusion.differences import close
+from lightning_evalguard.confusion.differences import Counts, close
 from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.confusion.scores import per_class
 from lightning_evalguard.data.loaders import Fact
@@ -71,7 +71,7 @@ class Averaged(NamedTuple):
     location: str | None
 
 
-def is_a_score(value: float, result: ConfusionResult) -> bool:
+def is_a_score(value: float, result: Counts) -> bool:
     """Whether a value is a score of all classes or of one."""
     each = per_class(
         result.support, result.predicted, result.true_positives, result.judged

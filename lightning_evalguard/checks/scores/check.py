@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_evalguard.checks.check import Check, Moment
 from lightning_evalguard.checks.scores.by_class import fact_of
-from lightning_evalguard.checks.scores.claims import Claims, LoaderCounts
+from lightning_evalguard.checks.scores.claims import Claims
 from lightning_evalguard.checks.scores.curves import Curves
 from lightning_evalguard.checks.scores.groups import Groups
 from lightning_evalguard.checks.scores.heard import LogCall
@@ -26,6 +26,7 @@ from lightning_evalguard.checks.scores.shares import (
     kept_by,
     share_of_the_batch,
 )
+from lightning_evalguard.confusion.by_batch import LoaderCounts
 from lightning_evalguard.confusion.decisions import is_curve
 from lightning_evalguard.data import loaders as _loaders
 from lightning_evalguard.data.batches import sized

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,7 +17,11 @@ from lightning_evalguard.checks.scores.by_class import (
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import on_host
 from lightning_evalguard.checks.scores.logged import Tally
-from lightning_evalguard.checks.scores.over_ranks import OnRanks, of_one_rank
+from lightning_evalguard.checks.scores.over_ranks import (
+    OnRanks,
+    mean_of_scores,
+    of_one_rank,
+)
 from lightning_evalguard.checks.scores.summaries import (
     LOG_IT,
     WEIGH_IT,
@@ -32,7 +35,7 @@ from lightning_evalguard.checks.scores.summaries import (
 )
 from lightning_evalguard.confusion.by_batch import (
     NO_MEANS,
-    Batches,
+    LoaderCounts,
     exactly,
     is_summary,
     mean_of,
@@ -51,7 +54,6 @@ from lightning_evalguard.confusion.differences import (
     misread_as,
     shown_scores,
 )
-from lightning_evalguard.confusion.result import ConfusionResult
 from lightning_evalguard.data.loaders import Fact
 from lightning_evalguard.stages import spelling
 
@@ -73,13 +75,6 @@ _REDUCED: dict[str, Callable[[list[float]], float]] = {
     "sum": math.fsum,
 }
 METRIC = "Log a torchmetrics object, or compute it once when the epoch ends."
-
-
-class LoaderCounts(NamedTuple):
-    """What one evaluation counted of one loader: all of it, and batch by batch."""
-
-    result: ConfusionResult
-    batches: Batches
 
 
 class Claims:
@@ -147,10 +142,18 @@ class Claims:
         if fact is None and not in_steps:
             fact = self._of_numbers(heard, own)
         if fact is None and not heard.by_metric and claim_of(heard.name) is None:
-            fact = self._of_no_name(heard, own)
+            fact = self._of_no_name(heard, own) or self._of_ranks(
+                heard, value, in_steps
+            )
         if not fact:
             return None
         return fact._replace(location=fact.location or heard.location)
+
+    def _of_ranks(self, heard: LogCall, value: float, in_steps: bool) -> Fact | None:
+        counted = self._counted_of(heard)
+        if in_steps or counted is None or not heard.over_ranks:
+            return None
+        return mean_of_scores(heard, value, counted, self._ranks)
 
     def is_right(self, heard: LogCall, value: float) -> bool:
         """Whether a value is a score of what was counted, as its key says."""

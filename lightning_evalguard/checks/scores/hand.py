@@ -19,7 +19,6 @@ from lightning_evalguard.checks.scores.claims import (
     METRIC,
     NOT_A_MEAN,
     Claims,
-    LoaderCounts,
 )
 from lightning_evalguard.checks.scores.heard import LogCall
 from lightning_evalguard.checks.scores.kept import Owner, Series, on_host
@@ -31,7 +30,7 @@ from lightning_evalguard.checks.scores.summaries import (
     Numbers,
     by_chance,
 )
-from lightning_evalguard.confusion.by_batch import exactly, mean_of
+from lightning_evalguard.confusion.by_batch import LoaderCounts, exactly, mean_of
 from lightning_evalguard.confusion.differences import candidates, claim_of, fits
 from lightning_evalguard.data.loaders import Fact
 

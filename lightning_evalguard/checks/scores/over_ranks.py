@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lightning_evalguard.checks.scores.by_class import is_a_score
 from lightning_evalguard.checks.scores.heard import LogCall
-from lightning_evalguard.confusion.by_batch import Batches, exactly
-from lightning_evalguard.confusion.differences import Claim, candidates, fits
+from lightning_evalguard.checks.scores.summaries import by_chance
+from lightning_evalguard.confusion.by_batch import (
+    Batches,
+    LoaderCounts,
+    Summed,
+    exactly,
+)
+from lightning_evalguard.confusion.differences import Claim, candidates, close, fits
 from lightning_evalguard.data.batches import sized
 from lightning_evalguard.data.loaders import Fact
 
@@ -57,8 +65,7 @@ def of_one_rank(
         remedy = _SYNC if logged.in_steps else _OF_ALL
         return f"it is the score of rank 0's {own.answers:,} answers alone", remedy
     averaged = heard.over_ranks and not logged.in_steps
-    # a mean of equal parts, of which some answers may have been given twice
-    even = abs(own.answers * logged.ranks - logged.answers) <= logged.ranks
+    even = is_even(own, logged.ranks, logged.answers)
     exact = even and claim.family == "accuracy" and not claim.average
     if averaged and not exact and fits(float(heard.value), named):
         return (
@@ -68,6 +75,36 @@ def of_one_rank(
     if heard.over_ranks and logged.in_steps:
         return _rounded(logged, all_named)
     return "", ""
+
+
+def is_even(own: Summed, ranks: int, answers: int) -> bool:
+    """Whether all ranks have equal parts, of which some answers may have been given twice."""
+    return abs(own.answers * ranks - answers) <= ranks
+
+
+def mean_of_scores(
+    heard: LogCall, value: float, counted: LoaderCounts, ranks: int
+) -> Fact | None:
+    """Whether a value of any name is a mean over ranks of scores that are no means.
+
+    Each rank's is a score of its own answers, of all classes or of one, and the mean is none of
+    all answers, as that of accuracies is where all have as many.
+    """
+    own = counted.batches.summed()
+    alone = float(heard.value)
+    if own is None or by_chance(alone) or not is_a_score(alone, own):
+        return None
+    exact = is_even(own, ranks, counted.result.total)
+    if exact and close(alone, own.scores.get("accuracy", math.nan)):
+        return None
+    if is_a_score(value, counted.result):
+        return None
+    return Fact(
+        f"is {value:.4f}, the mean of the ranks' scores, each of a rank's own answers",
+        _OF_ALL,
+        heard.key,
+        certain=False,
+    )
 
 
 def _rounded(logged: OnRanks, named: Mapping[str, float]) -> tuple[str, str]:
