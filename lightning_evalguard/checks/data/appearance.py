@@ -289,9 +289,8 @@ def _of_range(ours: Tensor, training: Tensor, table: bool) -> str:
     """How many values lie beyond all of training's: of a table, or means of larger samples."""
     if min(len(ours), len(training)) < 2 or ours.shape[1] != training.shape[1]:
         return ""
-    varies = (
-        training.max(0).values > training.min(0).values
-    )  # else it says nothing of its range
+    # a column of one value says nothing of its range
+    varies = training.max(0).values > training.min(0).values
     ours, training = ours[:, varies], training[:, varies]
     if not varies.any():
         return ""
@@ -318,13 +317,16 @@ def _foreign(ours: Tensor, training: Tensor, table: bool) -> Tensor:
     # of exchangeable samples so many lie beyond all others with about this chance
     share = len(ours) / (len(ours) + len(training))
     certain = 2 * share ** outside.double() < _CHANCE
+    beyond = certain & (outside > _OUTSIDE * len(ours))
+    if float(beyond.double().mean()) <= _OUTSIDE:  # too few in any case
+        return beyond
     ratio = ours.std(0) / training.std(0)
     wider, narrower = ratio > _FACTOR, ratio < 1 / _FACTOR
     away = (ours.mean(0) - training.mean(0)).abs() > width
     other = away & ~_in_order(ours)
     if table:
         other |= wider | (narrower & ~_goes_on(ours, low, high) & ~_in_order(ours))
-    return certain & (outside > _OUTSIDE * len(ours)) & other
+    return beyond & other
 
 
 def _in_order(values: Tensor) -> Tensor:
