@@ -320,14 +320,16 @@ def _lengths(found: Iterable[Any]) -> tuple[list[int], list[int], list[int]]:
     return of_tensors, of_arrays, of_lists
 
 
+def _parts(batch: Any) -> list[Any]:
+    """What stands beside each other in a batch that is a list, a tuple or a mapping."""
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, (list, tuple)) else []
+
+
 def _items(batch: Any) -> int | None:
     """Length of the lists that a batch consists of, where each has an item a sample."""
-    parts = batch
-    if isinstance(batch, Mapping):
-        parts = batch.values()
-    if not isinstance(batch, (list, tuple, Mapping)):
-        return None
-    parts = list(parts)
+    parts = _parts(batch)
     lists = [part for part in parts if type(part) in (list, tuple)]
     lengths = {len(part) for part in lists}
     if len(lists) == len(parts) > 1 and len(lengths) == 1:
@@ -337,12 +339,7 @@ def _items(batch: Any) -> int | None:
 
 def _beside_objects(batch: Any) -> int | None:
     """The length that all tensors share which stand beside an object that holds others."""
-    parts = batch
-    if isinstance(batch, Mapping):
-        parts = batch.values()
-    if not isinstance(batch, (list, tuple, Mapping)):
-        return None
-    parts = list(parts)
+    parts = _parts(batch)
     lengths = {
         part.size(0) for part in parts if isinstance(part, Tensor) and part.dim()
     }

@@ -97,9 +97,8 @@ class ScoresCheck(Check):
         self.notes: list[str] = []
         # the keys under which steps log a loss as it is, or its opposite
         self.losses: dict[str, LoggedLoss] = {}
-        self._made: list[
-            tuple[int, MadeLoss]
-        ] = []  # by watched steps, each with its number
+        # by watched steps, each with its number
+        self._made: list[tuple[int, MadeLoss]] = []
         self._labels_unread = False  # by the first step of a kind of run
         self._forget(None)
 

@@ -139,10 +139,8 @@ class _Followed:
                 first[node.id] = min(first.get(node.id, at), at)
         for node in self._body:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                at = (
-                    node.lineno,
-                    -1,
-                )  # the right side is read before the left is written
+                # the right side is read before the left is written
+                at = node.lineno, -1
                 if node.id in own and at <= first.get(node.id, at):
                     yield node.id
 
